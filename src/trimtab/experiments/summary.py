@@ -1,0 +1,128 @@
+"""What a study found, in one documented JSON file: the interface between experiments and reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = "trimtab.summary/1"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Row(_Record):
+    """One network at one operating point: a method, a seed, a sparsity, recalibrated or not."""
+
+    method: str = Field(
+        description="label of the method as in the recipe, e.g. 'sgd', 'var+sam', 'var[var.strength=1e-4]'"
+    )
+    seed: int
+    sparsity: float = Field(description="fraction of the prunable weights that is zero; 0 is the dense network")
+    sparsity_total: float = Field(description="fraction of all parameters that is zero")
+    score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
+    scope: Literal["global", "layer", "erk"] = "global"
+    recalibrated: bool = Field(description="BatchNorm statistics re-estimated on training batches after pruning")
+    split: Literal["validation", "test"] = "test"
+    accuracy: float = Field(description="top-1 accuracy in [0, 1]; mean foreground Dice for segmentation")
+    top5: float | None = Field(default=None, description="top-5 accuracy, where there are more than 20 classes")
+    iou: float | None = Field(default=None, description="mean foreground intersection over union, segmentation only")
+    loss: float
+    file_bytes: int | None = Field(default=None, description="size of the sparse file; None where none was written")
+    dense_bytes: int | None = Field(default=None, description="size of the same network as a dense safetensors file")
+    multiply_adds_ratio: float | None = Field(
+        default=None, description="dense over sparse multiply-adds: theoretical speed-up"
+    )
+
+
+class Histogram(_Record):
+    """Distribution of one network's prunable weights."""
+
+    method: str
+    seed: int
+    edges: list[float] = Field(description="n + 1 bin edges of the weight divided by the root mean square of its layer")
+    counts: list[int]
+    near_zero: float = Field(description="fraction of weights with |w| < 0.1 root mean square of its layer")
+    variance_of_magnitude: float = Field(
+        description="biased variance of |w| over its layer's mean |w| squared, averaged over layers"
+    )
+    root_mean_square: float = Field(description="of all prunable weights, unnormalised")
+
+
+class Run(_Record):
+    """One training run."""
+
+    method: str
+    seed: int
+    folder: str = Field(description="run folder, relative to the summary")
+    epochs: int
+    steps: int
+    train_seconds: float
+    step_seconds: float = Field(description="median seconds of one optimizer step")
+    train_loss: float
+    validation_accuracy: float | None
+
+
+class Cost(_Record):
+    """Cost of a step of a method relative to the plain optimizer, measured interleaved in one process."""
+
+    method: str
+    ratio: float
+    extra_state_ratio: float = Field(description="optimizer state bytes relative to the base optimizer's")
+
+
+class Latency(_Record):
+    """One layer, dense against sparse, on this machine."""
+
+    what: str
+    sparsity: float
+    batch: int
+    ratio: float = Field(description="dense time over sparse time; above 1 the sparse form is faster")
+    faster: bool
+
+
+class Storage(_Record):
+    """One network's file in several forms."""
+
+    method: str
+    sparsity: float
+    sparse_bytes: int
+    dense_bytes: int
+    gzip_bytes: int
+    bound_bytes: int = Field(description="entropy bound: mask entropy plus the kept values")
+
+
+class Summary(_Record):
+    """Everything a report shows. Written as `summary.json`."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    name: str
+    headline: str
+    created: str = Field(description="ISO 8601, UTC")
+    metric: Literal["accuracy", "dice"]
+    chance: float = Field(description="what guessing reaches: 1 / classes, or 0 for Dice")
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, str | int | float | None]
+    runs: list[Run]
+    rows: list[Row]
+    histograms: list[Histogram] = []
+    costs: list[Cost] = []
+    latencies: list[Latency] = []
+    storage: list[Storage] = []
+    notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
+
+    def write(self, path: Path) -> None:
+        """Write to a temporary name beside `path`, then rename."""
+        from trimtab.files import write_text
+
+        write_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Summary:
+        """Read a file that `write` left; ValueError names the field that does not fit."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))

@@ -1,0 +1,31 @@
+"""Run a function on two CPU processes (gloo), for tests that hold several ranks against one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _worker(rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    try:
+        result = function(rank, world, *arguments)
+        torch.save(result, Path(folder) / f"result{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`function(rank, world, *arguments)` on ranks 0 and 1; returns both results (tensors, numbers, lists, dicts)."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_worker, args=(2, folder, function, arguments), nprocs=2, start_method="spawn")
+        return [torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in range(2)]
