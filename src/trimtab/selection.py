@@ -1,0 +1,214 @@
+"""Exact selection of the k smallest scores over many tensors, without joining them into one.
+
+The bit pattern of a non-negative IEEE number, read as an integer, orders like the number. A histogram of the upper
+bits over all tensors finds the bucket that holds the k-th smallest score; a histogram of the lower bits inside that
+bucket finds the score itself. The passes stream over the tensors in pieces and serve any number of k at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 20  # elements worked on at a time on a CPU: integers and masks of one piece stay near the cache
+PIECE_ON_DEVICE = 1 << 25  # elements at a time elsewhere: few launches, still bounded memory
+DIGIT = 16  # bits resolved by one histogram (the first one resolves 15, the sign being 0)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where the k smallest scores end.
+
+    Attributes:
+        value: the k-th smallest score, exactly (0.0 when k = 0).
+        below: how many scores are strictly smaller than `value`.
+        ties: how many of the scores equal to `value` belong to the k smallest: the first `ties` of them by position.
+    """
+
+    value: float
+    below: int
+    ties: int
+
+    @property
+    def count(self) -> int:
+        """k, the number of scores selected."""
+        return self.below + self.ties
+
+
+def _checked(scores: Sequence[Tensor]) -> list[Tensor]:
+    for position, score in enumerate(scores):
+        if score.dtype not in DTYPES:
+            raise TypeError(f"score {position} has dtype {score.dtype}, allowed are {', '.join(map(str, DTYPES))}")
+    return [score.detach() for score in scores]
+
+
+def _pieces(scores: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Flat pieces in `dtype`: large tensors cut, small neighbours joined (so that few histograms are made)."""
+    waiting: list[Tensor] = []
+    held = 0
+    for score in scores:
+        size = PIECE if score.device.type == "cpu" else PIECE_ON_DEVICE
+        flat = score.reshape(-1)
+        if waiting and (held + flat.numel() > size or waiting[0].device != flat.device):
+            yield torch.cat(waiting)
+            waiting, held = [], 0
+        if flat.numel() >= size:
+            for piece in flat.split(size):
+                yield piece.to(dtype)
+        elif flat.numel():
+            waiting.append(flat.to(dtype))
+            held += flat.numel()
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def _bits(piece: Tensor) -> Tensor:
+    """Bit patterns without the sign, as int32 or int64; the float order for non-negative numbers."""
+    if piece.dtype == torch.float64:
+        return piece.view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
+    return piece.view(torch.int32) & 0x7FFF_FFFF
+
+
+def _raise_for_bad(scores: Sequence[Tensor], absolute: bool) -> None:
+    for position, score in enumerate(scores):
+        if bool(torch.isnan(score).any()):
+            raise ValueError(f"score {position} (shape {tuple(score.shape)}) holds NaN; scores must be numbers")
+        if not absolute and bool((score < 0).any()):
+            raise ValueError(
+                f"score {position} (shape {tuple(score.shape)}) holds negative values; scores must be 0 or more "
+                "(pass absolute=True to select by magnitude)"
+            )
+
+
+def _first_histogram(scores: Sequence[Tensor], dtype: torch.dtype, shift: int, absolute: bool) -> Tensor:
+    largest = _bits(torch.tensor([torch.inf], dtype=dtype)).item() >> shift
+    histogram = torch.zeros(1 << 15, dtype=torch.int64)
+    negative = False
+    for piece in _pieces(scores, dtype):
+        if not absolute:
+            negative = negative or bool(piece.min() < 0)
+        histogram += torch.bincount(_bits(piece) >> shift, minlength=1 << 15).cpu()
+    if negative or bool(histogram[int(largest) :].any()):
+        _raise_for_bad(scores, absolute)
+    return histogram
+
+
+def _inner_histograms(
+    scores: Sequence[Tensor], dtype: torch.dtype, prefixes: Sequence[int], shift: int
+) -> dict[int, Tensor]:
+    """For each prefix, the histogram of the next digit over the scores whose bits start with it."""
+    histograms = {prefix: torch.zeros(1 << DIGIT, dtype=torch.int64) for prefix in prefixes}
+    first_shift = (64 if dtype == torch.float64 else 32) - DIGIT
+    wanted = torch.zeros(1 << 15, dtype=torch.bool)
+    wanted[[prefix >> (first_shift - shift - DIGIT) for prefix in prefixes]] = True
+    for piece in _pieces(scores, dtype):
+        bits = _bits(piece)
+        if len(prefixes) > 1:  # one look-up for all of them leaves little for the comparisons below
+            leading = (bits >> first_shift).to(torch.int32)
+            bits = bits.masked_select(wanted.to(bits.device).index_select(0, leading))
+        leading = bits >> (shift + DIGIT)
+        for prefix, histogram in histograms.items():
+            inside = bits.masked_select(leading == prefix)
+            if inside.numel():
+                digits = (inside >> shift) & ((1 << DIGIT) - 1)
+                histogram += torch.bincount(digits, minlength=1 << DIGIT).cpu()
+    return histograms
+
+
+def _locate(histogram: Tensor, rank: int) -> tuple[int, int]:
+    """The bucket that holds the `rank`-th entry (from 1) and how many entries lie before that bucket."""
+    cumulative = histogram.cumsum(0)
+    bucket = int(torch.searchsorted(cumulative, rank))
+    return bucket, int(cumulative[bucket] - histogram[bucket])
+
+
+def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: bool = False) -> list[Threshold]:
+    """The threshold of the k smallest scores over all tensors together, for each k in `counts`; exact.
+
+    Args:
+        scores: tensors of any shape and of dtype float32, float64, bfloat16 or float16, 0 or more; also of different
+            dtypes and devices. Positions count in the order given, row-major inside a tensor.
+        counts: each between 0 and the number of scores.
+        absolute: select by |score| (saves the caller a copy of the weights).
+
+    Returns:
+        One `Threshold` per count, in the order of `counts`. Time is linear, extra memory a few pieces of 2^20 elements.
+
+    Raises:
+        ValueError: a count is out of range, or a tensor holds NaN or a negative score (its position is named).
+        TypeError: a dtype that is not one of the four.
+
+    Example:
+        >>> kth_threshold([torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0])], [2])
+        [Threshold(value=2.0, below=1, ties=1)]
+    """
+    scores = _checked(scores)
+    total = sum(score.numel() for score in scores)
+    for count in counts:
+        if not 0 <= count <= total:
+            raise ValueError(f"count must be between 0 and {total}, the number of scores; got {count}")
+    dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
+    shift = (64 if dtype == torch.float64 else 32) - DIGIT
+    histogram = _first_histogram(scores, dtype, shift, absolute)
+    found = {count: _locate(histogram, count) for count in set(counts) if count > 0}
+    while shift > 0:
+        shift -= DIGIT
+        histograms = _inner_histograms(scores, dtype, sorted({prefix for prefix, _ in found.values()}), shift)
+        for count, (prefix, before) in found.items():
+            digit, inside = _locate(histograms[prefix], count - before)
+            found[count] = (prefix << DIGIT | digit, before + inside)
+    integers = torch.int64 if dtype == torch.float64 else torch.int32
+    thresholds = {0: Threshold(0.0, 0, 0)}
+    for count, (bits, below) in found.items():
+        value = torch.tensor(bits, dtype=integers).view(dtype).item()
+        thresholds[count] = Threshold(float(value), below, count - below)
+    return [thresholds[count] for count in counts]
+
+
+def smallest_masks(scores: Sequence[Tensor], threshold: Threshold, *, absolute: bool = False) -> list[Tensor]:
+    """Masks that are True at exactly the `threshold.count` smallest scores; ties go by position, first ones first.
+
+    Args:
+        scores: the tensors that `threshold` was computed from, unchanged, in the same order.
+        threshold: what `kth_threshold` returned.
+        absolute: as given there.
+
+    Returns:
+        One contiguous bool tensor per score, of its shape and on its device.
+
+    Raises:
+        ValueError: the scores are not those the threshold belongs to.
+
+    Example:
+        >>> scores = [torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0])]
+        >>> smallest_masks(scores, *kth_threshold(scores, [2]))
+        [tensor([False,  True]), tensor([ True, False])]
+    """
+    scores = _checked(scores)
+    wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
+    remaining = threshold.ties
+    masks = []
+    for score in scores:
+        mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+        size = PIECE if score.device.type == "cpu" else PIECE_ON_DEVICE
+        for piece, out in zip(score.reshape(-1).split(size), mask.view(-1).split(size), strict=True):
+            piece = piece.to(wide)
+            piece = piece.abs() if absolute else piece
+            torch.lt(piece, threshold.value, out=out)
+            if remaining:
+                equal = piece == threshold.value
+                found = int(equal.count_nonzero())
+                if found > remaining:
+                    out[equal.nonzero().view(-1)[:remaining]] = True
+                else:
+                    out |= equal
+                remaining -= min(found, remaining)
+        masks.append(mask)
+    selected = sum(int(mask.count_nonzero()) for mask in masks)
+    if selected != threshold.count:
+        raise ValueError(f"the threshold selects {threshold.count} scores, here {selected}: other scores than it is of")
+    return masks
