@@ -1,0 +1,40 @@
+"""L1: the sum of absolute weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trimtab.parameters import Rule
+from trimtab.penalties.magnitude import Law, MagnitudePenalty
+from trimtab.penalties.moments import Moments
+
+
+class L1(MagnitudePenalty):
+    """`psi = sum |w|` over all weights of all chosen tensors; gradient `sign(w)`, 0 where w = 0.
+
+    Args:
+        strength: lambda. Default 1e-5 [ours]; choose it on validation data.
+        rule: which tensors count. Default at least two dimensions [ours].
+
+    Raises:
+        ValueError: the strength is negative or not finite.
+
+    Source: Tibshirani 1996 (the lasso).
+
+    Example:
+        >>> L1(strength=0.5).value([torch.nn.Parameter(torch.tensor([[1.0, -3.0]]))])
+        tensor(2., grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, strength: float = 1e-5, rule: Rule | None = None) -> None:
+        super().__init__(strength, rule)
+
+    def psi(self, weight: Tensor) -> Tensor:
+        """`sum |w|` of one tensor, differentiable; shape ()."""
+        return self.magnitudes(weight).sum()
+
+    def law(self, statistics: Moments) -> Law:
+        """psi and its gradient's coefficients, per tensor."""
+        mean = statistics.mean
+        return Law(statistics.number * mean, torch.ones_like(mean), torch.zeros_like(mean))

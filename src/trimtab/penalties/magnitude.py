@@ -1,0 +1,87 @@
+"""Penalties that are a function of the mean and variance of a tensor's magnitudes, and their gradient in closed form.
+
+With magnitudes `w~ = sqrt(w^2 + r)` (`|w|` where r = 0), n their number, m their mean and V their biased variance, the
+variance amplifier, L1 and Hoyer-Square are all `psi = f(n, m, V)`, and then
+
+    d psi / d w_i = s_i * (constant + slope * (w~_i - m)),     s_i = w_i / w~_i  (sign(w_i) where r = 0)
+
+with `constant = (df/dm) / n` and `slope = 2 (df/dV) / n`. One pass reads the sums, one pass adds the gradient.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.parameters import Entry, Source
+from trimtab.penalties.base import Penalty
+from trimtab.penalties.moments import Moments, add_gradients_, moments
+
+
+class Law(NamedTuple):
+    """psi and the two coefficients of its gradient, per tensor; float64, each of shape (tensors,)."""
+
+    psi: Tensor
+    constant: Tensor
+    slope: Tensor
+
+
+class MagnitudePenalty(Penalty):
+    """A penalty `psi = f(n, m, V)` of the magnitudes of each tensor."""
+
+    smoothing: float = 0.0
+    """r in `w~ = sqrt(w^2 + r)`."""
+
+    @abstractmethod
+    def law(self, statistics: Moments) -> Law:
+        """psi and its gradient's coefficients from the count, mean and variance of the magnitudes."""
+
+    def magnitudes(self, weight: Tensor) -> Tensor:
+        """`sqrt(w^2 + r)`, differentiable; `|w|` where r = 0 (its derivative at 0 is then 0)."""
+        return torch.sqrt(weight * weight + self.smoothing) if self.smoothing else weight.abs()
+
+    @torch.no_grad()
+    def per_layer(self, params: Source) -> dict[str, float]:
+        """psi of every chosen tensor by name, without the strength; one synchronisation with the device.
+
+        Raises:
+            ValueError: the rule chooses no tensor.
+        """
+        chosen = self.chosen(params)
+        values: dict[str, float] = {}
+        for group in _by_device(chosen):
+            psi = self.law(moments([entry.parameter for entry in group], self.smoothing)).psi
+            values.update(zip([entry.name for entry in group], psi.tolist(), strict=True))
+        return {entry.name: values[entry.name] for entry in chosen}
+
+    @torch.no_grad()
+    def add_gradient_(self, params: Source) -> None:
+        """Add `strength * d psi / d w` to the gradients of the chosen tensors, in place, without autograd.
+
+        A tensor without a gradient in this step is left alone, as the optimizer leaves it alone. bf16 and fp16 are
+        computed in float32 and rounded once into the gradient's dtype. The statistics of a sharded tensor are of the
+        whole tensor; all sharded tensors of a device share one collective. Nothing waits for the device.
+
+        Raises:
+            ValueError: the rule chooses no tensor.
+        """
+        chosen = [entry for entry in self.chosen(params) if entry.parameter.grad is not None]
+        if not chosen or not self.strength:
+            return
+        for group in _by_device(chosen):
+            parameters = [entry.parameter for entry in group]
+            statistics = moments(parameters, self.smoothing)
+            law = self.law(statistics)
+            add_gradients_(
+                parameters, self.smoothing, statistics.mean, law.constant * self.strength, law.slope * self.strength
+            )
+
+
+def _by_device(chosen: list[Entry]) -> list[list[Entry]]:
+    groups: dict[torch.device, list[Entry]] = {}
+    for entry in chosen:
+        groups.setdefault(entry.parameter.device, []).append(entry)
+    return list(groups.values())
