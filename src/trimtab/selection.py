@@ -57,7 +57,7 @@ def _pieces(scores: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
             yield torch.cat(waiting)
             waiting, held = [], 0
         if flat.numel() >= size:
-            for piece in flat.split(size):
+            for piece in torch.split(flat, size):
                 yield piece.to(dtype)
         elif flat.numel():
             waiting.append(flat.to(dtype))
@@ -85,14 +85,14 @@ def _raise_for_bad(scores: Sequence[Tensor], absolute: bool) -> None:
 
 
 def _first_histogram(scores: Sequence[Tensor], dtype: torch.dtype, shift: int, absolute: bool) -> Tensor:
-    largest = _bits(torch.tensor([torch.inf], dtype=dtype)).item() >> shift
+    largest = int(_bits(torch.tensor([torch.inf], dtype=dtype)).item()) >> shift
     histogram = torch.zeros(1 << 15, dtype=torch.int64)
     negative = False
     for piece in _pieces(scores, dtype):
         if not absolute:
             negative = negative or bool(piece.min() < 0)
         histogram += torch.bincount(_bits(piece) >> shift, minlength=1 << 15).cpu()
-    if negative or bool(histogram[int(largest) :].any()):
+    if negative or bool(histogram[largest:].any()):
         _raise_for_bad(scores, absolute)
     return histogram
 
@@ -195,7 +195,7 @@ def smallest_masks(scores: Sequence[Tensor], threshold: Threshold, *, absolute: 
     for score in scores:
         mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
         size = PIECE if score.device.type == "cpu" else PIECE_ON_DEVICE
-        for piece, out in zip(score.reshape(-1).split(size), mask.view(-1).split(size), strict=True):
+        for piece, out in zip(torch.split(score.reshape(-1), size), torch.split(mask.view(-1), size), strict=True):
             piece = piece.to(wide)
             piece = piece.abs() if absolute else piece
             torch.lt(piece, threshold.value, out=out)
@@ -212,3 +212,38 @@ def smallest_masks(scores: Sequence[Tensor], threshold: Threshold, *, absolute: 
     if selected != threshold.count:
         raise ValueError(f"the threshold selects {threshold.count} scores, here {selected}: other scores than it is of")
     return masks
+
+
+def smallest_in_groups(scores: Tensor, keep: int, group: int, axis: int) -> Tensor:
+    """Mask that is True at the `group - keep` smallest of every `group` consecutive scores along `axis` (N:M pattern).
+
+    Ties go by position along the axis, first ones first. Scores must not be NaN.
+
+    Args:
+        scores: any shape; `scores.shape[axis]` must be a multiple of `group`.
+        keep: N, between 0 and `group`.
+        group: M, 1 or more.
+        axis: the dimension along which scores are grouped.
+
+    Raises:
+        ValueError: the sizes do not fit.
+
+    Example:
+        >>> smallest_in_groups(torch.tensor([[0.1, 0.4, 0.3, 0.2]]), 2, 4, axis=1)
+        tensor([[ True, False, False,  True]])
+    """
+    if group < 1 or not 0 <= keep <= group:
+        raise ValueError(f"a pattern keeps N of M with 0 <= N <= M and M >= 1, got {keep}:{group}")
+    if scores.shape[axis] % group:
+        raise ValueError(f"axis {axis} of shape {tuple(scores.shape)} is not a multiple of {group}")
+    moved = scores.movedim(axis, -1)
+    members = moved.reshape(*moved.shape[:-1], -1, group).unbind(-1)
+    # How many of its group come before each member, by pairwise comparison: faster than sorting for small groups.
+    before = [torch.zeros(members[0].shape, dtype=torch.uint8, device=scores.device) for _ in members]
+    for later in range(1, group):
+        for earlier in range(later):
+            first = members[earlier] <= members[later]
+            before[later] += first
+            before[earlier] += ~first
+    mask = torch.stack([count < group - keep for count in before], dim=-1)
+    return mask.flatten(-2).movedim(-1, axis).contiguous()

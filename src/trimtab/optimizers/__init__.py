@@ -1,1 +1,8 @@
-"""Trimtab."""
+"""Optimizers that take two gradients per step, as wrappers of any `torch.optim` optimizer."""
+
+from trimtab.optimizers.asam import ASAM
+from trimtab.optimizers.cram import CrAM
+from trimtab.optimizers.sam import SAM
+from trimtab.optimizers.two_pass import TwoPassOptimizer
+
+__all__ = ["ASAM", "CrAM", "SAM", "TwoPassOptimizer"]

@@ -1,0 +1,175 @@
+"""Compression-Aware Minimization (Peste et al. 2023, arXiv 2207.14200)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.collectives import from_first_rank, is_sharded
+from trimtab.optimizers.two_pass import TwoPassOptimizer, non_negative
+from trimtab.parameters import entries, with_names
+from trimtab.selection import kth_threshold, smallest_in_groups, smallest_masks
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What one step keeps between its two passes: the compressed positions and, for CrAM+, the first gradient."""
+
+    masks: list[tuple[Tensor, Tensor]]
+    first: list[tuple[Tensor, Tensor]]
+
+
+def _checked_sparsities(sparsities: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(value) for value in sparsities)
+    if not values:
+        raise ValueError("sparsities must name at least one fraction of zeros in [0, 1), got none")
+    for value in values:
+        if not 0 <= value < 1:
+            raise ValueError(f"sparsities are fractions of zeros in [0, 1), got {value!r} in {values}")
+    return values
+
+
+def _checked_patterns(pattern: str | Sequence[str] | None) -> tuple[tuple[int, int], ...]:
+    if pattern is None:
+        return ()
+    patterns = []
+    for text in (pattern,) if isinstance(pattern, str) else tuple(pattern):
+        match = re.fullmatch(r"(\d+):(\d+)", str(text))
+        if match is None or not 0 < int(match[1]) < int(match[2]):
+            raise ValueError(f'a pattern is "N:M" with 0 < N < M, such as "2:4" (2 of 4 weights stay), got {text!r}')
+        patterns.append((int(match[1]), int(match[2])))
+    if not patterns:
+        raise ValueError("pattern must be None, a pattern such as '2:4', or a tuple of them, got an empty one")
+    return tuple(patterns)
+
+
+class CrAM(TwoPassOptimizer):
+    """Step with the gradient taken at a compressed, perturbed copy of the weights: trains networks to bear pruning.
+
+    Formula: `w' = w + rho * g`; draw a sparsity k; `C(w')` sets the fraction k of the smallest |w'|, over all tensors
+    with more than one dimension together, to zero; `h` = gradient at `C(w')`, set to zero where C did
+    (`sparse_grad`); the base optimizer steps from w with `h`, or with `h + g` (`plus`, CrAM+, which also keeps the
+    dense network good).
+
+    Costs a second forward and backward pass per step and a selection; during the step one copy of the weights, the
+    masks, and for `plus` one of the gradients. Keeps no state beyond the base optimizer's but a step count and the
+    state of the generator that draws k.
+
+    Args:
+        base: any `torch.optim` optimizer instance whose step needs no closure.
+        rho: step length of the perturbation; the gradient is not normalised. The authors use 0.2 for ResNet-18 and
+            ResNet-20 on CIFAR-10 (0.15 with up to 95 %).
+        sparsities: fractions of zeros in [0, 1), one drawn per step with equal chance; the authors use (0.95,) for
+            ResNet-18 and (0.5, 0.7, 0.8, 0.9, 0.95) for ResNet-20. Unused when `pattern` is given.
+        sparse_grad: mask the second gradient. Default True (authors' code).
+        plus: CrAM+. Default True.
+        pattern: "N:M" or several of them, such as ("2:4", "4:8"), drawn with equal chance: N of M consecutive weights
+            along the input axis stay. Default None: any weight may go.
+        seed: a number, or a CPU `torch.Generator`. Default 0.
+        model: see `SAM`; also tells the input axis of transposed convolutions, needed for `pattern` alone.
+
+    Ours: exactly `floor(k * n + 0.5)` weights go, ties by position; trainable weights without a gradient take part in
+    the compression; with several ranks, rank 0's draw is used; with a pattern, tensors whose input axis is not a
+    multiple of M stay dense; the inputs' random numbers are shared by both passes, as in `SAM`.
+
+    Raises:
+        TypeError: as `SAM`.
+        ValueError: a number out of range, a damaged pattern, or (in `step`) sharded weights.
+
+    Reference: arXiv 2207.14200.
+
+    Example:
+        >>> net = torch.nn.Linear(8, 4)
+        >>> CrAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.2, sparsities=(0.5, 0.9))
+        CrAM(SGD with 1 group, rho=0.2, sparsities=(0.5, 0.9), sparse_grad=True, plus=True)
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        rho: float,
+        sparsities: Sequence[float],
+        sparse_grad: bool = True,
+        plus: bool = True,
+        pattern: str | Sequence[str] | None = None,
+        seed: int | torch.Generator = 0,
+        model: nn.Module | None = None,
+    ) -> None:
+        self.rho = non_negative("rho", rho)
+        self.sparsities = _checked_sparsities(sparsities)
+        self.sparse_grad = sparse_grad
+        self.plus = plus
+        self.patterns = _checked_patterns(pattern)
+        self._generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        if self._generator.device.type != "cpu":
+            raise ValueError(f"the generator must be on the CPU, got one on {self._generator.device}")
+        super().__init__(base, model)
+
+    def _draw(self, choices: int, device: torch.device) -> int:
+        if choices == 1:
+            return 0
+        drawn = int(torch.randint(choices, (), generator=self._generator))
+        return from_first_rank(drawn, device)
+
+    def _smallest(self, weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Weights and where they are compressed away."""
+        device = weights[0].device
+        if not self.patterns:
+            sparsity = self.sparsities[self._draw(len(self.sparsities), device)]
+            count = math.floor(sparsity * sum(weight.numel() for weight in weights) + 0.5)
+            (threshold,) = kth_threshold(weights, [count], absolute=True)
+            return list(zip(weights, smallest_masks(weights, threshold, absolute=True), strict=True))
+        keep, group = self.patterns[self._draw(len(self.patterns), device)]
+        listed = entries(weights) if self.model is None else with_names(self.base_optimizer, self.model)
+        axes = {id(entry.parameter): 1 - (entry.output_axis or 0) for entry in listed}
+        fitting = [(weight, axes[id(weight)]) for weight in weights if weight.shape[axes[id(weight)]] % group == 0]
+        if not fitting:
+            raise ValueError(f"pattern {keep}:{group} fits no weight: no input axis is a multiple of {group}")
+        return [(weight, smallest_in_groups(weight.abs(), keep, group, axis)) for weight, axis in fitting]
+
+    def _perturb(self, parameters: list[Tensor], norm: float) -> _Memory:
+        if any(is_sharded(parameter) for parameter in parameters):
+            raise ValueError("CrAM selects over whole tensors and does not take sharded weights (DTensor) yet")
+        holders = [parameter for parameter in parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in holders if parameter.grad is not None]
+        first = [gradient.clone() for gradient in gradients] if self.plus else []
+        if holders:
+            torch._foreach_add_(holders, gradients, alpha=self.rho)
+        weights = [parameter for parameter in parameters if parameter.ndim > 1]
+        if not weights:
+            raise ValueError("CrAM found nothing to compress: no trained tensor has more than one dimension")
+        masks = self._smallest(weights)
+        for weight, mask in masks:
+            weight.masked_fill_(mask, 0.0)
+        return _Memory(masks, list(zip(holders, first, strict=True)) if self.plus else [])
+
+    def _final_gradient(self, parameters: list[Tensor], memory: _Memory) -> None:
+        if self.sparse_grad:
+            for weight, mask in memory.masks:
+                if weight.grad is not None:
+                    weight.grad.masked_fill_(mask, 0.0)
+        present = [(p.grad, first) for p, first in memory.first if p.grad is not None]
+        if present:
+            torch._foreach_add_([gradient for gradient, _ in present], [first for _, first in present])
+        for parameter, first in memory.first:
+            if parameter.grad is None:
+                parameter.grad = first
+
+    def _own_state(self) -> dict[str, Any]:
+        return {**super()._own_state(), "generator": self._generator.get_state()}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        super()._load_own_state(state)
+        self._generator.set_state(state["generator"].cpu())
+
+    def _settings(self) -> str:
+        what = f"sparsities={self.sparsities}"
+        if self.patterns:
+            what = f"pattern={tuple(f'{keep}:{group}' for keep, group in self.patterns)}"
+        return f"rho={self.rho:g}, {what}, sparse_grad={self.sparse_grad}, plus={self.plus}"

@@ -1,0 +1,93 @@
+"""What must stay as if the second forward and backward pass of a step had never happened.
+
+Weights, running statistics of normalisation layers and the state of the random number generators are copied before
+the perturbed pass and copied back after it, in place and bit for bit, whatever happens in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@contextmanager
+def weights_kept(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Copy the weights, and copy them back at the end: storage, views and every bit stay (no subtraction)."""
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), saved)
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The running statistics that `module` itself holds (BatchNorm, InstanceNorm and anything that names them so)."""
+    return [buffer for name in STATISTICS if (buffer := module._buffers.get(name)) is not None]
+
+
+@contextmanager
+def statistics_kept(model: nn.Module | None) -> Iterator[None]:
+    """Let forward passes inside change no running statistics, while layers in train mode use those of their batch.
+
+    With a model its statistics are copied and put back. Without one, a hook on every module's forward copies those of
+    each module that runs; code inside `torch.compile` may bypass that hook, so a compiled model should be given.
+    """
+    saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def save(module: nn.Module) -> None:
+        for buffer in running_statistics(module):
+            if id(buffer) not in saved:
+                saved[id(buffer)] = (buffer, buffer.detach().clone())
+
+    def save_before_forward(module: nn.Module, arguments: Any) -> None:
+        save(module)
+
+    hook = None
+    if model is None:
+        hook = register_module_forward_pre_hook(save_before_forward)
+    else:
+        for module in model.modules():
+            save(module)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+        if saved:
+            with torch.no_grad():
+                torch._foreach_copy_([buffer for buffer, _ in saved.values()], [copy for _, copy in saved.values()])
+
+
+class RandomState:
+    """The state of PyTorch's default generators, of the CPU and of the given devices, at the time of construction."""
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._cpu = torch.get_rng_state()
+        self._others: dict[torch.device, Tensor] = {}
+        for device in set(devices):
+            if device.type not in ("cpu", "meta"):
+                self._others[device] = torch.get_device_module(device).get_rng_state(device)
+
+    def restore(self) -> None:
+        """Set the generators back."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._others.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Run the inside from this state (same dropout masks); afterwards go on from where things stood before it."""
+        now = RandomState(self._others)
+        self.restore()
+        try:
+            yield
+        finally:
+            now.restore()
