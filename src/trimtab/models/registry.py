@@ -1,0 +1,177 @@
+"""The networks by name, and any network of the user's by `package.module:function`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from trimtab.models.cifar_resnet import CifarResNet
+from trimtab.models.digits import DigitsCNN
+from trimtab.models.resnet import BasicBlock, Bottleneck, ResNet
+from trimtab.models.unet import ResNetUNet, SmallUNet
+from trimtab.models.vgg import VGG16BN
+from trimtab.models.vit import VisionTransformer
+from trimtab.models.wide_resnet import WideResNet
+
+Size = int | tuple[int, int]
+
+
+def _resnet8(num_classes: int, in_channels: int) -> nn.Module:
+    return CifarResNet(1, num_classes, in_channels)
+
+
+def _resnet20(num_classes: int, in_channels: int) -> nn.Module:
+    return CifarResNet(3, num_classes, in_channels)
+
+
+def _resnet56(num_classes: int, in_channels: int) -> nn.Module:
+    return CifarResNet(9, num_classes, in_channels)
+
+
+def _resnet_digits(num_classes: int, in_channels: int) -> nn.Module:
+    return CifarResNet(1, num_classes, in_channels, widths=(16, 32))
+
+
+def _resnet18(num_classes: int, in_channels: int, stem: str = "cifar") -> nn.Module:
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, stem)
+
+
+def _resnet50(num_classes: int, in_channels: int, stem: str = "cifar") -> nn.Module:
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)
+
+
+def _unet_resnet18(num_classes: int, in_channels: int) -> nn.Module:
+    return ResNetUNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels)
+
+
+def _unet_resnet50(num_classes: int, in_channels: int) -> nn.Module:
+    return ResNetUNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)
+
+
+_NETWORKS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
+    "digits_cnn": ("three convolutions with BatchNorm for 8 x 8 digits, 24 k parameters", DigitsCNN),
+    "resnet_digits": ("a ResNet of two small stages for 8 x 8 digits, 19 k parameters", _resnet_digits),
+    "resnet8": ("CIFAR ResNet with 8 layers, 75 k parameters", _resnet8),
+    "resnet20": ("CIFAR ResNet with 20 layers, 0.27 M parameters", _resnet20),
+    "resnet56": ("CIFAR ResNet with 56 layers, 0.85 M parameters", _resnet56),
+    "resnet18": ("ResNet-18, 11 M parameters; stem=cifar|imagenet", _resnet18),
+    "resnet50": ("ResNet-50, 24 M parameters; stem=cifar|imagenet", _resnet50),
+    "vgg16_bn": ("VGG-16 with BatchNorm in its CIFAR form, 14.7 M parameters", VGG16BN),
+    "wrn28_10": ("WideResNet-28-10, 36.5 M parameters; depth, factor, dropout", WideResNet),
+    "vit_tiny": ("compact Vision Transformer, 2.7 M parameters; dim, depth, heads, patch", VisionTransformer),
+    "unet_small": ("U-Net with few channels for segmentation on a CPU, 0.48 M parameters; width, levels", SmallUNet),
+    "unet_resnet18": ("U-Net with a ResNet-18 encoder for segmentation, 14 M parameters", _unet_resnet18),
+    "unet_resnet50": ("U-Net with a ResNet-50 encoder for segmentation, 33 M parameters", _unet_resnet50),
+}
+
+
+def names() -> dict[str, str]:
+    """Every network that `create` knows, with one line on each.
+
+    Example:
+        >>> names()["resnet20"]
+        'CIFAR ResNet with 20 layers, 0.27 M parameters'
+    """
+    return {name: description for name, (description, _) in _NETWORKS.items()}
+
+
+def _find(path: str) -> Callable[..., Any]:
+    module_name, _, function_name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"model {path!r}: cannot import {error.name!r}; it must be installed or on PYTHONPATH"
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {path!r} must have the form package.module:function") from error
+    for part in function_name.split("."):
+        if not hasattr(found, part):
+            public = [name for name in dir(found) if not name.startswith("_")]
+            raise ValueError(f"model {path!r}: no {part!r} there{_nearest(part, public)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"model {path!r} must be a function or class, got {type(found).__name__}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def _arguments(name: str, build: Callable[..., Any], offered: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What `build` is called with: of `offered` what it takes, and all of `given`, which it must take."""
+    parameters = inspect.signature(build).parameters
+    named = [key for key, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in given:
+        if key not in named and not open_ended:
+            free = [item for item in named if item not in offered]
+            raise ValueError(
+                f"model {name!r} takes no argument {key!r}; it takes {free or 'none'}{_nearest(key, free)}"
+            )
+    taken = {key: value for key, value in offered.items() if key in named or (open_ended and key == "num_classes")}
+    missing = [
+        key for key in named if parameters[key].default is inspect.Parameter.empty and key not in {**taken, **given}
+    ]
+    if missing:
+        raise ValueError(f"model {name!r} needs the argument(s) {missing}")
+    return {**taken, **given}
+
+
+def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Size = 32, **arguments: Any) -> nn.Module:
+    """Build a network with fresh weights (from torch's global generator; seed it for a repeatable network).
+
+    Args:
+        name: one of `names()`, or `package.module:function` for a network of the user's. That function (or class) is
+            given `num_classes`, `in_channels` and `image_size` where its signature names them (`num_classes` also
+            when it takes `**kwargs`), and must return an `nn.Module`.
+        num_classes: outputs, 1 or more; for segmentation the classes of a pixel, background included.
+        in_channels: channels of the images.
+        image_size: side of the images in pixels, or (height, width); a square pair is handed on as one number.
+        arguments: further arguments of that network.
+
+    Raises:
+        ValueError: an unknown name (the nearest ones are listed), an argument the network does not take, a size below
+            1, a user's module that cannot be imported.
+        TypeError: the user's function is not callable or did not return an `nn.Module`.
+
+    Example:
+        >>> import torch
+        >>> create("resnet8", num_classes=10)(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
+        >>> create("resnet21", num_classes=10)
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown model 'resnet21'; nearest: resnet20, ...
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for label, value in (
+        ("num_classes", num_classes),
+        ("in_channels", in_channels),
+        ("image_size", min(height, width)),
+    ):
+        if value < 1:
+            raise ValueError(f"{label} must be 1 or more, got {value}")
+    if ":" in name:
+        build = _find(name)
+    elif name in _NETWORKS:
+        build = _NETWORKS[name][1]
+    else:
+        raise ValueError(
+            f"unknown model {name!r}{_nearest(name, list(_NETWORKS))}; known: {', '.join(_NETWORKS)}, or "
+            "package.module:function"
+        )
+    size: Size = height if height == width else (height, width)
+    offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": size}
+    network = build(**_arguments(name, build, offered, arguments))
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"model {name!r} must return a torch.nn.Module, got {type(network).__name__}")
+    return network
