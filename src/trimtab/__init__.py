@@ -18,9 +18,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Handle", "Lever", "attach", "datasets", "deploy", "experiments", "models", "observe", "optimizers", "penalties",
-    "pruning", "report",
-]  # fmt: skip
+    "Handle",
+    "Lever",
+    "attach",
+    "datasets",
+    "deploy",
+    "experiments",
+    "models",
+    "observe",
+    "optimizers",
+    "penalties",
+    "pruning",
+    "report",
+]
 
 _ROOMS = frozenset(__all__) - {"Handle", "Lever", "attach"}
 

@@ -1,0 +1,70 @@
+"""The `trimtab` command: one module per subcommand, arguments by tyro, output by rich."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "the whole job on embedded data, in under three minutes",
+    "train": "train one recipe into a run folder",
+    "compare": "train and prune several methods over several seeds, then report",
+    "tune": "choose a method's setting on the validation split",
+    "prune": "prune a finished run at many sparsities and measure what is left",
+    "report": "make the HTML report and the summary of one or more folders",
+    "export": "write a finished run as a smaller file, ONNX or torch.export program",
+    "list": "list methods, models, datasets, recipes",
+}
+EPILOGUE = """exit codes: 0 done, 1 a run failed or the loss was not finite, 2 bad input, 130 stopped by Ctrl-C (run the same
+command again to go on)"""
+
+
+def usage() -> str:
+    """What `trimtab --help` prints."""
+    from trimtab import __version__
+
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return (
+        f"trimtab {__version__}: small levers on a training run, and honest proof that they work\n\n"
+        "usage: trimtab COMMAND ...   (trimtab COMMAND --help says more)\n\n" + "\n".join(lines) + f"\n\n{EPILOGUE}\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(usage(), end="")
+        return 0 if words else 2
+    if words[0] in {"-V", "--version"}:
+        from trimtab import __version__
+
+        print(f"trimtab {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
+        print(f"trimtab: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"trimtab.cli.{name}_command")
+    try:
+        code: int = module.run(rest)
+    except KeyboardInterrupt as error:
+        print(f"\ntrimtab: {str(error) or 'stopped; run the same command again to go on'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ArithmeticError as error:
+        print(f"trimtab {name}: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"trimtab {name}: {error}", file=sys.stderr)
+        return 2
+    return code

@@ -1,0 +1,68 @@
+"""Arguments that several commands share, and how a recipe's fields become flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+
+from trimtab.experiments.recipe import Recipe, load_recipe
+
+T = TypeVar("T")
+
+Fields = Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How much is printed."""
+
+    quiet: bool = False
+    """No progress bars."""
+    json: bool = False
+    """Print one JSON document instead of text (implies --quiet)."""
+
+    @property
+    def silent(self) -> bool:
+        """Whether progress is hidden."""
+        return self.quiet or self.json
+
+
+def parse(command: type[T], arguments: Sequence[str], name: str, default: T | None = None) -> T:
+    """Parse by the dataclass's fields and docstring; usage errors exit with code 2."""
+    program = f"trimtab {name}"
+    if default is None:
+        return tyro.cli(command, args=list(arguments), prog=program)
+    return tyro.cli(command, args=list(arguments), prog=program, default=default)
+
+
+def split_recipe(arguments: Sequence[str]) -> tuple[str, Recipe]:
+    """The recipe named first on the command line (default digits), loaded, so that its values are the flags' defaults."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else "digits"
+    return name, load_recipe(name)
+
+
+def parse_vary(items: Sequence[str]) -> dict[str, list[Any]]:
+    """`field=value,value` items as lists of YAML values.
+
+    Example:
+        >>> parse_vary(["var.strength=1e-5,1e-4", "var.form=variance,relative"])
+        {'var.strength': [1e-05, 0.0001], 'var.form': ['variance', 'relative']}
+    """
+    found: dict[str, list[Any]] = {}
+    for item in items:
+        field, equals, values = item.partition("=")
+        if not equals or not field or not values:
+            raise ValueError(f"--vary takes FIELD=VALUE,VALUE such as var.strength=1e-6,1e-5, got {item!r}")
+        found[field] = [_number_or_text(value) for value in values.split(",")]
+    return found
+
+
+def _number_or_text(text: str) -> Any:
+    try:  # YAML 1.1 reads 1e-5 as a string
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        return yaml.safe_load(text)

@@ -1,0 +1,58 @@
+"""`trimtab compare`: methods x settings x seeds, then the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trimtab.cli.arguments import Fields, Output, parse, parse_vary, split_recipe
+from trimtab.cli.console import print_json
+from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
+from trimtab.experiments.variants import variants
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """`trimtab compare RECIPE --methods sgd var sam --seeds 0 1 2`: trains, prunes, reports; finished runs are kept."""
+
+    recipe: tyro.conf.Positional[str]
+    """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
+    fields: Fields
+    methods: tuple[str, ...] = ("sgd", "var")
+    """Methods (trimtab list methods)."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; fewer than two give no interval."""
+    vary: tuple[str, ...] = ()
+    """Further settings, e.g. var.strength=1e-6,1e-5; each applies to the methods that read it."""
+    out: Path | None = None
+    """Folder of the study; default runs/NAME."""
+    jobs: int = 1
+    """Runs side by side; the cores are divided among them."""
+    cost_steps: int = 20
+    """Steps of each method to time for the cost figure."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, run, report."""
+    name, recipe = split_recipe(arguments)
+    given = parse(CompareArguments, arguments, "compare", default=CompareArguments(name, recipe))
+    recipe, output = given.fields, given.output
+    runs = variants(recipe, given.methods, given.seeds, parse_vary(given.vary))
+    folder = given.out or Path("runs") / recipe.name
+    outcomes = run_study(runs, folder, jobs=given.jobs, splits=("test",), quiet=output.silent)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(failed) == len(outcomes):
+        return 1
+    measure_once(runs, folder, given.cost_steps)
+    summary = write_report(folder, folder, name=recipe.name)
+    best = write_best(summary, folder, folder)
+    if output.json:
+        print_json(summary.model_dump(mode="json", by_alias=True))
+    else:
+        show(summary, folder, [best])
+    return 1 if failed else 0

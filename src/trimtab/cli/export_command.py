@@ -1,0 +1,84 @@
+"""`trimtab export`: a finished run, pruned, as files that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.table import Table
+
+from trimtab import deploy, pruning
+from trimtab.cli.arguments import Output, parse
+from trimtab.cli.console import console, print_json
+from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.training import batches_of, load_data, trained_model
+from trimtab.observe import summary
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """`trimtab export RUN --sparsity 0.9 --to sparse onnx`: prunes a copy of the run's network and writes it; the run is not changed. Says what got smaller, what got faster, and what did not."""  # noqa: E501
+
+    run: tyro.conf.Positional[Path]
+    """A finished run folder."""
+    sparsity: float = 0.9
+    """Fraction of the prunable weights to remove; 0 exports the dense network."""
+    to: tuple[Literal["sparse", "onnx", "program"], ...] = ("sparse",)
+    """sparse: small safetensors file (trimtab.deploy.load_sparse reads it); onnx: dense ONNX; program: torch.export."""
+    out: Path | None = None
+    """Folder for the files; default RUN/export."""
+    recalibrate: bool = True
+    """Re-estimate BatchNorm statistics on training images after pruning."""
+    batch: int = 64
+    """Batch size for the latency figures."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and write."""
+    given = parse(ExportArguments, arguments, "export")
+    folder = RunFolder(given.run)
+    recipe = folder.recipe
+    data = load_data(recipe)
+    model = trained_model(folder, data)
+    example = torch.zeros((1, *data.train.images.shape[1:]))
+    section = recipe.pruning
+    if given.sparsity > 0:
+        pruning.one_shot(model, given.sparsity, score=section.score, scope=section.scope, pattern=section.pattern)
+        if given.recalibrate:
+            batches = batches_of(recipe, data, "train").epoch(0)
+            pruning.recalibrate(model, batches, batches=section.recalibrate_batches)
+    out = given.out or given.run / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{recipe.name}-{recipe.method.replace('+', '_')}-{given.sparsity:g}"
+    files: dict[str, Path] = {}
+    stored = None
+    if "sparse" in given.to:
+        files["sparse"] = out / f"{stem}.safetensors"
+        stored = deploy.save_sparse(
+            model, files["sparse"], metadata={"recipe": recipe.name, "method": recipe.method}, with_gzip=True
+        )
+    if "onnx" in given.to:
+        files["onnx"] = out / f"{stem}.onnx"
+        deploy.export_onnx(model, files["onnx"], example)
+    if "program" in given.to:
+        files["program"] = out / f"{stem}.pt2"
+        deploy.export_program(model, files["program"], example)
+    work = summary(model, input_shape=tuple(example.shape))
+    rows = deploy.verdict(model, example.expand(given.batch, *example.shape[1:]).contiguous(), stored=stored, work=work)
+    if given.output.json:
+        print_json({"files": {kind: str(path) for kind, path in files.items()}, "verdict": [vars(row) for row in rows]})
+        return 0
+    table = Table(title=f"{recipe.method} at {given.sparsity:.0%}: what got smaller, what got faster, what did not")
+    for column in ("what", "before", "after", "ratio", "verdict"):
+        table.add_column(column, justify="left" if column in {"what", "verdict"} else "right", overflow="fold")
+    for row in rows:
+        table.add_row(row.what, row.before, row.after, f"{row.ratio:.2f}x", row.verdict)
+    console.print(table)
+    for kind, path in files.items():
+        console.print(f"{kind}: {path} ({path.stat().st_size:,} bytes)", soft_wrap=True)
+    return 0

@@ -1,0 +1,59 @@
+"""`trimtab report`: HTML and summary from folders that hold runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from trimtab.cli.arguments import Output, parse
+from trimtab.cli.console import print_json
+from trimtab.cli.study import show, write_report
+from trimtab.experiments.assemble import assemble, kept_measurements
+from trimtab.experiments.comparison import run_folders
+from trimtab.report import render
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """`trimtab report DIR [DIR ...]`: gathers every finished and pruned run below the folders into one report."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Study or run folders of one task."""
+    out: Path | None = None
+    """Where report.html and summary.json go; default the first folder."""
+    name: str | None = None
+    """Title; default the recipe's name."""
+    split: Literal["validation", "test"] = "test"
+    """Which measurements."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and write."""
+    given = parse(ReportArguments, arguments, "report")
+    if not given.folders:
+        raise ValueError("name at least one folder: trimtab report DIR [DIR ...]")
+    out = given.out or given.folders[0]
+    if len(given.folders) == 1:
+        summary = write_report(given.folders[0], out, name=given.name, split=given.split)
+    else:
+        found = [run for folder in given.folders for run in run_folders(folder)]
+        costs, latencies = [], []
+        for folder in given.folders:
+            more_costs, more_latencies = kept_measurements(folder)
+            costs += [cost for cost in more_costs if cost.method not in {known.method for known in costs}]
+            latencies = latencies or more_latencies
+        root = given.folders[0].parent
+        summary = assemble(found, root, name=given.name, split=given.split, costs=costs, latencies=latencies)
+        out.mkdir(parents=True, exist_ok=True)
+        summary.write(out / "summary.json")
+        render(summary, out / "report.html")
+    if given.output.json:
+        print_json(summary.model_dump(mode="json", by_alias=True))
+    else:
+        show(summary, out)
+    return 0

@@ -1,0 +1,46 @@
+"""`trimtab train`: one recipe into one run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from trimtab.cli.arguments import Fields, Output, parse, split_recipe
+from trimtab.cli.console import console, print_json, training_progress
+from trimtab.experiments.training import train
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """`trimtab train RECIPE [options]`: every recipe field is an option; its value in RECIPE is the default shown."""
+
+    recipe: tyro.conf.Positional[str]
+    """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
+    fields: Fields
+    out: Path | None = None
+    """Run folder; default runs/NAME/METHOD/seedN. An interrupted run there goes on, a finished one is kept."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and train."""
+    name, recipe = split_recipe(arguments)
+    given = parse(TrainArguments, arguments, "train", default=TrainArguments(name, recipe))
+    recipe, output = given.fields, given.output
+    folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
+    with training_progress(f"{recipe.method} seed {recipe.seed}", output.silent) as report:
+        result = train(recipe, folder, report)
+    info = result.info()
+    if output.json:
+        print_json({"folder": str(folder), **info})
+    else:
+        console.print(
+            f"{recipe.method}, seed {recipe.seed}: {info['epochs']} epochs, training loss {info['train_loss']:.4f}, "
+            f"validation {info['validation_accuracy']:.2%}"
+        )
+        console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)
+    return 0

@@ -1,0 +1,134 @@
+"""Named ways of training: each is a base optimizer, at most one penalty and at most one sharpness-aware wrapper."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from trimtab import levers
+from trimtab.optimizers import ASAM, SAM, CrAM
+from trimtab.penalties import L1, HoyerSquare, VarianceAmplifier
+from trimtab.penalties.base import Penalty
+
+if TYPE_CHECKING:
+    from trimtab.experiments.recipe import Recipe
+
+Wrapper = SAM | ASAM | CrAM
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a name stands for."""
+
+    description: str
+    penalty: Literal["var", "l1", "hoyer"] | None = None
+    wrapper: Literal["sam", "asam", "cram", "cram+"] | None = None
+    optimizer: Literal["sgd", "adamw"] | None = None
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Recipe sections that this method reads beside the base optimizer's."""
+        names = (self.penalty, self.wrapper.removesuffix("+") if self.wrapper else None)
+        return tuple(name for name in names if name)
+
+
+METHODS: dict[str, Method] = {
+    "sgd": Method("stochastic gradient descent, the baseline", optimizer="sgd"),
+    "adamw": Method("Adam with decoupled weight decay", optimizer="adamw"),
+    "var": Method("variance amplifying regularizer", penalty="var"),
+    "l1": Method("sum of magnitudes", penalty="l1"),
+    "hoyer": Method("Hoyer-Square, (sum |w|)^2 / sum w^2 per tensor", penalty="hoyer"),
+    "sam": Method("sharpness-aware minimisation", wrapper="sam"),
+    "asam": Method("adaptive sharpness-aware minimisation", wrapper="asam"),
+    "cram": Method("compression-aware minimisation", wrapper="cram"),
+    "cram+": Method("compression-aware minimisation with the plain gradient added", wrapper="cram+"),
+    "var+sam": Method("variance amplifying regularizer under SAM", penalty="var", wrapper="sam"),
+    "var+asam": Method("variance amplifying regularizer under ASAM", penalty="var", wrapper="asam"),
+    "var+cram+": Method("variance amplifying regularizer under CrAM+", penalty="var", wrapper="cram+"),
+    "l1+sam": Method("sum of magnitudes under SAM", penalty="l1", wrapper="sam"),
+    "hoyer+sam": Method("Hoyer-Square under SAM", penalty="hoyer", wrapper="sam"),
+}
+
+
+def check_method(name: str) -> str:
+    """`name` itself when it is known; ValueError with the nearest names otherwise."""
+    if name in METHODS:
+        return name
+    close = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"methods are {', '.join(METHODS)}"
+    raise ValueError(f"unknown method {name!r}; {hint}")
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The optimizer of a run with everything attached to it."""
+
+    optimizer: torch.optim.Optimizer
+    base: torch.optim.Optimizer
+    wrapper: Wrapper | None
+    penalty: Penalty | None
+    handle: levers.Handle
+
+
+def base_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The plain optimizer that the recipe's method builds on."""
+    name = METHODS[recipe.method].optimizer or recipe.optimizer
+    if name == "adamw":
+        section = recipe.adamw
+        return torch.optim.AdamW(
+            parameters, lr=section.lr, betas=section.betas, eps=section.eps, weight_decay=section.weight_decay
+        )
+    plain = recipe.sgd
+    return torch.optim.SGD(
+        parameters, lr=plain.lr, momentum=plain.momentum, weight_decay=plain.weight_decay, nesterov=plain.nesterov
+    )
+
+
+def build_penalty(recipe: Recipe) -> Penalty | None:
+    """The penalty of the recipe's method, or None."""
+    match METHODS[recipe.method].penalty:
+        case "var":
+            return VarianceAmplifier(**recipe.var.model_dump())
+        case "l1":
+            return L1(strength=recipe.l1.strength)
+        case "hoyer":
+            return HoyerSquare(strength=recipe.hoyer.strength)
+    return None
+
+
+def build_wrapper(recipe: Recipe, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper | None:
+    """The sharpness-aware wrapper of the recipe's method around `base`, or None."""
+    name = METHODS[recipe.method].wrapper
+    match name:
+        case "sam":
+            return SAM(base, rho=recipe.sam.rho, model=model)
+        case "asam":
+            return ASAM(base, rho=recipe.asam.rho, eta=recipe.asam.eta, model=model)
+        case "cram" | "cram+":
+            cram = recipe.cram
+            return CrAM(
+                base,
+                rho=cram.rho,
+                sparsities=cram.sparsities,
+                sparse_grad=cram.sparse_grad,
+                plus=name == "cram+",
+                pattern=cram.pattern,
+                seed=recipe.seed,
+                model=model,
+            )
+    return None
+
+
+def steer(recipe: Recipe, model: nn.Module) -> Steering:
+    """Build the optimizer for `model` as the recipe's method says, levers attached."""
+    base = base_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    wrapper = build_wrapper(recipe, base, model)
+    penalty = build_penalty(recipe)
+    optimizer = base if wrapper is None else wrapper
+    handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), model=model)
+    return Steering(optimizer, base, wrapper, penalty, handle)

@@ -1,0 +1,125 @@
+"""The folder that a training run leaves: recipe, metrics, checkpoint, pruning rows; resumable at any time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.experiments.checkpoint import load_checkpoint, save_checkpoint
+from trimtab.experiments.recipe import Recipe, load_recipe
+from trimtab.files import write_text
+
+# Fields that say where and how often, not what: a run may be resumed with other values.
+INCIDENTAL = {"name", "device", "strategy", "checkpoint_every", "pruning"}
+
+
+def training_identity(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that decides which network comes out."""
+    from trimtab.experiments.methods import METHODS
+
+    data = recipe.model_dump(mode="json", exclude=INCIDENTAL)
+    data["data"].pop("root")
+    method = METHODS[recipe.method]
+    for section in {"var", "l1", "hoyer", "sam", "asam", "cram"} - set(method.sections):
+        data.pop(section)  # unread by this method
+    return data
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run.
+
+    `recipe.yaml` (resolved), `run.json` (status, versions, hardware, timing), `metrics.jsonl` (one line per epoch),
+    `model.safetensors` (the trained network), `checkpoint.safetensors` (everything to go on), `pruning.json`.
+    """
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """Resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Model, optimizer, levers, random state and position."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model_file(self) -> Path:
+        """State dict of the trained network, plain safetensors."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON line per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe this folder was made from; ValueError when it is not a run folder."""
+        if not self.recipe_file.is_file():
+            raise ValueError(f"{self.path} is not a run folder: it holds no recipe.yaml")
+        return load_recipe(self.recipe_file)
+
+    def open(self, recipe: Recipe) -> None:
+        """Create the folder for `recipe`, or check that it belongs to it.
+
+        Raises:
+            ValueError: the folder holds a run of a different recipe; the message names the fields that differ.
+        """
+        if self.recipe_file.is_file():
+            old, new = training_identity(self.recipe), training_identity(recipe)
+            differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            if differing:
+                changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
+                raise ValueError(f"{self.path} holds a run of another recipe ({changes}); choose another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        recipe.write(self.recipe_file)
+
+    def info(self) -> dict[str, Any]:
+        """Contents of `run.json`, empty before the first checkpoint."""
+        file = self.path / "run.json"
+        if not file.is_file():
+            return {}
+        try:
+            data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        return data
+
+    def write_info(self, **changes: Any) -> None:
+        """Merge `changes` into `run.json`."""
+        write_text(self.path / "run.json", json.dumps({**self.info(), **changes}, indent=1) + "\n")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.info().get("status") == "finished" and self.model_file.is_file()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl`."""
+        if not self.metrics_file.is_file():
+            return []
+        rows = []
+        for number, line in enumerate(self.metrics_file.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{self.metrics_file}, line {number} is damaged: {error}") from error
+        return rows
+
+    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace `metrics.jsonl`."""
+        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint, atomically."""
+        save_checkpoint(self.checkpoint_file, state)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, or None before the first."""
+        return load_checkpoint(self.checkpoint_file) if self.checkpoint_file.is_file() else None

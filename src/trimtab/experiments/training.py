@@ -1,0 +1,377 @@
+"""Train one recipe into one run folder; killed and resumed equals uninterrupted."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from trimtab import datasets, models
+from trimtab.experiments.evaluation import evaluate
+from trimtab.experiments.machine import hardware, versions
+from trimtab.experiments.methods import Steering, steer
+from trimtab.experiments.objective import learning_rate_factor, task_loss
+from trimtab.experiments.parallel import Devices, launch
+from trimtab.experiments.recipe import Data, Recipe
+from trimtab.experiments.run_folder import RunFolder
+from trimtab.files import replace_atomically
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; handed to the caller's function after every step."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float | None
+    validation: float | None
+
+
+class _StopRequest:
+    """Turns the first Ctrl-C (or SIGTERM) into a flag that is looked at between steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def _stop_between_steps() -> Iterator[_StopRequest]:
+    request = _StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(section: str) -> datasets.DataSet:
+    data = Data.model_validate_json(section)
+    return datasets.load(
+        data.name,
+        root=data.root,
+        validation=data.validation,
+        split_seed=data.split_seed,
+        limit_train=data.limit_train,
+        image_size=data.image_size,
+        **data.arguments,
+    )
+
+
+def load_data(recipe: Recipe) -> datasets.DataSet:
+    """The recipe's data set, kept in memory for the next run of the same process."""
+    return _load(recipe.data.model_dump_json())
+
+
+def in_memory_order(model: nn.Module, order: torch.memory_format) -> nn.Module:
+    """Lay out the 4-D parameters of `model` in `order`, in place."""
+    moved: nn.Module = model.to(memory_format=order)  # type: ignore[call-overload]
+    return moved
+
+
+def build_model(recipe: Recipe, data: datasets.DataSet) -> nn.Module:
+    """The recipe's network with weights drawn from its seed, in the recipe's memory order, on the CPU."""
+    torch.manual_seed(recipe.seed)
+    model = models.create(
+        recipe.model.name,
+        num_classes=data.num_classes,
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        **recipe.model.arguments,
+    )
+    return in_memory_order(model, torch.channels_last) if recipe.model.channels_last else model
+
+
+def batches_of(recipe: Recipe, data: datasets.DataSet, split: str, devices: Devices | None = None) -> datasets.Batches:
+    """Batches of one split; only "train" is shuffled and augmented."""
+    training = split == "train"
+    return datasets.Batches(
+        getattr(data, split),
+        data,
+        recipe.data.batch_size if training else max(recipe.data.batch_size, 256),
+        seed=recipe.seed,
+        augment=recipe.data.augment if training else "none",
+        shuffle=training,
+        drop_last=training,
+        device=devices.device if devices else torch.device("cpu"),
+        rank=devices.rank if devices else 0,
+        world_size=devices.world_size if devices else 1,
+    )
+
+
+class TrainingRun:
+    """One run: data, network, optimizer with levers, and its position in the epochs."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, devices: Devices) -> None:
+        self.recipe, self.folder, self.devices = recipe, folder, devices
+        self.data = load_data(recipe)
+        self.train_batches = batches_of(recipe, self.data, "train", devices)
+        self.validation_batches = batches_of(recipe, self.data, "validation", devices)
+        if len(self.train_batches) < recipe.accumulate:
+            raise ValueError(
+                f"data.batch_size {recipe.data.batch_size} x accumulate {recipe.accumulate} exceeds the "
+                f"{len(self.data.train.targets)} training images of {self.data.name}"
+            )
+        self.model = devices.setup_model(build_model(recipe, self.data))
+        self.steering: Steering = steer(recipe, self.model)
+        self.steps_per_epoch = len(self.train_batches) // recipe.accumulate
+        self.epoch, self.step_in_epoch = 0, 0
+        self.epoch_loss = torch.zeros((), dtype=torch.float64, device=devices.device)
+        self.rows: list[dict[str, Any]] = []
+        self.step_seconds: list[float] = []
+        self.train_seconds = 0.0
+
+    def resume(self) -> None:
+        """Take over the folder's checkpoint, if there is one."""
+        state = self.folder.load_checkpoint()
+        if state is None:
+            return
+        self.devices.load_model_and_optimizer(self.model, self.steering.optimizer, state)
+        self.steering.handle.load_state_dict(state["levers"])
+        if self.devices.scaler is not None:
+            self.devices.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
+        self.epoch_loss.fill_(state["epoch_loss"])
+        self.rows, self.train_seconds = state["rows"], state["train_seconds"]
+        self.step_seconds = [state["step_seconds"]] if state["step_seconds"] else []
+
+    def save(self) -> None:
+        """Write a checkpoint and the metrics so far."""
+        state = self.devices.model_and_optimizer_state(self.model, self.steering.optimizer)
+        state |= {
+            "levers": self.steering.handle.state_dict(),
+            "scaler": self.devices.scaler.state_dict() if self.devices.scaler is not None else None,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "epoch_loss": self.epoch_loss.item(),
+            "rows": self.rows,
+            "train_seconds": self.train_seconds,
+            "step_seconds": self.median_step_seconds,
+        }
+        if self.devices.rank == 0:
+            self.folder.save_checkpoint(state)
+            self.folder.write_metrics(self.rows)
+
+    @property
+    def median_step_seconds(self) -> float:
+        """Median wall seconds of one optimizer step."""
+        return statistics.median(self.step_seconds) if self.step_seconds else 0.0
+
+    def _loss(self, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Zero the gradients, backpropagate the mean loss over the micro-batches, return it."""
+        self.steering.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.devices.device)
+        for position, (images, targets) in enumerate(batch):
+            with self.devices.gradients_reduced(self.model, last=position == len(batch) - 1):
+                with self.devices.autocast():
+                    outputs = self.model(images)
+                loss = task_loss(
+                    outputs, targets, label_smoothing=self.recipe.label_smoothing, dice_weight=self.recipe.dice_weight
+                ) / len(batch)
+                self.devices.scaled(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _clip(self) -> None:
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+
+    def _step(self, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
+        wrapper, base, scaler = self.steering.wrapper, self.steering.base, self.devices.scaler
+        if wrapper is not None:
+            loss: Tensor = wrapper.step(lambda: self._loss(batch), grad_scaler=scaler, before_step=self._clip)
+        else:
+            loss = self._loss(batch)
+            if scaler is not None:
+                scaler.unscale_(base)
+                self._clip()
+                scaler.step(base)
+            else:
+                self._clip()
+                base.step()
+        if scaler is not None:
+            scaler.update()
+        return loss
+
+    def _set_learning_rate(self, step: int) -> float:
+        schedule = self.recipe.schedule
+        factor = learning_rate_factor(
+            schedule.name,
+            step,
+            self.steps_per_epoch,
+            self.recipe.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+            step_epochs=schedule.step_epochs,
+            gamma=schedule.gamma,
+        )
+        rate = 0.0
+        for group in self.steering.base.param_groups:
+            rate = group.setdefault("initial_lr", group["lr"]) * factor
+            group["lr"] = rate
+        return rate
+
+    def _check_finite(self) -> None:
+        if not bool(torch.isfinite(self.epoch_loss)):
+            raise FloatingPointError(
+                f"the training loss became {self.epoch_loss.item()} in epoch {self.epoch + 1} of method "
+                f"{self.recipe.method!r} (seed {self.recipe.seed}); lower the learning rate or the penalty's strength"
+            )
+
+    def run_epoch(self, stop: _StopRequest, report: Callable[[Progress], None]) -> bool:
+        """Train to the end of the epoch; False when a stop was asked for."""
+        recipe = self.recipe
+        self.model.train()
+        rate = 0.0
+        stream = self.train_batches.epoch(self.epoch, start_batch=self.step_in_epoch * recipe.accumulate)
+        while self.step_in_epoch < self.steps_per_epoch:
+            started = time.perf_counter()
+            step = self.epoch * self.steps_per_epoch + self.step_in_epoch
+            # Seeding each step makes dropout a function of (seed, step, rank): a resumed run draws the same masks.
+            torch.manual_seed((recipe.seed * 1_000_003 + step) * 1009 + self.devices.rank)
+            rate = self._set_learning_rate(step)
+            self.epoch_loss += self._step([next(stream) for _ in range(recipe.accumulate)])
+            self.step_in_epoch += 1
+            self.step_seconds.append(time.perf_counter() - started)
+            self.train_seconds += self.step_seconds[-1]
+            if self.step_in_epoch % 20 == 0 or self.step_in_epoch == self.steps_per_epoch:
+                self._check_finite()
+                report(self._progress((self.epoch_loss / self.step_in_epoch).item()))
+            if self.devices.any_rank(stop.asked):
+                return False
+        self._end_of_epoch(rate)
+        return True
+
+    def _progress(self, loss: float | None) -> Progress:
+        done = self.epoch * self.steps_per_epoch + self.step_in_epoch
+        last = next((row["validation_accuracy"] for row in reversed(self.rows) if "validation_accuracy" in row), None)
+        return Progress(self.epoch, self.recipe.epochs, done, self.recipe.epochs * self.steps_per_epoch, loss, last)
+
+    def _end_of_epoch(self, rate: float) -> None:
+        loss = (self.epoch_loss / self.steps_per_epoch).item()
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": loss, "lr": rate}
+        penalty = self.steering.penalty
+        if penalty is not None:
+            with torch.no_grad():
+                row["penalty"] = float(penalty.value(self.model))
+            if row["penalty"] > 10 * loss:
+                warnings.warn(
+                    f"penalty {penalty!r} is {row['penalty']:.3g}, more than 10 x the task loss {loss:.3g}: its strength "
+                    "is too high for weights this small",
+                    stacklevel=2,
+                )
+        if (self.epoch + 1) % self.recipe.validate_every == 0 or self.epoch + 1 == self.recipe.epochs:
+            quality = evaluate(
+                self.model, self.validation_batches, self.data.num_classes, autocast=self.devices.autocast()
+            )
+            row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
+        self.rows.append(row)
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self.epoch_loss.zero_()
+
+    def finish(self) -> None:
+        """Write the trained network and mark the run as finished."""
+        self.save()
+        model = self.devices.whole_model(self.model, lambda: build_model(self.recipe, self.data))
+        if self.devices.rank == 0:
+            in_memory_order(model, torch.contiguous_format)
+            replace_atomically(self.folder.model_file, lambda path: save_model(model, str(path)))
+            self.folder.write_info(
+                status="finished",
+                steps=self.epoch * self.steps_per_epoch,
+                epochs=self.epoch,
+                train_seconds=self.train_seconds,
+                step_seconds=self.median_step_seconds,
+                train_loss=self.rows[-1]["train_loss"],
+                validation_accuracy=self.rows[-1]["validation_accuracy"],
+            )
+
+
+def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None = None) -> RunFolder:
+    """Train `recipe` into the run folder `path`; go on where a checkpoint lies; do nothing when it is finished.
+
+    Args:
+        recipe: what to do.
+        path: the run folder, created when absent.
+        report: called during training with the `Progress`.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: the folder holds a run of another recipe, or data or network do not fit.
+        FloatingPointError: the loss is not finite; the last checkpoint stays.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written, calling again goes on from it.
+    """
+    folder = RunFolder(path)
+    devices = launch(recipe)
+    if devices.rank == 0:
+        folder.open(recipe)
+    devices.barrier()
+    if folder.finished:
+        return folder
+    run = TrainingRun(recipe, folder, devices)
+    run.resume()
+    if devices.rank == 0:
+        data = {split: len(getattr(run.data, split).targets) for split in ("train", "validation", "test")}
+        folder.write_info(status="running", versions=versions(), hardware=hardware(), images=data)
+    with _stop_between_steps() as stop:
+        while run.epoch < recipe.epochs:
+            complete = run.run_epoch(stop, report or (lambda progress: None))
+            if not complete or run.devices.any_rank(stop.asked):
+                run.save()
+                if devices.rank == 0:
+                    folder.write_info(status="interrupted")
+                raise KeyboardInterrupt(f"stopped after epoch {run.epoch}; run the same command again to go on")
+            if run.epoch % recipe.checkpoint_every == 0 and run.epoch < recipe.epochs:
+                run.save()
+        run.finish()
+    devices.barrier()
+    return folder
+
+
+def trained_model(folder: RunFolder, data: datasets.DataSet) -> nn.Module:
+    """The finished network of a run, in evaluation mode on the CPU.
+
+    Raises:
+        ValueError: the run is not finished, or its file is damaged or does not fit the recipe's network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    if not folder.model_file.is_file():
+        raise ValueError(
+            f"{folder.path} holds no trained network (status {folder.info().get('status', 'not started')!r})"
+        )
+    model = build_model(folder.recipe, data)
+    try:
+        load_model(model, str(folder.model_file))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder.model_file} is damaged or of another network: {error}") from error
+    return model.eval()
+
+
+__all__ = ["Progress", "TrainingRun", "batches_of", "build_model", "load_data", "train", "trained_model"]

@@ -1,0 +1,72 @@
+"""The runs of a study: methods x settings x seeds, each with a label and a folder name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.experiments.methods import METHODS, check_method
+from trimtab.experiments.recipe import Recipe
+
+METHOD_SECTIONS = ("var", "l1", "hoyer", "sam", "asam", "cram", "sgd", "adamw")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a study."""
+
+    label: str
+    recipe: Recipe
+
+    @property
+    def folder(self) -> str:
+        """Folder name: the label without characters that a file system minds, and the seed."""
+        safe = "".join(letter if letter.isalnum() or letter in "+-=.," else "_" for letter in self.label)
+        return f"{safe}/seed{self.recipe.seed}"
+
+
+def _applies(field: str, method: str, recipe: Recipe) -> bool:
+    section = field.split(".")[0]
+    if section not in METHOD_SECTIONS:
+        return True
+    known = METHODS[method]
+    return section in known.sections or section == (known.optimizer or recipe.optimizer)
+
+
+def variants(
+    recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], vary: Mapping[str, Sequence[Any]] | None = None
+) -> list[Variant]:
+    """Every combination, seeds innermost last: all methods of the first seed come before the second seed.
+
+    A varied field applies to the methods that read it: `var.strength` multiplies `var` and `var+sam`, not `sgd`.
+
+    Raises:
+        ValueError: an unknown method or field, an empty list, or a field that no method reads.
+
+    Example:
+        >>> [v.label for v in variants(Recipe(), ["sgd", "var"], [0], {"var.strength": [1e-5, 1e-4]})]
+        ['sgd', 'var[var.strength=1e-05]', 'var[var.strength=0.0001]']
+    """
+    vary = vary or {}
+    for what, values in (("methods", methods), ("seeds", seeds), *vary.items()):
+        if not values:
+            raise ValueError(f"{what} is empty: nothing to run")
+        if len(set(map(str, values))) != len(values):
+            raise ValueError(f"{what} holds a value twice: {list(values)}")
+    for method in methods:
+        check_method(method)
+    for field in vary:
+        if not any(_applies(field, method, recipe) for method in methods):
+            raise ValueError(f"--vary {field}: none of the methods {', '.join(methods)} reads it")
+    found = []
+    for seed in seeds:
+        for method in methods:
+            fields = [field for field in vary if _applies(field, method, recipe)]
+            for values in itertools.product(*(vary[field] for field in fields)):
+                settings = dict(zip(fields, values, strict=True))
+                shown = ",".join(f"{field}={value}" for field, value in settings.items())
+                label = f"{method}[{shown}]" if shown else method
+                found.append(Variant(label, recipe.with_settings({**settings, "method": method, "seed": seed})))
+    return found
