@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.parameters import Rule
+from trimtab.collectives import local_part
+from trimtab.parameters import Rule, Source
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Moments
+from trimtab.penalties.moments import Moments, at_least_float32, batches, gradient_of, write_back
 
 
 class L1(MagnitudePenalty):
@@ -38,3 +39,18 @@ class L1(MagnitudePenalty):
         """psi and its gradient's coefficients, per tensor."""
         mean = statistics.mean
         return Law(statistics.number * mean, torch.ones_like(mean), torch.zeros_like(mean))
+
+    @torch.no_grad()
+    def add_gradient_(self, params: Source) -> None:
+        """Add `strength * sign(w)` to the gradients, in place: no statistics and no communication needed.
+
+        Raises:
+            ValueError: the rule chooses no tensor.
+        """
+        for group in self.with_gradients(params):
+            for _, parts in batches([[local_part(item), local_part(gradient_of(item))] for item in group]):
+                gradients = [gradient for _, gradient in parts]
+                targets = [at_least_float32(gradient) for gradient in gradients]
+                signs = torch._foreach_sign([at_least_float32(weight) for weight, _ in parts])
+                torch._foreach_add_(targets, signs, alpha=self.strength)
+                write_back(targets, gradients)

@@ -68,16 +68,18 @@ class MagnitudePenalty(Penalty):
         Raises:
             ValueError: the rule chooses no tensor.
         """
-        chosen = [entry for entry in self.chosen(params) if entry.parameter.grad is not None]
-        if not chosen or not self.strength:
-            return
-        for group in _by_device(chosen):
-            parameters = [entry.parameter for entry in group]
+        for parameters in self.with_gradients(params):
             statistics = moments(parameters, self.smoothing)
             law = self.law(statistics)
             add_gradients_(
                 parameters, self.smoothing, statistics.mean, law.constant * self.strength, law.slope * self.strength
             )
+
+    def with_gradients(self, params: Source) -> list[list[Tensor]]:
+        """The chosen tensors that have a gradient, by device; none when the strength is 0."""
+        chosen = [entry for entry in self.chosen(params) if entry.parameter.grad is not None]
+        groups = _by_device(chosen) if self.strength else []
+        return [[entry.parameter for entry in group] for group in groups]
 
 
 def _by_device(chosen: list[Entry]) -> list[list[Entry]]:
