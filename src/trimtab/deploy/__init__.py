@@ -1,1 +1,6 @@
-"""Trimtab."""
+"""What the pruned network becomes: a smaller file, a faster layer where one is to be had, an exported graph."""
+
+from trimtab.deploy.sparse_file import load_sparse, save_sparse, sparse_metadata
+from trimtab.deploy.store_report import StoreReport, TensorRow
+
+__all__ = ["StoreReport", "TensorRow", "load_sparse", "save_sparse", "sparse_metadata"]

@@ -1,0 +1,340 @@
+"""Write a pruned network into a file that is really smaller, and read it back bit for bit."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from trimtab.deploy import positions
+from trimtab.deploy.store_format import (
+    DTYPES,
+    NAMES,
+    Index,
+    IndexRow,
+    as_bytes,
+    as_integers,
+    content_hash,
+    read_index,
+    read_metadata,
+    safetensors_label,
+    write_index,
+    write_metadata,
+)
+from trimtab.deploy.store_report import Form, StoreReport, TensorRow, dense_file_bytes, mask_entropy_bits
+from trimtab.files import replace_atomically
+
+Source = nn.Module | Mapping[str, Tensor]
+
+
+def _tensors(source: Source) -> dict[str, Tensor]:
+    """The state dict of `source`, checked."""
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(f"{name!r} is {type(tensor).__name__}; a sparse file holds named tensors only")
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ValueError(f"{name} is a {tensor.layout} tensor on {tensor.device}; dense data are needed")
+        if hasattr(tensor, "full_tensor"):
+            raise ValueError(f"{name} is sharded; gather the full state dict before saving it")
+        if tensor.dtype not in NAMES:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; allowed are {', '.join(DTYPES)}")
+    return dict(state)
+
+
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors that are the same memory as an earlier one."""
+    first: dict[tuple[object, ...], str] = {}
+    aliases = {}
+    for name, tensor in state.items():
+        if tensor.numel() == 0:
+            continue
+        key = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
+        holder = first.setdefault(key, name)
+        if holder != name:
+            aliases[name] = holder
+    return aliases
+
+
+class _Packed(NamedTuple):
+    row: IndexRow
+    values: Tensor
+    code: positions.Bytes
+    nonzeros: int
+    negative_zeros: int
+
+
+def _pack(name: str, tensor: Tensor, drop_negative_zeros: bool) -> _Packed:
+    """A tensor in the form that takes fewest bytes."""
+    dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
+    flat = tensor.detach().contiguous().cpu().reshape(-1)
+    bits = as_integers(flat).numpy()
+    negative = 0
+    if flat.is_floating_point():
+        is_negative_zero = bits == as_integers(torch.tensor([-0.0]).to(flat.dtype)).numpy()[0]
+        negative = int(is_negative_zero.sum())
+        if negative and drop_negative_zeros:
+            bits = np.where(is_negative_zero, bits.dtype.type(0), bits)
+            flat = torch.from_numpy(bits).view(flat.dtype)
+            negative = 0
+    where = np.flatnonzero(bits)
+    # Fewest bytes a code can take is one bit for each non-zero: no need to try where that is too much already.
+    if where.size * flat.element_size() + where.size // 8 < bits.nbytes:
+        k, packed = positions.encode(where)
+        if where.size * flat.element_size() + packed.size < bits.nbytes:
+            values = flat[torch.from_numpy(where)]
+            return _Packed(
+                IndexRow(name, dtype, shape, where.size, k, packed.size), values, packed, where.size, negative
+            )
+    no_code = np.empty(0, dtype=np.uint8)
+    return _Packed(IndexRow(name, dtype, shape, flat.numel()), flat, no_code, where.size, negative)
+
+
+def _report_row(packed: _Packed) -> TensorRow:
+    row, nonzeros = packed.row, packed.nonzeros
+    size = DTYPES[row.dtype].itemsize
+    form: Form = "dense" if row.k is None else "gap code" if row.k else "bitmask"
+    return TensorRow(
+        row.name,
+        row.dtype,
+        row.shape,
+        nonzeros,
+        form,
+        dense_bytes=row.elements * size,
+        sparse_bytes=row.stored * size + row.position_bytes,
+        bound_bytes=mask_entropy_bits(row.elements, nonzeros) / 8 + nonzeros * size,
+        negative_zeros=packed.negative_zeros,
+    )
+
+
+def _gzip_bytes(state: Mapping[str, Tensor], names: list[str]) -> int:
+    content = b"".join(bytes(as_bytes(state[name].detach().contiguous().cpu())) for name in names)
+    return len(gzip.compress(content, compresslevel=6, mtime=0))
+
+
+def save_sparse(
+    source: Source,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    drop_negative_zeros: bool = False,
+    with_gzip: bool = False,
+) -> StoreReport:
+    """Write the state dict of a model into a safetensors file in which zeros cost next to nothing.
+
+    Each tensor is stored in the smallest of three forms: dense, bitmask and values, gap code (Golomb-Rice) and values.
+    Values are raw bits, so the round trip is bit-equal for every dtype, NaN payloads and -0.0 included. Tied weights
+    are stored once. The file appears at `path` as a whole or not at all.
+
+    Args:
+        source: a model or a state dict of dense tensors, on any device.
+        path: file to write; folders are made.
+        metadata: strings to keep beside the tensors.
+        drop_negative_zeros: store -0.0 as 0.0. Such zeros come from `weight * mask` with negative weights and would each
+            cost a value; the tensors read back are then equal in value but not in these sign bits. Default False.
+        with_gzip: also measure gzip of the dense values (slow; for comparison).
+
+    Returns:
+        Sizes of the file, of the dense file and of the entropy bound, in total and per tensor.
+
+    Raises:
+        TypeError: an entry is no tensor, has a dtype safetensors lacks, or metadata are not strings.
+        ValueError: a tensor is sparse, quantised, sharded or on the meta device.
+        OSError: the file could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> net = torch.nn.Linear(100, 100)
+        >>> with torch.no_grad():
+        ...     _ = net.weight.masked_fill_(torch.rand(100, 100) < 0.9, 0.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = save_sparse(net, f"{folder}/net.safetensors")
+        ...     state = load_sparse(f"{folder}/net.safetensors")
+        >>> report.ratio > 5, torch.equal(state["weight"], net.weight)
+        (True, True)
+    """
+    user = dict(metadata or {})
+    for key, value in user.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+    state = _tensors(source)
+    aliases = _aliases(state)
+    held = [name for name in state if name not in aliases]
+    packed = {name: _pack(name, state[name], drop_negative_zeros) for name in held}
+
+    values: dict[str, list[Tensor]] = {}
+    for each in packed.values():
+        values.setdefault(each.row.dtype, []).append(each.values)
+    codes = np.concatenate([np.empty(0, dtype=np.uint8), *(each.code for each in packed.values())])
+    rows = tuple(each.row for each in packed.values())
+    entries = {f"values.{dtype}": torch.cat(parts) for dtype, parts in values.items()}
+    entries |= {"index": write_index(Index(rows, aliases)), "positions": torch.from_numpy(codes)}
+    sha256 = content_hash(entries, user)
+    content = to_safetensors(entries, write_metadata(sha256, user))
+    path = Path(path)
+    replace_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+    report_rows = {name: _report_row(each) for name, each in packed.items()}
+    in_order = sorted(held, key=lambda name: (-state[name].element_size(), name))
+    return StoreReport(
+        path=path,
+        sparse_bytes=len(content),
+        dense_bytes=dense_file_bytes(
+            {
+                name: (safetensors_label(row.dtype), row.shape, row.dense_bytes)
+                for name, row in ((name, report_rows[name]) for name in in_order)
+            }
+        ),
+        bound_bytes=round(sum(row.bound_bytes for row in report_rows.values())),
+        gzip_bytes=_gzip_bytes(state, held) if with_gzip else None,
+        sha256=sha256,
+        rows=tuple(
+            report_rows[name]
+            if name in report_rows
+            else TensorRow(name, NAMES[tensor.dtype], tuple(tensor.shape), 0, "alias", 0, 0, 0.0)
+            for name, tensor in state.items()
+        ),
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    """The entries of the file as they are, the hash it claims, the user's metadata."""
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            sha256, user = read_metadata(file.metadata())
+            names = list(file.keys())
+            allowed = {"index", "positions", *(f"values.{dtype}" for dtype in DTYPES)}
+            if not {"index", "positions"} <= set(names) <= allowed:
+                raise ValueError(f"entries {names} are not those of a sparse file")
+            return {name: file.get_tensor(name) for name in names}, sha256, user
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a whole safetensors file ({error})") from error
+
+
+def _check_sizes(index: Index, entries: Mapping[str, Tensor], limit: int) -> None:
+    """The entries hold exactly what the index says, and no more than `limit` bytes would be decoded."""
+    wanted: dict[str, int] = {}
+    total = 0
+    for row in index.rows:
+        wanted[row.dtype] = wanted.get(row.dtype, 0) + row.stored
+        total += row.elements * DTYPES[row.dtype].itemsize
+    for key, tensor in entries.items():
+        expected = torch.uint8 if key in ("index", "positions") else DTYPES[key.removeprefix("values.")]
+        if tensor.dtype != expected or tensor.ndim != 1:
+            raise ValueError(f"entry {key} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected flat {expected}")
+    held = {key.removeprefix("values."): tensor.numel() for key, tensor in entries.items() if key.startswith("values.")}
+    if wanted != held:
+        raise ValueError(f"the index asks for {wanted} values, the file holds {held}")
+    if sum(row.position_bytes for row in index.rows) != entries["positions"].numel():
+        raise ValueError("the index and the positions disagree on their size")
+    if total > limit:
+        raise ValueError(f"it would decode to {total} bytes, more than the limit of {limit}; pass max_bytes={total}")
+
+
+def _decode(index: Index, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    codes = cast("positions.Bytes", entries["positions"].numpy())
+    taken = dict.fromkeys(DTYPES, 0)
+    code_start = 0
+    state: dict[str, Tensor] = {}
+    for row in index.rows:
+        start = taken[row.dtype]
+        taken[row.dtype] = start + row.stored
+        values = entries[f"values.{row.dtype}"][start : start + row.stored]
+        if row.k is None:
+            flat = values.clone()
+        else:
+            code = codes[code_start : code_start + row.position_bytes]
+            code_start += row.position_bytes
+            try:
+                where = positions.decode(code, row.nonzeros, row.k, row.elements)
+            except ValueError as error:
+                raise ValueError(f"tensor {row.name!r}: {error}") from error
+            flat = torch.zeros(row.elements, dtype=DTYPES[row.dtype])
+            as_integers(flat).numpy()[where] = as_integers(values).numpy()
+        state[row.name] = flat.reshape(row.shape)
+    return state | {alias: state[name] for alias, name in index.aliases.items()}
+
+
+def _check_model(index: Index, model: nn.Module) -> None:
+    """Names, shapes and dtypes are the model's, before anything is copied."""
+    rows = {row.name: row for row in index.rows}
+    rows |= {alias: rows[name] for alias, name in index.aliases.items()}
+    state = model.state_dict()
+    missing, unexpected = sorted(set(state) - set(rows)), sorted(set(rows) - set(state))
+    if missing or unexpected:
+        raise ValueError(f"it does not fit {type(model).__name__}: missing {missing}, unexpected {unexpected}")
+    for name, row in rows.items():
+        shape, dtype = tuple(state[name].shape), state[name].dtype
+        if shape != row.shape or dtype != DTYPES[row.dtype]:
+            raise ValueError(
+                f"it does not fit {type(model).__name__}: {name} is {row.dtype} {row.shape} in the file and "
+                f"{str(dtype).removeprefix('torch.')} {shape} in the model"
+            )
+
+
+def load_sparse(
+    path: str | os.PathLike[str], model: nn.Module | None = None, max_bytes: int | None = None
+) -> dict[str, Tensor]:
+    """Read a file of `save_sparse`, bit-equal, and load it into `model` when one is given.
+
+    The hash is checked first, then every count against the sizes in the file, then the tensors are made: a damaged or
+    hostile file is refused before it costs memory.
+
+    Args:
+        path: file of `save_sparse`.
+        model: takes the tensors over; names, shapes and dtypes must be its own, else it is left untouched.
+        max_bytes: most bytes the tensors may take. Default [ours]: 1 GiB or 1,000 times the file, whichever is more.
+
+    Returns:
+        The state dict on the CPU; tied names share one tensor.
+
+    Raises:
+        FileNotFoundError: no file at `path`.
+        ValueError: not a sparse file, damaged, from a newer version, too large, or not the model's.
+
+    Example:
+        >>> import tempfile
+        >>> net, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = save_sparse(net, f"{folder}/net.safetensors")
+        ...     _ = load_sparse(f"{folder}/net.safetensors", other)
+        >>> torch.equal(net.weight, other.weight)
+        True
+    """
+    path = Path(path)
+    limit = max(2**30, 1000 * path.stat().st_size) if max_bytes is None else max_bytes
+    try:
+        entries, sha256, user = _read(path)
+        if content_hash(entries, user) != sha256:
+            raise ValueError("its content does not have the sha256 in its metadata: the file was altered or damaged")
+        index = read_index(entries["index"])
+        _check_sizes(index, entries, limit)
+        if model is not None:
+            _check_model(index, model)
+        state = _decode(index, entries)
+    except ValueError as error:
+        raise ValueError(f"could not read {path}: {error}") from error
+    if model is not None:
+        model.load_state_dict(state, strict=True)
+    return state
+
+
+def sparse_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The user's strings of a sparse file, from its header alone.
+
+    Raises:
+        ValueError: not a sparse file, or from a newer version.
+    """
+    try:
+        with safetensors.safe_open(Path(path), framework="pt", device="cpu") as file:
+            return read_metadata(file.metadata())[1]
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"could not read {path}: {error}") from error
