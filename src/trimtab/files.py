@@ -14,7 +14,8 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     On any error (a full disk, Ctrl-C) the temporary file is removed and an earlier `path` stays as it was.
 
     Raises:
-        OSError: the file could not be written; the message names `path`.
+        OSError: the file could not be written; the message names `path`. Any other error of `write` passes through with
+            a note that names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -30,6 +31,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+        error.add_note(f"while writing {path}")
         raise
 
 

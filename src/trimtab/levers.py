@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from trimtab.collectives import local_part
 from trimtab.parameters import Entry, entries, with_names
 
 
@@ -54,7 +55,8 @@ def _unscale_fused(optimizer: torch.optim.Optimizer) -> bool:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    parameter.grad.div_(scale.to(parameter.grad.device))
+                    gradient = local_part(parameter.grad)
+                    gradient.div_(scale.to(gradient.device))
         optimizer.grad_scale = None  # type: ignore[attr-defined]
     return True
 
