@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ class LayerRow:
         output_shape: of its last call, batch included; None when it was not called.
         parameters: elements of its own parameters; a tied one counts at its first owner only.
         nonzeros: of these, those that differ from zero.
-        multiply_adds: dense; None when the model was not run.
+        dense_multiply_adds: None when the model was not run.
         sparse_multiply_adds: without products with a zero weight; None when the model was not run.
     """
 
@@ -35,7 +35,7 @@ class LayerRow:
     output_shape: tuple[int, ...] | None
     parameters: int
     nonzeros: int
-    multiply_adds: int | None
+    dense_multiply_adds: int | None
     sparse_multiply_adds: int | None
 
 
@@ -48,8 +48,7 @@ class ModelSummary:
         nonzeros: of these, those that differ from zero.
         prunable: elements of the parameters the rule chose (two dimensions or more).
         prunable_nonzeros: of these, those that differ from zero.
-        multiply_adds: of one forward pass of the whole input, batch included; None when the model was not run.
-        sparse_multiply_adds: the same without products with a zero weight.
+        ran: whether an input was given and the model run, so that multiply-adds are known.
         uncounted: operations that multiplied with weights and could not be counted; empty in the usual case.
         layers: one row per module, in the model's order.
     """
@@ -58,8 +57,7 @@ class ModelSummary:
     nonzeros: int
     prunable: int
     prunable_nonzeros: int
-    multiply_adds: int | None
-    sparse_multiply_adds: int | None
+    ran: bool
     uncounted: tuple[str, ...]
     layers: tuple[LayerRow, ...]
 
@@ -74,23 +72,45 @@ class ModelSummary:
         return 1 - self.nonzeros / self.parameters if self.parameters else 0.0
 
     @property
-    def speed_up(self) -> float | None:
-        """Dense over sparse multiply-adds: what sparsity could gain at most, not what this machine gains."""
-        if self.multiply_adds is None or self.sparse_multiply_adds is None:
-            return None
-        if not self.sparse_multiply_adds:
-            return float("inf") if self.multiply_adds else 1.0
-        return self.multiply_adds / self.sparse_multiply_adds
+    def dense_multiply_adds(self) -> int:
+        """Of one forward pass of the whole input, batch included.
+
+        Raises:
+            ValueError: the model was not run.
+        """
+        return self._total(row.dense_multiply_adds for row in self.layers)
+
+    @property
+    def sparse_multiply_adds(self) -> int:
+        """The same without products with a zero weight.
+
+        Raises:
+            ValueError: the model was not run.
+        """
+        return self._total(row.sparse_multiply_adds for row in self.layers)
+
+    def _total(self, numbers: Iterable[int | None]) -> int:
+        if not self.ran:
+            raise ValueError("multiply-adds are not known: give summary an example_input or an input_shape")
+        return sum(number or 0 for number in numbers)
+
+    @property
+    def speed_up(self) -> float:
+        """Dense over sparse multiply-adds: what sparsity could gain at most, not what this machine gains.
+
+        Infinite when every product has a zero weight, 1 when there is no product.
+        """
+        dense, sparse = self.dense_multiply_adds, self.sparse_multiply_adds
+        return dense / sparse if sparse else float("inf") if dense else 1.0
 
     def rows(self) -> list[LayerRow]:
         """The layers, then the total."""
-        total = LayerRow(
-            "total", "", None, self.parameters, self.nonzeros, self.multiply_adds, self.sparse_multiply_adds
-        )
+        work = (self.dense_multiply_adds, self.sparse_multiply_adds) if self.ran else (None, None)
+        total = LayerRow("total", "", None, self.parameters, self.nonzeros, *work)
         return [*self.layers, total]
 
     def __str__(self) -> str:
-        head = ("layer", "kind", "output", "parameters", "non-zeros", "multiply-adds", "sparse")
+        head = ("layer", "kind", "output", "parameters", "non-zeros", "multiply-adds", "sparse ones")
         cells = [head, *(_cells(row) for row in self.rows())]
         widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
         lines = [
@@ -108,7 +128,7 @@ class ModelSummary:
 
 def _cells(row: LayerRow) -> tuple[str, ...]:
     shape = "" if row.output_shape is None else "x".join(map(str, row.output_shape))
-    numbers = (row.parameters, row.nonzeros, row.multiply_adds, row.sparse_multiply_adds)
+    numbers = (row.parameters, row.nonzeros, row.dense_multiply_adds, row.sparse_multiply_adds)
     return (row.name or "(model)", row.kind, shape, *("-" if number is None else f"{number:,}" for number in numbers))
 
 
@@ -195,7 +215,7 @@ def _arguments(
         if not all(isinstance(size, int) and size > 0 for size in input_shape):
             raise ValueError(f"input_shape must hold positive integers, got {tuple(input_shape)}")
         like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
-        return (torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device),), {}
+        return (torch.zeros(*input_shape, dtype=like.dtype, device=like.device),), {}
     if isinstance(example_input, Mapping):
         return (), example_input
     return (example_input if isinstance(example_input, tuple | list) else (example_input,)), {}
@@ -224,7 +244,7 @@ def summary(
     Args:
         model: any module; a mask put on by a parametrization or by `torch.nn.utils.prune` is respected in the multiply-adds.
         example_input: a tensor, a tuple of arguments or a dict of named ones. Multiply-adds are of this whole input.
-        input_shape: instead of it, the shape of one example without the batch dimension; zeros are fed, batch 1.
+        input_shape: instead of it, a shape, batch included; zeros in the dtype and on the device of the model are fed.
         rule: which parameters are prunable. Default: two dimensions or more, frozen ones too.
 
     Raises:
@@ -232,14 +252,14 @@ def summary(
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(8 * 16, 10))
-        >>> found = summary(net, input_shape=(3, 4, 4))
-        >>> found.parameters, found.multiply_adds
+        >>> found = summary(net, input_shape=(1, 3, 4, 4))
+        >>> found.parameters, found.dense_multiply_adds
         (1506, 4736)
         >>> print(found)
-        layer  kind    output   parameters  non-zeros  multiply-adds  sparse
-        0      Conv2d  1x8x4x4         216        216          3,456   3,456
-        2      Linear  1x10          1,290      1,290          1,280   1,280
-        total                        1,506      1,506          4,736   4,736
+        layer  kind    output   parameters  non-zeros  multiply-adds  sparse ones
+        0      Conv2d  1x8x4x4         216        216          3,456        3,456
+        2      Linear  1x10          1,290      1,290          1,280        1,280
+        total                        1,506      1,506          4,736        4,736
         sparsity: 0.00% of the prunable weights, 0.00% of all
     """
     if example_input is not None and input_shape is not None:
@@ -266,7 +286,7 @@ def summary(
             shapes.get(name),
             parameters=held.get(name, [0, 0])[0],
             nonzeros=held.get(name, [0, 0])[1],
-            multiply_adds=booked.get(name, Count()).dense if ran else None,
+            dense_multiply_adds=booked.get(name, Count()).dense if ran else None,
             sparse_multiply_adds=booked.get(name, Count()).sparse if ran else None,
         )
         for name, module in model.named_modules(remove_duplicate=False)
@@ -278,8 +298,7 @@ def summary(
         nonzeros=sum(row.nonzeros for row in layers),
         prunable=sum(entry.parameter.numel() for entry in chosen),
         prunable_nonzeros=sum(nonzeros(entry.parameter.detach()) for entry in chosen),
-        multiply_adds=sum(count.dense for count in booked.values()) if ran else None,
-        sparse_multiply_adds=sum(count.sparse for count in booked.values()) if ran else None,
+        ran=ran,
         uncounted=uncounted,
         layers=layers,
     )
