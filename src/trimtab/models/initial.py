@@ -22,8 +22,8 @@ def kaiming_fan_out_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             # kaiming_normal_ reads dim 0 as the outputs; a transposed convolution keeps them in dim 1.
-            mode = "fan_in" if isinstance(module, nn.ConvTranspose2d) else "fan_out"
-            nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
+            weight = module.weight.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else module.weight
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):

@@ -1,0 +1,160 @@
+"""Batches of a split whose order and augmentation depend on (seed, epoch, batch) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from trimtab.datasets.augment import AUGMENTS, Augment, apply, draw
+from trimtab.datasets.dataset import DataSet, Split
+from trimtab.datasets.seeds import generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches:
+    """Serves normalised batches of a split that lies whole on the device as uint8.
+
+    Batch j of epoch k is a pure function of (seed, k, j): a run that starts again at any epoch or batch sees what it
+    would have seen. Ranks take every `world_size`-th image of a batch of `world_size * batch_size`, so two ranks
+    together see exactly what one process with twice the batch sees, augmentation included.
+
+    Values: `(pixel / 255 - mean) / std` with the statistics of the training split, float32.
+
+    Args:
+        split: one of `dataset`'s splits.
+        dataset: gives mean and std.
+        batch_size: images per batch and rank.
+        seed: of order and augmentation.
+        augment: "none", "flip" (mirrored with probability 1/2), "crop_flip" (also a crop out of the image with a
+            black border), "shift" (the crop alone); masks of a segmentation go along. The border is an eighth of the
+            side (4 pixels at 32).
+        shuffle: a new order in each epoch; otherwise the split's own.
+        drop_last: leave out the last batch when it is not full. Default: as `shuffle`.
+        device: where images lie and batches are made.
+        rank, world_size: this process among those that share the split.
+
+    Raises:
+        ValueError: an empty split, a batch size below 1 or (with `drop_last`) above the images at hand, an unknown
+            augmentation, a rank outside the world.
+
+    Example:
+        >>> from trimtab import datasets
+        >>> digits = datasets.load("digits")
+        >>> batches = Batches(digits.train, digits, 64, seed=0, augment="shift")
+        >>> images, targets = next(batches.epoch(0))
+        >>> images.shape, targets.shape, len(batches)
+        (torch.Size([64, 1, 8, 8]), torch.Size([64]), 20)
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        dataset: DataSet,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: Augment = "none",
+        shuffle: bool = True,
+        drop_last: bool | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if augment not in AUGMENTS:
+            raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        if not len(split):
+            raise ValueError(f"this split of {dataset.name!r} holds no image")
+        self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
+        self.augment: Augment = augment
+        self.drop_last = shuffle if drop_last is None else drop_last
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device(device)
+        if self.drop_last and len(split) < batch_size * world_size:
+            raise ValueError(
+                f"batch_size {batch_size} on {world_size} process(es) exceeds the {len(split)} images of this split of "
+                f"{dataset.name!r}, so that no full batch exists; use a smaller batch or drop_last=False"
+            )
+        self.images = split.images.to(self.device)
+        self.targets = split.targets.to(self.device)
+        scale = torch.tensor([1 / (255 * value) for value in dataset.std], dtype=torch.float32)
+        shift = torch.tensor([-m / s for m, s in zip(dataset.mean, dataset.std, strict=True)], dtype=torch.float32)
+        self._scale = scale.to(self.device).view(1, -1, 1, 1)
+        self._shift = shift.to(self.device).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        """Batches in one epoch of this rank; with `drop_last` the same on every rank."""
+        if self.drop_last:
+            return len(self.images) // (self.batch_size * self.world_size)
+        own = len(range(self.rank, len(self.images), self.world_size))
+        return -(-own // self.batch_size)
+
+    def _order(self, purpose: str, epoch: int) -> Tensor:
+        count = len(self.images)
+        if not self.shuffle and purpose == "order":
+            return torch.arange(count)
+        return torch.randperm(count, generator=generator(self.seed, purpose, epoch))
+
+    def _batch(self, order: Tensor, number: int, epoch: int, augment: Augment) -> Batch:
+        start = number * self.batch_size
+        index = order[self.rank :: self.world_size][start : start + self.batch_size].to(self.device)
+        images, targets = self.images[index], self.targets[index]
+        if augment != "none":
+            height, width = images.shape[-2:]
+            stream = generator(self.seed, "augment", epoch, number)
+            draws = draw(augment, self.batch_size * self.world_size, (height, width), stream)
+            draws = draws.part(self.rank, self.world_size, len(index))
+            images = apply(augment, images, draws)
+            targets = apply(augment, targets, draws) if targets.ndim > 1 else targets
+        return torch.addcmul(self._shift, images.float(), self._scale), targets
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """Batches of epoch `epoch` (0, 1, ...), from `start_batch` on: (images float32 (B, C, H, W), targets int64).
+
+        Raises:
+            ValueError: a negative epoch, or a start outside 0..len(self).
+        """
+        if epoch < 0 or not 0 <= start_batch <= len(self):
+            raise ValueError(
+                f"epoch must be 0 or more and start_batch in 0..{len(self)}, got epoch={epoch}, "
+                f"start_batch={start_batch}"
+            )
+        return self._stream(epoch, start_batch)
+
+    def _stream(self, epoch: int, start_batch: int) -> Iterator[Batch]:
+        order = self._order("order", epoch)
+        for number in range(start_batch, len(self)):
+            yield self._batch(order, number, epoch, self.augment)
+
+    def sample(self, batches: int, seed: int) -> Sample:
+        """A fixed random choice of at most `batches` batches, not augmented, that can be gone through again and again.
+
+        Made for the re-estimation of BatchNorm statistics.
+
+        Raises:
+            ValueError: fewer than one batch asked for.
+        """
+        if batches < 1:
+            raise ValueError(f"batches must be 1 or more, got {batches}")
+        return Sample(self, min(batches, len(self)), seed)
+
+
+class Sample:
+    """What `Batches.sample` gives: an iterable of batches that is the same each time."""
+
+    def __init__(self, batches: Batches, count: int, seed: int) -> None:
+        self.batches, self.count, self.seed = batches, count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self.batches._order("sample", self.seed)
+        for number in range(self.count):
+            yield self.batches._batch(order, number, 0, "none")

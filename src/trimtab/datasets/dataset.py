@@ -1,0 +1,148 @@
+"""What a data set is here: three splits of uint8 images in memory, with class names and the training statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Task = Literal["classification", "segmentation"]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their targets.
+
+    Attributes:
+        images: uint8, (N, C, H, W).
+        targets: int64; (N,) classes, or (N, H, W) class of each pixel.
+        groups: int64 (N,), or None; images of one group (a patient) belong together and never lie in two splits.
+
+    Raises:
+        TypeError: a dtype is another one.
+        ValueError: shapes do not fit each other.
+
+    Example:
+        >>> split = Split(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+        >>> len(split), split.task
+        (2, 'classification')
+    """
+
+    images: Tensor
+    targets: Tensor
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {self.images.dtype}")
+        if self.targets.dtype != torch.int64:
+            raise TypeError(f"targets must be int64, got {self.targets.dtype}")
+        shape = tuple(self.images.shape)
+        if self.images.ndim != 4 or 0 in shape[1:]:
+            raise ValueError(f"images must have the shape (N, C, H, W), got {shape}")
+        if tuple(self.targets.shape) not in {shape[:1], (shape[0], *shape[2:])}:
+            raise ValueError(
+                f"targets must have the shape (N,) or (N, H, W) of images {shape}, got {tuple(self.targets.shape)}"
+            )
+        if self.groups is not None and tuple(self.groups.shape) != shape[:1]:
+            raise ValueError(f"groups must have the shape (N,) of images {shape}, got {tuple(self.groups.shape)}")
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def task(self) -> Task:
+        """What the targets are for."""
+        return "classification" if self.targets.ndim == 1 else "segmentation"
+
+    def at(self, index: Tensor) -> Split:
+        """The images at `index` (int64, in that order)."""
+        groups = None if self.groups is None else self.groups[index]
+        return Split(self.images[index], self.targets[index], groups)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Training, validation and test images of one task.
+
+    Attributes:
+        name: what it was loaded as.
+        task: "classification" or "segmentation".
+        train, validation, test: the splits. Settings are chosen on validation; test is for the final figures.
+        classes: names of the classes; class 0 of a segmentation is the background.
+        mean, std: per channel, of the training pixels divided by 255 (biased standard deviation).
+        notes: remarks a reader of results should know, such as duplicates between shipped splits.
+
+    Raises:
+        ValueError: a target outside the classes, splits whose images differ in shape, no training image.
+    """
+
+    name: str
+    task: Task
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not len(self.train):
+            raise ValueError(f"data set {self.name!r} has no training image")
+        for label in ("train", "validation", "test"):
+            split: Split = getattr(self, label)
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise ValueError(
+                    f"data set {self.name!r}: {label} images are {tuple(split.images.shape[1:])}, training images "
+                    f"{tuple(self.train.images.shape[1:])}"
+                )
+            if len(split) and split.task != self.task:
+                raise ValueError(f"data set {self.name!r}: the targets of {label} are not those of a {self.task}")
+            if len(split) and not 0 <= int(split.targets.min()) <= int(split.targets.max()) < len(self.classes):
+                raise ValueError(
+                    f"data set {self.name!r}: targets of {label} must lie in 0..{len(self.classes) - 1}, found "
+                    f"{int(split.targets.min())}..{int(split.targets.max())}"
+                )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of an image."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.train.images.shape[2:]
+        return height, width
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and biased standard deviation of each channel, exact: from the counts of the 256 values, in float64.
+
+    Args:
+        images: uint8, (N, C, H, W), N >= 1.
+
+    Returns:
+        mean and std of the values divided by 255. A constant channel gets std 1, so that it can be divided by [ours].
+
+    Example:
+        >>> channel_statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
+        ((0.5,), (0.5,))
+    """
+    values = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in images.unbind(1):
+        counts = torch.bincount(channel.reshape(-1), minlength=256).double()
+        mean = (counts * values).sum() / counts.sum()
+        variance = (counts * (values - mean).square()).sum() / counts.sum()
+        means.append(mean.item())
+        stds.append(variance.sqrt().item() if int((counts > 0).sum()) > 1 else 1.0)
+    return tuple(means), tuple(stds)

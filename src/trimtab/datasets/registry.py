@@ -1,0 +1,132 @@
+"""The data sets by name, and the steps every one of them goes through."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.datasets.dataset import DataSet, Split, channel_statistics
+from trimtab.datasets.digits import read_digits
+from trimtab.datasets.reading import Source
+from trimtab.datasets.splitting import balanced_index, part_off
+
+Size = int | tuple[int, int]
+TEST_FRACTION = 0.2
+TEST_SEED = 0
+
+_READERS: dict[str, tuple[str, Callable[..., Source]]] = {
+    "digits": ("1,797 handwritten digits 8 x 8, embedded in scikit-learn; needs no root", read_digits),
+}
+
+
+def names() -> dict[str, str]:
+    """Every data set that `load` knows, with one line on each.
+
+    Example:
+        >>> names()["digits"]
+        '1,797 handwritten digits 8 x 8, embedded in scikit-learn; needs no root'
+    """
+    return {name: description for name, (description, _) in _READERS.items()}
+
+
+def _resized(split: Split, size: tuple[int, int]) -> Split:
+    """Images by bilinear interpolation with antialiasing, masks by the nearest pixel."""
+    if not len(split) or tuple(split.images.shape[2:]) == size:
+        empty = split.images.new_zeros(0, split.images.shape[1], *size)
+        return split if len(split) else Split(empty, split.targets.new_zeros(0), split.groups)
+    images = F.interpolate(split.images, size, mode="bilinear", antialias=True)
+    targets = split.targets
+    if targets.ndim > 1:
+        targets = F.interpolate(targets[:, None].double(), size, mode="nearest-exact")[:, 0].long()
+    return Split(images, targets, split.groups)
+
+
+def _pair(size: Size | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"image_size must be 1 or more, got {size}")
+    return height, width
+
+
+def _read(name: str, root: Path | None, size: tuple[int, int] | None, arguments: dict[str, Any]) -> Source:
+    if name not in _READERS:
+        near = ", ".join(difflib.get_close_matches(name, _READERS, n=3, cutoff=0.5))
+        hint = f"; nearest: {near}" if near else ""
+        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(_READERS)}")
+    reader = _READERS[name][1]
+    taken = set(inspect.signature(reader).parameters) - {"root"}
+    for key in arguments:
+        if key not in taken or key == "image_size":
+            free = sorted(taken - {"image_size"})
+            raise ValueError(f"data set {name!r} takes no argument {key!r}; it takes {free or 'none'}")
+    if "image_size" in taken:
+        arguments = {**arguments, "image_size": size}
+    return reader(root, **arguments)
+
+
+def _limited(split: Split, limit: int | None, seed: int, name: str) -> Split:
+    if limit is None:
+        return split
+    if not 1 <= limit <= len(split):
+        raise ValueError(f"limit_train must be in 1..{len(split)} (the training images of {name!r}), got {limit}")
+    index: Tensor = balanced_index(split.targets, limit, seed, "limit_train")
+    return split.at(index)
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    validation: float = 0.1,
+    split_seed: int = 0,
+    limit_train: int | None = None,
+    image_size: Size | None = None,
+    **arguments: Any,
+) -> DataSet:
+    """Read a data set into memory, with training, validation and test splits.
+
+    A test or validation split that ships with the data is used as it is. Without a test split, 20 % of the images are
+    put aside by a fixed seed, the same for every `split_seed`. Without a validation split, `validation` of the
+    training images are taken, by `split_seed`. Both are stratified by class, or take whole groups (patients) where the
+    data names them. Mean and standard deviation are those of the training split alone.
+
+    Args:
+        name: one of `names()`.
+        root: folder or file that holds the data, in the form its authors ship; not needed for digits.
+        validation: fraction of the training images for choosing settings, in [0, 1). 0: an empty split.
+        split_seed: of the validation split and of `limit_train`.
+        limit_train: keep so many training images, with the class proportions of all.
+        image_size: resize to this side, or (height, width); bilinear with antialiasing, masks by the nearest pixel.
+        arguments: further arguments of that reader.
+
+    Raises:
+        ValueError: an unknown name or argument, a value out of range, a damaged file (which is named), no root.
+        FileNotFoundError: the root or a file in it is missing; the message says what is expected.
+
+    Example:
+        >>> digits = load("digits")
+        >>> len(digits.train), len(digits.validation), len(digits.test), digits.image_size
+        (1293, 144, 360, (8, 8))
+    """
+    size = _pair(image_size)
+    source = _read(name, None if root is None else Path(root).expanduser(), size, dict(arguments))
+    train, held_out, test = source.train, source.validation, source.test
+    if test is None:
+        train, test = part_off(train, TEST_FRACTION, TEST_SEED, "test")
+    if held_out is None:
+        train, held_out = part_off(train, validation, split_seed, "validation")
+    elif not 0 <= validation < 1:
+        raise ValueError(f"validation must be in [0, 1), got {validation}")
+    train = _limited(train, limit_train, split_seed, name)
+    if size is not None:
+        train, held_out, test = (_resized(split, size) for split in (train, held_out, test))
+    mean, std = channel_statistics(train.images)
+    return DataSet(source.name, train.task, train, held_out, test, source.classes, mean, std, source.notes)
