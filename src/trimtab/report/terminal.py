@@ -56,9 +56,7 @@ def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80
         padding=(0, 0, 0, 1),
         pad_edge=False,
     )
-    found.add_column(
-        "method", overflow="fold", max_width=max(12, width - narrow))
-    )
+    found.add_column("method", overflow="fold", max_width=max(12, width - narrow))
     for label in labels:
         found.add_column(label, justify="right", no_wrap=True)
     for method in methods:
