@@ -41,22 +41,22 @@ def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80
     columns = [max(len(_cell(by_place.get((m, s)), False, False).plain) for m in methods) for s in sparsities]
     labels = [sparsity_label(sparsity) for sparsity in sparsities]
     needed = sum(1 + max(column, len(label)) for column, label in zip(columns, labels, strict=True))
-    stacked = max(6, *map(len, methods)) + needed > width
+    stacked = max(6, *map(len, methods)) + 2 + needed > width
     narrow = sum(1 + max(len(label), 6) for label in labels) if stacked else needed
     counts = sorted({entry.n for entry in entries})
     if counts == [1]:
         seeds = "one seed: no interval"
     else:
-        seeds = f"mean ± 95 % t interval over {' or '.join(map(str, counts))} seeds"
+        seeds = f"mean ± 95 % t interval, {' or '.join(map(str, counts))} seeds"
     metric = "Dice" if summary.metric == "dice" else summary.metric
     found = Table(
         title=f"{metric} in % by sparsity, {'recalibrated' if recalibrated else 'as pruned'}",
-        caption=f"{seeds}; bold: highest mean of its column; chance {100 * summary.chance:.3g} %",
+        caption=f"{seeds}; bold: best of column; chance {100 * summary.chance:.3g} %",
         box=box.SIMPLE_HEAD,
-        padding=(0, 0, 0, 1),
+        padding=(0, 0),
         pad_edge=False,
     )
-    found.add_column("method", overflow="fold", max_width=max(12, width - narrow))
+    found.add_column("method", overflow="fold", max_width=max(12, width - narrow - 2))
     for label in labels:
         found.add_column(label, justify="right", no_wrap=True)
     for method in methods:
