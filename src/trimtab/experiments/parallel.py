@@ -11,6 +11,7 @@ from typing import Any
 import lightning_fabric as fabric_library
 import torch
 import torch.distributed as dist
+from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -25,7 +26,7 @@ from trimtab.collectives import is_distributed
 from trimtab.experiments.recipe import Recipe
 from trimtab.levers import innermost
 
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 @dataclass
@@ -149,18 +150,23 @@ def launch(recipe: Recipe) -> Devices:
         raise ValueError(
             "strategy 'fsdp' needs several processes: start it with torchrun --nproc-per-node N -m trimtab ..."
         )
+    if recipe.strategy == "fsdp" and recipe.precision == "fp16":
+        raise ValueError("strategy 'fsdp' trains in fp32 or bf16, not in fp16 (the gradient scaler does not see all shards)")
     strategy: Any = "auto"
     if world > 1:
         strategy = "ddp"
         if recipe.strategy == "fsdp":
             strategy = ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
     accelerator = "cpu" if recipe.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    # Fabric's shorthand for fp16 falls back to bf16 on a CPU; its plugin itself runs there (slowly, for tests).
+    plugin = MixedPrecision("16-mixed", accelerator) if recipe.precision == "fp16" else None
     fabric = fabric_library.Fabric(
         accelerator=accelerator,
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         num_nodes=max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         strategy=strategy,
-        precision=PRECISIONS[recipe.precision],
+        precision=None if plugin else PRECISIONS[recipe.precision],
+        plugins=plugin,
     )
     if world > 1 and not dist.is_initialized():
         fabric.launch()

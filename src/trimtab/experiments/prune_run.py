@@ -16,6 +16,7 @@ from torch import nn
 from trimtab import datasets, pruning
 from trimtab.deploy import StoreReport, save_sparse
 from trimtab.experiments.evaluation import Quality, evaluate
+from trimtab.experiments.methods import METHODS
 from trimtab.experiments.recipe import Pruning, Recipe
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.summary import Histogram, Row, Storage
@@ -107,10 +108,10 @@ def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: A
     )
 
 
-def _combinations(section: Pruning) -> list[tuple[str, str]]:
-    """Score and scope asked for, then the controls."""
+def _combinations(section: Pruning, method: str) -> list[tuple[str, str]]:
+    """Score and scope asked for, then the controls; controls belong to the plain optimizers, which are the baseline."""
     asked = (section.score, section.scope)
-    controls = [("random", "global"), ("magnitude", "layer")] if section.controls else []
+    controls = [("random", "global"), ("magnitude", "layer")] if section.controls and not METHODS[method].sections else []
     return [asked, *(pair for pair in controls if pair != asked)]
 
 
@@ -165,7 +166,7 @@ def prune_run(
     dense = measured.quality()
     note = report or (lambda text: None)
     with tempfile.TemporaryDirectory() as scratch:
-        for score, scope in _combinations(section):
+        for score, scope in _combinations(section, recipe.method):
             control = (score, scope) != (section.score, section.scope)
             rows.append(
                 _row(

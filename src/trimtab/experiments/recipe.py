@@ -166,7 +166,7 @@ class Pruning(Section):
     recalibrate_batches: PositiveInt = 20
     """Training batches for re-estimating BatchNorm statistics."""
     controls: bool = True
-    """Also prune at random and per layer, as controls."""
+    """Also prune the baseline (sgd, adamw) at random and per layer, as controls."""
 
 
 class Recipe(Section):

@@ -192,7 +192,7 @@ class TrainingRun:
                 loss = task_loss(
                     outputs, targets, label_smoothing=self.recipe.label_smoothing, dice_weight=self.recipe.dice_weight
                 ) / len(batch)
-                self.devices.scaled(loss).backward()
+                torch.autograd.backward(self.devices.scaled(loss))
             total += loss.detach()
         return total
 
@@ -245,14 +245,13 @@ class TrainingRun:
         """Train to the end of the epoch; False when a stop was asked for."""
         recipe = self.recipe
         self.model.train()
-        rate = 0.0
         stream = self.train_batches.epoch(self.epoch, start_batch=self.step_in_epoch * recipe.accumulate)
         while self.step_in_epoch < self.steps_per_epoch:
             started = time.perf_counter()
             step = self.epoch * self.steps_per_epoch + self.step_in_epoch
             # Seeding each step makes dropout a function of (seed, step, rank): a resumed run draws the same masks.
             torch.manual_seed((recipe.seed * 1_000_003 + step) * 1009 + self.devices.rank)
-            rate = self._set_learning_rate(step)
+            self._set_learning_rate(step)
             self.epoch_loss += self._step([next(stream) for _ in range(recipe.accumulate)])
             self.step_in_epoch += 1
             self.step_seconds.append(time.perf_counter() - started)
@@ -262,7 +261,7 @@ class TrainingRun:
                 report(self._progress((self.epoch_loss / self.step_in_epoch).item()))
             if self.devices.any_rank(stop.asked):
                 return False
-        self._end_of_epoch(rate)
+        self._end_of_epoch()
         return True
 
     def _progress(self, loss: float | None) -> Progress:
@@ -270,7 +269,8 @@ class TrainingRun:
         last = next((row["validation_accuracy"] for row in reversed(self.rows) if "validation_accuracy" in row), None)
         return Progress(self.epoch, self.recipe.epochs, done, self.recipe.epochs * self.steps_per_epoch, loss, last)
 
-    def _end_of_epoch(self, rate: float) -> None:
+    def _end_of_epoch(self) -> None:
+        rate = self._set_learning_rate((self.epoch + 1) * self.steps_per_epoch - 1)
         loss = (self.epoch_loss / self.steps_per_epoch).item()
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": loss, "lr": rate}
         penalty = self.steering.penalty

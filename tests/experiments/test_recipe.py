@@ -1,0 +1,67 @@
+"""Recipes: round trip, overrides, refusals that name the nearest field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.experiments.methods import METHODS
+from trimtab.experiments.recipe import Recipe, load_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_loads_and_round_trips(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    recipe.write(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert load_recipe(tmp_path) == recipe
+
+
+def test_unknown_field_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("var: {strenght: 1.0e-4}\n")
+    with pytest.raises(ValueError, match=r"unknown field 'var.strenght'.*var.strength"):
+        load_recipe(file)
+    file.write_text("epoch: 3\n")
+    with pytest.raises(ValueError, match=r"'epoch'.*epochs"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 0", "epochs"),
+        ("pruning: {sparsities: [1.0]}", "less than 1"),
+        ("method: vat", "did you mean var"),
+        ("data: {validation: 0}", "greater than 0"),
+        ("- 1", "mapping"),
+        ("a: [", "YAML"),
+    ],
+)
+def test_bad_values_name_the_field(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(file)
+
+
+def test_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(ValueError, match="cifar10-resnet20"):
+        load_recipe("cifar10-resnet-20")
+    with pytest.raises(ValueError, match="no recipe file"):
+        load_recipe("nowhere.yaml")
+
+
+def test_with_settings_checks_field_and_value() -> None:
+    recipe = Recipe().with_settings({"var.strength": 1e-4, "epochs": 3, "model.arguments.depth": 2})
+    assert (recipe.var.strength, recipe.epochs, recipe.model.arguments) == (1e-4, 3, {"depth": 2})
+    with pytest.raises(ValueError, match=r"var\.strength"):
+        Recipe().with_settings({"var.strengh": 1.0})
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Recipe().with_settings({"var.strength": -1.0})
+
+
+def test_methods_named_in_the_issue_exist() -> None:
+    wanted = {"sgd", "adamw", "var", "l1", "hoyer", "sam", "asam", "cram", "cram+", "var+sam", "var+cram+"}
+    assert wanted <= METHODS.keys()

@@ -1,0 +1,46 @@
+"""Variants: which settings apply to which method, labels, folder names, refusals."""
+
+from __future__ import annotations
+
+import pytest
+
+from trimtab.experiments.recipe import Recipe
+from trimtab.experiments.variants import variants
+
+
+def test_a_varied_field_applies_to_the_methods_that_read_it() -> None:
+    found = variants(Recipe(), ["sgd", "var", "var+sam", "sam"], [0, 1], {"var.strength": [1e-6, 1e-5]})
+    labels = [variant.label for variant in found if variant.recipe.seed == 0]
+    assert labels == [
+        "sgd",
+        "var[var.strength=1e-06]",
+        "var[var.strength=1e-05]",
+        "var+sam[var.strength=1e-06]",
+        "var+sam[var.strength=1e-05]",
+        "sam",
+    ]
+    assert [variant.recipe.seed for variant in found] == [0] * 6 + [1] * 6
+    assert found[2].recipe.var.strength == 1e-5
+    assert len({variant.folder for variant in found}) == len(found)
+    assert all(not set(variant.folder) & set('[]<>:"|?* ') for variant in found)
+
+
+def test_fields_of_the_whole_recipe_apply_to_all() -> None:
+    assert len(variants(Recipe(), ["sgd", "adamw"], [0], {"epochs": [1, 2]})) == 4
+    assert [v.label for v in variants(Recipe(), ["sgd", "adamw"], [0], {"sgd.lr": [0.1, 0.2]})][-1] == "adamw"
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "vary", "message"),
+    [
+        ([], [0], {}, "methods is empty"),
+        (["sgd"], [], {}, "seeds is empty"),
+        (["sgd", "sgd"], [0], {}, "twice"),
+        (["sdg"], [0], {}, "did you mean sgd"),
+        (["sgd"], [0], {"var.strength": [1]}, "none of the methods"),
+        (["sgd"], [0], {"epoch": [1]}, "epochs"),
+    ],
+)
+def test_refusals(methods: list[str], seeds: list[int], vary: dict[str, list[object]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        variants(Recipe(), methods, seeds, vary)
