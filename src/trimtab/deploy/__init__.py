@@ -1,7 +1,31 @@
 """What the pruned network becomes: a smaller file, a faster layer where one is to be had, an exported graph."""
 
+from trimtab.deploy.csr_linear import CsrLinear
+from trimtab.deploy.export import export_onnx, export_program
+from trimtab.deploy.latency import BreakEven, break_even, measure_linear
+from trimtab.deploy.sparse_linear import LinearRow, SparseLinearReport, to_sparse_linear
 from trimtab.deploy.sparse_reader import load_sparse, sparse_metadata
 from trimtab.deploy.sparse_writer import save_sparse
 from trimtab.deploy.store_report import StoreReport, TensorRow
+from trimtab.deploy.timing import Comparison
+from trimtab.deploy.verdict import VerdictRow, verdict
 
-__all__ = ["StoreReport", "TensorRow", "load_sparse", "save_sparse", "sparse_metadata"]
+__all__ = [
+    "BreakEven",
+    "Comparison",
+    "CsrLinear",
+    "LinearRow",
+    "SparseLinearReport",
+    "StoreReport",
+    "TensorRow",
+    "VerdictRow",
+    "break_even",
+    "export_onnx",
+    "export_program",
+    "load_sparse",
+    "measure_linear",
+    "save_sparse",
+    "sparse_metadata",
+    "to_sparse_linear",
+    "verdict",
+]

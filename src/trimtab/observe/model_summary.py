@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
+from trimtab.observe.untouched import untouched
 from trimtab.parameters import Rule, entries, select
 
 
@@ -133,33 +134,6 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards mode, buffers and random state are bit-equal to before."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(device.index for device in devices)):
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    if buffer.layout == torch.strided and not _same_bits(buffer, before):
-                        buffer.copy_(before)
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    flat = [tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)]
-    return torch.equal(*flat)
-
-
-@contextmanager
 def _unfused(model: nn.Module) -> Iterator[None]:
     """No kernels that hide several products in one operation: attention's fast path, oneDNN's recurrent layers."""
     before = torch.backends.mha.get_fastpath_enabled()
@@ -200,7 +174,7 @@ def _run(
             stack.callback(module.register_forward_hook(leave(name)).remove)
         if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_untouched(model))
+        stack.enter_context(untouched(model))
         stack.enter_context(_unfused(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(counter)

@@ -1,0 +1,146 @@
+"""Hand the pruned network to other runtimes: dense ONNX, checked in onnxruntime, and a `torch.export` program."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_leaves
+
+from trimtab.deploy.csr_linear import CsrLinear
+from trimtab.files import replace_atomically
+from trimtab.observe.untouched import untouched
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def _inputs(example_input: Any) -> tuple[Tensor, ...]:
+    """The arguments, at least two examples each: a batch of one would be taken for a constant."""
+    given = tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)
+    for position, tensor in enumerate(given):
+        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) == 0:
+            raise ValueError(f"argument {position} of example_input must be a tensor with a batch dimension")
+        if len(tensor) != len(given[0]):
+            raise ValueError(f"argument {position} has batch size {len(tensor)}, the first has {len(given[0])}")
+    return tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in given)
+
+
+def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    if any(isinstance(module, CsrLinear) for module in model.modules()):
+        raise ValueError("the model holds CsrLinear layers, which have no exported form; export the dense model")
+    shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
+    try:
+        return torch.export.export(model, inputs, dynamic_shapes=(shapes,) if _takes_many(model) else shapes)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"torch.export could not trace {type(model).__name__} with a free batch dimension: {reason}"
+        ) from error
+
+
+def _takes_many(model: nn.Module) -> bool:
+    """Whether `forward` takes `*args`, whose shapes torch.export wants as one nested tuple."""
+    code = getattr(type(model).forward, "__code__", None)
+    return bool(code and code.co_flags & 0x04 and code.co_argcount == 1)
+
+
+def export_program(model: nn.Module, path: str | os.PathLike[str], example_input: Any) -> Path:
+    """Save the network in evaluation mode as a `torch.export` program with a free batch dimension.
+
+    Args:
+        model: any module that `torch.export` can trace; left as it is.
+        path: file to write, usually `.pt2`.
+        example_input: a tensor or a tuple of tensors, batch first.
+
+    Returns:
+        The path. `torch.export.load(path).module()` gives the network back.
+
+    Raises:
+        ValueError: the model cannot be traced, or the input has no batch dimension.
+        OSError: the file could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> net = nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = export_program(net, f"{folder}/net.pt2", torch.zeros(1, 3))
+        ...     again = torch.export.load(file).module()
+        >>> torch.equal(again(torch.ones(5, 3)), net(torch.ones(5, 3)))
+        True
+    """
+    path = Path(path)
+    with untouched(model), torch.no_grad():
+        program = _program(model, _inputs(example_input))
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            torch.export.save(program, handle)
+
+    replace_atomically(path, write)
+    return path
+
+
+def _check_agreement(model: nn.Module, file: Path, inputs: tuple[Tensor, ...], tolerance: float) -> None:
+    """Run the file in onnxruntime at the given batch size and at one more."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+    for batch in (inputs, tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs)):
+        wanted = [leaf for leaf in tree_leaves(model(*batch)) if isinstance(leaf, Tensor)]
+        fed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in batch), strict=True))
+        for expected, got in zip(wanted, session.run(None, fed), strict=True):
+            found = torch.from_numpy(got)
+            gap = float((found.double() - expected.detach().cpu().double()).abs().max()) if found.numel() else 0.0
+            allowed = tolerance * max(1.0, float(expected.detach().abs().max()) if expected.numel() else 0.0)
+            if found.shape != expected.shape or not gap <= allowed:
+                raise RuntimeError(
+                    f"onnxruntime and PyTorch differ by {gap:.3g} (allowed {allowed:.3g}) at batch {len(batch[0])}"
+                )
+
+
+def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: Any, *, tolerance: float = 1e-3) -> Path:
+    """Write the network as one dense ONNX file with a free batch dimension, after onnxruntime agreed with PyTorch.
+
+    Zeros stay zeros but take their full space: ONNX runtimes compute with dense weights. The check runs at the example's
+    batch size and at one more; nothing is written when it fails.
+
+    Args:
+        model: any module that `torch.export` can trace; left as it is.
+        path: file to write.
+        example_input: a tensor or a tuple of tensors, batch first.
+        tolerance: largest difference allowed, relative to the largest output where that is above 1. Default 1e-3 [ours].
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+        ValueError: the model cannot be traced, or the input has no batch dimension.
+        RuntimeError: onnxruntime and PyTorch disagree.
+        OSError: the file could not be written.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"export to ONNX needs {', '.join(missing)}: pip install 'trimtab[onnx]'")
+    path = Path(path)
+    inputs = _inputs(example_input)
+    with untouched(model), torch.no_grad():
+        program = torch.onnx.export(_program(model, inputs), dynamo=True, verbose=False)
+        if program is None:
+            raise RuntimeError("torch.onnx.export gave no program")
+
+        def write(temporary: Path) -> None:
+            program.save(str(temporary), external_data=False)
+            _check_agreement(model, temporary, inputs, tolerance)
+
+        replace_atomically(path, write)
+    return path
