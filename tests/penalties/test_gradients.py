@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -99,20 +100,35 @@ def test_adds_to_what_is_there(make):
 
 def test_pieces_and_layouts_do_not_change_the_result(make, monkeypatch):
     whole = closed_form(make(0.5), tensors())
-    monkeypatch.setattr(moments_module, "PIECE", 8)
+    monkeypatch.setattr(moments_module, "BATCH_ON_CPU", 8)
     for actual, expected in zip(closed_form(make(0.5), tensors()), whole, strict=True):
         assert_near(actual, expected, 1e-11)
-    for memory_format in (torch.channels_last, torch.contiguous_format):
-        parameter = nn.Parameter(tensors()[1].detach().to(memory_format=torch.channels_last))
-        parameter.grad = torch.zeros_like(parameter, memory_format=memory_format)
+    layouts = (torch.channels_last, torch.contiguous_format)
+    for of_weight, of_gradient in itertools.product(layouts, layouts):
+        parameter = nn.Parameter(tensors()[1].detach().to(memory_format=of_weight))
+        parameter.grad = torch.zeros_like(parameter, memory_format=of_gradient)
         make(0.5).add_gradient_([parameter])
         assert_near(parameter.grad, whole[1], 1e-11)
+    # every second column of a wider matrix: neither weight nor gradient can be viewed flat
+    wide = torch.zeros(7, 10, dtype=torch.float64)
+    wide[:, ::2] = tensors()[0].detach()
+    parameter = nn.Parameter(wide[:, ::2])
+    parameter.grad = torch.zeros_like(wide)[:, ::2]
+    make(0.5).add_gradient_([parameter])
+    assert_near(parameter.grad, whole[0], 1e-11)
 
 
-def test_float64_sums_as_used_on_accelerators_agree(monkeypatch):
+def test_mixed_dtypes_are_each_computed_in_their_own(make):
+    mixed = [item if number else nn.Parameter(item.detach().float()) for number, item in enumerate(tensors())]
+    expected = by_autograd(make(0.5), mixed)
+    for actual, reference, relative in zip(closed_form(make(0.5), mixed), expected, (1e-5, 1e-11, 1e-11), strict=True):
+        assert_near(actual, reference, relative)
+
+
+def test_float64_sums_as_used_on_accelerators_agree():
     part = torch.rand(2, 1000, generator=torch.Generator().manual_seed(0)) + 100
     number = torch.full((2,), 1000.0, dtype=torch.float64)
-    sums = [moments_module._part_sums(list(part.clone()), number, in_float64) for in_float64 in (True, False)]
+    sums = [moments_module._part_sums(part.clone().unbind(), number, on_accelerator=on) for on in (True, False)]
     torch.testing.assert_close(*sums, rtol=1e-6, atol=0)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.collectives import local_part
 from trimtab.parameters import Rule, Source
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Moments, at_least_float32, batches, gradient_of, write_back
+from trimtab.penalties.moments import Moments, batches, finish, flat_with_gradients, widened, write_back
 
 
 class L1(MagnitudePenalty):
@@ -47,10 +46,12 @@ class L1(MagnitudePenalty):
         Raises:
             ValueError: the rule chooses no tensor.
         """
-        for group in self.with_gradients(params):
-            for _, parts in batches([[local_part(item), local_part(gradient_of(item))] for item in group]):
-                gradients = [gradient for _, gradient in parts]
-                targets = [at_least_float32(gradient) for gradient in gradients]
-                signs = torch._foreach_sign([at_least_float32(weight) for weight, _ in parts])
+        for parameters in self.with_gradients(params):
+            rows, copied = flat_with_gradients(parameters)
+            for batch in batches(rows):
+                gradients = [gradient for _, gradient in batch.parts]
+                targets = widened(gradients)
+                signs = torch._foreach_sign(widened([weight for weight, _ in batch.parts]))
                 torch._foreach_add_(targets, signs, alpha=self.strength)
                 write_back(targets, gradients)
+            finish(copied)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trimtab.parameters import Entry, Source
 from trimtab.penalties.base import Penalty
-from trimtab.penalties.moments import Moments, add_gradients_, moments
+from trimtab.penalties.moments import Moments, add_gradients_, moments, working_dtype
 
 
 class Law(NamedTuple):
@@ -52,7 +52,7 @@ class MagnitudePenalty(Penalty):
         """
         chosen = self.chosen(params)
         values: dict[str, float] = {}
-        for group in _by_device(chosen):
+        for group in _by_device_and_dtype(chosen):
             psi = self.law(moments([entry.parameter for entry in group], self.smoothing)).psi
             values.update(zip([entry.name for entry in group], psi.tolist(), strict=True))
         return {entry.name: values[entry.name] for entry in chosen}
@@ -63,7 +63,7 @@ class MagnitudePenalty(Penalty):
 
         A tensor without a gradient in this step is left alone, as the optimizer leaves it alone. bf16 and fp16 are
         computed in float32 and rounded once into the gradient's dtype. The statistics of a sharded tensor are of the
-        whole tensor; all sharded tensors of a device share one collective. Nothing waits for the device.
+        whole tensor; all sharded tensors of a device and precision share one collective. Nothing waits for the device.
 
         Raises:
             ValueError: the rule chooses no tensor.
@@ -76,14 +76,14 @@ class MagnitudePenalty(Penalty):
             )
 
     def with_gradients(self, params: Source) -> list[list[Tensor]]:
-        """The chosen tensors that have a gradient, by device; none when the strength is 0."""
+        """The chosen tensors that have a gradient, by device and precision; none when the strength is 0."""
         chosen = [entry for entry in self.chosen(params) if entry.parameter.grad is not None]
-        groups = _by_device(chosen) if self.strength else []
+        groups = _by_device_and_dtype(chosen) if self.strength else []
         return [[entry.parameter for entry in group] for group in groups]
 
 
-def _by_device(chosen: list[Entry]) -> list[list[Entry]]:
-    groups: dict[torch.device, list[Entry]] = {}
+def _by_device_and_dtype(chosen: list[Entry]) -> list[list[Entry]]:
+    groups: dict[tuple[torch.device, torch.dtype], list[Entry]] = {}
     for entry in chosen:
-        groups.setdefault(entry.parameter.device, []).append(entry)
+        groups.setdefault((entry.parameter.device, working_dtype(entry.parameter)), []).append(entry)
     return list(groups.values())

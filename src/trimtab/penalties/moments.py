@@ -18,8 +18,10 @@ from torch import Tensor
 
 from trimtab.collectives import local_part, sum_over_shards
 
-PIECE = 1 << 18
-"""Elements worked on at a time on the CPU: 1 MiB of float32, so that each pass after the first reads the cache."""
+BATCH_ON_CPU = 1 << 20
+"""Elements worked on together on the CPU: 4 MiB of float32, so that the passes over them mostly read the cache."""
+BATCH_ON_ACCELERATOR = 1 << 26
+"""The same elsewhere, where few large kernels are best; bounds the extra memory to two buffers of 256 MiB."""
 
 
 class Moments(NamedTuple):
@@ -30,103 +32,150 @@ class Moments(NamedTuple):
     variance: Tensor
 
 
-def pieces(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretches of several tensors of one shape, as views: flat ones of `size`, or the whole if they differ.
-
-    Example:
-        >>> [part.numel() for part, in pieces([torch.ones(3, 2)], size=4)]
-        [4, 2]
-    """
-    first = tensors[0]
-    if first.numel() > size:
-        order = sorted(range(first.ndim), key=first.stride, reverse=True)
-        permuted = [tensor.permute(order) for tensor in tensors]
-        if all(tensor.is_contiguous() for tensor in permuted):
-            yield from zip(*(torch.split(tensor.view(-1), size) for tensor in permuted), strict=True)
-            return
-    if first.numel() > 0:
-        yield tuple(tensors)
-
-
 class Batch(NamedTuple):
-    """Pieces to be worked on together: the position of the tensor each belongs to, and the pieces themselves."""
+    """Stretches to be worked on together: which tensor each is of, how long it is, the flat tensors themselves."""
 
     owners: list[int]
+    sizes: list[int]
     parts: list[tuple[Tensor, ...]]
 
 
-def batches(rows: Sequence[Sequence[Tensor]]) -> Iterator[Batch]:
-    """Split each row of like-shaped tensors into pieces and gather them, `PIECE` elements at a time on the CPU.
+def flattened(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors of one shape as flat ones in the memory order of the first: views where their layout allows, else copies.
 
-    On an accelerator everything is one batch of whole tensors: there the number of kernels counts.
+    Example:
+        >>> picture = torch.zeros(1, 2, 2, 2).to(memory_format=torch.channels_last)
+        >>> (flat,) = flattened([picture])
+        >>> flat.data_ptr() == picture.data_ptr()
+        True
     """
-    size = PIECE if rows[0][0].device.type == "cpu" else 1 << 62
-    batch, filled = Batch([], []), 0
-    for position, row in enumerate(rows):
-        for part in pieces(row, size):
-            batch.owners.append(position)
-            batch.parts.append(part)
-            filled += part[0].numel()
-            if filled >= size:
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return tuple(tensor.view(-1) for tensor in tensors)
+    order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
+    return tuple(tensor.permute(order).reshape(-1) for tensor in tensors)
+
+
+def batch_limit(device: torch.device) -> int:
+    """Elements worked on together on `device`."""
+    return BATCH_ON_CPU if device.type == "cpu" else BATCH_ON_ACCELERATOR
+
+
+def batches(rows: Sequence[tuple[Tensor, ...]]) -> Iterator[Batch]:
+    """Cut rows of equally long flat tensors into stretches and gather these, at most `batch_limit` elements at a time.
+
+    Example:
+        >>> [batch.sizes for batch in batches([(torch.ones(3),), (torch.ones(4),)])]
+        [[3, 4]]
+    """
+    limit = batch_limit(rows[0][0].device)
+    batch, filled = Batch([], [], []), 0
+    for owner, row in enumerate(rows):
+        length = row[0].numel()
+        whole = length <= limit
+        for part in [row] if whole else zip(*(torch.split(tensor, limit) for tensor in row), strict=True):
+            size = part[0].numel()
+            if batch.parts and filled + size > limit:
                 yield batch
-                batch, filled = Batch([], []), 0
+                batch, filled = Batch([], [], []), 0
+            if size:
+                batch.owners.append(owner)
+                batch.sizes.append(size)
+                batch.parts.append(part)
+                filled += size
     if batch.parts:
         yield batch
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor itself in float32 or float64, a float32 copy of a smaller float."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for every other float."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def magnitudes(weights: list[Tensor], smoothing: Tensor | None) -> list[Tensor]:
-    """`sqrt(w^2 + r)` of each, without a graph; `|w|` where r is None."""
-    if smoothing is None:
-        return list(torch._foreach_abs(weights))
-    result = list(torch._foreach_mul(weights, weights))
-    torch._foreach_add_(result, smoothing)
-    torch._foreach_sqrt_(result)
-    return result
+def widened(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors themselves in float32 or float64, a float32 copy of a smaller float."""
+    return [gradient.to(working_dtype(gradient)) for gradient in gradients]
 
 
-def smoothing_tensor(smoothing: float, device: torch.device) -> Tensor | None:
-    """r as a float64 scalar on the device (cheaper than a Python number in each call), None for 0."""
-    return torch.full((), smoothing, dtype=torch.float64, device=device) if smoothing else None
+def write_back(targets: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Round float32 working copies into the bf16 or fp16 gradients they stand for."""
+    for target, gradient in zip(targets, gradients, strict=True):
+        if target is not gradient:
+            gradient.copy_(target)
 
 
-def _sums(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([tensor.sum() for tensor in tensors]).double()
+def flat_with_gradients(parameters: Sequence[Tensor]) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, Tensor]]]:
+    """Flat (weight, gradient) of each local part, and the (flat copy, gradient) of those that could not be viewed flat.
+
+    Raises:
+        ValueError: a gradient is not sharded as its parameter is.
+    """
+    rows, copied = [], []
+    for parameter in parameters:
+        assert parameter.grad is not None
+        weight, gradient = local_part(parameter), local_part(parameter.grad)
+        if weight.shape != gradient.shape:
+            raise ValueError(
+                f"the gradient of a parameter of shape {tuple(parameter.shape)} is laid out differently across ranks: "
+                f"{getattr(parameter, 'placements', 'whole')} against {getattr(parameter.grad, 'placements', 'whole')}"
+            )
+        row = flattened([weight, gradient])
+        if row[1].data_ptr() != gradient.data_ptr():
+            # the copy is worked on in the gradient's own order and copied back
+            row = (weight.reshape(-1), gradient.reshape(-1).clone())
+            copied.append((row[1], gradient))
+        rows.append(row)
+    return rows, copied
 
 
-def _part_sums(magnitude: list[Tensor], number: Tensor, in_float64: bool) -> Tensor:
-    """Per part: sum, squared deviations from the part's mean, sum^2 / number; overwrites `magnitude`."""
-    total = torch.stack(torch._foreach_norm(magnitude, 1, dtype=torch.float64)) if in_float64 else _sums(magnitude)
-    # A mean rounded to float32 serves as a shift; `left` is what the deviations from it still sum to.
-    shift = (total / number).float()
-    torch._foreach_sub_(magnitude, shift.unbind())
-    left = total - number * shift if in_float64 else _sums(magnitude)
-    squares = torch.stack(torch._foreach_norm(magnitude, 2)).double().square()
-    total = number * shift + left
+def scratch_for(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
+    """A buffer for the longest batch of `rows`; reused, as fresh memory costs more than the arithmetic."""
+    first = rows[0][0]
+    total = sum(row[0].numel() for row in rows)
+    return torch.empty(min(total, batch_limit(first.device)), dtype=working_dtype(first), device=first.device)
+
+
+def fill_magnitudes(buffer: Tensor, batch: Batch, radius: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Write `sqrt(w^2 + r)` of the batch into the buffer; returns the part in use and one view per stretch."""
+    used = buffer[: sum(batch.sizes)]
+    views = torch.split(used, batch.sizes)
+    torch._foreach_copy_(views, [part[0] for part in batch.parts])
+    return used.square_().add_(radius).sqrt_(), views
+
+
+def _part_sums(views: tuple[Tensor, ...], number: Tensor, *, on_accelerator: bool) -> Tensor:
+    """Per stretch: sum, squared deviations from the stretch's mean, sum^2 / number; overwrites `views`."""
+
+    def sums() -> Tensor:
+        return torch.stack([view.sum() for view in views]).double()
+
+    # In float64 where that is cheap and few kernels count; two float32 sums are three times faster on the CPU.
+    total = torch.stack(torch._foreach_norm(views, 1, dtype=torch.float64)) if on_accelerator else sums()
+    # The mean rounded to the working precision is only a shift; `left` is what the deviations from it still sum to.
+    shift = (total / number).to(views[0].dtype)
+    torch._foreach_sub_(views, shift.unbind())
+    left = total - number * shift if on_accelerator else sums()
+    squares = torch.stack(torch._foreach_norm(views, 2)).double().square()
+    total = number * shift.double() + left
     return torch.stack([total, squares - left * left / number, total * total / number], dim=1)
 
 
 def moments(parameters: Sequence[Tensor], smoothing: float) -> Moments:
-    """Number, mean and biased variance of `sqrt(w^2 + r)` of each (whole) tensor; all on one device.
+    """Number, mean and biased variance of `sqrt(w^2 + r)` of each (whole) tensor; all of one device and dtype.
 
     Example:
         >>> moments([torch.tensor([[3.0, -5.0]])], smoothing=0.0).mean
         tensor([4.], dtype=torch.float64)
     """
-    locals_ = [local_part(parameter) for parameter in parameters]
-    device = locals_[0].device
-    # Sums in float64 cost little on an accelerator; on the CPU two float32 sums are three times faster.
-    in_float64 = device.type == "cuda"
-    radius = smoothing_tensor(smoothing, device)
+    flat = [flattened([local_part(parameter)]) for parameter in parameters]
+    buffer = scratch_for(flat)
+    device = buffer.device
+    radius = torch.full((), smoothing, dtype=buffer.dtype, device=device)
     rows = torch.zeros(len(parameters), 3, dtype=torch.float64, device=device)
-    for owners, parts in batches([[local] for local in locals_]):
-        magnitude = magnitudes([at_least_float32(weight) for (weight,) in parts], radius)
-        number = torch.tensor([part.numel() for part in magnitude], dtype=torch.float64, device=device)
-        rows.index_add_(0, torch.tensor(owners, device=device), _part_sums(magnitude, number, in_float64))
+    for batch in batches(flat):
+        _, views = fill_magnitudes(buffer, batch, radius)
+        number = torch.tensor(batch.sizes, dtype=torch.float64, device=device)
+        sums = _part_sums(views, number, on_accelerator=device.type != "cpu")
+        rows.index_add_(0, torch.tensor(batch.owners, device=device), sums)
     total, within, between = sum_over_shards(rows, parameters).unbind(1)
     number = torch.tensor([parameter.numel() for parameter in parameters], dtype=torch.float64, device=device)
     mean = total / number
@@ -137,42 +186,33 @@ def add_gradients_(
     parameters: Sequence[Tensor], smoothing: float, mean: Tensor, constant: Tensor, slope: Tensor
 ) -> None:
     """Add `s * (constant + slope * (w~ - mean))` to `parameter.grad`; the last three have shape (tensors,)."""
-    shift = mean.float()
+    flat, copied = flat_with_gradients(parameters)
+    magnitude_buffer, factor_buffer = scratch_for(flat), scratch_for(flat)
+    dtype = factor_buffer.dtype
+    shift = mean.to(dtype)
     # As in the sums, the rounded mean is an exact shift; what it lacks goes into the constant.
-    constants = (constant + slope * (shift - mean)).unbind()
-    slopes, shifts = slope.unbind(), shift.unbind()
-    rows = [[local_part(parameter), local_part(gradient_of(parameter))] for parameter in parameters]
-    radius = smoothing_tensor(smoothing, rows[0][0].device)
-    for owners, parts in batches(rows):
-        weights = [at_least_float32(weight) for weight, _ in parts]
-        gradients = [gradient for _, gradient in parts]
-        targets = [at_least_float32(gradient) for gradient in gradients]
-        magnitude = magnitudes(weights, radius)
-        factor = list(torch._foreach_sub(magnitude, [shifts[owner] for owner in owners]))
-        torch._foreach_mul_(factor, [slopes[owner] for owner in owners])
-        torch._foreach_add_(factor, [constants[owner] for owner in owners])
-        if radius is None:
-            torch._foreach_addcmul_(targets, factor, torch._foreach_sign(weights))
+    shifts, slopes = shift.unbind(), slope.to(dtype).unbind()
+    constants = (constant + slope * (shift - mean)).to(dtype).unbind()
+    radius = torch.full((), smoothing, dtype=dtype, device=shift.device)
+    for batch in batches(flat):
+        weights, gradients = [part[0] for part in batch.parts], [part[1] for part in batch.parts]
+        used, magnitudes = fill_magnitudes(magnitude_buffer, batch, radius)
+        factors = torch.split(factor_buffer[: used.numel()].copy_(used), batch.sizes)
+        torch._foreach_sub_(factors, [shifts[owner] for owner in batch.owners])
+        torch._foreach_mul_(factors, [slopes[owner] for owner in batch.owners])
+        torch._foreach_add_(factors, [constants[owner] for owner in batch.owners])
+        targets = widened(gradients)
+        if smoothing:
+            torch._foreach_mul_(factors, weights)
+            torch._foreach_addcdiv_(targets, factors, magnitudes)
         else:
-            torch._foreach_mul_(factor, weights)
-            torch._foreach_addcdiv_(targets, factor, magnitude)
+            torch._foreach_copy_(magnitudes, weights)
+            torch._foreach_addcmul_(targets, factors, torch.split(used.sign_(), batch.sizes))
         write_back(targets, gradients)
+    finish(copied)
 
 
-def gradient_of(parameter: Tensor) -> Tensor:
-    """The gradient; ValueError when it is not sharded as its parameter is."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if local_part(gradient).shape != local_part(parameter).shape:
-        raise ValueError(
-            f"the gradient of a parameter of shape {tuple(parameter.shape)} is laid out differently across ranks: "
-            f"{getattr(parameter, 'placements', 'whole')} against {getattr(gradient, 'placements', 'whole')}"
-        )
-    return gradient
-
-
-def write_back(targets: list[Tensor], gradients: list[Tensor]) -> None:
-    """Round float32 working copies into the bf16 or fp16 gradients they stand for."""
-    for target, gradient in zip(targets, gradients, strict=True):
-        if target is not gradient:
-            gradient.copy_(target)
+def finish(copied: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy back the flat copies that `flat_with_gradients` made."""
+    for flat, gradient in copied:
+        gradient.copy_(flat.view(gradient.shape))
