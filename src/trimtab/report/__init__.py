@@ -1,1 +1,5 @@
-"""Trimtab."""
+"""What a study found, for people: one self-contained HTML page, and a table for the terminal."""
+
+from trimtab.report.page import render
+
+__all__ = ["render"]

@@ -1,0 +1,141 @@
+"""One self-contained HTML page from one or more summaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from trimtab.experiments.summary import Summary
+from trimtab.files import write_text
+from trimtab.report.accuracy import accuracy_section, controls_section
+from trimtab.report.palette import THEMES
+from trimtab.report.parts import STATES, Figure, Section
+from trimtab.report.records import results_section, runs_section
+from trimtab.report.resources import cost_section, latency_section, storage_section
+from trimtab.report.study import Study
+from trimtab.report.weights import weights_section
+
+SECTIONS = (
+    accuracy_section, controls_section, storage_section, latency_section, cost_section, weights_section, runs_section,
+    results_section,
+)  # fmt: skip
+_IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
+
+
+def script_json(data: Any) -> Markup:
+    """JSON that can stand inside a `<script>` element: no text in it can end the element or open a comment.
+
+    Example:
+        >>> print(script_json({"label": "</script>"}))
+        {"label":"\\u003c/script\\u003e"}
+    """
+    text = (
+        data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    )
+    return Markup(text.translate(_IN_SCRIPT))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("trimtab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["script_json"] = script_json
+    return environment
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    return {"states": figure.states, "layout": figure.layout, "layouts": figure.layouts, "switch": figure.switch}
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    """What was run, in short."""
+    methods = list(dict.fromkeys(run.method for run in summary.runs)) or list(
+        dict.fromkeys(r.method for r in summary.rows)
+    )
+    seeds = sorted({run.seed for run in summary.runs} | {row.seed for row in summary.rows})
+    facts = [("methods", ", ".join(methods)), ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})")]
+    for key in ("data", "model"):
+        value = summary.recipe.get(key)
+        name = value.get("name") if isinstance(value, dict) else value
+        if name:
+            facts.append((key, str(name)))
+    splits = sorted({row.split for row in summary.rows})
+    facts += [("measured on", " and ".join(splits) + " split")]
+    facts += [("created", summary.created)]
+    facts += [
+        ("hardware", ", ".join(f"{k} {v}" for k, v in summary.hardware.items() if v is not None) or "not recorded")
+    ]
+    facts += [("versions", ", ".join(f"{k} {v}" for k, v in summary.versions.items()) or "not recorded")]
+    command = summary.recipe.get("command")
+    if command:
+        facts.append(("command", str(command)))
+    return facts
+
+
+def _context(summary: Summary, place: int) -> dict[str, Any]:
+    study = Study(summary)
+    sections: list[Section] = [build(study) for build in SECTIONS]
+    switchable = [
+        state for state, recalibrated in (("pruned", False), ("recalibrated", True)) if recalibrated in study.states
+    ]
+    return {
+        "key": f"s{place}",
+        "summary": summary,
+        "facts": _facts(summary),
+        "recipe": yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
+        "sections": sections,
+        "states": {state: STATES[state] for state in switchable},
+        "figures": {f"s{place}-{figure.name}": _figure(figure) for section in sections for figure in section.figures},
+        "data": summary.model_dump_json(by_alias=True),
+    }
+
+
+def render(summary: Summary | Sequence[Summary], path: Path) -> Path:
+    """Write the report of one or more studies: a single HTML file that needs no network.
+
+    plotly's script is inlined once (about 4.8 MB), whatever the number of figures and studies. Labels, notes and recipes
+    are escaped wherever they stand. What a summary does not hold is left out with a sentence saying so.
+
+    Args:
+        summary: one study, or several to be shown below each other.
+        path: the file to write; its folder is made when absent, an earlier file is replaced only by a whole one.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: no summary, a summary without rows, or rows that contradict each other.
+        OSError: the file could not be written.
+    """
+    summaries = [summary] if isinstance(summary, Summary) else list(summary)
+    if not summaries:
+        raise ValueError("a report needs at least one summary, got none")
+    for one in summaries:
+        if not one.rows:
+            raise ValueError(f"the summary {one.name!r} has no rows: there is nothing to report")
+    from plotly.offline import get_plotlyjs
+
+    studies = [_context(one, place) for place, one in enumerate(summaries)]
+    text = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            studies=studies,
+            themes=THEMES,
+            page={"themes": THEMES, "figures": {k: v for study in studies for k, v in study["figures"].items()}},
+            title=summaries[0].name if len(summaries) == 1 else f"{len(summaries)} studies",
+            plotly=Markup(get_plotlyjs()),
+        )
+    )
+    write_text(Path(path), text)
+    return Path(path)

@@ -1,0 +1,137 @@
+"""The pieces a page is made of: figures, tables, sections. Plain data, drawn by the templates and the page's script."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.experiments.statistics import Estimate, sparsity_label
+
+STATES = {"pruned": "as pruned", "recalibrated": "BatchNorm recalibrated"}
+
+
+def state_of(recalibrated: bool) -> str:
+    """Name of the state of a row."""
+    return "recalibrated" if recalibrated else "pruned"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plotly figure in one or several states that a switch chooses between.
+
+    Attributes:
+        name: unique in its study.
+        caption: what is shown, as plain text; also what a screen reader says.
+        states: plotly traces by value of the switch; the only key is "" for a figure without a switch.
+        layout: plotly layout shared by the states.
+        layouts: additions to the layout by state.
+        switch: name of the switch, None for a figure without.
+        small: one of several side by side.
+        title: heading of a small figure.
+    """
+
+    name: str
+    caption: str
+    states: dict[str, list[dict[str, Any]]]
+    layout: dict[str, Any]
+    layouts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    switch: str | None = None
+    small: bool = False
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table: what is read, and the bare number for sorting and copying."""
+
+    text: str
+    value: float | int | str | None = None
+    best: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; `state` names the switch's value under which it is shown, None for always."""
+
+    name: str
+    caption: str
+    head: list[str]
+    rows: list[list[Cell]]
+    state: str | None = None
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, sentences, figures and tables; `missing` says why there is nothing else."""
+
+    name: str
+    title: str
+    sentences: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    switch: str | None = None
+    missing: str = ""
+
+
+def plain(text: str) -> str:
+    """A user's text for a plotly string, where `<b>` and `<a>` would be read as markup."""
+    return html.escape(text, quote=False)
+
+
+def halvings(sparsity: float) -> float:
+    """Place on the sparsity axis: -log10(1 - sparsity); dense at 0, 90 % at 1, 99 % at 2.
+
+    Equal steps divide the weights that are left by equal factors.
+    """
+    return -math.log10(max(1 - sparsity, 1e-6))
+
+
+def sparsity_axis(sparsities: Sequence[float], title: str = "sparsity of the prunable weights") -> dict[str, Any]:
+    """Axis with a tick at each sparsity, left out where it would touch the one to its right."""
+    places = sorted({round(halvings(sparsity), 6): sparsity_label(sparsity) for sparsity in sparsities}.items())
+    span = (places[-1][0] - places[0][0]) or 1.0
+    kept: list[tuple[float, str]] = []
+    for place in reversed(places):
+        if not kept or kept[-1][0] - place[0] >= 0.055 * span:
+            kept.append(place)
+    kept.reverse()
+    return {
+        "title": {"text": title},
+        "tickvals": [place for place, _ in kept],
+        "ticktext": [text for _, text in kept],
+        "range": [places[0][0] - 0.04 * span, places[-1][0] + 0.04 * span],
+        "zeroline": False,
+    }
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction in percent, without the sign."""
+    return f"{100 * value:.{digits}f}"
+
+
+def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
+    """Mean and half the interval in percent; the mean alone with one seed."""
+    mean = f"{100 * estimate.mean:{'+' if signed else ''}.{digits}f}"
+    return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, digits)}"
+
+
+def seeds_sentence(counts: Sequence[int], what: str = "Bands") -> str:
+    """How many seeds there are and what the interval is."""
+    numbers = sorted(set(counts))
+    if numbers == [1]:
+        return "One seed: no interval."
+    text = f"{what} are 95 % Student's t intervals of the mean over {' or '.join(map(str, numbers))} seeds"
+    return text + ("; where there is one seed there is no interval." if numbers[0] == 1 else ".")
+
+
+def bytes_text(size: float) -> str:
+    """A file size in kB or MB (powers of ten)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} B"
