@@ -64,7 +64,7 @@ def image_tensor(images: NDArray[np.uint8], path: Path) -> Tensor:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise ValueError(f"{path}: images must be (N, H, W) or (N, H, W, 1, 3 or 4), got {images.shape}")
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
 
 
 def label_tensor(labels: NDArray[np.integer], classes: int | None, path: Path) -> Tensor:
