@@ -20,7 +20,7 @@ def is_distributed() -> bool:
 
 def is_sharded(tensor: Tensor) -> bool:
     """True for a DTensor."""
-    if not dist.is_available() or type(tensor) in (Tensor, torch.nn.Parameter):
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
 

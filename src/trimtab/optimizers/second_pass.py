@@ -30,7 +30,8 @@ def weights_kept(parameters: Sequence[Tensor]) -> Iterator[None]:
 
 def running_statistics(module: nn.Module) -> list[Tensor]:
     """The running statistics that `module` itself holds (BatchNorm, InstanceNorm and anything that names them so)."""
-    return [buffer for name in STATISTICS if (buffer := module._buffers.get(name)) is not None]
+    held = module._buffers
+    return [buffer for name in STATISTICS if (buffer := held.get(name)) is not None] if held else []
 
 
 @contextmanager

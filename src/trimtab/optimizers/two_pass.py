@@ -27,9 +27,16 @@ def global_norm(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> floa
     """L2 norm over all tensors together, summed in float64 over tensors and shards; 0.0 for none."""
     if not tensors:
         return 0.0
-    wide = [torch.float64 if tensor.dtype == torch.float64 else torch.float32 for tensor in tensors]
-    norms = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor, dtype in zip(tensors, wide, strict=True)]
-    rows = torch.stack([norm.to(norms[0].device, torch.float64) for norm in norms]).square_().unsqueeze_(1)
+    norms: list[Tensor] = [torch.empty(0)] * len(tensors)
+    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for position, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(position)
+    for (_, dtype), positions in kinds.items():
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        block = torch._foreach_norm([tensors[position] for position in positions], dtype=wide)
+        for position, norm in zip(positions, block, strict=True):
+            norms[position] = norm if len(kinds) == 1 else norm.to(tensors[0].device, torch.float64)
+    rows = torch.stack(norms).to(torch.float64).square_().unsqueeze_(1)
     return math.sqrt(float(sum_over_shards(rows, parameters).sum()))
 
 
