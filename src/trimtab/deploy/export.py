@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +89,21 @@ def export_program(model: nn.Module, path: str | os.PathLike[str], example_input
     return path
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notices about packages it does not need and its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _check_agreement(model: nn.Module, file: Path, inputs: tuple[Tensor, ...], tolerance: float) -> None:
     """Run the file in onnxruntime at the given batch size and at one more."""
     import onnxruntime
@@ -134,7 +153,8 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: A
     path = Path(path)
     inputs = _inputs(example_input)
     with untouched(model), torch.no_grad():
-        program = torch.onnx.export(_program(model, inputs), dynamo=True, verbose=False)
+        with _quiet():
+            program = torch.onnx.export(_program(model, inputs), dynamo=True, verbose=False)
         if program is None:
             raise RuntimeError("torch.onnx.export gave no program")
 

@@ -101,7 +101,8 @@ def decode(packed: Bytes, count: int, k: int, length: int) -> Integers:
         raise ValueError(f"the unary stream holds {ones.size} codes, expected {count}")
     if unary.size - int(ones[-1]) > 8:
         raise ValueError("bytes left over after the last position")
-    if (int(ones[-1]) + 1 - count) << k >= length:
+    # Quotients alone must fit already, so that no shift below can overflow.
+    if (int(ones[-1]) + 1 - count << k) + count > length:
         raise ValueError(f"positions reach beyond {length} elements")
     if k == 0:
         return ones

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
-from trimtab.deploy.timing import Comparison, compare
+from trimtab.deploy.timing import Comparison, compare_twice
 from trimtab.observe.untouched import untouched
 from trimtab.parameters import entries
 
@@ -230,6 +230,6 @@ def to_sparse_linear(
         trial = _replace(copy.deepcopy(model), sparse).eval()
         if not _agree(expected, trial(*arguments)):
             raise RuntimeError("the model with sparse layers does not agree with the dense one on the example input")
-        whole = compare(lambda: model(*arguments), lambda: trial(*arguments), budget)
+        whole = compare_twice(lambda: model(*arguments), lambda: trial(*arguments), budget)
     result = _replace(model, sparse).eval() if inplace else trial
     return result, SparseLinearReport(tuple(rows), whole)

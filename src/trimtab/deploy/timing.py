@@ -56,3 +56,20 @@ def compare(before: Callable[[], object], after: Callable[[], object], budget: f
         statistics.median(second for _, second in pairs),
         statistics.median(first / second for first, second in pairs),
     )
+
+
+def compare_twice(
+    before: Callable[[], object], after: Callable[[], object], budget: float = 0.2, above: float = 1.0
+) -> Comparison:
+    """As `compare`; a gain above `above` is measured a second time and the lesser of the two is returned.
+
+    One lucky measurement on a busy machine is then not taken for a gain [ours].
+
+    Example:
+        >>> compare_twice(lambda: None, lambda: sum(range(20_000)), budget=0.01).ratio < 1
+        True
+    """
+    first = compare(before, after, budget)
+    if first.ratio <= above:
+        return first
+    return min(first, compare(before, after, budget), key=lambda each: each.ratio)
