@@ -76,6 +76,14 @@ def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed(augment: str
     assert not torch.equal(first(0, 0), first(1, 0))
 
 
+def test_two_batches_of_an_epoch_are_augmented_differently() -> None:
+    images = torch.arange(63, dtype=torch.uint8).reshape(1, 1, 9, 7).expand(40, 3, 9, 7)
+    split = Split(images, torch.zeros(40).long())
+    data = DataSet("same", "classification", split, split, split, ("one",), (0.0,) * 3, (1.0,) * 3)
+    first, second = (images for images, _ in Batches(split, data, 20, seed=0, augment="crop_flip").epoch(0))
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("augment", AUGMENTS)
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_two_ranks_see_together_what_one_process_sees(augment: str, drop_last: bool) -> None:
