@@ -14,6 +14,7 @@ from trimtab.cli.console import print_json
 from trimtab.cli.study import show, write_report
 from trimtab.experiments.assemble import assemble, kept_measurements
 from trimtab.experiments.comparison import run_folders
+from trimtab.experiments.summary import Cost, Latency
 from trimtab.report import render
 
 
@@ -42,7 +43,8 @@ def run(arguments: Sequence[str]) -> int:
         summary = write_report(given.folders[0], out, name=given.name, split=given.split)
     else:
         found = [run for folder in given.folders for run in run_folders(folder)]
-        costs, latencies = [], []
+        costs: list[Cost] = []
+        latencies: list[Latency] = []
         for folder in given.folders:
             more_costs, more_latencies = kept_measurements(folder)
             costs += [cost for cost in more_costs if cost.method not in {known.method for known in costs}]

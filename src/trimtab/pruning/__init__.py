@@ -1,1 +1,22 @@
-"""Trimtab."""
+"""One-shot pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
+
+from trimtab.pruning.masks import keep_masks
+from trimtab.pruning.one_shot import one_shot, sweep
+from trimtab.pruning.pruned import Pruned
+from trimtab.pruning.recalibration import Recalibration, recalibrate
+from trimtab.pruning.scopes import SCOPES, erk_densities
+from trimtab.pruning.scores import SCORES
+from trimtab.pruning.selection_plan import DEFAULT_RULE
+
+__all__ = [
+    "DEFAULT_RULE",
+    "SCOPES",
+    "SCORES",
+    "Pruned",
+    "Recalibration",
+    "erk_densities",
+    "keep_masks",
+    "one_shot",
+    "recalibrate",
+    "sweep",
+]

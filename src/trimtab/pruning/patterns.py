@@ -1,0 +1,38 @@
+"""Which weights go together: single ones, or N kept of every M along the input axis."""
+
+from __future__ import annotations
+
+import re
+
+from trimtab.parameters import Entry
+
+
+def parse_pattern(pattern: str) -> tuple[int, int] | None:
+    """None for "unstructured", (N, M) for "N:M": N of every M consecutive weights are kept.
+
+    Raises:
+        ValueError: neither of the two, or not 0 < N < M.
+
+    Example:
+        >>> parse_pattern("2:4")
+        (2, 4)
+    """
+    if pattern == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if match is None or not 0 < int(match[1]) < int(match[2]):
+        raise ValueError(f"pattern must be 'unstructured' or N:M with 0 < N < M such as '2:4', got {pattern!r}")
+    return int(match[1]), int(match[2])
+
+
+def input_axis(entry: Entry) -> int:
+    """Dimension that indexes inputs: 1 for Linear, convolutions and Embedding, 0 for transposed convolutions."""
+    return 0 if entry.output_axis == 1 else 1
+
+
+def reason_against(entry: Entry, group: int) -> str | None:
+    """Why `entry` cannot carry the pattern, or None. A ragged end is not padded [ours]: the tensor is left out."""
+    if entry.parameter.ndim < 2:
+        return "fewer than 2 dimensions: no input axis"
+    size = entry.parameter.shape[input_axis(entry)]
+    return f"input axis of {size} is not a multiple of {group}" if size % group else None

@@ -1,0 +1,61 @@
+"""What makes a weight small: one number, 0 or more, per weight."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.parameters import Entry
+
+Score = str | Callable[[Entry], Tensor]
+SCORES = ("magnitude", "layer_magnitude", "random")
+
+
+def checked_score(score: Score) -> Score:
+    """`score` itself when it is known or callable; ValueError with the nearest name otherwise."""
+    if callable(score) or score in SCORES:
+        return score
+    close = difflib.get_close_matches(str(score), SCORES, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}?" if close else "a callable (entry -> tensor) works too"
+    raise ValueError(f"unknown score {score!r}; allowed are {', '.join(SCORES)}; {hint}")
+
+
+def _layer_magnitude(weight: Tensor) -> Tensor:
+    wide = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    norm = torch.linalg.vector_norm(wide)
+    return wide.abs() / norm if norm > 0 else wide.abs()
+
+
+def scores_of(
+    entries: Sequence[Entry], weights: Sequence[Tensor], score: Score, seed: int
+) -> tuple[list[Tensor], bool]:
+    """Scores of every weight; the second value says whether they are to be read by magnitude.
+
+    * `"magnitude"`: |w|; no copy is made, the weights themselves are returned and read by magnitude.
+    * `"layer_magnitude"`: |w| / ||w||_2 of its tensor: small layers and large ones are pruned alike.
+    * `"random"`: uniform numbers from `seed`, the control that any method must beat.
+    * a callable: `score(entry)` returns a tensor of the weight's shape, 0 or more.
+
+    Raises:
+        ValueError: a callable returns another shape.
+    """
+    if score == "magnitude":
+        return [weight.detach() for weight in weights], True
+    if score == "layer_magnitude":
+        return [_layer_magnitude(weight) for weight in weights], False
+    if score == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.rand(weight.shape, generator=generator).to(weight.device) for weight in weights], False
+    assert callable(score)
+    found = []
+    for entry in entries:
+        value = score(entry).detach()
+        if value.shape != entry.parameter.shape:
+            raise ValueError(
+                f"the score of {entry.name} has shape {tuple(value.shape)}, its weight {tuple(entry.parameter.shape)}"
+            )
+        found.append(value)
+    return found, False

@@ -1,0 +1,153 @@
+"""From a model and the three axes (score, scope, pattern) to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.collectives import is_sharded
+from trimtab.parameters import Entry, Rule, entries, select, total_elements
+from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
+from trimtab.pruning.scopes import SCOPES, quotas
+from trimtab.pruning.scores import Score, checked_score, scores_of
+from trimtab.selection import Threshold, kth_threshold, smallest_in_groups, smallest_masks
+
+DEFAULT_RULE = Rule(exclude=("*cls_token", "*pos_embed*"), frozen=True)
+"""What is pruned by default: two dimensions or more, without class tokens and position embeddings [ours]. Trainable or not."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One pruned state: True where a weight goes, and the largest score that goes, per tensor."""
+
+    masks: list[Tensor]
+    thresholds: list[float]
+
+
+class SelectionPlan:
+    """The chosen weights of a model with a rule for choosing among them; serves any number of sparsities.
+
+    Raises:
+        ValueError: nothing to prune, NaN weights (named), sharded weights, an unknown score, scope or pattern.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        score: Score,
+        scope: str,
+        pattern: str,
+        rule: Rule | None,
+        seed: int,
+        keep_first: bool,
+        keep_last: bool,
+    ) -> None:
+        self.score, self.scope, self.pattern, self.seed = checked_score(score), scope, pattern, seed
+        self.groups = parse_pattern(pattern)
+        if scope not in SCOPES:
+            raise ValueError(f"unknown scope {scope!r}; allowed are {', '.join(SCOPES)}")
+        selection = select(model, DEFAULT_RULE if rule is None else rule)
+        self.chosen, self.left_out = list(selection.chosen), list(selection.left_out)
+        if keep_first and self.chosen:
+            self._leave_out(self.chosen[0], "first layer, kept (keep_first)")
+        if keep_last and self.chosen:
+            self._leave_out(self.chosen[-1], "last layer, kept (keep_last)")
+        if self.groups is not None:
+            for entry in list(self.chosen):
+                if (reason := reason_against(entry, self.groups[1])) is not None:
+                    self._leave_out(entry, reason)
+        for entry in list(self.chosen):
+            if entry.parameter.numel() == 0:
+                self._leave_out(entry, "empty")
+        if not self.chosen:
+            reasons = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:5])
+            raise ValueError(f"{type(model).__name__} has nothing to prune ({reasons or 'no parameters'})")
+        for entry in self.chosen:
+            if is_sharded(entry.parameter):
+                raise ValueError(f"{entry.name} is sharded (DTensor); gather the model into one process before pruning")
+        self.prunable = total_elements(self.chosen)
+        self.total = total_elements(entries(model))
+
+    def _leave_out(self, entry: Entry, reason: str) -> None:
+        self.chosen = [other for other in self.chosen if other is not entry]
+        self.left_out.append((entry, reason))
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The chosen parameters."""
+        return [entry.parameter for entry in self.chosen]
+
+    def _explain_nan(self, weights: Sequence[Tensor]) -> None:
+        for entry, weight in zip(self.chosen, weights, strict=True):
+            if bool(torch.isnan(weight).any()):
+                raise ValueError(
+                    f"{entry.name} holds NaN in {int(torch.isnan(weight).sum())} of {weight.numel()} weights"
+                )
+
+    def check_sparsity(self, sparsity: float | None) -> float:
+        """The sparsity to use; ValueError when it is out of [0, 1) or contradicts the pattern."""
+        if self.groups is not None:
+            fixed = 1 - self.groups[0] / self.groups[1]
+            if sparsity is not None and abs(sparsity - fixed) > 1e-9:
+                raise ValueError(
+                    f"pattern {self.pattern!r} fixes the sparsity at {fixed:g}; leave sparsity out, got {sparsity}"
+                )
+            return fixed
+        if (
+            sparsity is None
+            or isinstance(sparsity, bool)
+            or not isinstance(sparsity, int | float)
+            or not 0 <= sparsity < 1
+        ):
+            raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
+        return float(sparsity)
+
+    def removals(self, sparsities: Sequence[float], weights: Sequence[Tensor]) -> RemovalSequence:
+        """Prepare the removals of all sparsities in shared passes over `weights` (those of the model or a copy)."""
+        scores, absolute = scores_of(self.chosen, weights, self.score, self.seed)
+        if self.groups is not None:
+            self._explain_nan(scores)
+            return RemovalSequence(self, scores, absolute, [])
+        groups = [quotas(weights, sparsity, self.scope) for sparsity in sparsities]
+        table: list[list[tuple[list[int], Threshold]]] = [[] for _ in sparsities]
+        try:
+            for number in range(len(groups[0]) if groups else 0):
+                positions = groups[0][number][0]
+                counts = [group[number][1] for group in groups]
+                found = kth_threshold([scores[position] for position in positions], counts, absolute=absolute)
+                for row, threshold in zip(table, found, strict=True):
+                    row.append((positions, threshold))
+        except ValueError:
+            self._explain_nan(scores)
+            raise
+        return RemovalSequence(self, scores, absolute, table)
+
+
+@dataclass(frozen=True)
+class RemovalSequence:
+    """The removals of several sparsities; masks are made one state at a time."""
+
+    plan: SelectionPlan
+    scores: list[Tensor]
+    absolute: bool
+    table: list[list[tuple[list[int], Threshold]]]
+
+    def at(self, number: int) -> Removal:
+        """Masks of the sparsity at position `number`."""
+        if self.plan.groups is not None:
+            keep, group = self.plan.groups
+            masks = [
+                smallest_in_groups(score.abs() if self.absolute else score, keep, group, input_axis(entry))
+                for entry, score in zip(self.plan.chosen, self.scores, strict=True)
+            ]
+            return Removal(masks, [float("nan")] * len(masks))
+        found: dict[int, tuple[Tensor, float]] = {}
+        for positions, threshold in self.table[number]:
+            masks = smallest_masks([self.scores[position] for position in positions], threshold, absolute=self.absolute)
+            for position, mask in zip(positions, masks, strict=True):
+                found[position] = (mask, threshold.value)
+        return Removal([found[p][0] for p in range(len(found))], [found[p][1] for p in range(len(found))])
