@@ -65,12 +65,12 @@ class ModelSummary:
     @property
     def sparsity(self) -> float:
         """Fraction of the prunable weights that is zero."""
-        return 1 - self.prunable_nonzeros / self.prunable if self.prunable else 0.0
+        return (self.prunable - self.prunable_nonzeros) / self.prunable if self.prunable else 0.0
 
     @property
     def sparsity_total(self) -> float:
         """Fraction of all parameters that is zero."""
-        return 1 - self.nonzeros / self.parameters if self.parameters else 0.0
+        return (self.parameters - self.nonzeros) / self.parameters if self.parameters else 0.0
 
     @property
     def dense_multiply_adds(self) -> int:
@@ -140,9 +140,10 @@ def _unfused(model: nn.Module) -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            with warnings.catch_warnings(), torch.backends.mkldnn.flags(enabled=False):
-                warnings.simplefilter("ignore")
-                yield
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+                with torch.backends.mkldnn.flags(enabled=False):
+                    yield
         else:
             yield
     finally:

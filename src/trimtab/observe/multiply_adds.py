@@ -94,6 +94,11 @@ class MultiplyAdds(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._weights[_storage(entry.parameter)] = tuple(name.rpartition(".")[0] for name in names)
         self._buffers = {_storage(buffer) for buffer in model.buffers()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No guard against the compiler: whoever counts runs eagerly, and the guard costs seconds of imports."""
+        return False
+
     def _owners(self, tensor: Tensor) -> Owners:
         """Modules that own the parameters a tensor stems from; empty when it is no weight."""
         place = _storage(tensor)
