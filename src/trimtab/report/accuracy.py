@@ -236,7 +236,7 @@ def controls_section(study: Study) -> Section:
                 ]
                 label, dash, marker = CONTROLS.get(pair, (" ".join(pair), "longdash", "diamond"))
                 if own:
-                    traces += _band(own, label, look) + [_line(own, label, look, dash, marker)]
+                    traces += [*_band(own, label, look), _line(own, label, look, dash, marker)]
             states[state_of(recalibrated)] = traces
         if any(states.values()):
             figures.append(

@@ -95,7 +95,9 @@ def _context(summary: Summary, place: int) -> dict[str, Any]:
         "recipe": yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
         "sections": sections,
         "states": {state: STATES[state] for state in switchable},
-        "figures": {f"s{place}-{figure.name}": _figure(figure) for section in sections for figure in section.figures},
+        "figures": {
+            f"s{place}-figure-{figure.name}": _figure(figure) for section in sections for figure in section.figures
+        },
         "data": summary.model_dump_json(by_alias=True),
     }
 

@@ -17,6 +17,8 @@ FORMS = (
     ("sparse file", "sparse_bytes", "@s1", "solid", "diamond"),
     ("entropy bound", "bound_bytes", "@s3", "dot", "x"),
 )
+FRACTIONS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+RATIOS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
 def _series(name: str, x: list[float], y: list[float], colour: str, dash: str, marker: str) -> dict[str, Any]:
@@ -44,11 +46,12 @@ def storage_section(study: Study) -> Section:
         traces.append(trace)
     last = own[-1]
     figure = Figure(
-        "storage", f"Size of the file relative to the dense one ({shown}); the size depends on the sparsity, hardly on the method.",
+        "storage",
+        f"Size of the file relative to the dense one ({shown}); it depends on the sparsity, hardly on the method.",
         {"": traces},
         {
             "xaxis": sparsity_axis([item.sparsity for item in own]),
-            "yaxis": {"title": {"text": "share of the dense file"}, "type": "log", "tickformat": ".3~p", "dtick": "D2"},
+            "yaxis": {"title": {"text": "share of the dense file"}, "type": "log", "tickvals": FRACTIONS, "ticktext": [f"{100 * f:g}%" for f in FRACTIONS]},
             "height": 380,
         },
     )  # fmt: skip
@@ -135,11 +138,12 @@ def latency_section(study: Study) -> Section:
         },
     )  # fmt: skip
     figure = Figure(
-        "latency", "Time of a dense layer over the time of its sparse (CSR) form, on the machine that ran the study; above 1 the "
+        "latency",
+        "Time of a dense layer over the time of its sparse (CSR) form, on the machine that ran the study; above 1 the "
         "sparse form is faster.", {"": traces},
         {
             "xaxis": axis,
-            "yaxis": {"title": {"text": "dense time / sparse time"}, "type": "log", "ticksuffix": "x", "dtick": "D2"},
+            "yaxis": {"title": {"text": "dense time / sparse time"}, "type": "log", "tickvals": RATIOS, "ticktext": [f"{r:g}x" for r in RATIOS]},
             "height": 380,
         },
     )  # fmt: skip
@@ -170,7 +174,8 @@ def cost_section(study: Study) -> Section:
             ]
         },
         {
-            "xaxis": {"title": {"text": "time of a step / plain step"}, "range": [0, 1.15 * max(longest, 1)], "ticksuffix": "x"},
+            "xaxis": {"title": {"text": "time of a step / plain step"},
+                      "range": [0, 1.15 * max(longest, 1)], "ticksuffix": "x"},
             "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "ticksuffix": "  "},
             "shapes": [
                 {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ def _density(histograms: Sequence[Histogram]) -> tuple[list[float], list[float]]
         if histogram.edges == edges:
             counts = [a + b for a, b in zip(counts, histogram.counts, strict=True)]
     total = sum(counts) or 1
-    widths = [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    middles = [(a + b) / 2 for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    widths = [b - a for a, b in itertools.pairwise(edges)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
     return middles, [count / total / width for count, width in zip(counts, widths, strict=True)]
 
 
@@ -53,8 +54,9 @@ def weights_section(study: Study) -> Section:
         for scale in ("linear", "log")
     }
     figure = Figure(
-        "weights", "Distribution of the prunable weights of the dense networks, each weight divided by the root mean square of its "
-        "layer, seeds pooled; the outermost bins hold what lies beyond them.", states,
+        "weights",
+        "Distribution of the prunable weights of the dense networks, each weight divided by the root mean square of its layer, "
+        "seeds pooled; the outermost bins hold what lies beyond them.", states,
         {
             "xaxis": {"title": {"text": "weight / root mean square of its layer"}, "zeroline": False},
             "yaxis": {"title": {"text": "probability density"}, "rangemode": "tozero"}, "height": 420,
@@ -82,7 +84,8 @@ def weights_section(study: Study) -> Section:
             ]
         )
     head = [
-        "method", "near zero, %", f"difference to {study.baseline}, points", "variance of magnitude", "root mean square", "seeds",
+        "method", "near zero, %", f"difference to {study.baseline}, points", "variance of magnitude", "root mean square",
+        "seeds",
     ]  # fmt: skip
     sentences = [
         "Near zero: share of the weights below a tenth of their layer's root mean square. Variance of magnitude: "
