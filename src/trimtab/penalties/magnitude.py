@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trimtab.parameters import Entry, Source
 from trimtab.penalties.base import Penalty
-from trimtab.penalties.moments import Moments, add_gradients_, moments, working_dtype
+from trimtab.penalties.moments import MagnitudePass, Moments, working_dtype
 
 
 class Law(NamedTuple):
@@ -53,7 +53,7 @@ class MagnitudePenalty(Penalty):
         chosen = self.chosen(params)
         values: dict[str, float] = {}
         for group in _by_device_and_dtype(chosen):
-            psi = self.law(moments([entry.parameter for entry in group], self.smoothing)).psi
+            psi = self.law(MagnitudePass([entry.parameter for entry in group], self.smoothing).moments()).psi
             values.update(zip([entry.name for entry in group], psi.tolist(), strict=True))
         return {entry.name: values[entry.name] for entry in chosen}
 
@@ -69,11 +69,10 @@ class MagnitudePenalty(Penalty):
             ValueError: the rule chooses no tensor.
         """
         for parameters in self.with_gradients(params):
-            statistics = moments(parameters, self.smoothing)
+            weights = MagnitudePass(parameters, self.smoothing, gradients=True)
+            statistics = weights.moments()
             law = self.law(statistics)
-            add_gradients_(
-                parameters, self.smoothing, statistics.mean, law.constant * self.strength, law.slope * self.strength
-            )
+            weights.add_gradients_(statistics.mean, law.constant * self.strength, law.slope * self.strength)
 
     def with_gradients(self, params: Source) -> list[list[Tensor]]:
         """The chosen tensors that have a gradient, by device and precision; none when the strength is 0."""

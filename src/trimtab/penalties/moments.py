@@ -127,23 +127,122 @@ def flat_with_gradients(parameters: Sequence[Tensor]) -> tuple[list[tuple[Tensor
     return rows, copied
 
 
-def scratch_for(rows: Sequence[tuple[Tensor, ...]]) -> Tensor:
-    """A buffer for the longest batch of `rows`; reused, as fresh memory costs more than the arithmetic."""
-    first = rows[0][0]
-    total = sum(row[0].numel() for row in rows)
-    return torch.empty(min(total, batch_limit(first.device)), dtype=working_dtype(first), device=first.device)
+def finish(copied: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Copy back the flat copies that `flat_with_gradients` made."""
+    for flat, gradient in copied:
+        gradient.copy_(flat.view(gradient.shape))
 
 
-def fill_magnitudes(buffer: Tensor, batch: Batch, radius: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Write `sqrt(w^2 + r)` of the batch into the buffer; returns the part in use and one view per stretch."""
-    used = buffer[: sum(batch.sizes)]
-    views = torch.split(used, batch.sizes)
-    torch._foreach_copy_(views, [part[0] for part in batch.parts])
-    return used.square_().add_(radius).sqrt_(), views
+class MagnitudePass:
+    """Reads the moments of `w~ = sqrt(w^2 + r)` of several tensors of one device and dtype, then adds their gradient.
+
+    Args:
+        parameters: whole or sharded tensors.
+        smoothing: r.
+        gradients: whether `add_gradients_` will follow; every tensor must then have a gradient.
+
+    Example:
+        >>> MagnitudePass([torch.tensor([[3.0, -5.0]])], smoothing=0.0).moments().mean
+        tensor([4.], dtype=torch.float64)
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], smoothing: float, *, gradients: bool = False) -> None:
+        self.parameters = parameters
+        self.smoothing = smoothing
+        self.copied: list[tuple[Tensor, Tensor]] = []
+        if gradients:
+            self.flat, self.copied = flat_with_gradients(parameters)
+        else:
+            self.flat = [flattened([local_part(parameter)]) for parameter in parameters]
+        first = self.flat[0][0]
+        self.device, self.dtype = first.device, working_dtype(first)
+        self.batches = list(batches(self.flat))
+        # One reused buffer: fresh memory costs more than the arithmetic.
+        self.length = max((sum(batch.sizes) for batch in self.batches), default=0)
+        self.buffer = self._buffer()
+        self.radius = torch.full((), smoothing, dtype=self.dtype, device=self.device)
+        self.shifts: tuple[Tensor, ...] = ()
+        """Of the last batch summed: what was taken from each stretch's magnitudes to leave deviations in the buffer."""
+
+    def _buffer(self) -> Tensor:
+        return torch.empty(self.length, dtype=self.dtype, device=self.device)
+
+    def _fill(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Write the batch's magnitudes into the buffer; returns the part in use and one view per stretch."""
+        used = self.buffer[: sum(batch.sizes)]
+        views = torch.split(used, batch.sizes)
+        torch._foreach_copy_(views, [part[0] for part in batch.parts])
+        return used.square_().add_(self.radius).sqrt_(), views
+
+    def moments(self) -> Moments:
+        """Number, mean and biased variance per tensor, over all ranks that hold parts of it."""
+        rows = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
+        for batch in self.batches:
+            _, views = self._fill(batch)
+            number = torch.tensor(batch.sizes, dtype=torch.float64, device=self.device)
+            sums, shift = part_sums(views, number, on_accelerator=self.device.type != "cpu")
+            self.shifts = shift.unbind()
+            rows.index_add_(0, torch.tensor(batch.owners, device=self.device), sums)
+        total, within, between = sum_over_shards(rows, self.parameters).unbind(1)
+        sizes = [parameter.numel() for parameter in self.parameters]
+        number = torch.tensor(sizes, dtype=torch.float64, device=self.device)
+        mean = total / number
+        return Moments(number, mean, ((within + between - total * mean) / number).clamp_(min=0))
+
+    def add_gradients_(self, mean: Tensor, constant: Tensor, slope: Tensor) -> None:
+        """Add `s * (constant + slope * (w~ - mean))` to each gradient, s = w / w~; arguments of shape (tensors,).
+
+        Follows `moments`, whose deviations are still there when one batch holds everything.
+        """
+        other = self._buffer()
+        slopes = slope.to(self.dtype).unbind()
+        for batch in self.batches:
+            owners = torch.tensor(batch.owners, device=self.device)
+            used, views = self.buffer[: sum(batch.sizes)], torch.split(self.buffer[: sum(batch.sizes)], batch.sizes)
+            magnitude = other[: used.numel()]
+            magnitudes = torch.split(magnitude, batch.sizes)
+            if len(self.batches) == 1:
+                shifts = self.shifts
+                magnitude.copy_(used)
+                torch._foreach_add_(magnitudes, shifts)
+            else:
+                shifts = mean[owners].to(self.dtype).unbind()
+                self._fill(batch)
+                magnitude.copy_(used)
+                torch._foreach_sub_(views, shifts)
+            # A shift is exact as a number of the working precision; what it lacks of the mean goes into the constant.
+            lacking = torch.stack(shifts).double() - mean[owners]
+            constants = (constant[owners] + slope[owners] * lacking).to(self.dtype).unbind()
+            self._add_batch_(batch, views, [slopes[owner] for owner in batch.owners], constants, magnitudes)
+        finish(self.copied)
+
+    def _add_batch_(
+        self,
+        batch: Batch,
+        deviations: tuple[Tensor, ...],
+        slopes: list[Tensor],
+        constants: tuple[Tensor, ...],
+        magnitudes: tuple[Tensor, ...],
+    ) -> None:
+        weights, gradients = [part[0] for part in batch.parts], [part[1] for part in batch.parts]
+        targets = widened(gradients)
+        torch._foreach_mul_(deviations, slopes)
+        torch._foreach_add_(deviations, constants)
+        if self.smoothing:
+            torch._foreach_mul_(deviations, weights)
+            torch._foreach_addcdiv_(targets, deviations, magnitudes)
+        else:
+            torch._foreach_copy_(magnitudes, weights)
+            torch._foreach_sign_(magnitudes)
+            torch._foreach_addcmul_(targets, deviations, magnitudes)
+        write_back(targets, gradients)
 
 
-def _part_sums(views: tuple[Tensor, ...], number: Tensor, *, on_accelerator: bool) -> Tensor:
-    """Per stretch: sum, squared deviations from the stretch's mean, sum^2 / number; overwrites `views`."""
+def part_sums(views: tuple[Tensor, ...], number: Tensor, *, on_accelerator: bool) -> tuple[Tensor, Tensor]:
+    """Per stretch: (sum, squared deviations from the stretch's mean, sum^2 / number), and the shift taken from it.
+
+    `views` hold the deviations from the shift afterwards.
+    """
 
     def sums() -> Tensor:
         return torch.stack([view.sum() for view in views]).double()
@@ -153,66 +252,7 @@ def _part_sums(views: tuple[Tensor, ...], number: Tensor, *, on_accelerator: boo
     # The mean rounded to the working precision is only a shift; `left` is what the deviations from it still sum to.
     shift = (total / number).to(views[0].dtype)
     torch._foreach_sub_(views, shift.unbind())
-    left = total - number * shift if on_accelerator else sums()
+    left = total - number * shift.double() if on_accelerator else sums()
     squares = torch.stack(torch._foreach_norm(views, 2)).double().square()
     total = number * shift.double() + left
-    return torch.stack([total, squares - left * left / number, total * total / number], dim=1)
-
-
-def moments(parameters: Sequence[Tensor], smoothing: float) -> Moments:
-    """Number, mean and biased variance of `sqrt(w^2 + r)` of each (whole) tensor; all of one device and dtype.
-
-    Example:
-        >>> moments([torch.tensor([[3.0, -5.0]])], smoothing=0.0).mean
-        tensor([4.], dtype=torch.float64)
-    """
-    flat = [flattened([local_part(parameter)]) for parameter in parameters]
-    buffer = scratch_for(flat)
-    device = buffer.device
-    radius = torch.full((), smoothing, dtype=buffer.dtype, device=device)
-    rows = torch.zeros(len(parameters), 3, dtype=torch.float64, device=device)
-    for batch in batches(flat):
-        _, views = fill_magnitudes(buffer, batch, radius)
-        number = torch.tensor(batch.sizes, dtype=torch.float64, device=device)
-        sums = _part_sums(views, number, on_accelerator=device.type != "cpu")
-        rows.index_add_(0, torch.tensor(batch.owners, device=device), sums)
-    total, within, between = sum_over_shards(rows, parameters).unbind(1)
-    number = torch.tensor([parameter.numel() for parameter in parameters], dtype=torch.float64, device=device)
-    mean = total / number
-    return Moments(number, mean, ((within + between - total * mean) / number).clamp_(min=0))
-
-
-def add_gradients_(
-    parameters: Sequence[Tensor], smoothing: float, mean: Tensor, constant: Tensor, slope: Tensor
-) -> None:
-    """Add `s * (constant + slope * (w~ - mean))` to `parameter.grad`; the last three have shape (tensors,)."""
-    flat, copied = flat_with_gradients(parameters)
-    magnitude_buffer, factor_buffer = scratch_for(flat), scratch_for(flat)
-    dtype = factor_buffer.dtype
-    shift = mean.to(dtype)
-    # As in the sums, the rounded mean is an exact shift; what it lacks goes into the constant.
-    shifts, slopes = shift.unbind(), slope.to(dtype).unbind()
-    constants = (constant + slope * (shift - mean)).to(dtype).unbind()
-    radius = torch.full((), smoothing, dtype=dtype, device=shift.device)
-    for batch in batches(flat):
-        weights, gradients = [part[0] for part in batch.parts], [part[1] for part in batch.parts]
-        used, magnitudes = fill_magnitudes(magnitude_buffer, batch, radius)
-        factors = torch.split(factor_buffer[: used.numel()].copy_(used), batch.sizes)
-        torch._foreach_sub_(factors, [shifts[owner] for owner in batch.owners])
-        torch._foreach_mul_(factors, [slopes[owner] for owner in batch.owners])
-        torch._foreach_add_(factors, [constants[owner] for owner in batch.owners])
-        targets = widened(gradients)
-        if smoothing:
-            torch._foreach_mul_(factors, weights)
-            torch._foreach_addcdiv_(targets, factors, magnitudes)
-        else:
-            torch._foreach_copy_(magnitudes, weights)
-            torch._foreach_addcmul_(targets, factors, torch.split(used.sign_(), batch.sizes))
-        write_back(targets, gradients)
-    finish(copied)
-
-
-def finish(copied: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Copy back the flat copies that `flat_with_gradients` made."""
-    for flat, gradient in copied:
-        gradient.copy_(flat.view(gradient.shape))
+    return torch.stack([total, squares - left * left / number, total * total / number], dim=1), shift
