@@ -21,8 +21,8 @@ SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 REPEATS = 9
 
 
-def paired_ratio(variant: Callable[[], Tensor], other: Callable[[], Tensor]) -> tuple[float, float]:
-    """Medians over turns A B B A of CPU time, (B + B) / (A + A), and of the seconds of B."""
+def paired(variant: Callable[[], Tensor], other: Callable[[], Tensor]) -> dict[str, float]:
+    """Over turns A B B A by CPU time: median of (B + B) / (A + A), and the least B over the least A."""
 
     def cpu(call: Callable[[], Tensor]) -> float:
         start = time.process_time()
@@ -30,12 +30,17 @@ def paired_ratio(variant: Callable[[], Tensor], other: Callable[[], Tensor]) -> 
         return time.process_time() - start
 
     other(), variant()
-    ratios, seconds = [], []
+    ratios, of_variant, of_other = [], [], []
     for _ in range(REPEATS):
         first, second, third, fourth = cpu(other), cpu(variant), cpu(variant), cpu(other)
         ratios.append((second + third) / (first + fourth))
-        seconds.append((second + third) / 2)
-    return statistics.median(ratios), statistics.median(seconds)
+        of_variant += [second, third]
+        of_other += [first, fourth]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_of_least": min(of_variant) / min(of_other),
+        "seconds": statistics.median(of_variant),
+    }
 
 
 def stepper(images: Tensor, labels: Tensor, wrap: Callable[..., torch.optim.Optimizer] | None) -> Callable[[], Tensor]:
@@ -51,8 +56,17 @@ def stepper(images: Tensor, labels: Tensor, wrap: Callable[..., torch.optim.Opti
         loss.backward()
         return loss.detach()
 
-    if wrap is not None:
+    if wrap is not None and optimizer is not base:
         return lambda: optimizer.step(closure)
+    if wrap is not None:  # the floor: a second gradient and nothing else
+
+        def twice() -> Tensor:
+            loss = closure()
+            closure()
+            optimizer.step()
+            return loss
+
+        return twice
 
     def plain() -> Tensor:
         loss = closure()
@@ -69,6 +83,7 @@ def main() -> None:
     labels = torch.randint(10, (64,), generator=generator)
     makers = {
         "sgd": None,
+        "two gradients": lambda base, model: base,
         "sam": lambda base, model: SAM(base, rho=0.05, model=model),
         "sam without model=": lambda base, model: SAM(base, rho=0.05),
         "asam": lambda base, model: ASAM(base, model=model),
@@ -83,19 +98,18 @@ def main() -> None:
     assert [float(plain()) for _ in range(3)] == [float(still()) for _ in range(3)]
 
     bars = {
-        "sam": ("sgd", 2.05), "sam without model=": ("sgd", 2.05), "asam": ("sgd", None),
+        "two gradients": ("sgd", None), "sam": ("sgd", 2.05), "sam without model=": ("sgd", 2.05), "asam": ("sgd", None),
         "cram+": ("sam", 1.2), "cram+ 2:4": ("sam", 1.2),
     }  # fmt: skip
     rows = []
     for name, (other, bar) in bars.items():
-        ratio, seconds = paired_ratio(variants[name], variants[other])
+        measured = paired(variants[name], variants[other])
         rows.append(
             {
                 "question": f"CPU time of a {name} step / a {other} step, resnet20, batch 64",
-                "ratio": ratio,
-                "seconds": seconds,
+                **measured,
                 "bar": None if bar is None else f"<= {bar}",
-                "met": None if bar is None else ratio <= bar,
+                "met": None if bar is None else measured["ratio"] <= bar,
             }
         )
     record("step_sharpness", rows)
