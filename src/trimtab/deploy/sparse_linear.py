@@ -170,7 +170,7 @@ def _replace(model: nn.Module, sparse: dict[str, CsrLinear]) -> nn.Module:
     if id(model) in by_identity:
         return by_identity[id(model)]
     for parent in list(model.modules()):
-        for label, child in list(parent.named_children()):
+        for label, child in list(parent._modules.items()):
             if id(child) in by_identity:
                 setattr(parent, label, by_identity[id(child)])
     return model
