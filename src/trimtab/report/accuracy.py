@@ -23,9 +23,9 @@ from trimtab.report.parts import (
 from trimtab.report.study import Study
 
 CONTROLS = {
-    ("magnitude", "global"): ("magnitude, global", "solid", "circle"),
-    ("magnitude", "layer"): ("magnitude, per layer", "dash", "square"),
-    ("random", "global"): ("random mask", "dot", "x"),
+    ("magnitude", "global"): ("global magnitude", "solid", "circle"),
+    ("magnitude", "layer"): ("per layer", "dash", "square"),
+    ("random", "global"): ("random", "dot", "x"),
 }
 HOVER = "%{fullData.name}, %{customdata[0]}<br><b>%{y:.1%}</b> %{customdata[1]}<extra></extra>"
 
@@ -91,7 +91,7 @@ def _dots(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
         "customdata": [[label, seed] for *_, label, seed in points],
         "hovertemplate": plain(name).replace("%", "&#37;")
         + ", %{customdata[0]}, seed %{customdata[1]}: %{y:.1%}<extra></extra>",
-        "marker": {"color": look.faint(0.45), "size": 4.5, "symbol": look.marker},
+        "marker": {"color": look.faint(0.55), "size": 6, "symbol": look.marker},
     }
 
 
@@ -100,6 +100,7 @@ def _level(name: str, value: float, ends: Sequence[float], colour: str, dash: st
         "type": "scatter",
         "mode": "lines",
         "name": plain(name),
+        "legendrank": 2000,
         "x": list(ends),
         "y": [value, value],
         "line": {"color": colour, "dash": dash, "width": 1.5},
@@ -152,9 +153,14 @@ def _main_figure(study: Study) -> Figure:
 
 
 def _grid(
-    study: Study, name: str, caption: str, cells: dict[tuple[str, float], Estimate], recalibrated: bool, signed: bool
+    study: Study,
+    name: str,
+    caption: str,
+    cells: dict[tuple[str, float], Estimate],
+    recalibrated: bool,
+    certain: bool = False,
 ) -> Table:
-    """Methods by sparsities; the highest of a column is marked."""
+    """Methods by sparsities; the highest of a column is marked, or with `certain` each interval that excludes zero."""
     sparsities = sorted({sparsity for _, sparsity in cells})
     best = {s: max(cell.mean for (_, other), cell in cells.items() if other == s) for s in sparsities}
     rows = []
@@ -166,7 +172,11 @@ def _grid(
                 + [
                     Cell("", None)
                     if cell is None
-                    else Cell(spread(cell, signed=signed), round(100 * cell.mean, 4), best=cell.mean == best[sparsity])
+                    else Cell(
+                        spread(cell, signed=name != "absolute"),
+                        round(100 * cell.mean, 4),
+                        best=cell.excludes_zero if certain else cell.mean == best[sparsity],
+                    )
                     for cell, sparsity in zip(own, sparsities, strict=True)
                 ]
             )
@@ -180,15 +190,17 @@ def _tables(study: Study) -> list[Table]:
     for recalibrated in study.states:
         entries = [entry for entry in study.main if entry.recalibrated == recalibrated]
         absolute: dict[tuple[str, float], Estimate] = {(e.method, e.sparsity): e for e in entries}
-        tables.append(_grid(study, "absolute", f"{study.quality} in %", absolute, recalibrated, False))
+        tables.append(
+            _grid(study, "absolute", f"{study.quality} in %; bold: highest mean of the column", absolute, recalibrated)
+        )
         dense = {(e.method, e.sparsity): e.to_dense for e in entries if e.to_dense is not None and e.sparsity > 0}
         if dense:
             caption = "Difference to the same method's dense network, in points"
-            tables.append(_grid(study, "dense", caption, dense, recalibrated, True))
+            tables.append(_grid(study, "dense", caption, dense, recalibrated))
         base = {(e.method, e.sparsity): difference for e, difference in against(entries, study.baseline)}
         if base:
-            caption = f"Difference to {study.baseline}, paired over seeds, in points"
-            tables.append(_grid(study, "baseline", caption, base, recalibrated, True))
+            caption = f"Difference to {study.baseline}, paired over seeds, in points; bold: the interval excludes zero"
+            tables.append(_grid(study, "baseline", caption, base, recalibrated, certain=True))
     return tables
 
 
@@ -202,9 +214,7 @@ def accuracy_section(study: Study) -> Section:
         only = STATES[state_of(study.states[0])]
         sentences.append(f"The networks were measured in one state only ({only}), so there is nothing to switch.")
     if max(counts) > 1:
-        sentences.append(
-            "Intervals are per comparison, not adjusted for how many there are. The highest mean of a column is bold."
-        )
+        sentences.append("Intervals are per comparison, not adjusted for how many there are.")
     return Section(
         "accuracy",
         f"{study.quality} against sparsity",
@@ -222,7 +232,8 @@ def controls_section(study: Study) -> Section:
     if len(pairs) < 2:
         only = " ".join(pairs[0])
         return Section("controls", title, missing=f"No controls were measured: every network was pruned by {only}.")
-    axis = sparsity_axis([entry.sparsity for entry in study.entries], "sparsity")
+    axis = {**sparsity_axis([entry.sparsity for entry in study.entries], "sparsity", gap=0.15), "tickangle": 0}
+    values = {key: value for key, value in _value_axis(study, study.entries).items() if key != "title"}
     figures = []
     for place, (method, look) in enumerate(study.looks.items()):
         states = {}
@@ -242,7 +253,7 @@ def controls_section(study: Study) -> Section:
             figures.append(
                 Figure(
                     f"controls-{place}", f"{method}: {study.quality} by way of pruning.", states,
-                    {"xaxis": axis, "yaxis": _value_axis(study, study.entries), "height": 330},
+                    {"xaxis": axis, "yaxis": values, "height": 290, "margin": {"l": 44}, "legend": {"font": {"size": 11}}},
                     switch="state", small=True, title=method,
                 )
             )  # fmt: skip

@@ -91,13 +91,15 @@ def halvings(sparsity: float) -> float:
     return -math.log10(max(1 - sparsity, 1e-6))
 
 
-def sparsity_axis(sparsities: Sequence[float], title: str = "sparsity of the prunable weights") -> dict[str, Any]:
-    """Axis with a tick at each sparsity, left out where it would touch the one to its right."""
+def sparsity_axis(
+    sparsities: Sequence[float], title: str = "sparsity of the prunable weights", gap: float = 0.055
+) -> dict[str, Any]:
+    """Axis with a tick at each sparsity, left out where it would stand nearer than `gap` of the axis to its right neighbour."""
     places = sorted({round(halvings(sparsity), 6): sparsity_label(sparsity) for sparsity in sparsities}.items())
     span = (places[-1][0] - places[0][0]) or 1.0
     kept: list[tuple[float, str]] = []
     for place in reversed(places):
-        if not kept or kept[-1][0] - place[0] >= 0.055 * span:
+        if not kept or kept[-1][0] - place[0] >= gap * span:
             kept.append(place)
     kept.reverse()
     return {
@@ -116,7 +118,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
     """Mean and half the interval in percent; the mean alone with one seed."""
-    mean = f"{100 * estimate.mean:{'+' if signed else ''}.{digits}f}"
+    mean = f"{100 * estimate.mean:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
     return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, digits)}"
 
 

@@ -51,7 +51,8 @@ def storage_section(study: Study) -> Section:
         {"": traces},
         {
             "xaxis": sparsity_axis([item.sparsity for item in own]),
-            "yaxis": {"title": {"text": "share of the dense file"}, "type": "log", "tickvals": FRACTIONS, "ticktext": [f"{100 * f:g}%" for f in FRACTIONS]},
+            "yaxis": {"title": {"text": "share of the dense file"}, "type": "log",
+                      "tickvals": FRACTIONS, "ticktext": [f"{100 * f:g}%" for f in FRACTIONS]},
             "height": 380,
         },
     )  # fmt: skip
@@ -143,7 +144,8 @@ def latency_section(study: Study) -> Section:
         "sparse form is faster.", {"": traces},
         {
             "xaxis": axis,
-            "yaxis": {"title": {"text": "dense time / sparse time"}, "type": "log", "tickvals": RATIOS, "ticktext": [f"{r:g}x" for r in RATIOS]},
+            "yaxis": {"title": {"text": "dense time / sparse time"}, "type": "log",
+                      "tickvals": RATIOS, "ticktext": [f"{r:g}x" for r in RATIOS]},
             "height": 380,
         },
     )  # fmt: skip

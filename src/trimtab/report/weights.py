@@ -39,7 +39,7 @@ def _trace(method: str, own: Sequence[Histogram], look: Look, log: bool) -> dict
 
 
 def _number(found: Estimate, digits: int, scale: float = 1.0, signed: bool = False) -> str:
-    text = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}"
+    text = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
     return text if found.half is None else f"{text} ± {scale * found.half:.{digits}f}"
 
 
