@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trimtab.collectives import is_sharded
 from trimtab.levers import innermost
 from trimtab.parameters import entries, with_names
 
@@ -28,7 +29,7 @@ def keep_masks(
         A handle whose `remove()` ends it.
 
     Raises:
-        ValueError: a mask names no parameter of the optimizer, or has another shape.
+        ValueError: a mask names no parameter of the optimizer, has another shape, or is of a sharded parameter (DTensor).
         TypeError: a mask is not a bool tensor.
 
     Example:
@@ -58,6 +59,8 @@ def keep_masks(
             raise TypeError(f"mask {name!r} must be bool (True = stays), got {mask.dtype}")
         if mask.shape != known[name].shape:
             raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its parameter {tuple(known[name].shape)}")
+        if is_sharded(known[name]):
+            raise ValueError(f"{name} is sharded (DTensor); a mask of the whole tensor does not fit its parts")
         pairs.append((known[name], ~mask.to(known[name].device)))
 
     def zero(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,27 +11,30 @@ from torch import Tensor, nn
 from trimtab.parameters import Rule
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.scores import Score
-from trimtab.pruning.selection_plan import Removal, SelectionPlan
+from trimtab.pruning.selection_plan import Removal, RemovalSequence, SelectionPlan
+
+Saved = list[tuple[Tensor, Tensor]]
 
 
-def _result(plan: SelectionPlan, removal: Removal, saved: Sequence[Tensor] | None) -> Pruned:
-    """Zero the weights in place and say what was done; `saved` holds the whole weights when the caller has a copy."""
-    weights = plan.weights
-    kept_values: list[Tensor] = []
-    with torch.no_grad():
-        for weight, mask in zip(weights, removal.masks, strict=True):
-            if saved is None:
-                kept_values.append(weight[mask])
-            weight.masked_fill_(mask, 0)
-            mask.logical_not_()  # from "goes" to "stays"
+@torch.no_grad()
+def _copies(tensors: Iterable[Tensor]) -> Saved:
+    """Each tensor, once, with a copy of its values."""
+    return [(tensor, tensor.clone()) for tensor in {id(tensor): tensor for tensor in tensors}.values()]
+
+
+@torch.no_grad()
+def _put_back(saved: Saved) -> None:
+    for tensor, values in saved:
+        tensor.copy_(values)
+
+
+@torch.no_grad()
+def _result(plan: SelectionPlan, removal: Removal, saved: Saved) -> Pruned:
+    """Zero the weights in place and say what was done; `saved` holds the dense values, for `undo`."""
+    for weight, mask in zip(plan.weights, removal.masks, strict=True):
+        weight.masked_fill_(mask, 0)
+        mask.logical_not_()  # from "goes" to "stays"
     counts = [mask.numel() - int(mask.count_nonzero()) for mask in removal.masks]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for position, (weight, mask) in enumerate(zip(weights, removal.masks, strict=True)):
-                gone = ~mask
-                weight[gone] = kept_values[position] if saved is None else saved[position][gone]
-
     names = [entry.name for entry in plan.chosen]
     return Pruned(
         masks=dict(zip(names, removal.masks, strict=True)),
@@ -42,7 +46,7 @@ def _result(plan: SelectionPlan, removal: Removal, saved: Sequence[Tensor] | Non
         score=plan.score if isinstance(plan.score, str) else getattr(plan.score, "__name__", repr(plan.score)),
         scope=plan.scope,
         pattern=plan.pattern,
-        _restore=restore,
+        _undo=partial(_put_back, saved),
     )
 
 
@@ -54,7 +58,7 @@ def one_shot(
     scope: str = "global",
     pattern: str = "unstructured",
     rule: Rule | None = None,
-    seed: int = 0,
+    seed: int | torch.Generator = 0,
     keep_first: bool = False,
     keep_last: bool = False,
 ) -> Pruned:
@@ -71,11 +75,12 @@ def one_shot(
         scope: "global", "layer" or "erk": where scores are compared.
         pattern: "unstructured", or "N:M": N of every M consecutive weights along the input axis stay.
         rule: which parameters are prunable; default two dimensions or more without class tokens and position embeddings.
-        seed: of score "random".
+        seed: of score "random": a number, or a CPU generator.
         keep_first, keep_last: leave the first or last prunable tensor out.
 
     Returns:
-        A `Pruned`: masks, counts, thresholds, what was left out and why, `undo()`.
+        A `Pruned`: masks, counts, thresholds, what was left out and why, `undo()`. It holds a copy of the dense weights
+        until `undo()`, and a byte per weight for the masks.
 
     Raises:
         ValueError: sparsity out of range, NaN weights, nothing to prune, an unknown name, sharded weights. Nothing is
@@ -102,7 +107,7 @@ def one_shot(
     )
     wanted = plan.check_sparsity(sparsity)
     removal = plan.removals([wanted], plan.weights).at(0)
-    return _result(plan, removal, saved=None)
+    return _result(plan, removal, _copies(plan.weights))
 
 
 def sweep(
@@ -113,21 +118,23 @@ def sweep(
     scope: str = "global",
     pattern: str = "unstructured",
     rule: Rule | None = None,
-    seed: int = 0,
+    seed: int | torch.Generator = 0,
     keep_first: bool = False,
     keep_last: bool = False,
-) -> Iterator[Pruned]:
+) -> Generator[Pruned, None, None]:
     """Put `model` into one pruned state after the other, each from the dense weights; leave it as it was.
 
-    The thresholds of all sparsities come from the same two passes over the weights. When the loop ends, breaks or raises,
-    the weights are put back bit for bit. The model must not be trained inside the loop.
+    The thresholds of all sparsities come from the same two passes over the weights. After each state, and when the loop
+    breaks or raises, every parameter and buffer is put back in place, bit for bit: `recalibrate` or fine-tuning inside the
+    loop does not leak into the next state. A sweep kept in a variable and not run to its end is put back by its
+    `close()`. Needs one copy of the model.
 
     Args:
         model: as in `one_shot`, as are the options.
         sparsities: in any order; 0 gives the dense network. `(None,)` with an N:M pattern.
 
     Yields:
-        A `Pruned` for each sparsity, valid until the next one.
+        A `Pruned` for each sparsity; its `undo()` works until the loop goes on, its masks stay valid.
 
     Raises:
         ValueError: as `one_shot`, at once and not at the first iteration; or no sparsity is given.
@@ -150,20 +157,22 @@ def sweep(
     if not sparsities:
         raise ValueError("sparsities is empty: name at least one")
     wanted = [plan.check_sparsity(sparsity) for sparsity in sparsities]
-    saved = [weight.detach().clone() for weight in plan.weights]
-    sequence = plan.removals(wanted, saved)
+    return _states(model, plan, plan.removals(wanted, plan.weights), len(wanted))
 
-    def states() -> Iterator[Pruned]:
-        def put_back() -> None:
-            with torch.no_grad():
-                for weight, value in zip(plan.weights, saved, strict=True):
-                    weight.copy_(value)
 
+def _states(
+    model: nn.Module, plan: SelectionPlan, sequence: RemovalSequence, number: int
+) -> Generator[Pruned, None, None]:
+    saved = _copies([*model.parameters(), *model.buffers()])
+    prunable = {id(weight) for weight in plan.weights}
+    weights = [(tensor, values) for tensor, values in saved if id(tensor) in prunable]
+    for position in range(number):
+        removal = sequence.at(position)  # the model is dense here
+        pruned: Pruned | None = None
         try:
-            for number in range(len(wanted)):
-                yield _result(plan, sequence.at(number if plan.groups is None else 0), saved=saved)
-                put_back()
+            pruned = _result(plan, removal, weights)
+            yield pruned
         finally:
-            put_back()
-
-    return states()
+            _put_back(saved)
+            if pruned is not None:
+                pruned._undo = None

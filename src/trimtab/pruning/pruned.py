@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from trimtab.parameters import Entry
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Pruned:
     """Result of `one_shot`, or one state of a `sweep`.
 
@@ -25,16 +25,16 @@ class Pruned:
         score, scope, pattern: how it was done.
     """
 
-    masks: dict[str, Tensor] = field(repr=False)
-    thresholds: dict[str, float] = field(repr=False)
-    removed: dict[str, int] = field(repr=False)
+    masks: dict[str, Tensor]
+    thresholds: dict[str, float]
+    removed: dict[str, int]
     prunable: int
     total: int
-    left_out: list[tuple[Entry, str]] = field(repr=False)
+    left_out: list[tuple[Entry, str]]
     score: str
     scope: str
     pattern: str
-    _restore: Callable[[], None] = field(repr=False)
+    _undo: Callable[[], None] | None
 
     @property
     def count(self) -> int:
@@ -52,14 +52,33 @@ class Pruned:
         return self.count / self.total
 
     def undo(self) -> None:
-        """Put the removed weights back, bit for bit; weights changed since then keep their new values."""
-        self._restore()
+        """Put every prunable weight back, in place, to the bits it had before pruning; once.
+
+        Weights trained since then lose their training. BatchNorm statistics are not touched (a sweep puts them back).
+
+        Raises:
+            RuntimeError: already undone, or the sweep has gone on: a later state must not be overwritten.
+        """
+        if self._undo is None:
+            raise RuntimeError(
+                "nothing to undo: the weights were put back already, by undo() or because the sweep went on"
+            )
+        self._undo()
+        self._undo = None
 
     def rows(self) -> list[tuple[str, int, int, float]]:
         """(name, removed, elements, threshold) per pruned tensor."""
         return [(name, count, self.masks[name].numel(), self.thresholds[name]) for name, count in self.removed.items()]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        how = f"scope {self.scope}, {self.pattern}" if self.pattern == "unstructured" else f"pattern {self.pattern}"
+        return (
+            f"Pruned({self.count:,} of {self.prunable:,} prunable weights = {self.sparsity:.2%}, {self.sparsity_total:.2%} "
+            f"of all {self.total:,}; score {self.score}, {how}; {len(self.masks)} tensors, {len(self.left_out)} left out)"
+        )
+
+    def table(self) -> str:
+        """A line per tensor, the reasons of those left out, and both sparsities, as text."""
         width = max([len(name) for name in self.removed] + [9])
         lines = [
             f"{name:<{width}}  {count:>10,} of {elements:>10,} removed ({count / max(elements, 1):6.1%})  threshold "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from trimtab.collectives import is_distributed, sum_over_ranks
 
 @dataclass(frozen=True)
 class Recalibration:
-    """How many BatchNorm modules were re-estimated, from how many batches on this rank."""
+    """How many BatchNorm modules were re-estimated, from how many batches (of all ranks that took part)."""
 
     modules: int
     batches: int
@@ -29,46 +30,106 @@ def _inputs(batch: Any) -> Tensor:
     return found
 
 
-def _merge_ranks(norms: list[_BatchNorm], batches: int) -> None:
-    """Weighted mean of the statistics over all ranks: the mean over all batches of all ranks."""
-    weight = torch.tensor([float(batches)], device=norms[0].running_mean.device, dtype=torch.float64)  # type: ignore[union-attr]
-    rows = [
-        buffer.double() * batches
-        for norm in norms
-        for buffer in (norm.running_mean, norm.running_var)
-        if buffer is not None
-    ]
-    merged = sum_over_ranks(torch.cat([weight, *rows]))
-    if merged[0] == 0:
-        return
-    offset = 1
+def _bare(model: nn.Module) -> nn.Module:
+    """The module inside DDP, which would broadcast rank 0's statistics, and torch.compile, which would recompile."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """Running mean, running variance, number of batches seen."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+def _set(norm: _BatchNorm, values: Iterable[Tensor]) -> None:
+    for buffer, value in zip(_statistics(norm), values, strict=True):
+        buffer.copy_(value)
+
+
+@contextmanager
+def _estimating(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+    """Cumulative means in `norms`, evaluation mode elsewhere; modes, momenta and random state are put back.
+
+    So are the statistics after an exception, and at the end those of modules that the forward pass never reached.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    saved = [[buffer.clone() for buffer in _statistics(norm)] for norm in norms]
+    devices = sorted({buffer.device.index for norm in norms for buffer in norm.buffers() if buffer.is_cuda})
+    with torch.random.fork_rng(devices=devices):  # iterating a DataLoader draws a number
+        try:
+            for module, _ in modes:
+                module.training = False
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.training = True
+            yield
+        except BaseException:
+            for norm, values in zip(norms, saved, strict=True):
+                _set(norm, values)
+            raise
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            for module, mode in modes:
+                module.training = mode
+    for norm, values in zip(norms, saved, strict=True):
+        if int(_statistics(norm)[2]) == 0:
+            _set(norm, values)
+
+
+def _merge_ranks(norms: list[_BatchNorm]) -> None:
+    """The mean over all batches of all ranks: each rank's mean weighted by the batches that reached the module."""
+    sums = []
     for norm in norms:
-        for buffer in (norm.running_mean, norm.running_var):
-            assert buffer is not None
-            buffer.copy_((merged[offset : offset + buffer.numel()] / merged[0]).to(buffer.dtype))
-            offset += buffer.numel()
+        mean, variance, seen = (buffer.double() for buffer in _statistics(norm))
+        sums += [mean * seen, variance * seen, seen.view(1)]
+    parts = iter(torch.split(sum_over_ranks(torch.cat(sums)), [part.numel() for part in sums]))
+    for norm in norms:
+        mean, variance, seen = next(parts), next(parts), next(parts)
+        if float(seen) > 0:
+            _set(norm, (mean / seen, variance / seen, seen[0]))
 
 
+@torch.no_grad()
 def recalibrate(
-    model: nn.Module, loader: Iterable[Any], batches: int | None = None, device: torch.device | str | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    batches: int | None = None,
+    device: torch.device | str | None = None,
+    across_ranks: bool = True,
 ) -> Recalibration:
     """Replace the running mean and variance of every BatchNorm module by those of training batches.
 
-    The statistics are reset and then the plain mean over the batches (`momentum=None`). Only BatchNorm modules are in training
-    mode, dropout stays off; modes and momentum are put back, weights, gradients and other buffers are not touched. On
-    several ranks each runs its own batches and the results are averaged by the number of batches.
+    The statistics are reset and then the plain mean over the batches (`momentum=None`), each batch of the same weight. Only
+    BatchNorm modules are in training mode, dropout stays off. Modes, momentum and torch's random state are put back;
+    weights, gradients and other buffers are not touched.
 
     Args:
-        model: any module; instance and layer norms have no running statistics and are left alone.
+        model: any module; wrappers (DDP, `torch.compile`) are looked through. Instance and layer norms, and BatchNorm
+            without running statistics, are left alone; so are modules that the forward pass does not reach.
         loader: yields inputs, or tuples that start with them. Training images, never test images.
-        batches: use only the first so many; default all.
+        batches: use only the first so many, on each rank; default all.
         device: where to move the inputs; default where the model is.
+        across_ranks: in a process group every rank runs its own batches and all get the mean over all of them; every
+            rank must then call. False keeps to this rank.
 
     Returns:
         `Recalibration(modules, batches)`; modules is 0 when the model has no BatchNorm, and the loader is not read then.
 
     Raises:
-        ValueError: the loader is empty or `batches` is not positive. Statistics are as before then.
+        ValueError: the loader is empty (on every rank) or `batches` is not positive.
+        TypeError: a batch is something else.
+        After an error of any kind the statistics are as before.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
@@ -77,39 +138,24 @@ def recalibrate(
     """
     if batches is not None and batches < 1:
         raise ValueError(f"batches must be 1 or more, got {batches}")
+    model = _bare(model)
     norms = [
         m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None
     ]
     if not norms:
         return Recalibration(0, 0)
-    target = torch.device(device) if device is not None else next(iter(model.parameters())).device
-    before = [(module, module.training) for module in model.modules()]
-    momenta = [norm.momentum for norm in norms]
-    saved = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    target = torch.device(device) if device is not None else next(chain(model.parameters(), model.buffers())).device
+    shared = across_ranks and is_distributed()
     seen = 0
-    try:
-        model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None
-            norm.train()
-        with torch.no_grad():
-            for batch in islice(loader, batches):
-                model(_inputs(batch).to(target))
-                seen += 1
-            if seen == 0 and not is_distributed():
-                raise ValueError("the loader is empty: recalibration needs at least one batch of training inputs")
-            if is_distributed():
-                _merge_ranks(norms, seen)
-    except BaseException:
-        with torch.no_grad():
-            for norm, values in zip(norms, saved, strict=True):
-                for buffer, value in zip(norm.buffers(recurse=False), values, strict=True):
-                    buffer.copy_(value)
-        raise
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, mode in before:
-            module.training = mode
-    return Recalibration(len(norms), seen)
+    with _estimating(model, norms):
+        for batch in islice(loader, batches):
+            model(_inputs(batch).to(target))
+            seen += 1
+        if shared:
+            seen = int(sum_over_ranks(torch.tensor(seen, device=target)))
+        if seen == 0:
+            raise ValueError("the loader is empty: recalibration needs at least one batch of training inputs")
+        if shared:
+            _merge_ranks(norms)
+        reached = sum(int(_statistics(norm)[2]) > 0 for norm in norms)
+    return Recalibration(reached, seen)

@@ -23,14 +23,16 @@ def checked_score(score: Score) -> Score:
     raise ValueError(f"unknown score {score!r}; allowed are {', '.join(SCORES)}; {hint}")
 
 
-def _layer_magnitude(weight: Tensor) -> Tensor:
+def _layer_magnitude(name: str, weight: Tensor) -> Tensor:
     wide = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-    norm = torch.linalg.vector_norm(wide)
-    return wide.abs() / norm if norm > 0 else wide.abs()
+    norm = torch.linalg.vector_norm(wide, dtype=torch.float64)
+    if not bool(norm.isfinite()):
+        raise ValueError(f"layer_magnitude needs finite weights; {name} has the norm {float(norm)}")
+    return wide.abs().div_(norm) if norm > 0 else wide.abs()
 
 
 def scores_of(
-    entries: Sequence[Entry], weights: Sequence[Tensor], score: Score, seed: int
+    entries: Sequence[Entry], weights: Sequence[Tensor], score: Score, seed: int | torch.Generator
 ) -> tuple[list[Tensor], bool]:
     """Scores of every weight; the second value says whether they are to be read by magnitude.
 
@@ -40,14 +42,15 @@ def scores_of(
     * a callable: `score(entry)` returns a tensor of the weight's shape, 0 or more.
 
     Raises:
-        ValueError: a callable returns another shape.
+        ValueError: a callable returns another shape, NaN or a negative score; a norm is infinite.
     """
     if score == "magnitude":
         return [weight.detach() for weight in weights], True
     if score == "layer_magnitude":
-        return [_layer_magnitude(weight) for weight in weights], False
+        named = zip(entries, weights, strict=True)
+        return [_layer_magnitude(entry.name, weight) for entry, weight in named], False
     if score == "random":
-        generator = torch.Generator().manual_seed(seed)
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         return [torch.rand(weight.shape, generator=generator).to(weight.device) for weight in weights], False
     assert callable(score)
     found = []
@@ -57,5 +60,7 @@ def scores_of(
             raise ValueError(
                 f"the score of {entry.name} has shape {tuple(value.shape)}, its weight {tuple(entry.parameter.shape)}"
             )
+        if not bool((value >= 0).all()):
+            raise ValueError(f"the score of {entry.name} holds NaN or negative values; scores must be 0 or more")
         found.append(value)
     return found, False
