@@ -54,7 +54,7 @@ def _line(
     }
 
 
-def _band(entries: Sequence[Entry], name: str, look: Look) -> list[dict[str, Any]]:
+def _band(entries: Sequence[Entry], name: str, look: Look, opacity: float = 0.13) -> list[dict[str, Any]]:
     """The interval as an area, left out where there is one seed."""
     known = [(halvings(e.sparsity), e.low, e.high) for e in entries if e.low is not None and e.high is not None]
     if not known:
@@ -70,8 +70,8 @@ def _band(entries: Sequence[Entry], name: str, look: Look) -> list[dict[str, Any
             "x": [x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
             "y": [high for _, _, high in known] + [low for _, low, _ in reversed(known)],
             "fill": "toself",
-            "fillcolor": look.faint(0.13),
-            "line": {"width": 0, "color": look.faint(0.13)},
+            "fillcolor": look.faint(opacity),
+            "line": {"width": 0, "color": look.faint(opacity)},
         }
     ]
 
@@ -131,7 +131,7 @@ def _main_figure(study: Study) -> Figure:
         for method, look in study.looks.items():
             own = [entry for entry in entries if entry.method == method]
             if own:
-                bands += _band(own, method, look)
+                bands += _band(own, method, look, 0.13 if len(study.looks) <= 5 else 0.06)
                 dots += [_dots(own, method, look)] if own[0].n > 1 else []
                 lines.append(_line(own, method, look, look.dash, look.marker))
         levels = []

@@ -76,9 +76,10 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
         ("hardware", ", ".join(f"{k} {v}" for k, v in summary.hardware.items() if v is not None) or "not recorded")
     ]
     facts += [("versions", ", ".join(f"{k} {v}" for k, v in summary.versions.items()) or "not recorded")]
-    command = summary.recipe.get("command")
-    if command:
-        facts.append(("command", str(command)))
+    if summary.runs:
+        facts.append(
+            ("to repeat a run", f"trimtab train {summary.runs[0].folder} --out NEW (folders: table of training runs)")
+        )
     return facts
 
 
