@@ -50,8 +50,9 @@ def run(arguments: Sequence[str]) -> int:
     if given.sparsity > 0:
         pruning.one_shot(model, given.sparsity, score=section.score, scope=section.scope, pattern=section.pattern)
         if given.recalibrate:
-            batches = batches_of(recipe, data, "train").epoch(0)
-            pruning.recalibrate(model, batches, batches=section.recalibrate_batches)
+            pruning.recalibrate(
+                model, batches_of(recipe, data, "train").sample(section.recalibrate_batches, recipe.seed)
+            )
     out = given.out or given.run / "export"
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{recipe.name}-{recipe.method.replace('+', '_')}-{given.sparsity:g}"

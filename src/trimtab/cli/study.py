@@ -15,7 +15,7 @@ from trimtab.experiments.prune_run import Split
 from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.summary import Summary
-from trimtab.experiments.training import load_data, trained_model
+from trimtab.experiments.training import batches_of, load_data, trained_model
 from trimtab.experiments.variants import Variant
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.report import render
@@ -88,9 +88,7 @@ def write_best(summary: Summary, folder: Path, out: Path) -> str:
     data = load_data(recipe)
     model = trained_model(source, data)
     one_shot(model, sparsity, score=recipe.pruning.score, scope=recipe.pruning.scope, pattern=recipe.pruning.pattern)
-    from trimtab.experiments.training import batches_of
-
-    recalibrate(model, batches_of(recipe, data, "train").epoch(0), batches=recipe.pruning.recalibrate_batches)
+    recalibrate(model, batches_of(recipe, data, "train").sample(recipe.pruning.recalibrate_batches, recipe.seed))
     file = out / f"{recipe.name}-{method.replace('+', '_')}-{sparsity:.0%}.safetensors".replace("%", "")
     report = save_sparse(model, file, metadata={"method": method, "seed": str(seed), "recipe": recipe.name})
     return (

@@ -142,7 +142,7 @@ def assemble(
         costs=list(costs),
         latencies=list(latencies),
         storage=storage,
-        notes=_notes(unfinished, recipes[0], split),
+        notes=[*_notes(unfinished, recipes[0], split), *data.notes],
     )
 
 

@@ -151,7 +151,9 @@ def launch(recipe: Recipe) -> Devices:
             "strategy 'fsdp' needs several processes: start it with torchrun --nproc-per-node N -m trimtab ..."
         )
     if recipe.strategy == "fsdp" and recipe.precision == "fp16":
-        raise ValueError("strategy 'fsdp' trains in fp32 or bf16, not in fp16 (the gradient scaler does not see all shards)")
+        raise ValueError(
+            "strategy 'fsdp' trains in fp32 or bf16, not in fp16 (the gradient scaler does not see all shards)"
+        )
     strategy: Any = "auto"
     if world > 1:
         strategy = "ddp"

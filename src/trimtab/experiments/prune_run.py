@@ -64,20 +64,10 @@ class _Measured:
         self.recipe, self.data, self.split = recipe, data, split
         self.model = trained_model(folder, data).to(device)
         self.device = device
-        self.batches = batches_of(recipe, data, split)
-        self.batches = datasets.Batches(
-            getattr(data, split), data, 500, seed=0, augment="none", shuffle=False, drop_last=False, device=device
-        )
+        self.batches = batches_of(recipe, data, split, device=device)
         # Statistics come from training images without augmentation, in an order fixed by the run's seed.
-        self.calibration = datasets.Batches(
-            data.train,
-            data,
-            recipe.data.batch_size,
-            seed=recipe.seed,
-            augment="none",
-            shuffle=True,
-            drop_last=True,
-            device=device,
+        self.calibration = batches_of(recipe, data, "train", device=device).sample(
+            recipe.pruning.recalibrate_batches, recipe.seed
         )
         self.recalibrates = _has_batch_norm(self.model)
 
@@ -111,7 +101,9 @@ def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: A
 def _combinations(section: Pruning, method: str) -> list[tuple[str, str]]:
     """Score and scope asked for, then the controls; controls belong to the plain optimizers, which are the baseline."""
     asked = (section.score, section.scope)
-    controls = [("random", "global"), ("magnitude", "layer")] if section.controls and not METHODS[method].sections else []
+    controls = (
+        [("random", "global"), ("magnitude", "layer")] if section.controls and not METHODS[method].sections else []
+    )
     return [asked, *(pair for pair in controls if pair != asked)]
 
 

@@ -106,7 +106,15 @@ def build_model(recipe: Recipe, data: datasets.DataSet) -> nn.Module:
     return in_memory_order(model, torch.channels_last) if recipe.model.channels_last else model
 
 
-def batches_of(recipe: Recipe, data: datasets.DataSet, split: str, devices: Devices | None = None) -> datasets.Batches:
+def batches_of(
+    recipe: Recipe,
+    data: datasets.DataSet,
+    split: str,
+    *,
+    device: torch.device | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> datasets.Batches:
     """Batches of one split; only "train" is shuffled and augmented."""
     training = split == "train"
     return datasets.Batches(
@@ -117,9 +125,9 @@ def batches_of(recipe: Recipe, data: datasets.DataSet, split: str, devices: Devi
         augment=recipe.data.augment if training else "none",
         shuffle=training,
         drop_last=training,
-        device=devices.device if devices else torch.device("cpu"),
-        rank=devices.rank if devices else 0,
-        world_size=devices.world_size if devices else 1,
+        device=device or torch.device("cpu"),
+        rank=rank,
+        world_size=world_size,
     )
 
 
@@ -129,8 +137,9 @@ class TrainingRun:
     def __init__(self, recipe: Recipe, folder: RunFolder, devices: Devices) -> None:
         self.recipe, self.folder, self.devices = recipe, folder, devices
         self.data = load_data(recipe)
-        self.train_batches = batches_of(recipe, self.data, "train", devices)
-        self.validation_batches = batches_of(recipe, self.data, "validation", devices)
+        place: dict[str, Any] = {"device": devices.device, "rank": devices.rank, "world_size": devices.world_size}
+        self.train_batches = batches_of(recipe, self.data, "train", **place)
+        self.validation_batches = batches_of(recipe, self.data, "validation", **place)
         if len(self.train_batches) < recipe.accumulate:
             raise ValueError(
                 f"data.batch_size {recipe.data.batch_size} x accumulate {recipe.accumulate} exceeds the "

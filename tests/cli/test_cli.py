@@ -1,0 +1,176 @@
+"""The command line as a user types it: every command once, end to end, on a tiny study."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli import COMMANDS, main
+from trimtab.deploy import load_sparse
+from trimtab.experiments.summary import Summary
+
+SMALL = [
+    "--epochs", "2", "--data.limit-train", "320", "--pruning.sparsities", "0.5", "0.9", "--pruning.recalibrate-batches", "3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two methods and two seeds."""
+    out = tmp_path_factory.mktemp("study")
+    code = main(["compare", "digits", *SMALL, "--methods", "sgd", "var", "--seeds", "0", "1", "--out", str(out),
+                 "--cost-steps", "2", "--quiet"])  # fmt: skip
+    assert code == 0
+    return out
+
+
+def test_compare_leaves_summary_report_and_a_smaller_file(study: Path) -> None:
+    summary = Summary.read(study / "summary.json")
+    assert {run.method for run in summary.runs} == {"sgd", "var"}
+    assert {row.sparsity for row in summary.rows if row.method == "var"} == pytest.approx({0.0, 0.5, 0.9}, abs=1e-3)
+    assert {(row.score, row.scope) for row in summary.rows if row.method == "sgd"} == {
+        ("magnitude", "global"), ("random", "global"), ("magnitude", "layer"),
+    }  # fmt: skip
+    assert {(row.score, row.scope) for row in summary.rows if row.method == "var"} == {("magnitude", "global")}
+    assert {cost.method for cost in summary.costs} == {"sgd", "var"}
+    assert summary.headline in (study / "report.html").read_text()
+    file = next(study.glob("*.safetensors"))
+    assert load_sparse(file)
+
+
+def test_file_bytes_in_the_summary_are_those_of_a_written_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(study / "runs/sgd/seed0"), "--sparsity", "0.9", "--no-recalibrate", "--json"]) == 0
+    file = Path(json.loads(capsys.readouterr().out)["files"]["sparse"])
+    rows = Summary.read(study / "summary.json").rows
+    stored = next(
+        row.file_bytes for row in rows if (row.method, row.seed, row.score, row.scope) == ("sgd", 0, "magnitude", "global")
+        and row.sparsity > 0.8
+    )  # fmt: skip
+    assert stored is not None
+    assert abs(file.stat().st_size - stored) < 300  # the metadata texts differ
+
+
+def test_a_second_compare_trains_nothing_again(study: Path) -> None:
+    models = {file: file.stat().st_mtime_ns for file in study.rglob("model.safetensors")}
+    assert main(["compare", "digits", *SMALL, "--methods", "sgd", "var", "--seeds", "0", "1", "--out", str(study),
+                 "--cost-steps", "2", "--quiet"]) == 0  # fmt: skip
+    assert models == {file: file.stat().st_mtime_ns for file in study.rglob("model.safetensors")}
+
+
+def test_prune_report_and_list(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(study / "runs/var/seed1")
+    assert main(["prune", run, "--sparsities", "0.7", "--split", "validation", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["split"] for row in rows} == {"validation"}
+    assert main(["report", str(study), "--out", str(tmp_path), "--name", "again <b>", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "again <b>"
+    assert "again <b>" not in (tmp_path / "report.html").read_text().split("</title>")[0]
+    assert main(["list", "methods", "--json"]) == 0
+    assert "var+cram+" in json.loads(capsys.readouterr().out)["methods"]
+    assert main(["list"]) == 0
+    assert "cifar10-resnet20" in capsys.readouterr().out
+
+
+def test_tune_chooses_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "digits", *SMALL, "--vary", "var.strength=1e-5,1e+2", "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {"var.strength": 1e-5}
+    assert not list(tmp_path.rglob("pruning-test.json"))
+    assert "strength: 1.0e-05" in (tmp_path / "tuned.yaml").read_text()
+
+
+def test_train_quiet_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "digits", *SMALL, "--method", "var+sam", "--out", str(tmp_path / "r"), "--json"]) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["status"] == "finished"
+    assert output.err == ""
+    assert main(["train", "digits", *SMALL, "--method", "var+sam", "--out", str(tmp_path / "r"), "--quiet"]) == 0
+    assert "next: trimtab prune" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "nowhere"], "no recipe 'nowhere'"),
+        (["train", "digits", "--model.name", "resnet21"], "resnet20"),
+        (["train", "digits", "--data.name", "digit"], "digits"),
+        (["train", "cifar10-resnet20", "--data.root", "/nonexistent"], "/nonexistent"),
+        (["train", "digits", "--method", "vart"], "did you mean var"),
+        (["compare", "digits", "--methods", "sgd", "nothing"], "unknown method 'nothing'"),
+        (["compare", "digits", "--vary", "var.strength"], "FIELD=VALUE"),
+        (["prune", "/nonexistent"], "not a run folder"),
+        (["export", "/nonexistent"], "not a run folder"),
+        (["report", "/nonexistent"], "no folder"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_code_2(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in {".yaml"}]
+
+
+@pytest.mark.parametrize("words", [["train", "digits", "--var.strenght", "1"], ["train", "digits", "--epochs", "many"]])
+def test_usage_errors_exit_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+
+
+def test_export_refuses_a_sparsity_out_of_range(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(study / "runs/sgd/seed0"), "--sparsity", "1.0"]) == 2
+    assert "sparsity" in capsys.readouterr().err
+    assert not (study / "runs/sgd/seed0/export/digits-sgd-1.safetensors").exists()
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"trimtab {command}" in capsys.readouterr().out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert all(command in capsys.readouterr().out for command in COMMANDS)
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+
+
+def test_a_failing_run_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["compare", "digits", *SMALL, "--methods", "sgd", "--vary", "sgd.lr=0.1,1e+12", "--seeds", "0", "--out",
+                 str(tmp_path), "--cost-steps", "1", "--json"])  # fmt: skip
+    assert code == 1
+    assert "failed: sgd[sgd.lr=1000000000000.0]" in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("error.txt"))) == 1
+    assert Summary.read(tmp_path / "summary.json").runs[0].method == "sgd[sgd.lr=0.1]"
+
+
+def test_ctrl_c_during_compare_leaves_resumable_runs(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "trimtab", "compare", "digits", "--epochs", "400", "--methods", "sgd", "--seeds", "0",
+             "--out", str(tmp_path), "--quiet"]  # fmt: skip
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    progress = tmp_path / "runs/sgd/seed0/.progress"
+    deadline = time.monotonic() + 120
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "runs/sgd/seed0/checkpoint.safetensors").exists()
+    assert json.loads((tmp_path / "runs/sgd/seed0/run.json").read_text())["status"] == "interrupted"
