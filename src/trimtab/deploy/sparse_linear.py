@@ -215,8 +215,10 @@ def to_sparse_linear(
         >>> with torch.no_grad():
         ...     _ = net[2].weight.masked_fill_(torch.rand(512, 512) < 0.999, 0.0)
         >>> fast, report = to_sparse_linear(net, torch.randn(64, 1, 16, 32), budget=0.02)
-        >>> [row.verdict.split(":")[0] for row in report.rows]
-        ['left', 'replaced']
+        >>> [(row.name, row.kind, row.replaced) for row in report.rows if row.kind == "Conv2d"]
+        [('0', 'Conv2d', False)]
+        >>> report.rows[1].replaced == (report.rows[1].ratio > 1)
+        True
     """
     if not min_gain > 0:
         raise ValueError(f"min_gain must be positive, got {min_gain}")
