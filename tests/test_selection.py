@@ -122,3 +122,21 @@ def test_groups_that_do_not_fit() -> None:
         smallest_in_groups(torch.rand(3, 6), 2, 4, 1)
     with pytest.raises(ValueError, match="5:4"):
         smallest_in_groups(torch.rand(4), 5, 4, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), data=st.data())
+def test_any_bit_pattern_by_magnitude(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Subnormals, both zeros, infinities and signs, drawn as raw bits."""
+    integers = torch.int32 if dtype == torch.float32 else torch.int16
+    limit = torch.iinfo(integers)
+    edges = [0, 1, limit.min, limit.min + 1, limit.max]
+    patterns = st.lists(st.one_of(st.sampled_from(edges), st.integers(limit.min, limit.max)), max_size=12)
+    rows = data.draw(st.lists(patterns, min_size=1, max_size=3))
+    scores = [torch.tensor(row, dtype=integers).view(dtype) for row in rows]
+    scores = [score[~score.isnan()] for score in scores]
+    total = sum(score.numel() for score in scores)
+    counts = data.draw(st.lists(st.integers(0, total), min_size=1, max_size=4))
+    for count, threshold in zip(counts, kth_threshold(scores, counts, absolute=True), strict=True):
+        assert threshold.count == count
+        assert torch.equal(joined(smallest_masks(scores, threshold, absolute=True)), by_sorting(scores, count))

@@ -102,6 +102,6 @@ def show(summary: Summary, out: Path, extra: Sequence[str] = ()) -> None:
     for recalibrated in sorted({row.recalibrated for row in summary.rows}):
         console.print(terminal_table(summary, recalibrated=recalibrated))
     for line in extra:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
-    console.print(f"headline: {summary.headline}", soft_wrap=True)
+    console.print(f"headline: {summary.headline}", soft_wrap=True, markup=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from rich.markup import escape
 from rich.table import Table
 
 from trimtab.cli.arguments import Fields, Output, parse, parse_vary, split_recipe
@@ -78,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         table.add_column("score", justify="right")
         for choice in choices:
             for label, score in choice.scores:
-                table.add_row(label, f"{score:.2%}", style="bold" if label == choice.best.label else None)
+                table.add_row(escape(label), f"{score:.2%}", style="bold" if label == choice.best.label else None)
         console.print(table)
         console.print(f"chosen: {settings}\nrecipe: {folder / 'tuned.yaml'}", soft_wrap=True)
     return 0 if len(good) == len(outcomes) else 1

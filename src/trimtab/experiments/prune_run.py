@@ -76,12 +76,7 @@ class _Measured:
 
     def recalibrated_quality(self) -> Quality:
         with _buffers_put_back(self.model):
-            pruning.recalibrate(
-                self.model,
-                self.calibration.epoch(0),
-                batches=self.recipe.pruning.recalibrate_batches,
-                device=self.device,
-            )
+            pruning.recalibrate(self.model, self.calibration, device=self.device)
             return self.quality()
 
 
