@@ -13,7 +13,7 @@ from trimtab.experiments.recipe import Recipe, load_recipe
 from trimtab.files import write_text
 
 # Fields that say where and how often, not what: a run may be resumed with other values.
-INCIDENTAL = {"name", "device", "strategy", "checkpoint_every", "pruning"}
+INCIDENTAL = {"name", "device", "strategy", "checkpoint_every", "validate_every", "pruning"}
 
 
 def training_identity(recipe: Recipe) -> dict[str, Any]:
