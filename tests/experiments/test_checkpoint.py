@@ -25,7 +25,9 @@ PLAIN = st.recursive(
 
 @given(PLAIN)
 @settings(max_examples=60, deadline=None)
-def test_plain_values_come_back_equal_and_of_the_same_type(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+def test_plain_values_come_back_equal_and_of_the_same_type(
+    tmp_path_factory: pytest.TempPathFactory, value: object
+) -> None:
     path = tmp_path_factory.mktemp("c") / "c.safetensors"
     save_checkpoint(path, {"value": value})
     back = load_checkpoint(path)["value"]
@@ -33,7 +35,9 @@ def test_plain_values_come_back_equal_and_of_the_same_type(tmp_path_factory: pyt
     assert type(back) is type(value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
+)
 def test_tensors_come_back_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     tensor = torch.randn(3, 4).to(dtype)
     save_checkpoint(tmp_path / "c", {"a": [tensor, {"deep": tensor.t()}], "empty": torch.empty(0)})

@@ -50,9 +50,9 @@ def test_iou_and_dice_match_scikit_learn() -> None:
 
 def test_a_class_that_is_nowhere_does_not_count() -> None:
     intersection = torch.tensor([5.0, 3.0, 0.0])
-    assert segmentation_quality(intersection, torch.tensor([6.0, 4.0, 0.0]), torch.tensor([5.0, 5.0, 0.0]), 0.0).accuracy == (
-        pytest.approx(6 / 9)
-    )
+    assert segmentation_quality(
+        intersection, torch.tensor([6.0, 4.0, 0.0]), torch.tensor([5.0, 5.0, 0.0]), 0.0
+    ).accuracy == (pytest.approx(6 / 9))
 
 
 def test_evaluation_changes_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -29,7 +30,9 @@ def test_task_loss_mixes_and_classification_ignores_dice() -> None:
         0.75 * F.cross_entropy(logits, targets).item() + 0.25 * soft_dice_loss(logits, targets).item(), rel=1e-6
     )
     flat, labels = torch.randn(4, 3), torch.randint(0, 3, (4,))
-    assert task_loss(flat, labels, label_smoothing=0.1, dice_weight=0.5) == F.cross_entropy(flat, labels, label_smoothing=0.1)
+    assert task_loss(flat, labels, label_smoothing=0.1, dice_weight=0.5) == F.cross_entropy(
+        flat, labels, label_smoothing=0.1
+    )
 
 
 def test_dice_gradient_reaches_every_logit() -> None:
@@ -44,7 +47,7 @@ def test_learning_rate_shapes() -> None:
     assert cosine[0] == pytest.approx(0.01)
     assert cosine[20] == 1.0
     assert cosine[50] == pytest.approx(0.5)
-    assert all(a >= b for a, b in zip(cosine[20:], cosine[21:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(cosine[20:]))
     assert cosine[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 59 / 60)))
     assert learning_rate_factor("step", 65, 10, 8, **options) == pytest.approx(0.01)
     assert learning_rate_factor("constant", 65, 10, 8, **options) == 1.0
