@@ -180,7 +180,7 @@ def cost_section(study: Study) -> Section:
                       "range": [0, 1.15 * max(longest, 1)], "ticksuffix": "x"},
             "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "ticksuffix": "  "},
             "shapes": [
-                {"type": "line", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1,
+                {"type": "line", "layer": "below", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1,
                  "line": {"color": "@ink", "width": 1.5, "dash": "4px,3px"}}
             ],
             "height": 110 + 34 * len(costs), "bargap": 0.35,
