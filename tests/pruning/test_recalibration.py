@@ -22,6 +22,7 @@ def batches(number: int = 5, seed: int = 0) -> list[Tensor]:
 def test_statistics_are_the_plain_mean_over_batches() -> None:
     net = Small().train()
     net.norm.running_mean.fill_(50.0)
+    net.norm.num_batches_tracked.fill_(9)  # as after training
     loader = batches()
     assert recalibrate(net, loader, batches=3) == Recalibration(modules=1, batches=3)
     with torch.no_grad():

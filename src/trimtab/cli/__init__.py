@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -53,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trimtab: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     module = importlib.import_module(f"trimtab.cli.{name}_command")
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops like Ctrl-C
     try:
         code: int = module.run(rest)
     except KeyboardInterrupt as error:

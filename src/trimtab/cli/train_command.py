@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,11 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(TrainArguments, arguments, "train", default=TrainArguments(name, recipe))
     recipe, output = given.fields, given.output
     folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
-    with training_progress(f"{recipe.method} seed {recipe.seed}", output.silent) as report:
+    with training_progress(f"{recipe.method} seed {recipe.seed}", output.silent or "RANK" in os.environ) as report:
         result = train(recipe, folder, report)
     info = result.info()
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one process speaks
+        return 0
     if output.json:
         print_json({"folder": str(folder), **info})
     else:

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import torch
@@ -39,7 +40,12 @@ class Standing:
     active: dict[str, str]
 
 
-def _quiet_worker(threads: int) -> None:
+_stop_asked: Event | None = None
+
+
+def _quiet_worker(threads: int, stop: Event) -> None:
+    global _stop_asked
+    _stop_asked = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # training installs its own handler; idle workers stay quiet
     torch.set_num_threads(threads)
 
@@ -50,6 +56,8 @@ def _progress_file(folder: Path) -> Path:
 
 def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | None:
     """Train and prune one variant; returns the error text, if any."""
+    if _stop_asked is not None and _stop_asked.is_set():  # the pool hands out one run ahead
+        raise KeyboardInterrupt
     shown = _progress_file(folder)
     last = 0.0
 
@@ -119,8 +127,9 @@ def compare(
     outcomes: list[Outcome] = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
+    stop = context.Event()
     with concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_quiet_worker, initargs=(max(1, cores // jobs),)
+        jobs, mp_context=context, initializer=_quiet_worker, initargs=(max(1, cores // jobs), stop)
     ) as pool:
         pending = {pool.submit(_work, variant, path, splits): path for path, variant in paths.items()}
         try:
@@ -137,12 +146,15 @@ def compare(
                 if report is not None:
                     report(_standing(paths, len(outcomes), len(paths)))
         except BaseException:
-            # Ctrl-C reaches the workers too (same process group), each stops between steps; a signal sent to the parent
-            # alone is handed on.
+            # Ctrl-C reaches the workers too (same process group) and they stop between steps; a signal that only the
+            # parent got is handed on.
+            stop.set()
+            workers = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in (pool._processes or {}).values():
-                process.terminate()
-            pool.shutdown(wait=True)
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
             raise
     order = list(paths)
     return sorted(outcomes, key=lambda outcome: order.index(outcome.folder))

@@ -82,6 +82,8 @@ class Devices:
         """Move, replicate or shard `model` as the strategy says."""
         if self.world_size == 1:
             return model.to(self.device)
+        if self.sharded:  # FSDP2 shards contiguous parameters only
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Fabric's own forward wrapper is not used: the loop holds autocast and backward itself.
         prepared: nn.Module = self.fabric.setup_module(model)._forward_module
         return prepared
@@ -96,7 +98,7 @@ class Devices:
     def model_and_optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """State of both, gathered from the shards; the same on one rank and on many."""
         if not self.sharded:
-            return {"model": _plain(model).state_dict(), "optimizer": optimizer.state_dict()}
+            return {"model": plain_module(model).state_dict(), "optimizer": optimizer.state_dict()}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {
             "model": get_model_state_dict(model, options=options),
@@ -108,7 +110,7 @@ class Devices:
     ) -> None:
         """Put a state of `model_and_optimizer_state` back."""
         if not self.sharded:
-            _plain(model).load_state_dict(state["model"])
+            plain_module(model).load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             return
         options = StateDictOptions(full_state_dict=True)
@@ -118,7 +120,7 @@ class Devices:
     def whole_model(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
         """The network itself, gathered into a plain module when it is sharded."""
         if not self.sharded:
-            return _plain(model)
+            return plain_module(model)
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         whole = build()
         if self.rank == 0:
@@ -126,7 +128,8 @@ class Devices:
         return whole
 
 
-def _plain(model: nn.Module) -> nn.Module:
+def plain_module(model: nn.Module) -> nn.Module:
+    """The network inside a DDP wrapper, whose forward pass is no collective; any other module itself."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 

@@ -20,11 +20,12 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from trimtab import datasets, models
+from trimtab.collectives import sum_over_ranks
 from trimtab.experiments.evaluation import evaluate
 from trimtab.experiments.machine import hardware, versions
 from trimtab.experiments.methods import Steering, steer
 from trimtab.experiments.objective import learning_rate_factor, task_loss
-from trimtab.experiments.parallel import Devices, launch
+from trimtab.experiments.parallel import Devices, launch, plain_module
 from trimtab.experiments.recipe import Data, Recipe
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.files import replace_atomically
@@ -139,7 +140,10 @@ class TrainingRun:
         self.data = load_data(recipe)
         place: dict[str, Any] = {"device": devices.device, "rank": devices.rank, "world_size": devices.world_size}
         self.train_batches = batches_of(recipe, self.data, "train", **place)
-        self.validation_batches = batches_of(recipe, self.data, "validation", **place)
+        # A sharded forward pass is a collective: there every rank looks at all validation images, in step with the others.
+        self.validation_batches = batches_of(
+            recipe, self.data, "validation", **({"device": devices.device} if devices.sharded else place)
+        )
         if len(self.train_batches) < recipe.accumulate:
             raise ValueError(
                 f"data.batch_size {recipe.data.batch_size} x accumulate {recipe.accumulate} exceeds the "
@@ -280,7 +284,7 @@ class TrainingRun:
 
     def _end_of_epoch(self) -> None:
         rate = self._set_learning_rate((self.epoch + 1) * self.steps_per_epoch - 1)
-        loss = (self.epoch_loss / self.steps_per_epoch).item()
+        loss = (sum_over_ranks(self.epoch_loss) / (self.steps_per_epoch * self.devices.world_size)).item()
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": loss, "lr": rate}
         penalty = self.steering.penalty
         if penalty is not None:
@@ -294,7 +298,10 @@ class TrainingRun:
                 )
         if (self.epoch + 1) % self.recipe.validate_every == 0 or self.epoch + 1 == self.recipe.epochs:
             quality = evaluate(
-                self.model, self.validation_batches, self.data.num_classes, autocast=self.devices.autocast()
+                plain_module(self.model),
+                self.validation_batches,
+                self.data.num_classes,
+                autocast=self.devices.autocast(),
             )
             row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
         self.rows.append(row)
