@@ -22,6 +22,7 @@ def torchrun(out: Path, *words: str) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["var", "sam"])
 def test_two_processes_train_alike_replicated_and_sharded(tmp_path: Path, method: str) -> None:
     replicated = torchrun(tmp_path / "ddp", "--method", method)

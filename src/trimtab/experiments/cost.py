@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.experiments.methods import METHODS
 from trimtab.experiments.parallel import launch
 from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.run_folder import RunFolder, training_identity
 from trimtab.experiments.summary import Cost
 from trimtab.experiments.training import TrainingRun
 
@@ -50,7 +50,10 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
         devices = launch(plain)
         runs: dict[str, TrainingRun] = {"": TrainingRun(plain, RunFolder(Path(scratch)), devices)}
         for label, recipe in recipes:
-            runs[label] = TrainingRun(recipe, RunFolder(Path(scratch)), devices)
+            if training_identity(recipe) != training_identity(
+                plain
+            ):  # the plain optimizer itself costs 1 by definition
+                runs[label] = TrainingRun(recipe, RunFolder(Path(scratch)), devices)
         seconds: dict[str, list[float]] = {label: [] for label in runs}
         first = next(runs[""].train_batches.epoch(0))
         for number in range(warm_up + steps):
@@ -69,5 +72,7 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
                 ratio=statistics.median(own / base for own, base in zip(seconds[label], seconds[""], strict=True)),
                 extra_state_ratio=_state_bytes(runs[label].steering.optimizer) / base_state if base_state else 1.0,
             )
+            if label in runs
+            else Cost(method=label, ratio=1.0, extra_state_ratio=1.0)
             for label, _ in recipes
         ]

@@ -226,7 +226,7 @@ def accuracy_section(study: Study) -> Section:
 
 
 def controls_section(study: Study) -> Section:
-    """Global magnitude against a random mask and per-layer magnitude, a small figure for each method."""
+    """Global magnitude against a random mask and per-layer magnitude, a small figure for each method that has controls."""
     pairs = list(dict.fromkeys((entry.score, entry.scope) for entry in study.entries))
     title = "Controls: does it matter which weights go?"
     if len(pairs) < 2:
@@ -236,6 +236,8 @@ def controls_section(study: Study) -> Section:
     values = {key: value for key, value in _value_axis(study, study.entries).items() if key != "title"}
     figures = []
     for place, (method, look) in enumerate(study.looks.items()):
+        if len({(entry.score, entry.scope) for entry in study.entries if entry.method == method}) < 2:
+            continue
         states = {}
         for recalibrated in study.states:
             traces = []
