@@ -153,9 +153,9 @@ def test_masks_go_along_with_their_images() -> None:
     assert not torch.equal(masks, data.train.targets[: len(masks)])
 
 
-def test_a_sample_can_be_gone_through_again_and_is_not_augmented() -> None:
+def test_a_sample_can_be_gone_through_again_and_is_augmented_as_the_batches_are() -> None:
     data = a_dataset()
-    batches = Batches(data.train, data, 8, seed=0, augment="crop_flip")
+    batches = Batches(data.train, data, 8, seed=0)
     sample = batches.sample(3, seed=9)
     first, second = (list(sample) for _ in range(2))
     assert len(sample) == len(first) == 3
@@ -163,6 +163,10 @@ def test_a_sample_can_be_gone_through_again_and_is_not_augmented() -> None:
     plain, _ = together(Batches(data.train, data, 50, seed=0, shuffle=False), 0)
     for images, targets in first:
         assert torch.equal(images, plain[targets])
+    cropped = list(Batches(data.train, data, 8, seed=0, augment="crop_flip").sample(3, seed=9))
+    for (images, targets), (others, same_targets) in zip(first, cropped, strict=True):
+        assert torch.equal(targets, same_targets)
+        assert not torch.equal(images, others)
     assert not torch.equal(first[0][1], next(iter(batches.sample(3, seed=8)))[1])
     assert len(batches.sample(100, seed=0)) == 6
     with pytest.raises(ValueError, match="batches must be 1 or more"):

@@ -133,9 +133,10 @@ class Batches:
             yield self._batch(order, number, epoch, self.augment)
 
     def sample(self, batches: int, seed: int) -> Sample:
-        """A fixed random choice of at most `batches` batches, not augmented, that can be gone through again and again.
+        """A fixed random choice of at most `batches` batches, augmented as these are, to go through again and again.
 
-        Made for the re-estimation of BatchNorm statistics.
+        Made for the re-estimation of BatchNorm statistics: the network has learnt to live with the statistics of augmented
+        images, and those of plain ones cost accuracy (docs/decisions/005-recalibrate-on-augmented-images.md).
 
         Raises:
             ValueError: fewer than one batch asked for.
@@ -157,4 +158,4 @@ class Sample:
     def __iter__(self) -> Iterator[Batch]:
         order = self.batches._order("sample", self.seed)
         for number in range(self.count):
-            yield self.batches._batch(order, number, 0, "none")
+            yield self.batches._batch(order, number, self.seed, self.batches.augment)

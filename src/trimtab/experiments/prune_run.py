@@ -65,7 +65,7 @@ class _Measured:
         self.model = trained_model(folder, data).to(device)
         self.device = device
         self.batches = batches_of(recipe, data, split, device=device)
-        # Statistics come from training images without augmentation, in an order fixed by the run's seed.
+        # Statistics come from training images as the network was trained on them, a choice fixed by the run's seed.
         self.calibration = batches_of(recipe, data, "train", device=device).sample(
             recipe.pruning.recalibrate_batches, recipe.seed
         )
@@ -103,7 +103,7 @@ def _combinations(section: Pruning, method: str) -> list[tuple[str, str]]:
 
 
 def _settings(recipe: Recipe, split: Split, label: str) -> dict[str, Any]:
-    return {**recipe.pruning.model_dump(mode="json"), "split": split, "label": label}
+    return {**recipe.pruning.model_dump(mode="json"), "split": split, "label": label, "recalibrated_on": "augmented"}
 
 
 def prune_run(
@@ -118,7 +118,7 @@ def prune_run(
     """Measure a finished run at every sparsity; results are kept in `pruning-SPLIT.json` and reused when nothing changed.
 
     Each sparsity is pruned from the dense network (one-shot, nothing retrained), measured as it is, then with BatchNorm
-    statistics re-estimated on training images. The run folder's network is not changed.
+    statistics re-estimated on augmented training images. The run folder's network is not changed.
 
     Args:
         folder: a finished run.
