@@ -122,3 +122,19 @@ def test_entries_pass_through_and_count():
     entry = Entry("a", torch.ones(2, 3, requires_grad=True), output_axis=1)
     assert select([entry]).chosen[0] is entry
     assert total_elements([entry, Entry("b", torch.ones(4))]) == 10
+
+
+def test_wrappers_keep_the_networks_own_names() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    names = [entry.name for entry in entries(net)]
+    assert [entry.name for entry in entries(torch.compile(net))] == names
+    assert [entry.name for entry in entries(nn.DataParallel(net))] == names
+
+
+def test_a_module_used_twice_gives_its_parameters_both_names() -> None:
+    net = nn.Module()
+    net.a = nn.Linear(2, 2)
+    net.b = net.a
+    weight = next(entry for entry in entries(net) if entry.name == "a.weight")
+    assert weight.aliases == ("b.weight",)
+    assert not select(net, Rule(exclude=("b.*",))).chosen

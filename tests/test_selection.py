@@ -140,3 +140,10 @@ def test_any_bit_pattern_by_magnitude(dtype: torch.dtype, data: st.DataObject) -
     for count, threshold in zip(counts, kth_threshold(scores, counts, absolute=True), strict=True):
         assert threshold.count == count
         assert torch.equal(joined(smallest_masks(scores, threshold, absolute=True)), by_sorting(scores, count))
+
+
+def test_patterns_over_large_groups_are_exact() -> None:
+    scores = torch.rand(2, 600)
+    for group in (300, 600):
+        gone = smallest_in_groups(scores, 1, group, axis=1)
+        assert (~gone).sum().item() == 2 * 600 // group

@@ -51,7 +51,9 @@ def _sharded_groups(tensor: Tensor) -> tuple[dist.ProcessGroup, ...]:
         raise ValueError(
             f"a DTensor with pending sums (placements {tensor.placements}) has no values yet; redistribute it"
         )
-    return tuple(mesh.get_group(axis) for axis, placement in enumerate(tensor.placements) if placement.is_shard())
+    return tuple(
+        mesh.get_group(axis) for axis, placement in enumerate(tensor.placements) if not placement.is_replicate()
+    )
 
 
 def sum_over_shards(rows: Tensor, parameters: Sequence[Tensor]) -> Tensor:

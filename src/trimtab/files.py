@@ -17,8 +17,11 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the file could not be written; the message names `path`. Any other error of `write` passes through with
             a note that names it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
     os.close(descriptor)
     temporary = Path(name)
     try:

@@ -92,6 +92,11 @@ class Rule:
         return None
 
 
+PRUNABLE = Rule(exclude=("*cls_token", "*pos_embed*"), frozen=True)
+"""What counts as prunable by default: two dimensions or more, without class tokens and position embeddings [ours], trainable
+or not."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """What a rule chose and what it left out, each with its reason."""
@@ -118,10 +123,21 @@ def output_axis(owner: nn.Module | None, parameter: Tensor) -> int | None:
     return 1 if isinstance(owner, TRANSPOSED_CONVOLUTIONS) else 0
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside `torch.compile` and DistributedDataParallel wrappers, whose names it keeps."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model
+
+
 def _entries_of_module(model: nn.Module) -> Iterator[Entry]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[Tensor, nn.Module]] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in unwrapped(model).named_modules(remove_duplicate=False):
         for label, parameter in module.named_parameters(recurse=False):
             name = f"{prefix}.{label}" if prefix else label
             names.setdefault(id(parameter), []).append(name)

@@ -238,8 +238,9 @@ def smallest_in_groups(scores: Tensor, keep: int, group: int, axis: int) -> Tens
         raise ValueError(f"axis {axis} of shape {tuple(scores.shape)} is not a multiple of {group}")
     moved = scores.movedim(axis, -1)
     members = moved.reshape(*moved.shape[:-1], -1, group).unbind(-1)
+    counter = torch.uint8 if group <= 256 else torch.int32
     # How many of its group come before each member, by pairwise comparison: faster than sorting for small groups.
-    before = [torch.zeros(members[0].shape, dtype=torch.uint8, device=scores.device) for _ in members]
+    before = [torch.zeros(members[0].shape, dtype=counter, device=scores.device) for _ in members]
     for later in range(1, group):
         for earlier in range(later):
             first = members[earlier] <= members[later]

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"trimtab {__version__}")
         return 0
     name, rest = words[0], words[1:]
+    if name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        print(f"trimtab {name}: runs in one process; under torchrun only `trimtab train` does", file=sys.stderr)
+        return 2
     if name not in COMMANDS:
         import difflib
 
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except ArithmeticError as error:
+    except (ArithmeticError, RuntimeError, KeyError) as error:  # divergence, torch's own errors, damaged JSON
         print(f"trimtab {name}: {error}", file=sys.stderr)
         return 1
     except (ValueError, TypeError, OSError, ImportError) as error:

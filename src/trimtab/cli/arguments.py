@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
+from pydantic import ValidationError
 
-from trimtab.experiments.recipe import Recipe, load_recipe
+from trimtab.experiments.recipe import Recipe, load_recipe, problems
 
 T = TypeVar("T")
 
@@ -34,9 +35,18 @@ class Output:
 def parse(command: type[T], arguments: Sequence[str], name: str, default: T | None = None) -> T:
     """Parse by the dataclass's fields and docstring; usage errors exit with code 2."""
     program = f"trimtab {name}"
-    if default is None:
-        return tyro.cli(command, args=list(arguments), prog=program)
-    return tyro.cli(command, args=list(arguments), prog=program, default=default)
+    try:
+        if default is None:
+            return tyro.cli(command, args=list(arguments), prog=program)
+        return tyro.cli(command, args=list(arguments), prog=program, default=default)
+    except ValidationError as error:
+        raise ValueError(problems(error)) from None
+
+
+def check_first(given: object, expected: object, what: str, command: str) -> None:
+    """Refuse a command line whose first word was not the recipe or run, since the options' defaults come from it."""
+    if str(given) != str(expected):
+        raise ValueError(f"{what} comes first: trimtab {command} {given} [options]")
 
 
 def split_recipe(arguments: Sequence[str]) -> tuple[str, Recipe]:

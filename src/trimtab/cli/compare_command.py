@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from trimtab.cli.arguments import Fields, Output, parse, parse_vary, split_recipe
+from trimtab.cli.arguments import Fields, Output, check_first, parse, parse_vary, split_recipe
 from trimtab.cli.console import print_json
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
 from trimtab.experiments.variants import variants
@@ -41,16 +41,19 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, run, report."""
     name, recipe = split_recipe(arguments)
     given = parse(CompareArguments, arguments, "compare", default=CompareArguments(name, recipe))
+    check_first(given.recipe, name, "RECIPE", "compare")
     recipe, output = given.fields, given.output
+    if given.cost_steps < 1 or given.jobs < 1:
+        raise ValueError(f"--cost-steps and --jobs must be 1 or more, got {given.cost_steps} and {given.jobs}")
     runs = variants(recipe, given.methods, given.seeds, parse_vary(given.vary))
     folder = given.out or Path("runs") / recipe.name
-    outcomes = run_study(runs, folder, jobs=given.jobs, splits=("test",), quiet=output.silent)
+    outcomes = run_study(runs, folder, jobs=given.jobs, splits=("validation", "test"), quiet=output.silent)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):
         return 1
     measure_once(runs, folder, given.cost_steps)
     summary = write_report(folder, folder, name=recipe.name)
-    best = write_best(summary, folder, folder)
+    best = write_best(folder, folder)
     if output.json:
         print_json(summary.model_dump(mode="json", by_alias=True))
     else:

@@ -15,7 +15,9 @@ from trimtab import deploy, pruning
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.statistics import sparsity_label
 from trimtab.experiments.training import batches_of, load_data, trained_model
+from trimtab.experiments.variants import safe_name
 from trimtab.observe import summary
 
 
@@ -25,8 +27,8 @@ class ExportArguments:
 
     run: tyro.conf.Positional[Path]
     """A finished run folder."""
-    sparsity: float = 0.9
-    """Fraction of the prunable weights to remove; 0 exports the dense network."""
+    sparsity: float | None = None
+    """Fraction of the prunable weights to remove; default 0.9, or what the recipe's N:M pattern fixes; 0: dense."""
     to: tuple[Literal["sparse", "onnx", "program"], ...] = ("sparse",)
     """sparse: small safetensors file (trimtab.deploy.load_sparse reads it); onnx: dense ONNX; program: torch.export."""
     out: Path | None = None
@@ -35,27 +37,40 @@ class ExportArguments:
     """Re-estimate BatchNorm statistics on training images after pruning."""
     batch: int = 64
     """Batch size for the latency figures."""
+    root: str | None = None
+    """Where the data lie, if not where the recipe says."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and write."""
     given = parse(ExportArguments, arguments, "export")
+    if given.batch < 1:
+        raise ValueError(f"--batch must be 1 or more, got {given.batch}")
+    if given.sparsity is not None and not 0 <= given.sparsity < 1:
+        raise ValueError(f"--sparsity must be in [0, 1), got {given.sparsity}")
     folder = RunFolder(given.run)
     recipe = folder.recipe
+    if given.root is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": given.root})})
     data = load_data(recipe)
     model = trained_model(folder, data)
     example = torch.zeros((1, *data.train.images.shape[1:]))
     section = recipe.pruning
-    if given.sparsity > 0:
-        pruning.one_shot(model, given.sparsity, score=section.score, scope=section.scope, pattern=section.pattern)
+    unstructured = section.pattern == "unstructured"
+    sparsity = 0.9 if given.sparsity is None and unstructured else given.sparsity
+    if sparsity != 0:
+        sparsity = pruning.one_shot(
+            model, sparsity, score=section.score, scope=section.scope, pattern=section.pattern, seed=recipe.seed
+        ).sparsity
         if given.recalibrate:
             pruning.recalibrate(
                 model, batches_of(recipe, data, "train").sample(section.recalibrate_batches, recipe.seed)
             )
     out = given.out or given.run / "export"
     out.mkdir(parents=True, exist_ok=True)
-    stem = f"{recipe.name}-{recipe.method.replace('+', '_')}-{given.sparsity:g}"
+    shown = sparsity_label(sparsity or 0.0)
+    stem = f"{recipe.name}-{safe_name(recipe.method)}-{shown.replace(' ', '').replace('%', '')}"
     files: dict[str, Path] = {}
     stored = None
     if "sparse" in given.to:
@@ -74,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     if given.output.json:
         print_json({"files": {kind: str(path) for kind, path in files.items()}, "verdict": [vars(row) for row in rows]})
         return 0
-    table = Table(title=f"{recipe.method} at {given.sparsity:.0%}: what got smaller, what got faster, what did not")
+    table = Table(title=f"{recipe.method} at {shown}: what got smaller, what got faster, what did not")
     for column in ("what", "before", "after", "ratio", "verdict"):
         table.add_column(column, justify="left" if column in {"what", "verdict"} else "right", overflow="fold")
     for row in rows:

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from trimtab.cli.arguments import Output, parse
+from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.experiments.assemble import assemble
-from trimtab.experiments.comparison import run_folders
-from trimtab.experiments.prune_run import prune_run
+from trimtab.experiments.prune_run import prune_run, pruned_file, read_pruned
 from trimtab.experiments.recipe import Pruning
 from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.statistics import sparsity_label
 from trimtab.report.terminal import terminal_table
 
 
@@ -28,34 +28,44 @@ class PruneArguments:
     pruning: Annotated[Pruning, tyro.conf.arg(name="")] = Pruning()
     split: Literal["validation", "test"] = "test"
     """What to measure on."""
+    root: str | None = None
+    """Where the data lie, if not where the recipe says."""
+    replace: bool = False
+    """Let other settings than the recipe's replace what reports read; without it they go into pruning-SPLIT-other.json."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and measure."""
-    words = [word for word in arguments if not word.startswith("-")]
-    default = None
-    if words and (Path(words[0]) / "recipe.yaml").is_file() and arguments[0] == words[0]:
-        default = PruneArguments(Path(words[0]), RunFolder(Path(words[0])).recipe.pruning)
+    first = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    default = None if first is None else PruneArguments(first, RunFolder(first).recipe.pruning)
     given = parse(PruneArguments, arguments, "prune", default=default)
+    check_first(given.run, first, "RUN", "prune")
     folder = RunFolder(given.run)
-    recipe = folder.recipe.model_copy(update={"pruning": given.pruning})
+    own = folder.recipe
+    data = own.data if given.root is None else own.data.model_copy(update={"root": given.root})
+    recipe = own.model_copy(update={"pruning": given.pruning, "data": data})
+    file = pruned_file(folder, given.split)
+    label = read_pruned(file).histogram.method if file.is_file() else None
+    if given.pruning != own.pruning and not given.replace:
+        file = file.with_name(f"{file.stem}-other.json")
     note = None if given.output.silent else lambda text: errors.print(f"  {text}")
-    result = prune_run(folder, recipe=recipe, split=given.split, report=note)
+    result = prune_run(folder, recipe=recipe, label=label, split=given.split, report=note, file=file)
     if given.output.json:
         print_json(result.model_dump(mode="json"))
         return 0
-    summary = assemble(run_folders(given.run), given.run, split=given.split)
+    summary = assemble([folder], given.run, split=given.split, measured={folder.path: result})
     for recalibrated in sorted({row.recalibrated for row in summary.rows}):
         console.print(terminal_table(summary, recalibrated=recalibrated))
     for stored in result.storage:
         console.print(
-            f"{stored.sparsity:.1%} sparse: {stored.sparse_bytes:,} bytes instead of {stored.dense_bytes:,} "
+            f"{sparsity_label(stored.sparsity)} sparse: {stored.sparse_bytes:,} bytes instead of {stored.dense_bytes:,} "
             f"({stored.dense_bytes / stored.sparse_bytes:.2f}x smaller; gzip {stored.gzip_bytes:,})"
         )
     if result.left_out:
         console.print(
             f"left out of pruning: {len(result.left_out)} tensors, e.g. {next(iter(result.left_out.items()))}"
         )
+    console.print(f"kept in {file}", soft_wrap=True)
     console.print(f"next: trimtab export {given.run} --sparsity 0.9", soft_wrap=True)
     return 0

@@ -49,8 +49,7 @@ def run(arguments: Sequence[str]) -> int:
             more_costs, more_latencies = kept_measurements(folder)
             costs += [cost for cost in more_costs if cost.method not in {known.method for known in costs}]
             latencies = latencies or more_latencies
-        root = given.folders[0].parent
-        summary = assemble(found, root, name=given.name, split=given.split, costs=costs, latencies=latencies)
+        summary = assemble(found, out, name=given.name, split=given.split, costs=costs, latencies=latencies)
         out.mkdir(parents=True, exist_ok=True)
         summary.write(out / "summary.json")
         render(summary, out / "report.html")

@@ -16,7 +16,7 @@ from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.summary import Summary
 from trimtab.experiments.training import batches_of, load_data, trained_model
-from trimtab.experiments.variants import Variant
+from trimtab.experiments.variants import Variant, safe_name
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.report import render
 from trimtab.report.terminal import terminal_table
@@ -41,14 +41,19 @@ def measure_once(variants: Sequence[Variant], folder: Path, steps: int) -> None:
     costs, latencies = kept_measurements(folder)
     labels = {variant.label: variant.recipe for variant in variants}
     if {cost.method for cost in costs} != set(labels):
-        costs = measure_costs(list(labels.items()), steps=steps)
+        try:
+            costs = measure_costs(list(labels.items()), steps=steps)
+        except ArithmeticError as error:  # a diverging method must not cost the study its report
+            errors.print(f"costs not measured: {error}", style="red", markup=False, soft_wrap=True)
+            costs = []
     keep_measurements(folder, costs, latencies or measure_latencies())
 
 
 def write_report(folder: Path, out: Path, *, name: str | None = None, split: Split = "test") -> Summary:
     """Assemble the summary of the runs below `folder`; write `summary.json` and `report.html` into `out`."""
     costs, latencies = kept_measurements(folder)
-    summary = assemble(run_folders(folder), folder, name=name, split=split, costs=costs, latencies=latencies)
+    runs = folder / "runs" if (folder / "runs").is_dir() else folder
+    summary = assemble(run_folders(runs), out, name=name, split=split, costs=costs, latencies=latencies)
     out.mkdir(parents=True, exist_ok=True)
     summary.write(out / "summary.json")
     render(summary, out / "report.html")
@@ -59,14 +64,11 @@ def best_network(summary: Summary, recalibrated: bool = True) -> tuple[str, int,
     """Method, seed and sparsity of the network to ship.
 
     The greatest sparsity at which some method's mean quality stays within 2 points of the best dense mean [ours]; there the
-    best method, and of its runs the one that did best on the validation split, so that the test split chooses no seed. When
-    no method holds 2 points, the least sparsity.
+    best method, and of its runs the one with the best dense network. When no method holds 2 points, the least sparsity. To be
+    called with a summary of the validation split: the test split chooses nothing.
     """
-    entries = [
-        entry
-        for entry in statistics.table(summary.rows)
-        if entry.score == "magnitude" and entry.scope == "global" and entry.recalibrated == recalibrated
-    ]
+    rows = statistics.main_rows(summary.rows)
+    entries = [entry for entry in statistics.table(rows) if entry.recalibrated == recalibrated]
     if not entries and recalibrated:
         return best_network(summary, recalibrated=False)
     dense = max(entry.mean for entry in entries if entry.sparsity == 0)
@@ -79,20 +81,24 @@ def best_network(summary: Summary, recalibrated: bool = True) -> tuple[str, int,
     return best.method, seed, sparsity
 
 
-def write_best(summary: Summary, folder: Path, out: Path) -> str:
-    """Prune and recalibrate the best network, write it as a sparse file; returns a sentence about it."""
+def write_best(folder: Path, out: Path) -> str:
+    """Prune and recalibrate the network that did best on the validation split, write it as a sparse file; a sentence on it."""
+    summary = assemble(run_folders(folder / "runs"), folder, split="validation")
     method, seed, sparsity = best_network(summary)
     run = next(run for run in summary.runs if (run.method, run.seed) == (method, seed))
     source = RunFolder(folder / run.folder)
     recipe: Recipe = source.recipe
     data = load_data(recipe)
     model = trained_model(source, data)
-    one_shot(model, sparsity, score=recipe.pruning.score, scope=recipe.pruning.scope, pattern=recipe.pruning.pattern)
+    section = recipe.pruning
+    wanted = sparsity if section.pattern == "unstructured" else None
+    one_shot(model, wanted, score=section.score, scope=section.scope, pattern=section.pattern, seed=recipe.seed)
     recalibrate(model, batches_of(recipe, data, "train").sample(recipe.pruning.recalibrate_batches, recipe.seed))
-    file = out / f"{recipe.name}-{method.replace('+', '_')}-{sparsity:.0%}.safetensors".replace("%", "")
+    file = out / f"{recipe.name}-{safe_name(method)}-{100 * sparsity:.4g}.safetensors"
     report = save_sparse(model, file, metadata={"method": method, "seed": str(seed), "recipe": recipe.name})
     return (
-        f"{file}: {method}, {sparsity:.0%} sparse, {report.sparse_bytes:,} bytes instead of {report.dense_bytes:,} "
+        f"{file}: {method}, {statistics.sparsity_label(sparsity)} sparse, best on the validation split, "
+        f"{report.sparse_bytes:,} bytes instead of {report.dense_bytes:,} "
         f"({report.dense_bytes / report.sparse_bytes:.1f}x smaller)"
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from trimtab.cli.arguments import Fields, Output, parse, split_recipe
+from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
 from trimtab.cli.console import console, print_json, training_progress
 from trimtab.experiments.training import train
 
@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and train."""
     name, recipe = split_recipe(arguments)
     given = parse(TrainArguments, arguments, "train", default=TrainArguments(name, recipe))
+    check_first(given.recipe, name, "RECIPE", "train")
     recipe, output = given.fields, given.output
     folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
     with training_progress(f"{recipe.method} seed {recipe.seed}", output.silent or "RANK" in os.environ) as report:

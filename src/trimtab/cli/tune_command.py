@@ -11,7 +11,7 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from trimtab.cli.arguments import Fields, Output, parse, parse_vary, split_recipe
+from trimtab.cli.arguments import Fields, Output, check_first, parse, parse_vary, split_recipe
 from trimtab.cli.console import console, print_json
 from trimtab.cli.study import run_study
 from trimtab.experiments.prune_run import prune_run
@@ -46,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, run, choose."""
     name, recipe = split_recipe(arguments)
     given = parse(TuneArguments, arguments, "tune", default=TuneArguments(name, recipe))
+    check_first(given.recipe, name, "RECIPE", "tune")
     recipe, output = given.fields, given.output
     vary = parse_vary(given.vary)
     pruning = recipe.pruning.model_copy(update={"controls": False})

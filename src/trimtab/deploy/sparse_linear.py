@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
 from trimtab.deploy.timing import Comparison, compare_twice
 from trimtab.observe.untouched import untouched
-from trimtab.parameters import entries
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 READS_WEIGHTS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
@@ -123,7 +123,8 @@ def _judge(
     model: nn.Module, seen: dict[str, int], min_gain: float, budget: float
 ) -> tuple[list[LinearRow], dict[str, CsrLinear]]:
     """A row for each layer, and the sparse layers that pay."""
-    shared = {id(entry.parameter) for entry in entries(model) if entry.aliases}
+    holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    shared = {key for key, modules in holders.items() if modules > 1}
     rows: list[LinearRow] = []
     sparse: dict[str, CsrLinear] = {}
     for name, module in model.named_modules():

@@ -147,7 +147,7 @@ def read_index(packed: Tensor) -> Index:
 
 def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str]) -> str:
     """sha256 over the user's metadata and, for each entry by name, its name, dtype, shape and bytes."""
-    digest = hashlib.sha256(json.dumps([VERSION, dict(user)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(dict(user), sort_keys=True).encode())
     for name in sorted(entries):
         tensor = entries[name]
         digest.update(json.dumps([name, NAMES[tensor.dtype], list(tensor.shape)]).encode())

@@ -15,7 +15,7 @@ from trimtab.deploy.store_report import StoreReport
 from trimtab.deploy.timing import compare_twice
 from trimtab.observe.model_summary import ModelSummary, summary
 from trimtab.observe.untouched import untouched
-from trimtab.parameters import Rule, select
+from trimtab.parameters import PRUNABLE, select
 
 MARGIN = 1.05
 
@@ -81,7 +81,7 @@ def _filled(model: nn.Module) -> nn.Module:
     full = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for entry in select(full, Rule(frozen=True)).chosen:
+        for entry in select(full, PRUNABLE).chosen:
             weight = entry.parameter
             noise = torch.randn(weight.shape, generator=generator).to(weight) * weight.std(correction=0).clamp_min(1e-3)
             weight.copy_(torch.where(weight == 0, noise, weight))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from trimtab.deploy import measure_linear
 from trimtab.experiments.headline import headline
 from trimtab.experiments.machine import hardware, versions
-from trimtab.experiments.prune_run import PrunedRun, Split
+from trimtab.experiments.methods import METHODS
+from trimtab.experiments.prune_run import PrunedRun, Split, pruned_file, read_pruned
 from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.run_folder import INCIDENTAL, RunFolder
 from trimtab.experiments.summary import Cost, Histogram, Latency, Row, Run, Storage, Summary
 from trimtab.experiments.training import load_data
+from trimtab.experiments.variants import METHOD_SECTIONS
 from trimtab.files import write_text
 
 
@@ -43,23 +46,65 @@ def measure_latencies(
 
 
 def _pruned(folder: RunFolder, split: Split) -> PrunedRun | None:
-    file = folder.path / f"pruning-{split}.json"
-    return PrunedRun.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    file = pruned_file(folder, split)
+    return read_pruned(file) if file.is_file() else None
 
 
-def _notes(unfinished: Sequence[str], recipe: Recipe, split: Split) -> list[str]:
+def _common(recipe: Recipe, label: str) -> dict[str, object]:
+    """What runs of one table must share: everything but method, seed, their settings and what the label names as varied."""
+    data = recipe.model_dump(mode="json", exclude=INCIDENTAL | {"method", "seed", "optimizer", *METHOD_SECTIONS})
+    data["data"].pop("root")
+    varied = [item.partition("=")[0] for item in label.partition("[")[2].rstrip("]").split(",")]
+    flat: dict[str, object] = {}
+    for name, value in data.items():
+        inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {key: item for key, item in inner.items() if key not in varied}
+    return flat
+
+
+def _check_comparable(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]]) -> None:
+    first_folder, first_recipe, first = kept[0]
+    ignored = {"label", "network"}
+    for folder, recipe, pruned in kept[1:]:
+        label = pruned.histogram.method
+        one = _common(first_recipe, first.histogram.method) | {
+            k: v for k, v in first.settings.items() if k not in ignored
+        }
+        two = _common(recipe, label) | {k: v for k, v in pruned.settings.items() if k not in ignored}
+        differing = sorted(key for key in one.keys() & two.keys() if one[key] != two[key])
+        if differing:
+            changes = "; ".join(f"{key}: {one[key]!r} and {two[key]!r}" for key in differing)
+            raise ValueError(
+                f"{first_folder.path} and {folder.path} cannot stand in one table ({changes}); report them apart"
+            )
+
+
+def _notes(unfinished: Sequence[str], kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]], split: Split) -> list[str]:
     notes = [f"Every network was pruned once, without retraining, and measured on the {split} split."]
-    if split == "test":
-        notes.append("Settings were not chosen on the test split.")
+    labels = {pruned.histogram.method: recipe.method for _, recipe, pruned in kept}
+    if split == "test" and len(set(labels.values())) < len(labels):
+        notes.append(
+            "Several settings of one method are shown on the test split: reading off the best one is choosing on it."
+        )
     notes.append(
         "Unstructured zeros make the file smaller; convolutions do not run faster for them on common hardware. "
         "The latency figure says where a Linear layer does."
     )
-    if recipe.pruning.score != "magnitude" or recipe.pruning.scope != "global":
-        notes.append(f"Pruned by {recipe.pruning.score}, scope {recipe.pruning.scope}.")
+    settings = kept[0][2].settings
+    if (settings["score"], settings["scope"], settings["pattern"]) != ("magnitude", "global", "unstructured"):
+        notes.append(f"Pruned by {settings['score']}, scope {settings['scope']}, pattern {settings['pattern']}.")
     if unfinished:
         notes.append(f"Not finished and left out: {', '.join(unfinished)}.")
     return notes
+
+
+def _task(folder: RunFolder) -> tuple[str, int, list[str]]:
+    """Task, classes and remarks of a run's data, from its folder; from the data itself for folders that lack them."""
+    info = folder.info()
+    if "task" in info:
+        return info["task"], info["classes"], info["notes"]
+    data = load_data(folder.recipe)
+    return data.task, data.num_classes, list(data.notes)
 
 
 def assemble(
@@ -70,6 +115,7 @@ def assemble(
     split: Split = "test",
     costs: Sequence[Cost] = (),
     latencies: Sequence[Latency] = (),
+    measured: Mapping[Path, PrunedRun] | None = None,
 ) -> Summary:
     """One summary of all finished and pruned runs among `folders`.
 
@@ -79,23 +125,25 @@ def assemble(
         name: title; default the first recipe's name.
         split: which measurements to gather.
         costs, latencies: measured elsewhere.
+        measured: prunings to show instead of those kept in the run folders, by folder.
 
     Raises:
-        ValueError: no run is finished and pruned, or the runs are of different data sets.
+        ValueError: no run is finished and pruned, or the runs differ in more than method, seed and what is varied.
     """
     runs: list[Run] = []
     rows: list[Row] = []
     histograms: list[Histogram] = []
     storage: list[Storage] = []
     unfinished: list[str] = []
-    recipes: list[Recipe] = []
+    kept: list[tuple[RunFolder, Recipe, PrunedRun]] = []
+    overridden = {} if measured is None else measured
     for folder in folders:
-        pruned, info = _pruned(folder, split), folder.info()
+        pruned, info = overridden.get(folder.path) or _pruned(folder, split), folder.info()
         if pruned is None or not folder.finished:
-            unfinished.append(str(folder.path.relative_to(root) if folder.path.is_relative_to(root) else folder.path))
+            unfinished.append(os.path.relpath(folder.path, root))
             continue
         recipe = folder.recipe
-        recipes.append(recipe)
+        kept.append((folder, recipe, pruned))
         label = pruned.histogram.method
         rows += pruned.rows
         histograms.append(pruned.histogram)
@@ -104,7 +152,7 @@ def assemble(
             Run(
                 method=label,
                 seed=recipe.seed,
-                folder=str(folder.path.relative_to(root)) if folder.path.is_relative_to(root) else folder.path.name,
+                folder=os.path.relpath(folder.path, root),
                 epochs=info["epochs"],
                 steps=info["steps"],
                 train_seconds=info["train_seconds"],
@@ -117,23 +165,23 @@ def assemble(
         raise ValueError(
             f"no finished and pruned run under {root} ({len(unfinished)} unfinished); train and prune first"
         )
-    names = sorted({recipe.data.name for recipe in recipes})
-    if len(names) > 1:
-        raise ValueError(f"the runs are of different data sets ({', '.join(names)}); report them apart")
+    _check_comparable(kept)
     twice = {(run.method, run.seed) for run in runs}
     if len(twice) < len(runs):
         raise ValueError("the same method and seed occurs in several of these folders; report them apart")
-    data = load_data(recipes[0])
-    metric: Literal["accuracy", "dice"] = "dice" if data.task == "segmentation" else "accuracy"
-    chance = 0.0 if data.task == "segmentation" else 1 / data.num_classes
-    baseline = "sgd" if any(run.method == "sgd" for run in runs) else runs[0].method
+    _, recipe, _ = kept[0]
+    task, classes, remarks = _task(kept[0][0])
+    metric: Literal["accuracy", "dice"] = "dice" if task == "segmentation" else "accuracy"
+    chance = 0.0 if task == "segmentation" else 1 / classes
+    plain = [pruned.histogram.method for _, other, pruned in kept if not METHODS[other.method].sections]
+    baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
     return Summary(
-        name=name or recipes[0].name,
+        name=name or recipe.name,
         headline=headline(rows, metric, chance, baseline),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         metric=metric,
         chance=chance,
-        recipe=recipes[0].model_dump(mode="json"),
+        recipe=recipe.model_dump(mode="json"),
         versions=versions(),
         hardware=hardware(),
         runs=runs,
@@ -142,7 +190,7 @@ def assemble(
         costs=list(costs),
         latencies=list(latencies),
         storage=storage,
-        notes=[*_notes(unfinished, recipes[0], split), *data.notes],
+        notes=[*_notes(unfinished, kept, split), *remarks],
     )
 
 
@@ -157,5 +205,8 @@ def kept_measurements(folder: Path) -> tuple[list[Cost], list[Latency]]:
     file = folder / "measurements.json"
     if not file.is_file():
         return [], []
-    data = json.loads(file.read_text(encoding="utf-8"))
-    return [Cost(**item) for item in data["costs"]], [Latency(**item) for item in data["latencies"]]
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return [Cost(**item) for item in data["costs"]], [Latency(**item) for item in data["latencies"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error

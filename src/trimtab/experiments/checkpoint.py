@@ -6,6 +6,7 @@ One file is the unit, so that a checkpoint is wholly there or not there.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,18 @@ def _put_together(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
+def write_safetensors(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a safetensors file at `path`, atomically; OSError also where safetensors wraps the system's error."""
+
+    def guarded(temporary: Path) -> None:
+        try:
+            write(temporary)
+        except SafetensorError as error:
+            raise OSError(None, str(error)) from error
+
+    replace_atomically(path, guarded)
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a nested state of tensors and plain values to `path`, atomically.
 
@@ -59,13 +72,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_take_apart(state, tensors))
 
-    def write(temporary: Path) -> None:
-        try:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "structure": structure})
-        except SafetensorError as error:  # safetensors wraps the operating system's error
-            raise OSError(None, str(error)) from error
-
-    replace_atomically(path, write)
+    metadata = {"format": FORMAT, "structure": structure}
+    write_safetensors(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

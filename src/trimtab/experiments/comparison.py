@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -54,6 +56,11 @@ def _progress_file(folder: Path) -> Path:
     return folder / ".progress"
 
 
+def _show(file: Path, text: str) -> None:
+    with contextlib.suppress(OSError):  # a display is not worth a run
+        file.write_text(text)
+
+
 def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | None:
     """Train and prune one variant; returns the error text, if any."""
     if _stop_asked is not None and _stop_asked.is_set():  # the pool hands out one run ahead
@@ -66,12 +73,12 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | No
         if time.monotonic() - last > 0.5:
             last = time.monotonic()
             loss = "" if progress.loss is None else f" loss {progress.loss:.3f}"
-            shown.write_text(f"{progress.step} {progress.steps} epoch {progress.epoch + 1}/{progress.epochs}{loss}")
+            _show(shown, f"{progress.step} {progress.steps} epoch {progress.epoch + 1}/{progress.epochs}{loss}")
 
     try:
         run = train(variant.recipe, folder, report)
         for split in splits:
-            shown.write_text(f"1 1 pruning on {split}")
+            _show(shown, f"1 1 pruning on {split}")
             prune_run(run, recipe=variant.recipe, label=variant.label, split=split, data=load_data(variant.recipe))
     except KeyboardInterrupt:
         raise
@@ -137,12 +144,16 @@ def compare(
                 done, _ = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     path = pending.pop(future)
-                    error = future.result()
+                    try:
+                        error = future.result()
+                    except BrokenProcessPool:
+                        error = "a worker process was killed (out of memory?); run the same command again to go on"
                     outcomes.append(Outcome(paths[path], path, error))
                     if error is None:
                         (path / "error.txt").unlink(missing_ok=True)
                     else:
-                        write_text(path / "error.txt", error + "\n")
+                        with contextlib.suppress(OSError):
+                            write_text(path / "error.txt", error + "\n")
                 if report is not None:
                     report(_standing(paths, len(outcomes), len(paths)))
         except BaseException:

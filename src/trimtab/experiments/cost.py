@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.experiments.methods import METHODS
 from trimtab.experiments.parallel import launch
 from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.run_folder import RunFolder, training_identity
+from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.summary import Cost
 from trimtab.experiments.training import TrainingRun
 
@@ -30,6 +30,10 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
     )
 
 
+def _plain(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"method": METHODS[recipe.method].optimizer or recipe.optimizer})
+
+
 def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, warm_up: int = 3) -> list[Cost]:
     """Median over interleaved steps of each method's time relative to its plain base optimizer's.
 
@@ -43,19 +47,20 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
     """
     if not recipes:
         return []
-    plain = recipes[0][1].model_copy(
-        update={"method": METHODS[recipes[0][1].method].optimizer or recipes[0][1].optimizer}
-    )
+    plain = {label: _plain(recipe) for label, recipe in recipes}
+    bases = {label: f"plain {plain[label].method}" for label in plain}
     with tempfile.TemporaryDirectory() as scratch:
-        devices = launch(plain)
-        runs: dict[str, TrainingRun] = {"": TrainingRun(plain, RunFolder(Path(scratch)), devices)}
+        devices = launch(recipes[0][1])
+        runs: dict[str, TrainingRun] = {}
         for label, recipe in recipes:
-            if training_identity(recipe) != training_identity(
-                plain
-            ):  # the plain optimizer itself costs 1 by definition
+            if bases[label] not in runs:
+                runs[bases[label]] = TrainingRun(plain[label], RunFolder(Path(scratch)), devices)
+            if METHODS[recipe.method].sections:  # a plain optimizer costs 1 by definition
                 runs[label] = TrainingRun(recipe, RunFolder(Path(scratch)), devices)
         seconds: dict[str, list[float]] = {label: [] for label in runs}
-        first = next(runs[""].train_batches.epoch(0))
+        for run in runs.values():
+            run._set_learning_rate(0)
+        first = next(next(iter(runs.values())).train_batches.epoch(0))
         for number in range(warm_up + steps):
             for label, run in runs.items():
                 run.model.train()
@@ -65,12 +70,14 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
                     torch.cuda.synchronize()
                 if number >= warm_up:
                     seconds[label].append(time.perf_counter() - started)
-        base_state = _state_bytes(runs[""].steering.base)
+        states = {label: _state_bytes(run.steering.optimizer) for label, run in runs.items()}
         return [
             Cost(
                 method=label,
-                ratio=statistics.median(own / base for own, base in zip(seconds[label], seconds[""], strict=True)),
-                extra_state_ratio=_state_bytes(runs[label].steering.optimizer) / base_state if base_state else 1.0,
+                ratio=statistics.median(
+                    own / base for own, base in zip(seconds[label], seconds[bases[label]], strict=True)
+                ),
+                extra_state_ratio=states[label] / states[bases[label]] if states[bases[label]] else 1.0,
             )
             if label in runs
             else Cost(method=label, ratio=1.0, extra_state_ratio=1.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from trimtab.experiments.evaluation import Quality, evaluate
 from trimtab.experiments.methods import METHODS
 from trimtab.experiments.recipe import Pruning, Recipe
 from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.statistics import sparsity_label
 from trimtab.experiments.summary import Histogram, Row, Storage
 from trimtab.experiments.training import batches_of, load_data, trained_model
 from trimtab.files import write_text
@@ -86,7 +89,7 @@ def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: A
         seed=recipe.seed,
         split=split,
         accuracy=quality.accuracy,
-        loss=quality.loss,
+        loss=quality.loss if math.isfinite(quality.loss) else None,
         top5=quality.top5,
         iou=quality.iou,
         **fields,
@@ -102,8 +105,27 @@ def _combinations(section: Pruning, method: str) -> list[tuple[str, str]]:
     return [asked, *(pair for pair in controls if pair != asked)]
 
 
-def _settings(recipe: Recipe, split: Split, label: str) -> dict[str, Any]:
-    return {**recipe.pruning.model_dump(mode="json"), "split": split, "label": label, "recalibrated_on": "augmented"}
+def _settings(recipe: Recipe, split: Split, label: str, model_file: Path) -> dict[str, Any]:
+    return {
+        **recipe.pruning.model_dump(mode="json"),
+        "split": split,
+        "label": label,
+        "recalibrated_on": "augmented",
+        "network": hashlib.sha256(model_file.read_bytes()).hexdigest()[:16] if model_file.is_file() else None,
+    }
+
+
+def read_pruned(file: Path) -> PrunedRun:
+    """Read what `prune_run` kept; ValueError names the file when it is damaged."""
+    try:
+        return PrunedRun.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error
+
+
+def pruned_file(folder: RunFolder, split: Split) -> Path:
+    """Where a run's measurements on a split are kept."""
+    return folder.path / f"pruning-{split}.json"
 
 
 def prune_run(
@@ -114,6 +136,7 @@ def prune_run(
     split: Split = "test",
     data: datasets.DataSet | None = None,
     report: Callable[[str], None] | None = None,
+    file: Path | None = None,
 ) -> PrunedRun:
     """Measure a finished run at every sparsity; results are kept in `pruning-SPLIT.json` and reused when nothing changed.
 
@@ -127,19 +150,17 @@ def prune_run(
         split: what to measure on. Settings are chosen on "validation"; "test" is for the final figures.
         data: the loaded data set, when the caller has it.
         report: called with a short text before each measurement.
+        file: where the results are kept; default `pruning-SPLIT.json` in the run folder, which reports read.
 
     Raises:
         ValueError: the run is not finished, or the settings do not fit the network.
     """
     recipe = recipe or folder.recipe
     label = label or recipe.method
-    settings = _settings(recipe, split, label)
-    file = folder.path / f"pruning-{split}.json"
+    settings = _settings(recipe, split, label, folder.model_file)
+    file = file or pruned_file(folder, split)
     if file.is_file():
-        try:
-            kept = PrunedRun.model_validate_json(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error
+        kept = read_pruned(file)
         if json.loads(json.dumps(kept.settings)) == json.loads(json.dumps(settings)):
             return kept
     data = data or load_data(recipe)
@@ -187,7 +208,7 @@ def prune_run(
             for pruned in pruning.sweep(
                 model, sparsities, score=score, scope=scope, pattern=section.pattern, seed=recipe.seed
             ):
-                note(f"{score}/{scope} {pruned.sparsity:.0%}")
+                note(f"{score}/{scope} {sparsity_label(pruned.sparsity)}")
                 left_out = {entry.name: reason for entry, reason in pruned.left_out}
                 stored: StoreReport | None = None
                 fields: dict[str, Any] = {}

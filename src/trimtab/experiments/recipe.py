@@ -155,8 +155,10 @@ class Cram(Section):
 class Pruning(Section):
     """How the trained network is pruned and looked at."""
 
-    sparsities: tuple[Sparsity, ...] = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
-    """Fractions of the prunable weights to remove."""
+    sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1
+    )
+    """Fractions of the prunable weights to remove; the dense network is always measured too."""
     score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
     """What is small."""
     scope: Literal["global", "layer", "erk"] = "global"
@@ -168,6 +170,13 @@ class Pruning(Section):
     controls: bool = True
     """Also prune the baseline (sgd, adamw) at random and per layer, as controls."""
 
+    @field_validator("sparsities")
+    @classmethod
+    def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a sparsity occurs twice")
+        return value
+
 
 class Recipe(Section):
     """Everything a training run needs."""
@@ -176,7 +185,7 @@ class Recipe(Section):
     """Name of the study."""
     method: str = "sgd"
     """How to train: see `trimtab list methods`."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of weights, order, augmentation and draws."""
     epochs: PositiveInt = 20
     """Passes over the training images."""
@@ -262,20 +271,25 @@ def _nearest(name: str, allowed: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; fields are {', '.join(allowed)}"
 
 
+def problems(error: ValidationError) -> str:
+    """What is wrong with a recipe, in one line."""
+    found = []
+    for item in error.errors():
+        dotted = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            found.append(f"unknown field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
+        else:
+            found.append(f"{dotted}: {item['msg']} (got {item.get('input')!r})")
+    return "; ".join(found)
+
+
 def _checked(data: Any, where: str) -> Recipe:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a recipe is a mapping of fields, got {type(data).__name__}")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            dotted = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                problems.append(f"unknown field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
-            else:
-                problems.append(f"{dotted}: {item['msg']} (got {item.get('input')!r})")
-        raise ValueError(f"{where}: " + "; ".join(problems)) from None
+        raise ValueError(f"{where}: {problems(error)}") from None
 
 
 def shipped_recipes() -> dict[str, str]:

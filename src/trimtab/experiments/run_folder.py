@@ -65,18 +65,21 @@ class RunFolder:
             raise ValueError(f"{self.path} is not a run folder: it holds no recipe.yaml")
         return load_recipe(self.recipe_file)
 
-    def open(self, recipe: Recipe) -> None:
-        """Create the folder for `recipe`, or check that it belongs to it.
+    def check(self, recipe: Recipe) -> None:
+        """Refuse to mix runs.
 
         Raises:
-            ValueError: the folder holds a run of a different recipe; the message names the fields that differ.
+            ValueError: the folder holds work of a different recipe; the message names the fields that differ.
         """
-        if self.recipe_file.is_file():
+        if self.recipe_file.is_file() and (self.checkpoint_file.is_file() or self.model_file.is_file()):
             old, new = training_identity(self.recipe), training_identity(recipe)
             differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
             if differing:
                 changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
                 raise ValueError(f"{self.path} holds a run of another recipe ({changes}); choose another folder")
+
+    def open(self, recipe: Recipe) -> None:
+        """Create the folder and write the resolved recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         recipe.write(self.recipe_file)
 

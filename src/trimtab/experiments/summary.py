@@ -30,7 +30,7 @@ class Row(_Record):
     accuracy: float = Field(description="top-1 accuracy in [0, 1]; mean foreground Dice for segmentation")
     top5: float | None = Field(default=None, description="top-5 accuracy, where there are more than 20 classes")
     iou: float | None = Field(default=None, description="mean foreground intersection over union, segmentation only")
-    loss: float
+    loss: float | None = Field(description="mean cross-entropy; null where it is not finite")
     file_bytes: int | None = Field(default=None, description="size of the sparse file; None where none was written")
     dense_bytes: int | None = Field(default=None, description="size of the same network as a dense safetensors file")
     multiply_adds_ratio: float | None = Field(

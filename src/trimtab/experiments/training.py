@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from trimtab import datasets, models
 from trimtab.collectives import sum_over_ranks
+from trimtab.experiments.checkpoint import write_safetensors
 from trimtab.experiments.evaluation import evaluate
 from trimtab.experiments.machine import hardware, versions
 from trimtab.experiments.methods import Steering, steer
@@ -28,7 +29,6 @@ from trimtab.experiments.objective import learning_rate_factor, task_loss
 from trimtab.experiments.parallel import Devices, launch, plain_module
 from trimtab.experiments.recipe import Data, Recipe
 from trimtab.experiments.run_folder import RunFolder
-from trimtab.files import replace_atomically
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,18 @@ class Progress:
 
 
 class _StopRequest:
-    """Turns the first Ctrl-C (or SIGTERM) into a flag that is looked at between steps."""
+    """Turns Ctrl-C and SIGTERM into a flag that is looked at between steps; Ctrl-C again, a second later, stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        # The terminal's Ctrl-C and a parent's SIGTERM may both arrive: only a person's second Ctrl-C means "at once".
+        if self.asked and number == signal.SIGINT and time.monotonic() - self._since > 1:
             raise KeyboardInterrupt
-        self.asked = True
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
 
 
 @contextmanager
@@ -163,6 +166,11 @@ class TrainingRun:
         state = self.folder.load_checkpoint()
         if state is None:
             return
+        if state["world_size"] != self.devices.world_size:
+            raise ValueError(
+                f"{self.folder.checkpoint_file} was left by {state['world_size']} process(es), this run has "
+                f"{self.devices.world_size}; the batches would differ, so go on with as many or choose another folder"
+            )
         self.devices.load_model_and_optimizer(self.model, self.steering.optimizer, state)
         self.steering.handle.load_state_dict(state["levers"])
         if self.devices.scaler is not None:
@@ -180,7 +188,8 @@ class TrainingRun:
             "scaler": self.devices.scaler.state_dict() if self.devices.scaler is not None else None,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
-            "epoch_loss": self.epoch_loss.item(),
+            "world_size": self.devices.world_size,
+            "epoch_loss": sum_over_ranks(self.epoch_loss).item() / self.devices.world_size,
             "rows": self.rows,
             "train_seconds": self.train_seconds,
             "step_seconds": self.median_step_seconds,
@@ -314,7 +323,7 @@ class TrainingRun:
         model = self.devices.whole_model(self.model, lambda: build_model(self.recipe, self.data))
         if self.devices.rank == 0:
             in_memory_order(model, torch.contiguous_format)
-            replace_atomically(self.folder.model_file, lambda path: save_model(model, str(path)))
+            write_safetensors(self.folder.model_file, lambda path: save_model(model, str(path)))
             self.folder.write_info(
                 status="finished",
                 steps=self.epoch * self.steps_per_epoch,
@@ -344,16 +353,24 @@ def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None 
     """
     folder = RunFolder(path)
     devices = launch(recipe)
-    if devices.rank == 0:
-        folder.open(recipe)
-    devices.barrier()
+    folder.check(recipe)
     if folder.finished:
         return folder
-    run = TrainingRun(recipe, folder, devices)
+    run = TrainingRun(recipe, folder, devices)  # before anything is written: bad input leaves nothing behind
     run.resume()
+    devices.barrier()
     if devices.rank == 0:
+        folder.open(recipe)
         data = {split: len(getattr(run.data, split).targets) for split in ("train", "validation", "test")}
-        folder.write_info(status="running", versions=versions(), hardware=hardware(), images=data)
+        folder.write_info(
+            status="running",
+            versions=versions(),
+            hardware=hardware(),
+            images=data,
+            task=run.data.task,
+            classes=run.data.num_classes,
+            notes=list(run.data.notes),
+        )
     with _stop_between_steps() as stop:
         while run.epoch < recipe.epochs:
             complete = run.run_epoch(stop, report or (lambda progress: None))

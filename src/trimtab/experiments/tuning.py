@@ -41,14 +41,23 @@ def pruning_score(rows: Sequence[Row], criterion: Criterion) -> float:
 
 
 def choose(candidates: Sequence[tuple[Variant, Sequence[Row]]], criterion: Criterion) -> list[Choice]:
-    """The best candidate of each method; ties go to the one listed first."""
+    """The best candidate of each method; ties go to the one listed first.
+
+    A setting that failed on one of its seeds (fewer rows than the others) is not chosen: it would be judged on its luck.
+    """
     by_method: dict[str, list[tuple[Variant, float]]] = {}
     pooled: dict[str, list[Row]] = {}
     first: dict[str, Variant] = {}
     for variant, rows in candidates:
         pooled.setdefault(variant.label, []).extend(rows)
         first.setdefault(variant.label, variant)
+    most: dict[str, int] = {}
     for label, rows in pooled.items():
+        method = first[label].recipe.method
+        most[method] = max(most.get(method, 0), len(rows))
+    for label, rows in pooled.items():
+        if len(rows) < most[first[label].recipe.method]:
+            continue
         variant = first[label]
         by_method.setdefault(variant.recipe.method, []).append((variant, pruning_score(rows, criterion)))
     return [

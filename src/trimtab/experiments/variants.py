@@ -13,6 +13,11 @@ from trimtab.experiments.recipe import Recipe
 METHOD_SECTIONS = ("var", "l1", "hoyer", "sam", "asam", "cram", "sgd", "adamw")
 
 
+def safe_name(label: str) -> str:
+    """The label without characters that a file system minds."""
+    return "".join(letter if letter.isalnum() or letter in "+-=.," else "_" for letter in label)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One run of a study."""
@@ -22,9 +27,8 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Folder name: the label without characters that a file system minds, and the seed."""
-        safe = "".join(letter if letter.isalnum() or letter in "+-=.," else "_" for letter in self.label)
-        return f"{safe}/seed{self.recipe.seed}"
+        """Folder name: label and seed."""
+        return f"{safe_name(self.label)}/seed{self.recipe.seed}"
 
 
 def _applies(field: str, method: str, recipe: Recipe) -> bool:
@@ -58,6 +62,10 @@ def variants(
     for method in methods:
         check_method(method)
     for field in vary:
+        if field in {"seed", "method", "name"}:
+            raise ValueError(
+                f"--vary {field}: use --{field}s" if field != "name" else "--vary name: a name decides nothing"
+            )
         if not any(_applies(field, method, recipe) for method in methods):
             raise ValueError(f"--vary {field}: none of the methods {', '.join(methods)} reads it")
     found = []

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
 from trimtab.observe.untouched import untouched
-from trimtab.parameters import Rule, entries, select
+from trimtab.parameters import PRUNABLE, Rule, entries, select
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def summary(
         for name, module in model.named_modules(remove_duplicate=False)
         if name in held or name in booked
     )
-    chosen = select(model, Rule(frozen=True) if rule is None else rule).chosen
+    chosen = select(model, PRUNABLE if rule is None else rule).chosen
     return ModelSummary(
         parameters=sum(row.parameters for row in layers),
         nonzeros=sum(row.nonzeros for row in layers),

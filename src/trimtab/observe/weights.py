@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trimtab.parameters import Rule, Source, select
+from trimtab.parameters import PRUNABLE, Rule, Source, select
 
 NEAR_ZERO = 0.1
 
@@ -64,7 +64,8 @@ def weight_distribution(
     """
     if bins < 1 or not 0 < limit < float("inf"):
         raise ValueError(f"bins must be 1 or more and limit positive and finite, got bins={bins}, limit={limit}")
-    chosen = select(source, Rule(frozen=True) if rule is None else rule).chosen
+    default = PRUNABLE if isinstance(source, nn.Module) else Rule(frozen=True)
+    chosen = select(source, default if rule is None else rule).chosen
     layers = [entry for entry in chosen if entry.parameter.numel()]
     if not layers:
         raise ValueError("there are no prunable weights: no tensor was chosen by the rule")

@@ -54,9 +54,9 @@ def statistics_kept(model: nn.Module | None) -> Iterator[None]:
     hook = None
     if model is None:
         hook = register_module_forward_pre_hook(save_before_forward)
-    else:
-        for module in model.modules():
-            save(module)
+    else:  # every buffer: running statistics, and what else a forward pass may move (spectral norm, counters)
+        for buffer in model.buffers():
+            saved.setdefault(id(buffer), (buffer, buffer.detach().clone()))
     try:
         yield
     finally:

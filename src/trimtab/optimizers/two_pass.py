@@ -63,6 +63,12 @@ class TwoPassOptimizer(torch.optim.Optimizer):
             raise TypeError(f"{name} cannot wrap {type(base).__name__}, whose step needs a closure of its own")
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
+        held = {id(parameter) for group in base.param_groups for parameter in group["params"]}
+        if model is not None and not any(id(parameter) in held for parameter in model.parameters()):
+            raise ValueError(
+                f"the optimizer {type(base).__name__} holds none of the parameters of {type(model).__name__}; "
+                "build it from this model's parameters (after moving or copying the model)"
+            )
         super().__init__(base.param_groups, base.defaults)
         self.base_optimizer = base
         self.model = model
@@ -171,8 +177,10 @@ class TwoPassOptimizer(torch.optim.Optimizer):
                 return self._without_step(loss, scaler, "gradient")
             with weights_kept([local_part(parameter) for parameter in parameters]):
                 memory = self._perturb(parameters, norm)
+                torch.clear_autocast_cache()  # inside an outer autocast, casts of the unperturbed weights are cached
                 with statistics_kept(self.model), random_state.replayed(), torch.enable_grad():
                     closure()
+            torch.clear_autocast_cache()
             self._touched()
             if scaler is not None:
                 scaler.unscale_(self.base_optimizer)

@@ -17,7 +17,8 @@ class Pruned:
     Attributes:
         masks: per parameter name a bool tensor of its shape, True where the weight was kept. Outside the module: nothing
             in the model's state dict changes.
-        thresholds: per name the largest score removed (0.0 where nothing was; NaN for N:M patterns, which have none).
+        thresholds: per name the score up to which weights went: of the whole network with scope "global", of the tensor with
+            the other scopes (0.0 when nothing goes); NaN for N:M patterns, which have none.
         removed: per name how many weights were removed.
         prunable: how many weights the rule chose.
         total: elements of all the model's parameters, tied ones once.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.collectives import is_distributed, sum_over_ranks
+from trimtab.parameters import unwrapped
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,6 @@ def _inputs(batch: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise TypeError(f"a batch must be a tensor or start with one, got {type(batch).__name__}")
     return found
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The module inside DDP, which would broadcast rank 0's statistics, and torch.compile, which would recompile."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +128,7 @@ def recalibrate(
     """
     if batches is not None and batches < 1:
         raise ValueError(f"batches must be 1 or more, got {batches}")
-    model = _bare(model)
+    model = unwrapped(model)  # DDP would broadcast rank 0's statistics, torch.compile recompile
     norms = [
         m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None
     ]

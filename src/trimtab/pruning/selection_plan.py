@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import is_sharded
-from trimtab.parameters import Entry, Rule, entries, select, total_elements
+from trimtab.parameters import PRUNABLE, Entry, Rule, entries, select, total_elements
 from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
 from trimtab.pruning.scopes import SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
 from trimtab.selection import Threshold, kth_threshold, smallest_in_groups, smallest_masks
 
-DEFAULT_RULE = Rule(exclude=("*cls_token", "*pos_embed*"), frozen=True)
-"""What is pruned by default: two dimensions or more, without class tokens and position embeddings [ours]. Trainable or not."""
+DEFAULT_RULE = PRUNABLE
 
 
 @dataclass(frozen=True)
