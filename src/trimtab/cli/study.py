@@ -30,9 +30,8 @@ def run_study(
         outcomes = compare(variants, folder, jobs=jobs, splits=splits, report=report)
     for outcome in outcomes:
         if outcome.error is not None:
-            errors.print(
-                f"failed: {outcome.variant.label} seed {outcome.variant.recipe.seed}: {outcome.error}", style="red"
-            )
+            text = f"failed: {outcome.variant.label} seed {outcome.variant.recipe.seed}: {outcome.error}"
+            errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
     return outcomes
 
 
