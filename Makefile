@@ -37,7 +37,7 @@ bench: $(STAMP)  ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do case $$script in */harness.py|*/table.py) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done; $(BIN)/python benchmarks/table.py
 
 docs: $(STAMP)  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) demo site build dist
