@@ -15,6 +15,8 @@ from trimtab.pruning.selection_plan import Removal, RemovalSequence, SelectionPl
 
 Saved = list[tuple[Tensor, Tensor]]
 
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 @torch.no_grad()
 def _copies(tensors: Iterable[Tensor]) -> Saved:
@@ -29,11 +31,23 @@ def _put_back(saved: Saved) -> None:
 
 
 @torch.no_grad()
+def _keep_(weight: Tensor, mask: Tensor) -> None:
+    """Set `weight` to +0 where `mask` is False, in place.
+
+    On a CPU by a bitwise AND with all ones or none, half the time of `masked_fill_`.
+    """
+    if weight.device.type != "cpu":
+        weight.masked_fill_(~mask, 0)
+        return
+    integers = INTEGERS[weight.element_size()]
+    weight.detach().view(integers).bitwise_and_(mask.to(integers).neg_())
+
+
+@torch.no_grad()
 def _result(plan: SelectionPlan, removal: Removal, saved: Saved) -> Pruned:
     """Zero the weights in place and say what was done; `saved` holds the dense values, for `undo`."""
     for weight, mask in zip(plan.weights, removal.masks, strict=True):
-        weight.masked_fill_(mask, 0)
-        mask.logical_not_()  # from "goes" to "stays"
+        _keep_(weight, mask.logical_not_())  # from "goes" to "stays"
     counts = [mask.numel() - int(mask.count_nonzero()) for mask in removal.masks]
     names = [entry.name for entry in plan.chosen]
     return Pruned(
