@@ -142,3 +142,12 @@ def test_damaged_model_file_names_itself(tmp_path: Path) -> None:
 def test_training_learns(tmp_path: Path) -> None:
     folder = train(tiny_recipe(epochs=6, data__limit_train=1000), tmp_path / "a")
     assert folder.metrics()[-1]["validation_accuracy"] > 0.9
+
+
+def test_a_folder_in_use_by_another_process_is_refused_and_freed_afterwards(tmp_path: Path) -> None:
+    recipe = tiny_recipe(epochs=1)
+    folder = RunFolder(tmp_path / "run")
+    with folder.alone(), pytest.raises(ValueError, match="another process is training into"):
+        train(recipe, folder.path)
+    assert not folder.recipe_file.exists()  # nothing was written
+    assert train(recipe, folder.path).finished

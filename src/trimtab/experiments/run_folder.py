@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from trimtab.experiments.checkpoint import load_checkpoint, save_checkpoint
 from trimtab.experiments.recipe import Recipe, load_recipe
@@ -82,6 +85,22 @@ class RunFolder:
         """Create the folder and write the resolved recipe."""
         self.path.mkdir(parents=True, exist_ok=True)
         recipe.write(self.recipe_file)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out of the folder while training into it; the system frees the lock of a killed process.
+
+        Raises:
+            ValueError: another process is training into this folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ValueError(
+                f"another process is training into {self.path}; wait for it, or choose another folder"
+            ) from None
 
     def info(self) -> dict[str, Any]:
         """Contents of `run.json`, empty before the first checkpoint."""

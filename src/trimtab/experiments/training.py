@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -357,6 +357,14 @@ def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None 
     if folder.finished:
         return folder
     run = TrainingRun(recipe, folder, devices)  # before anything is written: bad input leaves nothing behind
+    with folder.alone() if devices.rank == 0 else nullcontext():
+        _train(run, report or (lambda progress: None))
+    devices.barrier()
+    return folder
+
+
+def _train(run: TrainingRun, report: Callable[[Progress], None]) -> None:
+    recipe, folder, devices = run.recipe, run.folder, run.devices
     run.resume()
     devices.barrier()
     if devices.rank == 0:
@@ -373,7 +381,7 @@ def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None 
         )
     with _stop_between_steps() as stop:
         while run.epoch < recipe.epochs:
-            complete = run.run_epoch(stop, report or (lambda progress: None))
+            complete = run.run_epoch(stop, report)
             if not complete or run.devices.any_rank(stop.asked):
                 run.save()
                 if devices.rank == 0:
@@ -382,8 +390,6 @@ def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None 
             if run.epoch % recipe.checkpoint_every == 0 and run.epoch < recipe.epochs:
                 run.save()
         run.finish()
-    devices.barrier()
-    return folder
 
 
 def trained_model(folder: RunFolder, data: datasets.DataSet) -> nn.Module:
