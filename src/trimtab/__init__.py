@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from trimtab.levers import Handle, Lever, attach
 
 if TYPE_CHECKING:
-    from trimtab import datasets, deploy, experiments, models, observe, optimizers, penalties, pruning, report
+    from trimtab import datasets, deploy, experiments, models, observe, optimizers, penalties, precision, pruning, report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "observe",
     "optimizers",
     "penalties",
+    "precision",
     "pruning",
     "report",
 ]

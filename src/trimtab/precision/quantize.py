@@ -1,0 +1,188 @@
+"""Rounding a tensor to a number format, bit for bit, in the tensor's own dtype."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trimtab.precision.format import Format, named
+from trimtab.precision.rounding import Overflow, Rounder, Rounding, arithmetic_dtype
+from trimtab.precision.scaling import PerTensor, Scaling, absmax
+
+OverflowPolicy = Literal["saturate", "inf", "nan", "raise"]
+CARRIERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Elements rounded at a time: what stays in a processor's cache (measured), and on a GPU what keeps it busy.
+CHUNK_CPU, CHUNK_GPU = 1 << 16, 1 << 22
+
+
+@torch.no_grad()
+def quantize(
+    x: Tensor,
+    format: str | Format,
+    rounding: Rounding = "nearest",
+    overflow: OverflowPolicy = "saturate",
+    scaling: Scaling | None = None,
+    generator: torch.Generator | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`x` rounded to the numbers of `format`, in the dtype, shape and memory layout of `x`.
+
+    The result is exact: the number that the format's arithmetic would give, held in the wider dtype. NaN stays NaN in every
+    format; -0 stays -0 where the format has it. The result carries no gradient; `StraightThrough` does.
+
+    Args:
+        x: float64, float32, float16 or bfloat16, on any device; the format must fit into it.
+        format: a `Format` or its name (`named`).
+        rounding: "nearest" (ties to even), "toward_zero", or "stochastic" (up with probability equal to the fraction of the
+            step, so that the mean is x between -max and max; numbers of the format stay as they are). Probabilities are
+            multiples of 2^-25, of 2^-53 for float64.
+        overflow: what becomes of numbers that, rounded as if the exponent had no limit, lie above the largest: "saturate"
+            gives the largest number with the sign of x, infinite x included; "inf" (only for formats that have it) and
+            "nan" give these; "raise" refuses, before anything is written, x that is NaN, infinite, or would overflow (under
+            stochastic rounding: might).
+        scaling: None, `PerTensor`, `PerChannel`, `Block` or `MX`: the numbers rounded are x divided by a scale per group,
+            and the result is multiplied by it. Both operations round to float32 (float64 for float64 tensors, then to the
+            dtype of x) unless the scale is a power of two. Under "saturate" a finite product beyond the dtype becomes the
+            dtype's largest number. Rules that cannot overflow (absmax, power_of_two) make the policy matter for "raise"
+            alone.
+        generator: for stochastic rounding; default torch's global one of the device. Numbers are drawn in the order of the
+            elements, whatever the memory layout, so a seed gives the same result for every layout. float16 and bfloat16
+            draw as float32 does.
+        out: where to write, of the shape, dtype and device of x; x itself rounds in place. Default: a new tensor.
+
+    Returns:
+        The rounded tensor (`out` if given). Beyond it and the chunks' buffers, tensors that are not contiguous may need one
+        copy of x, so the peak is at most three times the tensor.
+
+    Raises:
+        TypeError: x is no tensor, is complex, integer, 8-bit or sparse.
+        ValueError: unknown names, a format that does not fit the dtype, `out` that does not match, or overflow="raise" and
+            numbers that it refuses.
+
+    Example:
+        >>> quantize(torch.tensor([0.3, -5.2, 100.0]), "e2m1")
+        tensor([ 0.5000, -6.0000,  6.0000])
+        >>> quantize(torch.tensor([500.0]), "e4m3", overflow="nan")
+        tensor([nan])
+    """
+    format = named(format)
+    _check(x, format, rounding, overflow, scaling, out)
+    x = x.detach()
+    result = torch.empty_like(x) if out is None else out.detach()
+    if x.numel() == 0:
+        return result if out is None else out
+    grouping = scaling or PerTensor()
+    if overflow == "raise":
+        _refuse(x, format, rounding, grouping, scaled=scaling is not None)
+    policy: Overflow = "saturate"
+    if overflow != "raise" and (scaling is None or scaling.overflows):
+        policy = overflow
+    source, target = _rows(x, result, grouping, ordered=rounding == "stochastic")
+    dtype = arithmetic_dtype(format, x.dtype)
+    size = min(_chunk(x.device, rounding), source.numel() + source.numel() % 2)
+    rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size)
+    width = source.shape[1]
+    together = max(size // width, 1)
+    for row in range(0, source.shape[0], together):
+        one, other = source[row : row + together], target[row : row + together]
+        scale = None if scaling is None else scaling.from_absmax(absmax(one).to(dtype), format)
+        for start in range(0, width, size):
+            rounder(one[:, start : start + size], other[:, start : start + size], scale)
+    if target.untyped_storage().data_ptr() != result.untyped_storage().data_ptr():
+        result.copy_(grouping.unrows(target, x.shape))
+    return result if out is None else out
+
+
+def _rows(x: Tensor, result: Tensor, grouping: Scaling, ordered: bool) -> tuple[Tensor, Tensor]:
+    """What to round and where to, both contiguous with one group per row: views of x and result, or twice one copy of x."""
+    if type(grouping) is PerTensor and x.stride() == result.stride():
+        # any order will do, unless random numbers follow it: then that of the memory
+        dense = torch.empty_like(x, device="meta").stride() == x.stride()
+        if x.is_contiguous() or (dense and not ordered):
+            whole = (1, x.numel())
+            one, other = x.as_strided(whole, (x.numel(), 1)), result.as_strided(whole, (x.numel(), 1))
+            if _same(one, other) or not _overlap(x, result):
+                return one, other
+    rows = grouping.rows(x)
+    if not _overlap(rows, x):
+        return rows, rows
+    if rows.is_contiguous() and result.is_contiguous():
+        target = grouping.rows(result)
+        if _overlap(target, result) and (_same(rows, target) or not _overlap(x, result)):
+            return rows, target
+    rows = rows.clone(memory_format=torch.contiguous_format)
+    return rows, rows
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors may share memory."""
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors lie on the same memory, element by element."""
+    return one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
+
+
+def _chunk(device: torch.device, rounding: Rounding) -> int:
+    """Elements at a time; fixed where random numbers are drawn, so that results do not depend on the threads."""
+    if device.type != "cpu":
+        return CHUNK_GPU
+    return CHUNK_CPU if rounding == "stochastic" else CHUNK_CPU // 2 * max(torch.get_num_threads(), 2)
+
+
+def _check(
+    x: Tensor, format: Format, rounding: str, overflow: str, scaling: Scaling | None, out: Tensor | None
+) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dtype not in CARRIERS or x.layout != torch.strided:
+        raise TypeError(
+            f"x must be a dense tensor of {', '.join(str(each).removeprefix('torch.') for each in CARRIERS)}, "
+            f"got {x.dtype}, {x.layout}"
+        )
+    for name, value, allowed in (
+        ("rounding", rounding, get_args(Rounding)),
+        ("overflow", overflow, get_args(OverflowPolicy)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if scaling is not None and not isinstance(scaling, Scaling):
+        raise TypeError(f"scaling must be None, PerTensor, PerChannel, Block or MX, got {scaling!r}")
+    if overflow == "inf" and not format.infinities:
+        raise ValueError(f"format {format.name!r} has no infinity; overflow may be saturate, nan or raise")
+    if not format.fits(x.dtype):
+        raise ValueError(f"format {format.name!r} does not fit into {x.dtype}; convert x to a wider dtype first")
+    if out is not None and (out.shape != x.shape or out.dtype != x.dtype or out.device != x.device):
+        raise ValueError(
+            f"out must have the shape, dtype and device of x, {tuple(x.shape)}, {x.dtype}, {x.device}, "
+            f"got {tuple(out.shape)}, {out.dtype}, {out.device}"
+        )
+
+
+def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, scaled: bool) -> None:
+    """ValueError where overflow="raise" says so; looks at the largest magnitude of each group only."""
+    largest = absmax(grouping.rows(x)).to(torch.float64)
+    if not bool(largest.isfinite().all()):
+        what = "NaN" if bool(largest.isnan().any()) else "an infinity"
+        raise ValueError(f"x has {what}, which overflow='raise' refuses for format {format.name!r}")
+    if scaled:
+        if not grouping.overflows:
+            return
+        largest = largest / grouping.from_absmax(largest, format)
+    step = 2.0 ** (format.max_exponent - format.mantissa)
+    if format.exponent == 0:
+        step = 1.0
+    odd = bool(format.max / step % 2)
+    above = {
+        "nearest": largest >= format.max + step / 2 if odd else largest > format.max + step / 2,
+        "toward_zero": largest >= format.max + step,
+        "stochastic": largest > format.max,
+    }[rounding]
+    if bool(above.any()):
+        raise ValueError(
+            f"x has magnitudes up to {float(largest.max()):g}{' after scaling' if scaled else ''}, above the largest number "
+            f"of format {format.name!r}, {format.max:g}, and overflow='raise'"
+        )

@@ -1,0 +1,222 @@
+"""Scales that bring a tensor, a channel or a block into a format's range before it is rounded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.precision.format import Format, named
+
+Rule = Literal["absmax", "power_of_two", "floor", "even", "ceil"]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What all scalings share: one scale s per group of entries; the numbers rounded are x / s, the result is s times them.
+
+    With A the largest magnitude in the group, `max` the format's largest number, m its mantissa bits and `emax` the
+    exponent of `max`:
+
+        absmax        s = A / max
+        power_of_two  s = 2^ceil(log2(A / max)), the smallest power of two without overflow
+        floor         s = 2^(floor(log2 A) - emax), the rule of OCP's MX specification; the largest entries may saturate
+        even          as floor, with A first rounded to m mantissa bits
+        ceil          s = 2^(ceil(log2 A) - emax)
+
+    A group of zeros has s = 1 under absmax and power_of_two. A group with a NaN or an infinity becomes NaN as a whole, as
+    a NaN scale does in the MX specification. Scales are at least float32's smallest normal number, 2^-126 (under MX
+    2^-127), and float64's for float64 tensors, so a group whose entries all lie far below that loses precision.
+    """
+
+    rule: Rule = "absmax"
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+
+    @property
+    def overflows(self) -> bool:
+        """Whether x / s can lie above the format's largest number."""
+        return self.rule not in ("absmax", "power_of_two")
+
+    def lowest_exponent(self, dtype: torch.dtype) -> int:
+        """Exponent of the smallest scale."""
+        return -1022 if dtype == torch.float64 else -126
+
+    def highest_exponent(self, dtype: torch.dtype) -> int:
+        """Exponent of the largest scale that is a power of two."""
+        return 1023 if dtype == torch.float64 else 127
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`x` with one group per row; a view where it can be."""
+        raise NotImplementedError
+
+    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `rows` for a tensor of the shape given."""
+        raise NotImplementedError
+
+    def scales(self, x: Tensor, format: str | Format) -> Tensor:
+        """The scales of the groups of `x` in float32 (float64 for float64), in the order of the rows; shape (groups,).
+
+        Example:
+            >>> MX().scales(torch.tensor([1.0, -6.0]), "e2m1")
+            tensor([1.])
+        """
+        rows = self.rows(x.detach())
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return self.from_absmax(absmax(rows).to(wide), named(format)).squeeze(-1)
+
+    def from_absmax(self, largest: Tensor, format: Format) -> Tensor:
+        """The scales for the largest magnitudes given, elementwise; float32 or float64."""
+        dtype = largest.dtype
+        least = math.ldexp(1.0, self.lowest_exponent(dtype))
+        if self.rule == "absmax":
+            scale = (largest / format.max).clamp_min_(least)
+            scale = torch.where(largest == 0, 1.0, scale)
+        else:
+            fraction, exponent = torch.frexp(largest)  # fraction in [0.5, 1)
+            up = format.max_exponent + 1
+            if self.rule == "floor":
+                power = exponent - up
+            elif self.rule == "ceil":
+                power = exponent - up + (fraction > 0.5)
+            elif self.rule == "even":
+                power = exponent - up + (fraction >= 1 - 2.0 ** -(format.mantissa + 2))
+            else:
+                power = exponent - up + (fraction > math.frexp(format.max)[0])
+            power = torch.where(largest == 0, 0, power) if self.rule == "power_of_two" else power
+            scale = power_of_two(power.clamp(self.lowest_exponent(dtype), self.highest_exponent(dtype)), dtype)
+        return torch.where(largest.isfinite(), scale, math.nan)
+
+
+@dataclass(frozen=True)
+class PerTensor(Scaling):
+    """One scale for the whole tensor.
+
+    Example:
+        >>> from trimtab.precision import quantize
+        >>> quantize(torch.tensor([0.01, -0.0035]), "e2m1", scaling=PerTensor())
+        tensor([ 0.0100, -0.0033])
+    """
+
+    def rows(self, x: Tensor) -> Tensor:
+        """One row."""
+        return x.reshape(1, -1)
+
+    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `rows`."""
+        return rows.view(shape)
+
+
+@dataclass(frozen=True)
+class PerChannel(Scaling):
+    """One scale for each index of dimension `dim`; default 0, the output channels of Linear and Conv layers.
+
+    Example:
+        >>> PerChannel().scales(torch.tensor([[6.0, 1.0], [0.0, 3.0]]), "e2m1")
+        tensor([1.0000, 0.5000])
+    """
+
+    dim: int = 0
+
+    def rows(self, x: Tensor) -> Tensor:
+        """One row for each channel."""
+        dim = _dimension(self.dim, x)
+        return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+
+    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `rows`."""
+        dim = self.dim % len(shape)
+        moved = [shape[dim], *shape[:dim], *shape[dim + 1 :]]
+        return rows.view(moved).movedim(0, dim)
+
+
+@dataclass(frozen=True)
+class Block(Scaling):
+    """One scale for each run of `size` entries along dimension `dim` (default the last).
+
+    Where `size` does not divide the length, the last block is shorter: as if zeros followed, which are cut off again.
+
+    Example:
+        >>> Block(size=2).scales(torch.tensor([6.0, 1.0, 3.0]), "e2m1")
+        tensor([1.0000, 0.5000])
+    """
+
+    size: int = 32
+    dim: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"size of a block must be a whole number of 1 or more, got {self.size!r}")
+
+    def rows(self, x: Tensor) -> Tensor:
+        """One row for each block; the last of a line is filled with zeros."""
+        x = x.movedim(_dimension(self.dim, x), -1)
+        if short := -x.shape[-1] % self.size:
+            x = F.pad(x, (0, short))
+        return x.reshape(-1, self.size)
+
+    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `rows`."""
+        dim = self.dim % len(shape)
+        moved = [*shape[:dim], *shape[dim + 1 :]]
+        length = shape[dim] + -shape[dim] % self.size
+        return rows.view([*moved, length])[..., : shape[dim]].movedim(-1, dim)
+
+
+@dataclass(frozen=True)
+class MX(Block):
+    """The microscaling formats of the Open Compute Project (MX 1.0, arXiv 2310.10537): 32 entries share an e8m0 scale.
+
+    e8m0 holds 2^-127 to 2^127. `rule` is "floor" (the specification's), "even" or "ceil"; `Scaling` has the formulas. A
+    block whose floor rule asks for a smaller scale takes 2^-127. Scales of zero blocks are 2^-127 too.
+
+    Example:
+        >>> from trimtab.precision import quantize
+        >>> quantize(torch.tensor([0.01, -0.0035]), "e2m1", scaling=MX())
+        tensor([ 0.0117, -0.0039])
+    """
+
+    rule: Rule = "floor"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rule == "absmax":
+            raise ValueError(
+                "an MX scale is a power of two: rule must be floor, even, ceil or power_of_two, got 'absmax'"
+            )
+
+    def lowest_exponent(self, dtype: torch.dtype) -> int:
+        """-127, whatever the dtype."""
+        return -127
+
+    def highest_exponent(self, dtype: torch.dtype) -> int:
+        """127, whatever the dtype."""
+        return 127
+
+
+def absmax(rows: Tensor) -> Tensor:
+    """Largest magnitude of each row, NaN where there is one; shape (rows, 1); makes no copy of the tensor."""
+    low, high = torch.aminmax(rows, dim=-1, keepdim=True)
+    return torch.maximum(low.neg(), high)
+
+
+def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
+    """2^exponent, exactly, for exponents from one below the smallest normal number's to the largest; float32 or float64."""
+    if dtype == torch.float64:
+        bits = exponent.to(torch.int64)
+        return torch.where(bits < -1022, 1 << 51, (bits + 1023) << 52).view(torch.float64)
+    bits = exponent.to(torch.int32)
+    return torch.where(bits < -126, 1 << 22, (bits + 127) << 23).to(torch.int32).view(torch.float32)
+
+
+def _dimension(dim: int, x: Tensor) -> int:
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"dim must be a dimension of the tensor, of shape {tuple(x.shape)}, got {dim}")
+    return dim % x.ndim
