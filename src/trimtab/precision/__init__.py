@@ -3,6 +3,7 @@
 from trimtab.precision.format import FORMATS, Format, describe, named
 from trimtab.precision.quantize import quantize
 from trimtab.precision.scaling import MX, Block, PerChannel, PerTensor, Scaling
+from trimtab.precision.straight_through import StraightThrough
 
 __all__ = [
     "Block",
@@ -12,6 +13,7 @@ __all__ = [
     "PerChannel",
     "PerTensor",
     "Scaling",
+    "StraightThrough",
     "describe",
     "named",
     "quantize",
