@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING
 from trimtab.levers import Handle, Lever, attach
 
 if TYPE_CHECKING:
-    from trimtab import datasets, deploy, experiments, models, observe, optimizers, penalties, precision, pruning, report
+    from trimtab import (
+        datasets,
+        deploy,
+        experiments,
+        gradients,
+        models,
+        observe,
+        optimizers,
+        penalties,
+        precision,
+        pruning,
+        report,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +36,7 @@ __all__ = [
     "datasets",
     "deploy",
     "experiments",
+    "gradients",
     "models",
     "observe",
     "optimizers",

@@ -1,0 +1,132 @@
+"""What every gradient transform is: a lever that changes the gradients of the tensors its rule picks, in place."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.parameters import Entry, Rule
+
+EVERY_TENSOR = Rule(min_ndim=0)
+"""What the two clipping transforms act on by default: biases and norm scales too."""
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float; ValueError unless it is finite and above 0.
+
+    Example:
+        >>> positive("max_norm", 1)
+        1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} must be finite and above 0, got {value}")
+    return float(value)
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    """`value`; ValueError unless it is among `allowed`.
+
+    Example:
+        >>> one_of("granularity", "tensor", ("tensor", "channel"))
+        'tensor'
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def _refuse_unsuitable(entry: Entry, rule: Rule, transform: str) -> None:
+    parameter = entry.parameter
+    if parameter.is_complex():
+        stand_in = torch.empty(parameter.shape, device="meta", requires_grad=parameter.requires_grad)
+        if rule.reason_against(replace(entry, parameter=stand_in)) is None:
+            raise TypeError(
+                f"{transform} acts on real gradients only, parameter {entry.name} is {parameter.dtype}; leave it out "
+                "with rule=Rule(exclude=...)"
+            )
+    elif parameter.grad is not None and parameter.grad.layout != torch.strided and rule.reason_against(entry) is None:
+        raise TypeError(
+            f"{transform} acts on dense gradients only, that of parameter {entry.name} has layout "
+            f"{parameter.grad.layout}; leave it out with rule=Rule(exclude=...), or build the layer with sparse=False"
+        )
+
+
+class GradientTransform(ABC):
+    """A lever that replaces the gradients of the chosen tensors by a function of them, in place, once per step.
+
+    Attached with `trimtab.attach`, it sees gradients that are unscaled, accumulated and reduced. Half gradients are
+    computed in float32 and rounded once. A chosen tensor without a gradient is skipped. What is not finite is passed on
+    as it is: a statistic that is NaN or infinite changes nothing, so that a NaN neither spreads nor turns into a zero
+    [ours].
+
+    Args:
+        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions [ours].
+
+    Raises:
+        TypeError: (at the step) a chosen tensor is complex or its gradient sparse; the message names it.
+    """
+
+    default_rule = Rule()
+
+    def __init__(self, rule: Rule | None = None) -> None:
+        if rule is not None and not isinstance(rule, Rule):
+            raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
+        self.rule = self.default_rule if rule is None else rule
+
+    @abstractmethod
+    def transform_(self, chosen: Sequence[Entry]) -> None:
+        """Change the gradients of these entries, each of which has a dense real one."""
+
+    def chosen(self, parameters: Sequence[Entry]) -> list[Entry]:
+        """The entries that the rule picks and that have a gradient now."""
+        picked = []
+        for entry in parameters:
+            if entry.parameter.grad is None:
+                continue
+            _refuse_unsuitable(entry, self.rule, type(self).__name__)
+            if self.rule.reason_against(entry) is None:
+                picked.append(entry)
+        return picked
+
+    @torch.no_grad()
+    def before_step(self, parameters: Sequence[Entry]) -> None:
+        """Transform the gradients about to be used; called by `trimtab.attach`."""
+        if chosen := self.chosen(parameters):
+            self.transform_(chosen)
+
+    def signals(self) -> dict[str, Tensor]:
+        """What the last step did, as tensors of shape () still on the device; empty before the first step."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """What changes the formula; a saved state fits only where these agree."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, and what the transform remembers of earlier steps."""
+        return self.settings()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; ValueError when its settings are not this object's."""
+        self._check_settings(state)
+
+    def _check_settings(self, state: dict[str, Any], memory: Sequence[str] = ()) -> None:
+        settings = {name: value for name, value in state.items() if name not in memory}
+        if settings != self.settings() or any(name not in state for name in memory):
+            raise ValueError(f"the saved state {state} does not fit {self!r}, whose settings are {self.settings()}")
+
+    def __repr__(self) -> str:
+        parts = [f"{name}={value!r}" for name, value in self.settings().items()]
+        parts.append(f"min_ndim={self.rule.min_ndim}")
+        parts += [f"{name}={value!r}" for name in ("include", "exclude") if (value := getattr(self.rule, name))]
+        if self.rule.frozen:
+            parts.append("frozen=True")
+        return f"{type(self).__name__}({', '.join(parts)})"

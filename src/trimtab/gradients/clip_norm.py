@@ -1,0 +1,104 @@
+"""ClipNorm: the gradients of all tensors together are kept below a norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trimtab.collectives import is_sharded, local_part, sum_over_shards
+from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
+from trimtab.gradients.passes import by_kind, local_gradients, shift_and_scale_, working_dtype
+from trimtab.parameters import Entry, Rule
+
+
+class ClipNorm(GradientTransform):
+    """Scale all chosen gradients by one factor so that their joint norm is at most `max_norm`.
+
+    `N = ||(g_1, ..., g_k)||_p`, `g <- g * min(1, max_norm / (N + 1e-6))`: `torch.nn.utils.clip_grad_norm_` as a lever,
+    so that its place among the others is explicit. N is of the whole tensors, also when they are sharded.
+
+    Args:
+        max_norm: greatest norm; finite, above 0, in the units of the gradient.
+        norm_type: p; above 0, `math.inf` for the greatest magnitude. Default 2.
+        rule: which tensors count. Default all trainable ones, `Rule(min_ndim=0)`, as in torch.
+
+    Raises:
+        ValueError: `max_norm` or `norm_type` is out of range.
+        TypeError: (at the step) a chosen tensor is complex or its gradient sparse.
+
+    A norm that is not finite leaves all gradients as they are [ours]; torch makes all of them NaN.
+
+    Reference: Pascanu et al., arXiv 1211.5063.
+
+    Example:
+        >>> import trimtab
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> handle = trimtab.attach(optimizer, trimtab.gradients.ClipNorm(1.0))
+        >>> net.weight.grad = torch.tensor([[3.0, 4.0]])
+        >>> optimizer.step()
+        >>> net.weight.grad
+        tensor([[0.6000, 0.8000]])
+    """
+
+    default_rule = EVERY_TENSOR
+
+    def __init__(self, max_norm: float, norm_type: float = 2.0, rule: Rule | None = None) -> None:
+        super().__init__(rule)
+        self.max_norm = positive("max_norm", max_norm)
+        self.norm_type = math.inf if norm_type == math.inf else positive("norm_type", norm_type)
+        self._norm: Tensor | None = None
+        self._factor: Tensor | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """`max_norm` and `norm_type`."""
+        return {"max_norm": self.max_norm, "norm_type": self.norm_type}
+
+    def signals(self) -> dict[str, Tensor]:
+        """`norm`: N before clipping; `factor`: what the gradients were multiplied by."""
+        if self._norm is None or self._factor is None:
+            return {}
+        return {"norm": self._norm, "factor": self._factor}
+
+    def transform_(self, chosen: Sequence[Entry]) -> None:
+        """Scale the gradients."""
+        gradients = local_gradients(chosen)
+        self._norm = joint_norm([entry.parameter.grad for entry in chosen], self.norm_type)  # type: ignore[misc]
+        factor = (self.max_norm / (self._norm + 1e-6)).clamp(max=1.0)
+        self._factor = torch.where(torch.isfinite(self._norm), factor, 1.0)
+        shift_and_scale_(gradients, None, self._factor)
+
+
+def joint_norm(gradients: Sequence[Tensor], order: float) -> Tensor:
+    """The p-norm of all gradients together, whole tensors also when sharded; float64, shape (), on the first's device.
+
+    Example:
+        >>> joint_norm([torch.tensor([3.0]), torch.tensor([4.0])], 2.0)
+        tensor(5., dtype=torch.float64)
+    """
+    parts = [local_part(gradient) for gradient in gradients]
+    norms = torch.zeros(len(parts), dtype=torch.float64, device=parts[0].device)
+    for group in by_kind(parts):
+        present = [position for position in group if parts[position].numel()]
+        if present:
+            tensors = [parts[position] for position in present]
+            values = torch.stack(torch._foreach_norm(tensors, order, dtype=working_dtype(tensors[0])))
+            if len(present) == len(parts):
+                norms = values.double()
+            else:
+                norms[torch.tensor(present, device=norms.device)] = values.to(norms)
+    if any(is_sharded(gradient) for gradient in gradients):
+        if order == math.inf:
+            # A sum with one column per rank carries every rank's maximum.
+            columns = norms.new_zeros(len(parts), dist.get_world_size())
+            columns[:, dist.get_rank()] = norms
+            norms = sum_over_shards(columns, gradients).amax(1)
+        else:
+            norms = sum_over_shards(norms.pow(order).unsqueeze(1), gradients).squeeze(1).pow(1 / order)
+    joint: Tensor = torch.linalg.vector_norm(norms, order)
+    return joint

@@ -1,0 +1,134 @@
+"""Passes over many gradients: cut into pieces that stay in the cache, batched where there are many small ones.
+
+A piece is widened to float32 where the gradient is a half, worked on, and rounded back once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.collectives import local_part
+from trimtab.parameters import Entry
+
+PIECE_ON_CPU = 1 << 17
+"""Elements worked on together on the CPU: 512 KiB of float32, so that the second pass over them reads the cache."""
+PIECE_ON_ACCELERATOR = 1 << 26
+"""The same elsewhere, where few large kernels are best; bounds the float32 copies of halves to 256 MiB."""
+
+Group = list[int]
+
+
+def piece_limit(device: torch.device) -> int:
+    """Elements worked on together on `device`."""
+    return PIECE_ON_CPU if device.type == "cpu" else PIECE_ON_ACCELERATOR
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for every other float.
+
+    Example:
+        >>> working_dtype(torch.ones(1, dtype=torch.bfloat16))
+        torch.float32
+    """
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def by_kind(tensors: Sequence[Tensor]) -> list[Group]:
+    """Positions of the tensors that share a device and a dtype, kind by kind, so that foreach can take them together.
+
+    Example:
+        >>> by_kind([torch.ones(1), torch.ones(1).double(), torch.ones(2)])
+        [[0, 2], [1]]
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], Group] = {}
+    for position, tensor in enumerate(tensors):
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(position)
+    return list(kinds.values())
+
+
+def local_gradients(chosen: Sequence[Entry]) -> list[Tensor]:
+    """The part of each gradient that lies on this rank."""
+    return [local_part(entry.parameter.grad) for entry in chosen if entry.parameter.grad is not None]
+
+
+def flat_view(tensor: Tensor) -> Tensor:
+    """`tensor` as a flat view in its own memory order, or itself where its layout has gaps.
+
+    Example:
+        >>> picture = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        >>> flat_view(picture).shape, flat_view(picture).data_ptr() == picture.data_ptr()
+        (torch.Size([96]), True)
+    """
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    ordered = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+    return ordered.view(-1) if ordered.is_contiguous() else tensor
+
+
+def pieces(views: Iterable[Tensor], limit: int) -> Iterator[tuple[list[int], list[Tensor]]]:
+    """Cut views along their first dimension and gather the parts, at most `limit` elements at a time where possible.
+
+    Yields:
+        The position each part comes from, and the parts.
+
+    Example:
+        >>> [owners for owners, _ in pieces([torch.ones(3), torch.ones(4), torch.ones(9)], limit=8)]
+        [[0, 1], [2], [2]]
+    """
+    owners: list[int] = []
+    parts: list[Tensor] = []
+    filled = 0
+    for owner, view in enumerate(views):
+        elements = view.numel()
+        if elements == 0:
+            continue
+        cut = [view] if elements <= limit else torch.split(view, max(1, limit * view.shape[0] // elements))
+        for part in cut:
+            size = part.numel()
+            if parts and filled + size > limit:
+                yield owners, parts
+                owners, parts, filled = [], [], 0
+            owners.append(owner)
+            parts.append(part)
+            filled += size
+    if parts:
+        yield owners, parts
+
+
+def widened(parts: list[Tensor]) -> list[Tensor]:
+    """The parts themselves in float32 or float64, a float32 copy of a half."""
+    return parts if parts[0].dtype == working_dtype(parts[0]) else [part.to(working_dtype(part)) for part in parts]
+
+
+def write_back(worked: list[Tensor], parts: list[Tensor]) -> None:
+    """Round the float32 copies into the halves they stand for; nothing to do where they are the same."""
+    if worked is not parts:
+        torch._foreach_copy_(parts, worked)
+
+
+def shift_and_scale_(gradients: Sequence[Tensor], shift: Tensor | None, factor: Tensor) -> None:
+    """`g <- (g - shift) * factor` for every gradient, in place.
+
+    Args:
+        gradients: real tensors, of any devices and dtypes.
+        shift: shape (gradients,), or None for no shift.
+        factor: shape (gradients,), or () for one factor for all.
+    """
+    for group in by_kind(gradients):
+        views = [flat_view(gradients[position]) for position in group]
+        dtype, device = working_dtype(views[0]), views[0].device
+        factors = factor.to(device, dtype)
+        each = None if factor.ndim == 0 else factors.unbind()
+        shifts = None if shift is None else shift.to(device, dtype).unbind()
+        for owners, parts in pieces(views, piece_limit(device)):
+            worked = widened(parts)
+            if shifts is not None:
+                torch._foreach_sub_(worked, [shifts[group[owner]] for owner in owners])
+            if each is None:
+                torch._foreach_mul_(worked, factors)
+            else:
+                torch._foreach_mul_(worked, [each[group[owner]] for owner in owners])
+            write_back(worked, parts)

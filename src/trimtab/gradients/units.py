@@ -1,0 +1,132 @@
+"""Channels: the rows of a gradient along its output dimension, wherever the parts of a sharded one lie.
+
+A channel is one index of `Entry.output_axis`: an output row of a Linear or convolution, dimension 1 of a transposed
+convolution. Sharding along that dimension (FSDP2's habit) leaves channels whole on one rank; any other sharding cuts
+them, and their sums are then added over ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.collectives import is_sharded, local_part, sum_over_shards
+from trimtab.parameters import Entry
+
+
+def channel_axis(entry: Entry) -> int | None:
+    """The dimension that indexes channels; None where the whole tensor is one unit (fewer than two dimensions)."""
+    if entry.parameter.ndim < 2:
+        return None
+    return 0 if entry.output_axis is None else entry.output_axis
+
+
+def rows_of(tensor: Tensor, axis: int | None) -> Tensor:
+    """A view with the units first: shape (units, elements) where the layout allows, else (units, ...).
+
+    Example:
+        >>> rows_of(torch.zeros(4, 3, 2, 2), 0).shape, rows_of(torch.zeros(4, 3, 2, 2), 1).shape
+        (torch.Size([4, 12]), torch.Size([3, 4, 2, 2]))
+        >>> rows_of(torch.zeros(5), None).shape
+        torch.Size([1, 5])
+    """
+    if axis is None:
+        tensor, axis = tensor.unsqueeze(0), 0
+    if axis == 0 and tensor.is_contiguous():
+        return tensor.view(tensor.shape[0], -1) if tensor.numel() else tensor.flatten(1)
+    others = sorted((dim for dim in range(tensor.ndim) if dim != axis), key=tensor.stride, reverse=True)
+    rows = tensor.permute(axis, *others)
+    return rows.view(rows.shape[0], -1) if rows.is_contiguous() and rows.numel() else rows
+
+
+def row_elements(entry: Entry, axis: int | None) -> int:
+    """Elements in one unit of the whole tensor."""
+    shape = entry.parameter.shape
+    return entry.parameter.numel() // max(1, shape[axis] if axis is not None else 1)
+
+
+def is_cut(parameter: Tensor, axis: int | None) -> bool:
+    """Whether the units of a sharded tensor are spread over ranks."""
+    if not is_sharded(parameter):
+        return False
+    placements = parameter.placements  # type: ignore[attr-defined]
+    return any(
+        not placement.is_replicate() and (axis is None or not placement.is_shard(axis)) for placement in placements
+    )
+
+
+def sums_of_rows(rows: Tensor) -> Tensor:
+    """Sum over all but the first dimension; shape (units, 1)."""
+    if rows.ndim == 2:
+        return rows.sum(1, keepdim=True)
+    return rows.sum(tuple(range(1, rows.ndim))).unsqueeze(1)
+
+
+def norms_of_rows(rows: Tensor) -> Tensor:
+    """Euclidean norm over all but the first dimension, float32 for halves; shape (units, 1)."""
+    dtype = None if rows.dtype in (torch.float32, torch.float64) else torch.float32
+    if rows.ndim == 2:
+        norms: Tensor = torch.linalg.vector_norm(rows, 2, 1, keepdim=True, dtype=dtype)
+    else:
+        norms = torch.linalg.vector_norm(rows, 2, tuple(range(1, rows.ndim)), dtype=dtype).unsqueeze(1)
+    return norms
+
+
+def columns_for(parts: Sequence[Tensor], joined: Tensor) -> list[Tensor]:
+    """Cut a column of shape (all units, 1) into one per part, shaped to broadcast against it."""
+    columns = joined.split_with_sizes([part.shape[0] for part in parts])
+    return [
+        column if part.ndim == 2 else column.view(-1, *[1] * (part.ndim - 1))
+        for column, part in zip(columns, parts, strict=True)
+    ]
+
+
+def over_ranks(sums: Sequence[Tensor], gradients: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
+    """Add the sums of cut units over the ranks that hold their parts; one collective per process group.
+
+    Args:
+        sums: of each gradient, shape (local units, k), float64.
+        gradients: the sharded gradients.
+        axes: the dimension of each that indexes units.
+
+    Returns:
+        Tensors like `sums`.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    wide, spans, owners = [], [], []
+    for local, gradient, axis in zip(sums, gradients, axes, strict=True):
+        units, first = 1, 0
+        if axis is not None:
+            units = gradient.shape[axis]
+            _, offset = compute_local_shape_and_global_offset(
+                gradient.shape,
+                gradient.device_mesh,  # type: ignore[attr-defined]
+                gradient.placements,  # type: ignore[attr-defined]
+            )
+            first = offset[axis] if local.shape[0] else 0
+        block = local.new_zeros(units, local.shape[1])
+        block[first : first + local.shape[0]] = local
+        wide.append(block)
+        spans.append((first, local.shape[0]))
+        owners += [gradient] * units
+    joined = sum_over_shards(torch.cat(wide), owners)
+    return [
+        block[first : first + length]
+        for block, (first, length) in zip(joined.split_with_sizes([len(block) for block in wide]), spans, strict=True)
+    ]
+
+
+def same_layout(entry: Entry) -> tuple[Tensor, Tensor]:
+    """The local parts of a parameter and its gradient; ValueError when they are sharded differently."""
+    parameter, gradient = entry.parameter, entry.parameter.grad
+    assert gradient is not None
+    weight, local = local_part(parameter.detach()), local_part(gradient)
+    if weight.shape != local.shape:
+        raise ValueError(
+            f"the gradient of {entry.name} is laid out differently across ranks than its weight: "
+            f"{getattr(gradient, 'placements', 'whole')} against {getattr(parameter, 'placements', 'whole')}"
+        )
+    return weight, local

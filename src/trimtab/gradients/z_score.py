@@ -1,0 +1,75 @@
+"""ZScore: the gradient of every tensor, or channel, gets mean zero and standard deviation one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from trimtab.gradients.base import GradientTransform, one_of, positive
+from trimtab.gradients.channels import centre_channels_, finite_or
+from trimtab.gradients.passes import local_gradients, shift_and_scale_
+from trimtab.gradients.statistics import moments_of
+from trimtab.gradients.units import channel_axis, row_elements
+from trimtab.parameters import Entry, Rule
+
+Granularity = Literal["tensor", "channel"]
+GRANULARITIES = ("tensor", "channel")
+EPS = {"tensor": 1e-12, "channel": 1e-8}
+
+
+class ZScore(GradientTransform):
+    """ZNorm: centre and scale every tensor's (or channel's) gradient to standard deviation one.
+
+    `g <- (g - mean(g)) / (std(g) + eps)`, std unbiased (division by n - 1).
+
+    Args:
+        granularity: `"tensor"` takes mean and deviation of the whole tensor, `"channel"` of each output row. Default
+            `"tensor"`.
+        eps: added to the deviation, in the units of the gradient. Default 1e-12 by tensor and 1e-8 by channel, the
+            authors' values.
+        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions, as in the authors' code.
+
+    Raises:
+        ValueError: `granularity` or `eps` is out of range.
+        TypeError: (at the step) a chosen tensor is complex or its gradient sparse.
+
+    A tensor or channel of one element has no unbiased deviation and is left as it is [ours]. A gradient that is almost
+    constant is divided by a tiny number: this transform amplifies, which `Autoscale` never does.
+
+    Reference: arXiv 2408.01215.
+
+    Example:
+        >>> import trimtab
+        >>> net = torch.nn.Linear(3, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> handle = trimtab.attach(optimizer, trimtab.gradients.ZScore())
+        >>> net.weight.grad = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> optimizer.step()
+        >>> net.weight.grad
+        tensor([[-1.,  0.,  1.]])
+    """
+
+    def __init__(self, granularity: Granularity = "tensor", eps: float | None = None, rule: Rule | None = None) -> None:
+        super().__init__(rule)
+        self.granularity = one_of("granularity", granularity, GRANULARITIES)
+        self.eps = EPS[granularity] if eps is None else positive("eps", eps)
+
+    def settings(self) -> dict[str, Any]:
+        """`granularity` and `eps`."""
+        return {"granularity": self.granularity, "eps": self.eps}
+
+    def _factor(self, squares: Tensor, number: Tensor) -> Tensor:
+        return 1.0 / ((squares / (number - 1)).sqrt() + self.eps)
+
+    def transform_(self, chosen: Sequence[Entry]) -> None:
+        """Normalise every gradient."""
+        if self.granularity == "channel":
+            centre_channels_([entry for entry in chosen if row_elements(entry, channel_axis(entry)) > 1], self._factor)
+            return
+        chosen = [entry for entry in chosen if entry.parameter.numel() > 1]
+        if chosen:
+            found = moments_of(chosen)
+            factor = finite_or(self._factor(found.squares, found.number), 1.0)
+            shift_and_scale_(local_gradients(chosen), finite_or(found.mean, 0.0), factor)
