@@ -14,7 +14,7 @@ from trimtab.precision.scaling import PerTensor, Scaling, absmax
 OverflowPolicy = Literal["saturate", "inf", "nan", "raise"]
 CARRIERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Elements rounded at a time: what stays in a processor's cache (measured), and on a GPU what keeps it busy.
-CHUNK_CPU, CHUNK_GPU = 1 << 16, 1 << 22
+CHUNK_CPU, CHUNK_GPU = 1 << 17, 1 << 22
 
 
 @torch.no_grad()
@@ -98,9 +98,8 @@ def quantize(
 def _rows(x: Tensor, result: Tensor, grouping: Scaling, ordered: bool) -> tuple[Tensor, Tensor]:
     """What to round and where to, both contiguous with one group per row: views of x and result, or twice one copy of x."""
     if type(grouping) is PerTensor and x.stride() == result.stride():
-        # any order will do, unless random numbers follow it: then that of the memory
-        dense = torch.empty_like(x, device="meta").stride() == x.stride()
-        if x.is_contiguous() or (dense and not ordered):
+        # any order will do, that of the memory too, unless random numbers follow it
+        if x.is_contiguous() or (not ordered and torch.empty_like(x, device="meta").stride() == x.stride()):
             whole = (1, x.numel())
             one, other = x.as_strided(whole, (x.numel(), 1)), result.as_strided(whole, (x.numel(), 1))
             if _same(one, other) or not _overlap(x, result):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -28,12 +28,12 @@ class Scaling:
         even          as floor, with A first rounded to m mantissa bits
         ceil          s = 2^(ceil(log2 A) - emax)
 
-    A group of zeros has s = 1 under absmax and power_of_two. A group with a NaN or an infinity becomes NaN as a whole, as
-    a NaN scale does in the MX specification. Scales are at least float32's smallest normal number, 2^-126 (under MX
-    2^-127), and float64's for float64 tensors, so a group whose entries all lie far below that loses precision.
+    A group with a NaN or an infinity becomes NaN as a whole, as a NaN scale does in the MX specification. Scales are at least
+    float32's smallest normal number, 2^-126 (under MX 2^-127; float64's smallest normal for float64 tensors), which is also
+    the scale of zeros; a group whose entries all lie far below that loses precision.
     """
 
-    rule: Rule = "absmax"
+    rule: Rule = field(default="absmax", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -74,24 +74,22 @@ class Scaling:
     def from_absmax(self, largest: Tensor, format: Format) -> Tensor:
         """The scales for the largest magnitudes given, elementwise; float32 or float64."""
         dtype = largest.dtype
-        least = math.ldexp(1.0, self.lowest_exponent(dtype))
         if self.rule == "absmax":
-            scale = (largest / format.max).clamp_min_(least)
-            scale = torch.where(largest == 0, 1.0, scale)
+            scale = (largest / format.max).clamp_min_(math.ldexp(1.0, self.lowest_exponent(dtype)))
         else:
-            fraction, exponent = torch.frexp(largest)  # fraction in [0.5, 1)
-            up = format.max_exponent + 1
-            if self.rule == "floor":
-                power = exponent - up
-            elif self.rule == "ceil":
-                power = exponent - up + (fraction > 0.5)
-            elif self.rule == "even":
-                power = exponent - up + (fraction >= 1 - 2.0 ** -(format.mantissa + 2))
-            else:
-                power = exponent - up + (fraction > math.frexp(format.max)[0])
-            power = torch.where(largest == 0, 0, power) if self.rule == "power_of_two" else power
-            scale = power_of_two(power.clamp(self.lowest_exponent(dtype), self.highest_exponent(dtype)), dtype)
-        return torch.where(largest.isfinite(), scale, math.nan)
+            # in float64 no float32 is subnormal: its exponent bits are floor(log2), and adding below them rounds up
+            one = 1 << 52
+            carry = {
+                "floor": 0,
+                "even": one >> (format.mantissa + 1),
+                "ceil": one - 1,
+                "power_of_two": one - 1 - int((math.frexp(format.max)[0] * 2 - 1) * one),
+            }[self.rule]
+            power = largest.double().view(torch.int64).add(carry).bitwise_right_shift_(52)
+            low, high = self.lowest_exponent(dtype), self.highest_exponent(dtype)
+            power.sub_(1023 + format.max_exponent).clamp_(low, high)
+            scale = power.add_(1023).bitwise_left_shift_(52).view(torch.float64).to(dtype)
+        return scale.add_(largest - largest)  # NaN where that is no number
 
 
 @dataclass(frozen=True)
@@ -174,8 +172,8 @@ class Block(Scaling):
 class MX(Block):
     """The microscaling formats of the Open Compute Project (MX 1.0, arXiv 2310.10537): 32 entries share an e8m0 scale.
 
-    e8m0 holds 2^-127 to 2^127. `rule` is "floor" (the specification's), "even" or "ceil"; `Scaling` has the formulas. A
-    block whose floor rule asks for a smaller scale takes 2^-127. Scales of zero blocks are 2^-127 too.
+    e8m0 holds 2^-127 to 2^127; scales beyond are set to the nearer of the two. `rule` is "floor" (default, the
+    specification's), "even", "ceil" or "power_of_two"; `Scaling` has the formulas.
 
     Example:
         >>> from trimtab.precision import quantize
@@ -183,7 +181,7 @@ class MX(Block):
         tensor([ 0.0117, -0.0039])
     """
 
-    rule: Rule = "floor"
+    rule: Rule = field(default="floor", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,18 +200,12 @@ class MX(Block):
 
 
 def absmax(rows: Tensor) -> Tensor:
-    """Largest magnitude of each row, NaN where there is one; shape (rows, 1); makes no copy of the tensor."""
-    low, high = torch.aminmax(rows, dim=-1, keepdim=True)
-    return torch.maximum(low.neg(), high)
-
-
-def power_of_two(exponent: Tensor, dtype: torch.dtype) -> Tensor:
-    """2^exponent, exactly, for exponents from one below the smallest normal number's to the largest; float32 or float64."""
-    if dtype == torch.float64:
-        bits = exponent.to(torch.int64)
-        return torch.where(bits < -1022, 1 << 51, (bits + 1023) << 52).view(torch.float64)
-    bits = exponent.to(torch.int32)
-    return torch.where(bits < -126, 1 << 22, (bits + 127) << 23).to(torch.int32).view(torch.float32)
+    """Largest magnitude of each row, NaN where there is one; shape (rows, 1); never copies the whole tensor."""
+    if rows.shape[0] == 1:
+        low, high = torch.aminmax(rows)
+        return torch.maximum(low.neg(), high).view(1, 1)
+    together = max((1 << 17) // rows.shape[1], 1)
+    return torch.cat([part.abs().amax(-1, keepdim=True) for part in torch.split(rows, together)])
 
 
 def _dimension(dim: int, x: Tensor) -> int:
