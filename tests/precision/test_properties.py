@@ -27,7 +27,7 @@ def formats(draw: st.DrawFn) -> Format:
     return format
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(numbers, formats(), deterministic)
 def test_idempotent(x, format, rounding):
     once = quantize(x, format, rounding=rounding)
@@ -35,7 +35,7 @@ def test_idempotent(x, format, rounding):
     assert bool(same(quantize(once, format, rounding="stochastic"), once).all())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(numbers, formats(), deterministic)
 def test_monotone_and_never_beyond_the_largest_number(x, format, rounding):
     rounded = quantize(x.sort().values, format, rounding=rounding)
@@ -44,7 +44,7 @@ def test_monotone_and_never_beyond_the_largest_number(x, format, rounding):
     assert bool((quantize(x, format, rounding="stochastic").abs() <= format.max).all())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(numbers, formats(), deterministic)
 def test_odd(x, format, rounding):
     negated = -quantize(-x, format, rounding=rounding)
@@ -57,7 +57,7 @@ def test_odd(x, format, rounding):
     assert torch.equal(one, -other)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(numbers, formats())
 def test_nearest_is_nearest(x, format):
     x = x.clamp(-format.max, format.max)
