@@ -44,3 +44,23 @@ def test_fields_of_the_whole_recipe_apply_to_all() -> None:
 def test_refusals(methods: list[str], seeds: list[int], vary: dict[str, list[object]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         variants(Recipe(), methods, seeds, vary)
+
+
+def test_transforms_multiply_all_methods_and_their_settings_only_theirs() -> None:
+    vary = {"transforms": ["none", "autoscale", "centralize+adaptive_clip"], "autoscale.scale": ["first", "ema"]}
+    found = variants(Recipe(), ["sgd"], [0], vary)
+    assert [v.label for v in found] == [
+        "sgd[transforms=none]",
+        "sgd[transforms=autoscale,autoscale.scale=first]",
+        "sgd[transforms=autoscale,autoscale.scale=ema]",
+        "sgd[transforms=centralize+adaptive_clip]",
+    ]
+    assert [v.recipe.transforms for v in found] == [
+        (),
+        ("autoscale",),
+        ("autoscale",),
+        ("centralize", "adaptive_clip"),
+    ]
+    assert len({v.folder for v in found}) == 4
+    with pytest.raises(ValueError, match="none of the methods"):
+        variants(Recipe(), ["sgd"], [0], {"autoscale.scale": ["first"]})

@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 from trimtab.deploy import measure_linear
+from trimtab.experiments.dynamics import run_dynamics, without_curves
 from trimtab.experiments.headline import headline
 from trimtab.experiments.machine import hardware, versions
-from trimtab.experiments.methods import METHODS
+from trimtab.experiments.methods import METHODS, TRANSFORMS
 from trimtab.experiments.prune_run import PrunedRun, Split, pruned_file, read_pruned
 from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.run_folder import INCIDENTAL, RunFolder
-from trimtab.experiments.summary import Cost, Histogram, Latency, Row, Run, Storage, Summary
+from trimtab.experiments.summary import Cost, Dynamics, Histogram, Latency, Row, Run, Storage, Summary
 from trimtab.experiments.training import load_data
 from trimtab.experiments.variants import METHOD_SECTIONS
 from trimtab.files import write_text
+
+OF_THE_METHOD = {"method", "seed", "optimizer", "transforms", *METHOD_SECTIONS, *TRANSFORMS}
+"""Recipe fields in which the runs of one table may differ."""
 
 
 def measure_latencies(
@@ -52,7 +56,7 @@ def _pruned(folder: RunFolder, split: Split) -> PrunedRun | None:
 
 def _common(recipe: Recipe, label: str) -> dict[str, object]:
     """What runs of one table must share: everything but method, seed, their settings and what the label names as varied."""
-    data = recipe.model_dump(mode="json", exclude=INCIDENTAL | {"method", "seed", "optimizer", *METHOD_SECTIONS})
+    data = recipe.model_dump(mode="json", exclude=INCIDENTAL | OF_THE_METHOD)
     data["data"].pop("root")
     varied = [item.partition("=")[0] for item in label.partition("[")[2].rstrip("]").split(",")]
     flat: dict[str, object] = {}
@@ -134,6 +138,7 @@ def assemble(
     rows: list[Row] = []
     histograms: list[Histogram] = []
     storage: list[Storage] = []
+    dynamics: list[Dynamics] = []
     unfinished: list[str] = []
     kept: list[tuple[RunFolder, Recipe, PrunedRun]] = []
     overridden = {} if measured is None else measured
@@ -147,6 +152,9 @@ def assemble(
         label = pruned.histogram.method
         rows += pruned.rows
         histograms.append(pruned.histogram)
+        if (found := run_dynamics(folder, label)) is not None:
+            repeated = any(item.method == label for item in dynamics)
+            dynamics.append(without_curves(found) if repeated else found)
         storage += pruned.storage if not any(item.method == label for item in storage) else []
         runs.append(
             Run(
@@ -173,7 +181,11 @@ def assemble(
     task, classes, remarks = _task(kept[0][0])
     metric: Literal["accuracy", "dice"] = "dice" if task == "segmentation" else "accuracy"
     chance = 0.0 if task == "segmentation" else 1 / classes
-    plain = [pruned.histogram.method for _, other, pruned in kept if not METHODS[other.method].sections]
+    plain = [
+        pruned.histogram.method
+        for _, other, pruned in kept
+        if not METHODS[other.method].sections and not other.transforms
+    ]
     baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
     return Summary(
         name=name or recipe.name,
@@ -190,6 +202,7 @@ def assemble(
         costs=list(costs),
         latencies=list(latencies),
         storage=storage,
+        dynamics=dynamics,
         notes=[*_notes(unfinished, kept, split), *remarks],
     )
 

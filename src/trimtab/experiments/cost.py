@@ -31,7 +31,8 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _plain(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"method": METHODS[recipe.method].optimizer or recipe.optimizer})
+    method = METHODS[recipe.method].optimizer or recipe.optimizer
+    return recipe.model_copy(update={"method": method, "transforms": (), "track": ()})
 
 
 def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, warm_up: int = 3) -> list[Cost]:
@@ -55,8 +56,8 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
         for label, recipe in recipes:
             if bases[label] not in runs:
                 runs[bases[label]] = TrainingRun(plain[label], RunFolder(Path(scratch)), devices)
-            if METHODS[recipe.method].sections:  # a plain optimizer costs 1 by definition
-                runs[label] = TrainingRun(recipe, RunFolder(Path(scratch)), devices)
+            if METHODS[recipe.method].sections or recipe.transforms:  # a plain optimizer costs 1 by definition
+                runs[label] = TrainingRun(recipe.model_copy(update={"track": ()}), RunFolder(Path(scratch)), devices)
         seconds: dict[str, list[float]] = {label: [] for label in runs}
         for run in runs.values():
             run._set_learning_rate(0)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from trimtab import levers
+from trimtab import gradients, levers
+from trimtab.gradients import ClipNorm, GradientTransform
 from trimtab.optimizers import ASAM, SAM, CrAM
 from trimtab.penalties import L1, HoyerSquare, VarianceAmplifier
 from trimtab.penalties.base import Penalty
@@ -55,6 +56,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+TRANSFORMS = ("autoscale", "zscore", "centralize", "adaptive_clip")
+"""Gradient transforms that a recipe may name; each has a section of the same name."""
+
+
 def check_method(name: str) -> str:
     """`name` itself when it is known; ValueError with the nearest names otherwise."""
     if name in METHODS:
@@ -72,6 +77,7 @@ class Steering:
     base: torch.optim.Optimizer
     wrapper: Wrapper | None
     penalty: Penalty | None
+    transforms: tuple[GradientTransform, ...]
     handle: levers.Handle
 
 
@@ -124,11 +130,18 @@ def build_wrapper(recipe: Recipe, base: torch.optim.Optimizer, model: nn.Module)
     return None
 
 
+def build_transforms(recipe: Recipe) -> tuple[GradientTransform, ...]:
+    """The recipe's gradient transforms in its order, the clipping of the global norm last."""
+    named = [gradients.create(name, **getattr(recipe, name).model_dump()) for name in recipe.transforms]
+    return (*named, *([] if recipe.clip_norm is None else [ClipNorm(recipe.clip_norm)]))
+
+
 def steer(recipe: Recipe, model: nn.Module) -> Steering:
-    """Build the optimizer for `model` as the recipe's method says, levers attached."""
+    """Build the optimizer for `model` as the recipe's method says; levers attached: penalty, transforms, clipping."""
     base = base_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])
     wrapper = build_wrapper(recipe, base, model)
     penalty = build_penalty(recipe)
     optimizer = base if wrapper is None else wrapper
-    handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), model=model)
-    return Steering(optimizer, base, wrapper, penalty, handle)
+    transforms = build_transforms(recipe)
+    handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), *transforms, model=model)
+    return Steering(optimizer, base, wrapper, penalty, transforms, handle)

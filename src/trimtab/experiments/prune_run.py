@@ -24,6 +24,7 @@ from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.statistics import sparsity_label
 from trimtab.experiments.summary import Histogram, Row, Storage
 from trimtab.experiments.training import batches_of, load_data, trained_model
+from trimtab.experiments.variants import run_label
 from trimtab.files import write_text
 from trimtab.observe import summary as model_summary
 from trimtab.observe import weight_distribution
@@ -96,12 +97,10 @@ def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: A
     )
 
 
-def _combinations(section: Pruning, method: str) -> list[tuple[str, str]]:
+def _combinations(section: Pruning, plain: bool) -> list[tuple[str, str]]:
     """Score and scope asked for, then the controls; controls belong to the plain optimizers, which are the baseline."""
     asked = (section.score, section.scope)
-    controls = (
-        [("random", "global"), ("magnitude", "layer")] if section.controls and not METHODS[method].sections else []
-    )
+    controls = [("random", "global"), ("magnitude", "layer")] if section.controls and plain else []
     return [asked, *(pair for pair in controls if pair != asked)]
 
 
@@ -146,7 +145,7 @@ def prune_run(
     Args:
         folder: a finished run.
         recipe: the run's recipe with other `pruning` settings; default the folder's own.
-        label: name of the method in the rows; default the recipe's method.
+        label: name of the method in the rows; default its method and transforms.
         split: what to measure on. Settings are chosen on "validation"; "test" is for the final figures.
         data: the loaded data set, when the caller has it.
         report: called with a short text before each measurement.
@@ -156,7 +155,7 @@ def prune_run(
         ValueError: the run is not finished, or the settings do not fit the network.
     """
     recipe = recipe or folder.recipe
-    label = label or recipe.method
+    label = label or run_label(recipe)
     settings = _settings(recipe, split, label, folder.model_file)
     file = file or pruned_file(folder, split)
     if file.is_file():
@@ -174,7 +173,7 @@ def prune_run(
     dense = measured.quality()
     note = report or (lambda text: None)
     with tempfile.TemporaryDirectory() as scratch:
-        for score, scope in _combinations(section, recipe.method):
+        for score, scope in _combinations(section, not METHODS[recipe.method].sections and not recipe.transforms):
             control = (score, scope) != (section.score, section.scope)
             rows.append(
                 _row(

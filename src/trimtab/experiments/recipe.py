@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 
-from trimtab.experiments.methods import METHODS, check_method
+from trimtab.experiments.methods import METHODS, TRANSFORMS, check_method
 from trimtab.files import write_text
 
+TRACKED = ("gradients", "weights", "updates")
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -152,6 +153,42 @@ class Cram(Section):
     """N:M patterns such as 2:4 instead of sparsities."""
 
 
+class Autoscale(Section):
+    """Gradient autoscaled normalisation (arXiv 2509.03677)."""
+
+    scale: Literal["running_max", "first", "ema", "log"] = "running_max"
+    """Rule of alpha_t [ours]."""
+    granularity: Literal["tensor", "channel"] = "tensor"
+    """What is centred."""
+
+
+class ZScore(Section):
+    """Layer-wise gradient normalisation (ZNorm, arXiv 2408.01215)."""
+
+    granularity: Literal["tensor", "channel"] = "tensor"
+    """What is normalised."""
+    eps: PositiveFloat | None = None
+    """Added to the standard deviation; default 1e-12 per tensor, 1e-8 per channel."""
+
+
+class Centralize(Section):
+    """Gradient centralization (ECCV 2020)."""
+
+    conv_only: bool = False
+    """Only tensors of more than three dimensions."""
+
+
+class AdaptiveClip(Section):
+    """Adaptive gradient clipping (arXiv 2102.06171)."""
+
+    clip: PositiveFloat = 0.01
+    """Greatest ratio of gradient norm to weight norm, per unit."""
+    eps: PositiveFloat = 1e-3
+    """Floor of the weight norm."""
+    exclude_last_linear: bool = True
+    """Leave out the last Linear layer, as the paper does."""
+
+
 class Pruning(Section):
     """How the trained network is pruned and looked at."""
 
@@ -195,8 +232,11 @@ class Recipe(Section):
     """Of the cross-entropy."""
     dice_weight: float = Field(default=0.5, ge=0, le=1)
     """Segmentation: share of the soft Dice loss, the rest is cross-entropy."""
+    transforms: tuple[str, ...] = ()
+    """Gradient transforms in their order, after a penalty: autoscale, zscore, centralize, adaptive_clip. One word such as
+    centralize+adaptive_clip, or none, is read too."""
     clip_norm: PositiveFloat | None = None
-    """Clip the global norm of the final gradient."""
+    """Clip the global norm of the final gradient: after penalty and transforms, once per step."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -209,6 +249,11 @@ class Recipe(Section):
     """Epochs between checkpoints; Ctrl-C always leaves one."""
     validate_every: PositiveInt = 1
     """Epochs between validations; the last epoch always has one."""
+    track: tuple[str, ...] = ()
+    """Watch the gradients as they come (before penalty and transforms), and on request weights and updates:
+    gradients,weights,updates."""
+    track_every: PositiveInt = 10
+    """Optimizer steps between tracked ones."""
     data: Data = Data()
     model: Model = Model()
     sgd: SGD = SGD()
@@ -220,12 +265,36 @@ class Recipe(Section):
     sam: Sam = Sam()
     asam: Asam = Asam()
     cram: Cram = Cram()
+    autoscale: Autoscale = Autoscale()
+    zscore: ZScore = ZScore()
+    centralize: Centralize = Centralize()
+    adaptive_clip: AdaptiveClip = AdaptiveClip()
     pruning: Pruning = Pruning()
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
         return check_method(value)
+
+    @field_validator("transforms", "track", mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        """`none`, `a+b` and `a,b` as lists, since a flag and `--vary` take one word for a value."""
+        words = [value] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            return value
+        parts = [part.strip() for word in words for part in word.replace("+", ",").split(",")]
+        return () if parts == ["none"] else tuple(parts)
+
+    @field_validator("transforms")
+    @classmethod
+    def _known_transforms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(value, TRANSFORMS, "gradient transform")
+
+    @field_validator("track")
+    @classmethod
+    def _known_quantities(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(value, TRACKED, "tracked quantity")
 
     def write(self, path: Path) -> None:
         """Write as YAML, atomically."""
@@ -253,6 +322,16 @@ class Recipe(Section):
                 raise ValueError(f"no recipe field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
             target[leaf] = value
         return _checked(data, "settings")
+
+
+def _known(names: tuple[str, ...], allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """`names` when each is allowed and none occurs twice; ValueError otherwise."""
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"unknown {what} {name!r}; allowed are {', '.join(allowed)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a {what} occurs twice")
+    return names
 
 
 def _all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -15,19 +15,22 @@ from trimtab.experiments.checkpoint import load_checkpoint, save_checkpoint
 from trimtab.experiments.recipe import Recipe, load_recipe
 from trimtab.files import write_text
 
-# Fields that say where and how often, not what: a run may be resumed with other values.
-INCIDENTAL = {"name", "device", "strategy", "checkpoint_every", "validate_every", "pruning"}
+# Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
+INCIDENTAL = {
+    "name", "device", "strategy", "checkpoint_every", "validate_every", "track", "track_every", "pruning",
+}  # fmt: skip
 
 
 def training_identity(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that decides which network comes out."""
-    from trimtab.experiments.methods import METHODS
+    from trimtab.experiments.methods import METHODS, TRANSFORMS
 
     data = recipe.model_dump(mode="json", exclude=INCIDENTAL)
     data["data"].pop("root")
     method = METHODS[recipe.method]
-    for section in {"var", "l1", "hoyer", "sam", "asam", "cram"} - set(method.sections):
-        data.pop(section)  # unread by this method
+    penalties_and_wrappers = {"var", "l1", "hoyer", "sam", "asam", "cram"} - set(method.sections)
+    for section in penalties_and_wrappers | (set(TRANSFORMS) - set(recipe.transforms)):
+        data.pop(section)  # unread by this run
     return data
 
 
@@ -36,7 +39,8 @@ class RunFolder:
     """Paths and files of one run.
 
     `recipe.yaml` (resolved), `run.json` (status, versions, hardware, timing), `metrics.jsonl` (one line per epoch),
-    `model.safetensors` (the trained network), `checkpoint.safetensors` (everything to go on), `pruning.json`.
+    `model.safetensors` (the trained network), `checkpoint.safetensors` (everything to go on), `pruning.json`; of a tracked
+    run `gradients.parquet` and `signals.parquet`.
     """
 
     path: Path
@@ -60,6 +64,16 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """One JSON line per epoch."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def gradients_folder(self) -> Path:
+        """Parts of the tracker's table, where the run was tracked."""
+        return self.path / "gradients.parquet"
+
+    @property
+    def signals_folder(self) -> Path:
+        """What the transforms reported at the tracked steps."""
+        return self.path / "signals.parquet"
 
     @property
     def recipe(self) -> Recipe:

@@ -95,6 +95,65 @@ class Storage(_Record):
     bound_bytes: int = Field(description="entropy bound: mask entropy plus the kept values")
 
 
+class DynamicsFacts(_Record):
+    """A run's gradient dynamics in numbers, from every tracked step; null where there is nothing to compute it from."""
+
+    heterogeneity: float | None = Field(
+        description="largest over smallest standard deviation of a layer's gradient, median over steps"
+    )
+    fall: float | None = Field(
+        description="global standard deviation: median of the first tenth of the tracked steps over that of the last"
+    )
+    trend: float | None = Field(
+        description="Spearman's rank correlation of the global standard deviation with the step; -1 is a steady fall"
+    )
+    update_ratio: float | None = Field(description="update-to-weight ratio of all layers together, median over steps")
+    alpha: tuple[float, float] | None = Field(description="least and greatest alpha of Autoscale")
+    dead: int = Field(description="layers whose gradient is zero everywhere in half or more of the tracked steps")
+    non_finite: int = Field(description="NaN and infinite gradient entries of all tracked steps")
+
+
+class LayerDynamics(_Record):
+    """One parameter over training."""
+
+    name: str
+    log10_std: list[float | None] = Field(
+        description="per point: log10 of the gradient's standard deviation, null where that is 0 or not finite; empty but "
+        "for the first seed of each method in a study"
+    )
+    first: float | None = Field(description="standard deviation, median over the first tenth of the tracked steps")
+    last: float | None = Field(description="the same over the last tenth")
+    update_ratio: float | None = Field(description="norm of the update over norm of the weights, median over steps")
+    dead: float = Field(description="share of the tracked steps in which the gradient is zero everywhere")
+    non_finite: int = Field(description="NaN and infinite entries of all tracked steps")
+
+
+class Dynamics(_Record):
+    """How the gradients of one run went over training, in at most 120 points.
+
+    A point stands for consecutive tracked steps: its values are their medians, its counts their maxima.
+    """
+
+    method: str
+    seed: int
+    tracked: int = Field(description="how many steps were tracked")
+    steps: list[int] = Field(description="per point: the last of its optimizer steps, counted from 0")
+    std: list[float | None] = Field(
+        description="per point: standard deviation of all tracked gradients together; null where it is not finite"
+    )
+    update_ratio: list[float | None] = Field(
+        default=[],
+        description="per point: norm of the step's weight change over norm of the weights; empty if untracked",
+    )
+    dead: list[int] = Field(description="per point: layers whose gradient is zero everywhere")
+    non_finite: list[int] = Field(description="per point: gradient entries that are NaN or infinite")
+    signals: dict[str, list[float | None]] = Field(
+        default={}, description="per point: what the transforms report, such as Autoscale's alpha"
+    )
+    layers: list[LayerDynamics] = Field(description="in the network's order")
+    facts: DynamicsFacts
+
+
 class Summary(_Record):
     """Everything a report shows. Written as `summary.json`."""
 
@@ -114,6 +173,7 @@ class Summary(_Record):
     costs: list[Cost] = []
     latencies: list[Latency] = []
     storage: list[Storage] = []
+    dynamics: list[Dynamics] = Field(default=[], description="of the runs that were tracked")
     notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
 
     def write(self, path: Path) -> None:

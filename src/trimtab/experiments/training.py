@@ -218,22 +218,16 @@ class TrainingRun:
             total += loss.detach()
         return total
 
-    def _clip(self) -> None:
-        if self.recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-
     def _step(self, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
         wrapper, base, scaler = self.steering.wrapper, self.steering.base, self.devices.scaler
         if wrapper is not None:
-            loss: Tensor = wrapper.step(lambda: self._loss(batch), grad_scaler=scaler, before_step=self._clip)
+            loss: Tensor = wrapper.step(lambda: self._loss(batch), grad_scaler=scaler)
         else:
             loss = self._loss(batch)
             if scaler is not None:
                 scaler.unscale_(base)
-                self._clip()
                 scaler.step(base)
             else:
-                self._clip()
                 base.step()
         if scaler is not None:
             scaler.update()

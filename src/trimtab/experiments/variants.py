@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.experiments.methods import METHODS, check_method
+from trimtab.experiments.methods import METHODS, TRANSFORMS, check_method
 from trimtab.experiments.recipe import Recipe
 
 METHOD_SECTIONS = ("var", "l1", "hoyer", "sam", "asam", "cram", "sgd", "adamw")
@@ -31,12 +31,28 @@ class Variant:
         return f"{safe_name(self.label)}/seed{self.recipe.seed}"
 
 
+def run_label(recipe: Recipe) -> str:
+    """The name of a run in tables and figures where nothing is varied: its method, and its gradient transforms.
+
+    Example:
+        >>> run_label(Recipe(method="var", transforms=("centralize", "autoscale")))
+        'var[transforms=centralize+autoscale]'
+    """
+    return f"{recipe.method}[transforms={'+'.join(recipe.transforms)}]" if recipe.transforms else recipe.method
+
+
 def _applies(field: str, method: str, recipe: Recipe) -> bool:
     section = field.split(".")[0]
+    if section in TRANSFORMS:
+        return section in recipe.transforms
     if section not in METHOD_SECTIONS:
         return True
     known = METHODS[method]
     return section in known.sections or section == (known.optimizer or recipe.optimizer)
+
+
+def _shown(value: Any) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
 
 
 def variants(
@@ -44,7 +60,8 @@ def variants(
 ) -> list[Variant]:
     """Every combination, seeds innermost last: all methods of the first seed come before the second seed.
 
-    A varied field applies to the methods that read it: `var.strength` multiplies `var` and `var+sam`, not `sgd`.
+    A varied field applies to the runs that read it: `var.strength` multiplies `var` and `var+sam`, not `sgd`, and
+    `autoscale.scale` those with the transform autoscale.
 
     Raises:
         ValueError: an unknown method or field, an empty list, or a field that no method reads.
@@ -66,15 +83,20 @@ def variants(
             raise ValueError(
                 f"--vary {field}: use --{field}s" if field != "name" else "--vary name: a name decides nothing"
             )
-        if not any(_applies(field, method, recipe) for method in methods):
+        choices = [recipe.with_settings({"transforms": value}) for value in vary.get("transforms", ())] or [recipe]
+        if not any(_applies(field, method, choice) for method in methods for choice in choices):
             raise ValueError(f"--vary {field}: none of the methods {', '.join(methods)} reads it")
-    found = []
+    found: dict[tuple[str, int], Variant] = {}
     for seed in seeds:
         for method in methods:
-            fields = [field for field in vary if _applies(field, method, recipe)]
-            for values in itertools.product(*(vary[field] for field in fields)):
-                settings = dict(zip(fields, values, strict=True))
-                shown = ",".join(f"{field}={value}" for field, value in settings.items())
+            for values in itertools.product(*vary.values()):
+                given = dict(zip(vary, values, strict=True))
+                chosen = recipe.with_settings({"transforms": given.get("transforms", recipe.transforms)})
+                settings = {field: value for field, value in given.items() if _applies(field, method, chosen)}
+                named = {} if "transforms" in given or not recipe.transforms else {"transforms": recipe.transforms}
+                shown = ",".join(f"{field}={_shown(value)}" for field, value in {**named, **settings}.items())
                 label = f"{method}[{shown}]" if shown else method
-                found.append(Variant(label, recipe.with_settings({**settings, "method": method, "seed": seed})))
-    return found
+                if (label, seed) not in found:
+                    made = recipe.with_settings({**settings, "method": method, "seed": seed})
+                    found[label, seed] = Variant(label, made)
+    return list(found.values())
