@@ -22,6 +22,9 @@ def test_score_leaves_the_dense_network_out_and_honours_the_criterion() -> None:
     assert pruning_score(rows, "plain") == pytest.approx(0.5)
     assert pruning_score(rows, "recalibrated") == pytest.approx(0.85)
     assert pruning_score(rows, "both") == pytest.approx(0.675)
+    assert pruning_score(rows, "dense") == pytest.approx(0.99)
+    with pytest.raises(ValueError, match="no row of the dense"):
+        pruning_score(rows[1:], "dense")
 
 
 def test_test_rows_are_refused() -> None:

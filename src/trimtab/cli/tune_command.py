@@ -33,8 +33,8 @@ class TuneArguments:
     """Methods to tune, each on its own settings."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to average over."""
-    criterion: Literal["plain", "recalibrated", "both"] = "both"
-    """Mean accuracy over the pruned sparsities: as pruned, after BatchNorm recalibration, or the mean of both."""
+    criterion: Literal["plain", "recalibrated", "both", "dense"] = "both"
+    """Mean accuracy over the pruned sparsities: as pruned, after BatchNorm recalibration, the mean of both; or dense."""
     out: Path | None = None
     """Folder; default runs/NAME-tuning."""
     jobs: int = 1
@@ -75,7 +75,11 @@ def run(arguments: Sequence[str]) -> int:
         scores = {choice.method: dict(choice.scores) for choice in choices}
         print_json({"settings": settings, "scores": scores, "recipe": str(folder / "tuned.yaml")})
     else:
-        table = Table(title=f"validation accuracy after pruning, mean over sparsities ({given.criterion})")
+        table = Table(
+            title="validation accuracy of the dense network"
+            if given.criterion == "dense"
+            else f"validation accuracy after pruning, mean over sparsities ({given.criterion})"
+        )
         table.add_column("setting")
         table.add_column("score", justify="right")
         for choice in choices:

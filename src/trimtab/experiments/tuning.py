@@ -1,4 +1,4 @@
-"""Choose a setting on the validation split, by what is left after pruning."""
+"""Choose a setting on the validation split, by what is left after pruning or by the dense network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from trimtab.experiments.summary import Row
 from trimtab.experiments.variants import Variant
 
-Criterion = Literal["plain", "recalibrated", "both"]
+Criterion = Literal["plain", "recalibrated", "both", "dense"]
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,23 @@ class Choice:
 
 
 def pruning_score(rows: Sequence[Row], criterion: Criterion) -> float:
-    """Mean validation accuracy over the pruned sparsities (and over seeds), dense network left out.
+    """Mean validation accuracy over the pruned sparsities (and over seeds), dense network left out; or of it alone.
 
     Args:
         rows: rows of one variant on the validation split, main score and scope only.
-        criterion: "plain" as pruned, "recalibrated" after BatchNorm recalibration, "both" their mean.
+        criterion: "plain" as pruned, "recalibrated" after BatchNorm recalibration, "both" their mean; "dense" before pruning
+            (for a learning rate, say).
 
     Raises:
         ValueError: there is no such row, or one was measured on another split.
     """
     if any(row.split != "validation" for row in rows):
         raise ValueError("settings are chosen on the validation split only")
+    if criterion == "dense":
+        values = [row.accuracy for row in rows if row.sparsity == 0 and not row.recalibrated]
+        if not values:
+            raise ValueError("no row of the dense network")
+        return sum(values) / len(values)
     wanted = {"plain": (False,), "recalibrated": (True,), "both": (False, True)}[criterion]
     values = [row.accuracy for row in rows if row.sparsity > 0 and row.recalibrated in wanted]
     if not values:
