@@ -137,9 +137,7 @@ def test_layout_changes_nothing(scaling, rounding, monkeypatch):
         result = quantize(inside, "e2m1", rounding=rounding, scaling=scaling, generator=seeded(10), out=inside)
         assert result is inside
         assert torch.equal(inside.float(), expected), name
-    if rounding == "stochastic" and isinstance(scaling, PerChannel):
-        return  # a chunk begins with a whole word of the generator, and here chunks of 64 end within a word
-    monkeypatch.setattr(sys.modules["trimtab.precision.quantize"], "CHUNK_CPU", 64)
+    monkeypatch.setattr(sys.modules["trimtab.precision.quantize"], "CHUNK_CPU", 66)
     assert torch.equal(quantize(x, "e2m1", rounding=rounding, scaling=scaling, generator=seeded(10)), expected)
 
 

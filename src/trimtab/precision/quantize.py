@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -53,8 +54,8 @@ def quantize(
         out: where to write, of the shape, dtype and device of x; x itself rounds in place. Default: a new tensor.
 
     Returns:
-        The rounded tensor (`out` if given). Beyond it and the chunks' buffers, tensors that are not contiguous may need one
-        copy of x, so the peak is at most three times the tensor.
+        The rounded tensor (`out` if given). The peak of memory is at most three times the tensor, x and the result included,
+        and the chunks' buffers (1 to 3 MiB on one or two threads of a CPU).
 
     Raises:
         TypeError: x is no tensor, is complex, integer, 8-bit or sparse.
@@ -79,40 +80,50 @@ def quantize(
     policy: Overflow = "saturate"
     if overflow != "raise" and (scaling is None or scaling.overflows):
         policy = overflow
-    source, target = _rows(x, result, grouping, ordered=rounding == "stochastic")
+    if _overlap(x, result) and not _same(x, result):
+        x = x.clone()
+    if rounding == "stochastic" and x.device.type != "cpu":
+        x = x.contiguous()  # a GPU's random numbers depend on the size of the chunk, so chunks must not on the layout
+
     dtype = arithmetic_dtype(format, x.dtype)
-    size = min(_chunk(x.device, rounding), source.numel() + source.numel() % 2)
+    size = min(_chunk(x.device), max(x.numel(), 1024))
     rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size)
-    width = source.shape[1]
-    together = max(size // width, 1)
-    for row in range(0, source.shape[0], together):
-        one, other = source[row : row + together], target[row : row + together]
-        scale = None if scaling is None else scaling.from_absmax(absmax(one).to(dtype), format)
-        for start in range(0, width, size):
-            rounder(one[:, start : start + size], other[:, start : start + size], scale)
-    if target.untyped_storage().data_ptr() != result.untyped_storage().data_ptr():
-        result.copy_(grouping.unrows(target, x.shape))
+    whole = None
+    if isinstance(scaling, PerTensor):
+        whole = scaling.from_absmax(absmax(x.reshape(1, -1)).to(dtype), format)
+    for source, target in _pieces(x, result, grouping, size, ordered=rounding == "stochastic"):
+        rows = grouping.rows(source)
+        direct = _overlap(rows, source) and rows.is_contiguous() and target.is_contiguous()
+        if not direct and _overlap(rows, source):
+            rows = rows.clone(memory_format=torch.contiguous_format)
+        places = grouping.rows(target) if direct else rows
+        together = max(size // rows.shape[1], 1)
+        for row in range(0, rows.shape[0], together):
+            one, other = rows[row : row + together], places[row : row + together]
+            scale = whole
+            if scaling is not None and whole is None:
+                scale = scaling.from_absmax(absmax(one).to(dtype), format)
+            for start in range(0, rows.shape[1], size):
+                rounder(one[:, start : start + size], other[:, start : start + size], scale)
+        if not direct:
+            target.copy_(grouping.unrows(rows, source.shape))
     return result if out is None else out
 
 
-def _rows(x: Tensor, result: Tensor, grouping: Scaling, ordered: bool) -> tuple[Tensor, Tensor]:
-    """What to round and where to, both contiguous with one group per row: views of x and result, or twice one copy of x."""
-    if type(grouping) is PerTensor and x.stride() == result.stride():
-        # any order will do, that of the memory too, unless random numbers follow it
-        if x.is_contiguous() or (not ordered and torch.empty_like(x, device="meta").stride() == x.stride()):
-            whole = (1, x.numel())
-            one, other = x.as_strided(whole, (x.numel(), 1)), result.as_strided(whole, (x.numel(), 1))
-            if _same(one, other) or not _overlap(x, result):
-                return one, other
-    rows = grouping.rows(x)
-    if not _overlap(rows, x):
-        return rows, rows
-    if rows.is_contiguous() and result.is_contiguous():
-        target = grouping.rows(result)
-        if _overlap(target, result) and (_same(rows, target) or not _overlap(x, result)):
-            return rows, target
-    rows = rows.clone(memory_format=torch.contiguous_format)
-    return rows, rows
+def _pieces(x: Tensor, result: Tensor, grouping: Scaling, size: int, ordered: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of x and of the same places in the result, groups unbroken: all at once where no copy is needed, else slabs."""
+    # without groups any order will do, that of the memory too, unless random numbers follow it
+    alike = type(grouping) is PerTensor and x.stride() == result.stride()
+    if alike and (x.is_contiguous() or (not ordered and torch.empty_like(x, device="meta").stride() == x.stride())):
+        yield x.as_strided((x.numel(),), (1,)), result.as_strided((x.numel(),), (1,))
+        return
+    lines, places = grouping.lines(x), grouping.lines(result)
+    if lines.is_contiguous() and places.is_contiguous() and not grouping.pads(lines):
+        yield lines, places
+        return
+    step = max(size // (lines.numel() // lines.shape[0]), 1)
+    for start in range(0, lines.shape[0], step):
+        yield lines[start : start + step], places[start : start + step]
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
@@ -125,11 +136,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.data_ptr() == other.data_ptr() and one.stride() == other.stride() and one.shape == other.shape
 
 
-def _chunk(device: torch.device, rounding: Rounding) -> int:
-    """Elements at a time; fixed where random numbers are drawn, so that results do not depend on the threads."""
-    if device.type != "cpu":
-        return CHUNK_GPU
-    return CHUNK_CPU if rounding == "stochastic" else CHUNK_CPU // 2 * max(torch.get_num_threads(), 2)
+def _chunk(device: torch.device) -> int:
+    """Elements at a time; no result on a CPU depends on it, random numbers included."""
+    return CHUNK_CPU // 2 * max(torch.get_num_threads(), 2) if device.type == "cpu" else CHUNK_GPU
 
 
 def _check(
@@ -163,7 +172,7 @@ def _check(
 
 def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, scaled: bool) -> None:
     """ValueError where overflow="raise" says so; looks at the largest magnitude of each group only."""
-    largest = absmax(grouping.rows(x)).to(torch.float64)
+    largest = absmax(grouping.rows(grouping.lines(x))).to(torch.float64)
     if not bool(largest.isfinite().all()):
         what = "NaN" if bool(largest.isnan().any()) else "an infinity"
         raise ValueError(f"x has {what}, which overflow='raise' refuses for format {format.name!r}")

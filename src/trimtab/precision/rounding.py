@@ -55,6 +55,7 @@ class Rounder:
         self._size = size
         self._cast = torch.empty(size, dtype=native, device=device) if native else None
         self._buffers: dict[str, Tensor] = {}
+        self._left = 0
 
     def _buffer(self, name: str, like: Tensor) -> Tensor:
         if name not in self._buffers:
@@ -126,14 +127,21 @@ class Rounder:
     def _uniform(self, like: Tensor) -> Tensor:
         """Uniform numbers, multiples of 2^-25 (float32) or 2^-53, drawn in the order of the elements.
 
-        Whole 64-bit words of the generator's output, two float32 numbers from each: the quickest way to them on a CPU.
+        Whole 64-bit words of the generator's output, two float32 numbers from each: the quickest way to them on a CPU. Half
+        a word that is left over begins the next chunk.
         """
         uniform = self._buffer("uniform", like)
         if self.dtype == torch.float64:
             return uniform.uniform_(generator=self.generator)
         if "words" not in self._buffers:
-            self._buffers["words"] = torch.empty((self._size + 1) // 2, dtype=torch.int64, device=self._device)
-        words = self._buffers["words"][: (like.numel() + 1) // 2]
-        words.random_(-(2**63), None, generator=self.generator)
-        uniform.copy_(words.view(torch.int32)[: like.numel()].view(like.shape))
+            self._buffers["words"] = torch.empty(self._size // 2 + 2, dtype=torch.int64, device=self._device)
+        words = self._buffers["words"]
+        halves = words.view(torch.int32)
+        first = 2 - self._left  # the half left over waits in front of the second word
+        count = (like.numel() - self._left + 1) // 2
+        words[1 : 1 + count].random_(-(2**63), None, generator=self.generator)
+        uniform.copy_(halves[first : first + like.numel()].view(like.shape))
+        self._left = 2 + 2 * count - (first + like.numel())
+        if self._left:
+            halves[1] = halves[1 + 2 * count]
         return uniform.mul_(2.0**-32).add_(0.5)

@@ -52,12 +52,20 @@ class Scaling:
         """Exponent of the largest scale that is a power of two."""
         return 1023 if dtype == torch.float64 else 127
 
-    def rows(self, x: Tensor) -> Tensor:
-        """`x` with one group per row; a view where it can be."""
+    def lines(self, x: Tensor) -> Tensor:
+        """A view of `x` that can be cut along its first dimension without cutting a group."""
+        return x if x.ndim else x.view(1)
+
+    def pads(self, lines: Tensor) -> bool:
+        """Whether `rows` of these lines has to fill up a group."""
+        return False
+
+    def rows(self, lines: Tensor) -> Tensor:
+        """The lines, or some of them, with one group per row; a view where it can be."""
         raise NotImplementedError
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows` for a tensor of the shape given."""
+        """The inverse of `rows`, for lines of the shape given."""
         raise NotImplementedError
 
     def scales(self, x: Tensor, format: str | Format) -> Tensor:
@@ -67,7 +75,7 @@ class Scaling:
             >>> MX().scales(torch.tensor([1.0, -6.0]), "e2m1")
             tensor([1.])
         """
-        rows = self.rows(x.detach())
+        rows = self.rows(self.lines(x.detach()))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         return self.from_absmax(absmax(rows).to(wide), named(format)).squeeze(-1)
 
@@ -102,9 +110,9 @@ class PerTensor(Scaling):
         tensor([ 0.0100, -0.0033])
     """
 
-    def rows(self, x: Tensor) -> Tensor:
+    def rows(self, lines: Tensor) -> Tensor:
         """One row."""
-        return x.reshape(1, -1)
+        return lines.reshape(1, -1)
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `rows`."""
@@ -122,16 +130,17 @@ class PerChannel(Scaling):
 
     dim: int = 0
 
-    def rows(self, x: Tensor) -> Tensor:
+    def lines(self, x: Tensor) -> Tensor:
+        """Channels first."""
+        return x.movedim(_dimension(self.dim, x), 0)
+
+    def rows(self, lines: Tensor) -> Tensor:
         """One row for each channel."""
-        dim = _dimension(self.dim, x)
-        return x.movedim(dim, 0).reshape(x.shape[dim], -1)
+        return lines.reshape(lines.shape[0], -1)
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `rows`."""
-        dim = self.dim % len(shape)
-        moved = [shape[dim], *shape[:dim], *shape[dim + 1 :]]
-        return rows.view(moved).movedim(0, dim)
+        return rows.view(shape)
 
 
 @dataclass(frozen=True)
@@ -153,19 +162,25 @@ class Block(Scaling):
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size of a block must be a whole number of 1 or more, got {self.size!r}")
 
-    def rows(self, x: Tensor) -> Tensor:
+    def lines(self, x: Tensor) -> Tensor:
+        """The dimension of the blocks last; a single line becomes one of many."""
+        lines = x.movedim(_dimension(self.dim, x), -1)
+        return lines if x.ndim > 1 else lines.unsqueeze(0)
+
+    def pads(self, lines: Tensor) -> bool:
+        """Whether the last block of a line is shorter."""
+        return lines.shape[-1] % self.size > 0
+
+    def rows(self, lines: Tensor) -> Tensor:
         """One row for each block; the last of a line is filled with zeros."""
-        x = x.movedim(_dimension(self.dim, x), -1)
-        if short := -x.shape[-1] % self.size:
-            x = F.pad(x, (0, short))
-        return x.reshape(-1, self.size)
+        if short := -lines.shape[-1] % self.size:
+            lines = F.pad(lines, (0, short))
+        return lines.reshape(-1, self.size)
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `rows`."""
-        dim = self.dim % len(shape)
-        moved = [*shape[:dim], *shape[dim + 1 :]]
-        length = shape[dim] + -shape[dim] % self.size
-        return rows.view([*moved, length])[..., : shape[dim]].movedim(-1, dim)
+        length = shape[-1] + -shape[-1] % self.size
+        return rows.view([*shape[:-1], length])[..., : shape[-1]]
 
 
 @dataclass(frozen=True)
