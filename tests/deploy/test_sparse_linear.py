@@ -126,7 +126,7 @@ def test_measuring_leaves_the_random_state_and_checks_its_input() -> None:
     assert all(ratio > 0 for ratio in found.ratios.values())
     assert found.sparsity == least_paying(found.ratios)
     for sparsity in (-0.1, 1.0, float("nan")):
-        with pytest.raises(ValueError, match="sparsity must lie in"):
+        with pytest.raises(ValueError, match="sparsity must be a number in"):
             measure_linear(8, 8, sparsity, 1)
     with pytest.raises(ValueError, match="1 or more"):
         measure_linear(8, 0, 0.5, 1)

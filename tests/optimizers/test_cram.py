@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.optimizers.nets import batch, closure_for, mlp, train, weights
+from tests.optimizers.nets import batch, closure_for, mlp, same, train, weights
 from trimtab.optimizers import CrAM
 
 
@@ -97,11 +98,24 @@ def test_patterns_along_the_input_axis(pattern: Any, allowed: set[tuple[int, int
     assert found == allowed
 
 
+def test_numbers_of_numpy() -> None:
+    model, other = mlp(), mlp()
+    one = CrAM(sgd(model), np.float32(0.25), np.array([0.5, 0.75], dtype=np.float32))
+    assert one.sparsities == (0.5, 0.75)
+    assert all(type(value) is float for value in (*one.sparsities, one.rho))
+    train(model, one, 3)
+    train(other, CrAM(sgd(other), 0.25, (0.5, 0.75)), 3)
+    assert same(weights(model), weights(other))
+
+
 def test_bad_input() -> None:
     model = mlp()
-    for sparsities in ((1.0,), (-0.1,), (0.5, float("nan"))):
-        with pytest.raises(ValueError, match=r"in \[0, 1\)"):
+    for sparsities in ((1.0,), (-0.1,), (0.5, float("nan")), (False,), (0.5, True), ("0.5",), (np.float32(1),)):
+        with pytest.raises(ValueError, match=rf"sparsities\[{len(sparsities) - 1}\] must be a number in \[0, 1\)"):
             CrAM(sgd(model), 0.2, sparsities)
+    for rho in (True, "0.2", float("inf"), np.float32(-1)):
+        with pytest.raises(ValueError, match="rho must be a finite number"):
+            CrAM(sgd(model), rho, (0.5,))
     with pytest.raises(ValueError, match="at least one"):
         CrAM(sgd(model), 0.2, ())
     for pattern in ("4:2", "2-4", ("2:4", "half"), "0:4"):

@@ -145,6 +145,19 @@ def test_bad_strength(make, strength):
         make(strength)
 
 
+@pytest.mark.parametrize("strength", [np.float32(0.25), np.float64(0.25), np.int64(3)])
+def test_numbers_of_numpy(strength):
+    penalty = VarianceAmplifier(strength, r=np.float32(0.5), eps=np.float64(1))
+    assert all(type(number) is float for number in (penalty.strength, penalty.r, penalty.eps))
+    assert penalty.strength == strength
+
+
+@pytest.mark.parametrize("strength", [True, np.True_, "1", None, torch.tensor(1.0), 1j])
+def test_what_is_no_number(strength):
+    with pytest.raises(TypeError, match="strength must be a number"):
+        L1(strength)
+
+
 def test_other_bad_input():
     with pytest.raises(TypeError, match="strength must be a number"):
         L1("1e-4")

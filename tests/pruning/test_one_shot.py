@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -192,8 +195,20 @@ def test_text_names_both_sparsities_and_the_reasons() -> None:
     assert "fewer than 2" in pruned.table()
 
 
-@pytest.mark.parametrize("sparsity", [1.0, -0.1, 90, float("nan"), None, True])
-def test_sparsity_out_of_range(sparsity: float) -> None:
+@pytest.mark.parametrize("number", [np.float32(0.9), np.float64(0.9), np.float16(0.9), Fraction(9, 10)])
+def test_any_real_number_is_a_sparsity(number: Any) -> None:
+    net, other = Small(), Small()
+    other.load_state_dict(net.state_dict())
+    assert one_shot(net, number).count == one_shot(other, float(number)).count > 0
+    assert bits(net) == bits(other)
+    assert one_shot(nn.Linear(8, 2), np.int64(0)).count == 0
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [1.0, -0.1, 90, float("nan"), None, True, False, np.True_, np.float32("nan"), np.float64(1), "0.5", 0.5j, [0.5]],
+)
+def test_sparsity_out_of_range(sparsity: Any) -> None:
     net = Small()
     before = bits(net)
     with pytest.raises(ValueError, match=r"\[0, 1\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,6 +126,26 @@ def test_pattern_fixes_the_sparsity() -> None:
     assert one_shot(net, 0.5, pattern="4:8").sparsity == 0.5
     with pytest.raises(ValueError, match=r"fixes the sparsity at 0\.5.*0\.9"):
         one_shot(net, 0.9, pattern="2:4")
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+def test_a_pattern_has_no_scope_and_says_so(scope: str) -> None:
+    net, other = nn.Linear(16, 4), nn.Linear(16, 4)
+    other.load_state_dict(net.state_dict())
+    pruned = one_shot(net, pattern="2:4", scope=scope)
+    assert torch.equal(pruned.masks["weight"], one_shot(other, pattern="2:4").masks["weight"])
+    assert pruned.scope == "group"  # not what was asked for: nothing was compared there
+    assert scope not in repr(pruned)
+    assert one_shot(net, 0.5, scope=scope).scope == scope
+    with pytest.raises(ValueError, match="unknown scope 'world'"):
+        one_shot(net, pattern="2:4", scope="world")
+
+
+def test_a_pattern_takes_its_own_sparsity_in_any_precision() -> None:
+    assert one_shot(nn.Linear(6, 2), np.float32(2 / 3), pattern="1:3").sparsity == pytest.approx(2 / 3)
+    for sparsity in (np.float32(0.66), True, "half"):
+        with pytest.raises(ValueError, match="sparsity"):
+            one_shot(nn.Linear(6, 2), sparsity, pattern="1:3")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pattern", ["4:4", "0:4", "5:4", "2-4", "2:4 ", "channel", ""])

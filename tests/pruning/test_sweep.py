@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -148,7 +149,17 @@ def test_tied_weights() -> None:
     assert bits(net) == before
 
 
-@pytest.mark.parametrize("sparsities", [(), (0.5, 1.0), (0.5, -1)])
+def test_an_array_of_sparsities() -> None:
+    net = Small()
+    wanted = [0.5, 0.75]
+    for dtype in (np.float32, np.float64):
+        counts = [pruned.count for pruned in sweep(net, np.array(wanted, dtype=dtype))]
+        assert counts == [pruned.count for pruned in sweep(net, wanted)]
+    with pytest.raises(ValueError, match="sparsities is empty"):
+        sweep(net, np.array([]))
+
+
+@pytest.mark.parametrize("sparsities", [(), (0.5, 1.0), (0.5, -1), (0.5, False), np.array([0.5, 1.0])])
 def test_bad_sparsities_are_refused_before_the_loop(sparsities: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="sparsit"):
         sweep(Small(), sparsities)

@@ -10,6 +10,7 @@ from torch import nn
 
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.timing import Comparison, compare_twice
+from trimtab.selection import checked_sparsity
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -42,8 +43,7 @@ def measure_linear(in_features: int, out_features: int, sparsity: float, batch: 
         >>> measure_linear(256, 256, sparsity=0.99, batch=1, budget=0.01) > 0
         True
     """
-    if not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    sparsity = checked_sparsity(sparsity)
     if min(in_features, out_features, batch) < 1:
         raise ValueError(f"sizes must be 1 or more, got {in_features} -> {out_features}, batch {batch}")
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.collectives import from_first_rank, is_sharded
 from trimtab.optimizers.two_pass import TwoPassOptimizer, non_negative
 from trimtab.parameters import entries, with_names
-from trimtab.selection import kth_threshold, smallest_in_groups, smallest_masks
+from trimtab.selection import checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,9 @@ class _Memory:
 
 
 def _checked_sparsities(sparsities: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(float(value) for value in sparsities)
+    values = tuple(checked_sparsity(value, f"sparsities[{place}]") for place, value in enumerate(sparsities))
     if not values:
         raise ValueError("sparsities must name at least one fraction of zeros in [0, 1), got none")
-    for value in values:
-        if not 0 <= value < 1:
-            raise ValueError(f"sparsities are fractions of zeros in [0, 1), got {value!r} in {values}")
     return values
 
 

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -248,8 +249,9 @@ class TwoPassOptimizer(torch.optim.Optimizer):
         )
 
 
-def non_negative(name: str, value: float) -> float:
-    """`value` when it is a finite number of 0 or more, else ValueError."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+def non_negative(name: str, value: object) -> float:
+    """`value` as a float when it is a finite number of 0 or more, else ValueError."""
+    number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
-    return float(value)
+    return number

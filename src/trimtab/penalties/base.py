@@ -6,6 +6,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,18 +16,19 @@ from trimtab.collectives import is_sharded
 from trimtab.parameters import Entry, Rule, Source, select
 
 
-def non_negative(name: str, value: float) -> float:
+def non_negative(name: str, value: object) -> float:
     """`value` as a float; ValueError unless it is finite and at least 0.
 
     Example:
         >>> non_negative("strength", 1)
         1.0
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < 0:
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be finite and 0 or more, got {value}")
-    return float(value)
+    return number
 
 
 class Penalty(ABC):

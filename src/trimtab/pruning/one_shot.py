@@ -84,9 +84,11 @@ def one_shot(
 
     Args:
         model: weights of any float dtype, on any device.
-        sparsity: fraction of the prunable weights to remove, in [0, 1). None with an N:M pattern, which fixes it.
+        sparsity: fraction of the prunable weights to remove, a number in [0, 1) (NumPy's scalars count as they are: float32
+            0.9 is a little less than 0.9). None with an N:M pattern, which fixes it.
         score: "magnitude", "layer_magnitude", "random", or a callable (entry -> tensor of scores, 0 or more).
-        scope: "global", "layer" or "erk": where scores are compared.
+        scope: "global", "layer" or "erk": where scores are compared. Without effect on an N:M pattern, which compares inside
+            each group of M; `Pruned.scope` is "group" then.
         pattern: "unstructured", or "N:M": N of every M consecutive weights along the input axis stay.
         rule: which parameters are prunable; default two dimensions or more without class tokens and position embeddings.
         seed: of score "random": a number, or a CPU generator.
@@ -168,9 +170,9 @@ def sweep(
         keep_first=keep_first,
         keep_last=keep_last,
     )
-    if not sparsities:
-        raise ValueError("sparsities is empty: name at least one")
     wanted = [plan.check_sparsity(sparsity) for sparsity in sparsities]
+    if not wanted:
+        raise ValueError("sparsities is empty: name at least one")
     return _states(model, plan, plan.removals(wanted, plan.weights), len(wanted))
 
 

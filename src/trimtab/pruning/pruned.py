@@ -23,7 +23,8 @@ class Pruned:
         prunable: how many weights the rule chose.
         total: elements of all the model's parameters, tied ones once.
         left_out: parameters that were not pruned, each with the reason.
-        score, scope, pattern: how it was done.
+        score, scope, pattern: how it was done. The scope of an N:M pattern is "group", whatever was asked for: it compares
+            weights inside each group of M and nowhere else.
     """
 
     masks: dict[str, Tensor]

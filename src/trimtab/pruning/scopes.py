@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 SCOPES = ("global", "layer", "erk")
+IN_GROUPS = "group"
+"""What `Pruned.scope` says of an N:M pattern, which compares the M weights of each group whatever scope was asked for."""
 
 
 def removed_count(sparsity: float, elements: int) -> int:

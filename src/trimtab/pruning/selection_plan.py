@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from trimtab.collectives import is_sharded
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, select, total_elements
 from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
-from trimtab.pruning.scopes import SCOPES, quotas
+from trimtab.pruning.scopes import IN_GROUPS, SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
-from trimtab.selection import Threshold, kth_threshold, smallest_in_groups, smallest_masks
+from trimtab.selection import Threshold, checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
 
 DEFAULT_RULE = PRUNABLE
 
@@ -45,10 +45,11 @@ class SelectionPlan:
         keep_first: bool,
         keep_last: bool,
     ) -> None:
-        self.score, self.scope, self.pattern, self.seed = checked_score(score), scope, pattern, seed
+        self.score, self.pattern, self.seed = checked_score(score), pattern, seed
         self.groups = parse_pattern(pattern)
         if scope not in SCOPES:
             raise ValueError(f"unknown scope {scope!r}; allowed are {', '.join(SCOPES)}")
+        self.scope = scope if self.groups is None else IN_GROUPS
         selection = select(model, DEFAULT_RULE if rule is None else rule)
         self.chosen, self.left_out = list(selection.chosen), list(selection.left_out)
         if keep_first and self.chosen:
@@ -91,21 +92,14 @@ class SelectionPlan:
 
     def check_sparsity(self, sparsity: float | None) -> float:
         """The sparsity to use; ValueError when it is out of [0, 1) or contradicts the pattern."""
-        if self.groups is not None:
-            fixed = 1 - self.groups[0] / self.groups[1]
-            if sparsity is not None and abs(sparsity - fixed) > 1e-9:
-                raise ValueError(
-                    f"pattern {self.pattern!r} fixes the sparsity at {fixed:g}; leave sparsity out, got {sparsity}"
-                )
-            return fixed
-        if (
-            sparsity is None
-            or isinstance(sparsity, bool)
-            or not isinstance(sparsity, int | float)
-            or not 0 <= sparsity < 1
-        ):
-            raise ValueError(f"sparsity must be a number in [0, 1), got {sparsity!r}")
-        return float(sparsity)
+        if self.groups is None:
+            return checked_sparsity(sparsity)
+        fixed = 1 - self.groups[0] / self.groups[1]
+        if sparsity is not None and abs(checked_sparsity(sparsity) - fixed) > 1e-6:  # float32 scalars are that far off
+            raise ValueError(
+                f"pattern {self.pattern!r} fixes the sparsity at {fixed:g}; leave sparsity out, got {sparsity}"
+            )
+        return fixed
 
     def removals(self, sparsities: Sequence[float], weights: Sequence[Tensor]) -> RemovalSequence:
         """Prepare the removals of all sparsities in shared passes over `weights` (those of the model or a copy)."""
