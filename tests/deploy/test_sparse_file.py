@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import errno
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trimtab.deploy import load_sparse, save_sparse, sparse_metadata, store_format
+from trimtab.deploy import load_sparse, save_sparse, sparse_metadata, sparse_writer, store_format
 from trimtab.deploy.store_format import DTYPES, Index, IndexRow, content_hash, write_index, write_metadata
 
 INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -187,6 +189,56 @@ def test_refused_input(tmp_path: Path) -> None:
     assert not (tmp_path / "f").exists()
 
 
+def test_what_could_not_be_read_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {f"layer{number}.weight": torch.zeros(3) for number in range(50)}
+    save_sparse(state, tmp_path / "f")
+    before = (tmp_path / "f").read_bytes()
+    size = len(zlib.decompress(safetensors.torch.load(before)["index"].numpy().tobytes()))
+    monkeypatch.setattr(store_format, "INDEX_LIMIT", size)
+    save_sparse(state, tmp_path / "f")
+    assert set(load_sparse(tmp_path / "f")) == set(state)  # just fits
+    monkeypatch.setattr(store_format, "INDEX_LIMIT", size - 1)
+    with pytest.raises(ValueError, match=rf"index of 50 tensor names takes {size} bytes, more than the {size - 1}"):
+        save_sparse(state, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == before
+    with pytest.raises(ValueError, match="could not read"):
+        load_sparse(tmp_path / "f")
+    shared = torch.zeros(3)
+    with pytest.raises(ValueError, match="index of 300 tensor names"):
+        save_sparse({f"tied{number}": shared for number in range(300)}, tmp_path / "new" / "f")
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]  # no folder, no temporary file
+
+
+def test_an_index_beyond_the_real_limit_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"more than the {16 * 2**20} that can be read back"):
+        save_sparse({"w" * 16 * 2**20: torch.zeros(3)}, tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refuses", ["library", "trimtab"])
+def test_a_header_that_could_not_be_read_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: str
+) -> None:
+    if refuses == "library":
+        content, says = "y" * 100_000_000, "cannot be written"  # present versions of safetensors refuse it themselves
+        if not _refused_by_library(content):
+            says = "the header takes"
+    else:
+        monkeypatch.setattr(sparse_writer, "HEADER_LIMIT", 1000)
+        content, says = "y" * 1000, "the header takes"
+    with pytest.raises(ValueError, match=says):
+        save_sparse({"w": torch.zeros(3)}, tmp_path / "f", metadata={"notes": content})
+    assert not list(tmp_path.iterdir())
+
+
+def _refused_by_library(content: str) -> bool:
+    try:
+        safetensors.torch.save({}, {"notes": content})
+    except safetensors.SafetensorError:
+        return True
+    return False
+
+
 def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net"
     save_sparse(pruned_net(seed=1), path)
@@ -274,7 +326,6 @@ def forge(path: Path, rows: list[list[Any]], aliases: Any = None, values: int = 
     if values:
         entries["values.float32"] = torch.ones(values)
     import json
-    import zlib
 
     text = json.dumps({"tensors": rows, "aliases": aliases or {}}).encode()
     assert write_index(index).dtype == torch.uint8

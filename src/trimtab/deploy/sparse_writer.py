@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trimtab.deploy import positions
 from trimtab.deploy.store_format import (
     DTYPES,
+    HEADER_LIMIT,
     NAMES,
     Index,
     IndexRow,
@@ -117,6 +119,21 @@ def _gzip_bytes(state: Mapping[str, Tensor], names: list[str]) -> int:
     return len(gzip.compress(content, compresslevel=6, mtime=0))
 
 
+def _file_content(entries: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file; ValueError when its header is larger than safetensors reads back."""
+    advice = (
+        f"safetensors reads back a header of at most {HEADER_LIMIT} bytes; keep long metadata in a file of their own"
+    )
+    try:
+        content = to_safetensors(entries, metadata)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"the tensors and metadata cannot be written ({error}); {advice}") from error
+    size = int.from_bytes(content[:8], "little")
+    if size > HEADER_LIMIT:
+        raise ValueError(f"the header takes {size} bytes; {advice}")
+    return content
+
+
 def save_sparse(
     source: Source,
     path: str | os.PathLike[str],
@@ -144,7 +161,8 @@ def save_sparse(
 
     Raises:
         TypeError: an entry is no tensor, has a dtype safetensors lacks, or metadata are not strings.
-        ValueError: a tensor is sparse, quantised, sharded or on the meta device.
+        ValueError: a tensor is sparse, quantised, sharded or on the meta device; names or metadata are too long to be read
+            back (16 MiB of names, 100 MB of metadata). Nothing is written then.
         OSError: the file could not be written.
 
     Example:
@@ -176,7 +194,7 @@ def save_sparse(
     entries = {f"values.{dtype}": torch.cat(parts) for dtype, parts in values.items()}
     entries |= {"index": write_index(Index(rows, aliases)), "positions": torch.from_numpy(codes)}
     sha256 = content_hash(entries, user)
-    content = to_safetensors(entries, write_metadata(sha256, user))
+    content = _file_content(entries, write_metadata(sha256, user))
     path = Path(path)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
 

@@ -28,6 +28,7 @@ from torch import Tensor
 VERSION = 1
 METADATA_KEY = "trimtab.sparse"
 INDEX_LIMIT = 16 * 2**20
+HEADER_LIMIT = 100_000_000  # bytes of a header that safetensors reads
 
 _LABELS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
@@ -85,13 +86,22 @@ class Index:
 
 
 def write_index(index: Index) -> Tensor:
-    """The index as zlib-compressed JSON in a uint8 tensor."""
+    """The index as zlib-compressed JSON in a uint8 tensor.
+
+    Raises:
+        ValueError: it is larger than `read_index` accepts.
+    """
     rows = [
         [row.name, row.dtype, list(row.shape)] + ([] if row.k is None else [row.nonzeros, row.k, row.position_bytes])
         for row in index.rows
     ]
-    text = json.dumps({"tensors": rows, "aliases": index.aliases}, separators=(",", ":"))
-    return torch.frombuffer(bytearray(zlib.compress(text.encode(), 9)), dtype=torch.uint8)
+    text = json.dumps({"tensors": rows, "aliases": index.aliases}, separators=(",", ":")).encode()
+    if len(text) > INDEX_LIMIT:
+        raise ValueError(
+            f"the index of {len(rows) + len(index.aliases)} tensor names takes {len(text)} bytes, more than the "
+            f"{INDEX_LIMIT} that can be read back; shorten the names or save the tensors in several files"
+        )
+    return torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
 
 
 def _count(value: object, what: str) -> int:
