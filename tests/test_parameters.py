@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
 
+import trimtab
 from trimtab.parameters import Entry, Rule, entries, output_axis, select, total_elements, with_names
 
 
@@ -138,3 +142,93 @@ def test_a_module_used_twice_gives_its_parameters_both_names() -> None:
     weight = next(entry for entry in entries(net) if entry.name == "a.weight")
     assert weight.aliases == ("b.weight",)
     assert not select(net, Rule(exclude=("b.*",))).chosen
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _compiled(net: nn.Module) -> nn.Module:
+    return cast("nn.Module", torch.compile(net, backend="eager"))
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "none": lambda net: net,
+    "compile": _compiled,
+    "ddp": lambda net: nn.parallel.DistributedDataParallel(net),
+    "compile of ddp": lambda net: _compiled(nn.parallel.DistributedDataParallel(net)),
+    "ddp of compile": lambda net: nn.parallel.DistributedDataParallel(_compiled(net)),
+}
+
+
+class Backbone(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 6)
+        self.module = nn.Linear(6, 6)  # a genuine part of this name
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.module(self.stem(x)))
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("source", ["model", "optimizer and model", "named optimizer"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_patterns_see_the_networks_own_names_through_wrappers(wrapper: str, source: str) -> None:
+    net = Backbone()
+    wrapped = WRAPPERS[wrapper](net)
+    optimizer = torch.optim.SGD(
+        wrapped.named_parameters() if source.startswith("named") else wrapped.parameters(), lr=0.1
+    )
+    given = {"model": wrapped, "named optimizer": optimizer, "optimizer and model": with_names(optimizer, wrapped)}[
+        source
+    ]
+
+    def chosen(rule: Rule) -> list[str]:
+        held = {id(parameter): name for name, parameter in net.named_parameters()}
+        return [held[id(entry.parameter)] for entry in select(given, rule).chosen]
+
+    assert chosen(Rule(exclude=("head.*",))) == ["stem.weight", "module.weight"]
+    assert chosen(Rule(include=("stem.*",))) == ["stem.weight"]
+    assert chosen(Rule(include=("module.*",), exclude=("head.weight",)))[-1] == "module.weight"
+    assert chosen(Rule(include=("stem.weight", "module.bias"), min_ndim=1)) == ["stem.weight", "module.bias"]
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_lever_leaves_excluded_layers_alone_in_wrapped_networks(wrapper: str, named: bool) -> None:
+    net = Backbone()
+    wrapped = WRAPPERS[wrapper](net)
+    optimizer = torch.optim.SGD(wrapped.named_parameters() if named else wrapped.parameters(), lr=1.0)
+    lever = trimtab.penalties.L1(0.5, rule=Rule(exclude=("head.*", "module.*") if not named else ("head.*",)))
+    trimtab.attach(optimizer, lever, model=None if named else wrapped)
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    wrapped(torch.zeros(1, 4)).mul(0.0).sum().backward()
+    optimizer.step()
+    assert torch.allclose(net.stem.weight, before["stem.weight"] - 0.5 * before["stem.weight"].sign())
+    assert torch.equal(net.head.weight, before["head.weight"])
+    assert torch.equal(net.module.weight, before["module.weight"]) is not named
+
+
+def test_a_compiled_part_has_its_own_name_too() -> None:
+    net = Backbone()
+    net.stem = _compiled(net.stem)  # type: ignore[assignment]
+    weight = entries(net)[0]
+    assert (weight.name, weight.aliases) == ("stem._orig_mod.weight", ("stem.weight",))
+    assert weight.name in net.state_dict()
+    assert [entry.name for entry in select(net, Rule(exclude=("stem.weight",))).chosen] == [
+        "module.weight",
+        "head.weight",
+    ]
+
+
+def test_a_part_named_module_is_not_taken_for_a_wrapper() -> None:
+    optimizer = torch.optim.SGD(Backbone().named_parameters(), lr=0.1)
+    assert [entry.aliases for entry in entries(optimizer)] == [()] * 6

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
+COMPILED, PARALLEL = "_orig_mod.", "module."  # what torch.compile and DistributedDataParallel put into names
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -26,7 +27,8 @@ class Entry:
         output_axis: dimension that indexes output units: 0 for Linear, convolutions and Embedding, 1 for
             transposed convolutions, None when the owner is unknown or the tensor has fewer than two dimensions.
         named: False when `name` is a placeholder, so that patterns cannot be matched against it.
-        aliases: further names of the same tensor (tied weights), in the model's order.
+        aliases: further names of the same tensor: tied weights in the model's order, then names without what
+            `torch.compile` and DistributedDataParallel put into them. Patterns see all of them.
         owner: the module that holds it, if a model was given.
     """
 
@@ -143,18 +145,27 @@ def _entries_of_module(model: nn.Module) -> Iterator[Entry]:
             names.setdefault(id(parameter), []).append(name)
             found.setdefault(id(parameter), (parameter, module))
     for key, (parameter, module) in found.items():
-        first, *rest = names[key]
+        first, *rest = _with_bare_names(names[key])
         yield Entry(first, parameter, output_axis(module, parameter), aliases=tuple(rest), owner=module)
 
 
+def _with_bare_names(names: Sequence[str], prefix: str = "") -> tuple[str, ...]:
+    """The names, then those without what `torch.compile` and data-parallel wrappers (`prefix`) put into them."""
+    bare = [name.replace(COMPILED, "").removeprefix(prefix) for name in names]
+    return tuple(dict.fromkeys([*names, *bare]))
+
+
 def _entries_of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Entry]:
+    held = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+    parallel = bool(held) and all(name.replace(COMPILED, "").startswith(PARALLEL) for name in held)
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names")
         for position, parameter in enumerate(group["params"]):
             if names is None:
                 yield Entry(f"group{number}.{position}", parameter, output_axis(None, parameter), named=False)
             else:
-                yield Entry(names[position], parameter, output_axis(None, parameter))
+                first, *rest = _with_bare_names([names[position]], PARALLEL if parallel else "")
+                yield Entry(first, parameter, output_axis(None, parameter), aliases=tuple(rest))
 
 
 def entries(source: Source) -> list[Entry]:

@@ -14,6 +14,10 @@ from trimtab.levers import innermost
 from trimtab.parameters import entries, with_names
 
 
+def _listed(names: list[str], most: int = 8) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def keep_masks(
     optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], model: nn.Module | None = None
 ) -> RemovableHandle:
@@ -29,7 +33,8 @@ def keep_masks(
         A handle whose `remove()` ends it.
 
     Raises:
-        ValueError: a mask names no parameter of the optimizer, has another shape, or is of a sharded parameter (DTensor).
+        ValueError: masks name no parameter of the optimizer (each is listed), or a mask has another shape, or is
+            of a sharded parameter (DTensor).
         TypeError: a mask is not a bool tensor.
 
     Example:
@@ -49,12 +54,14 @@ def keep_masks(
             "the optimizer's parameters have no names; pass model=... or build it from model.named_parameters()"
         )
     known = {name: entry.parameter for entry in held for name in (entry.name, *entry.aliases)}
+    if strangers := [name for name in masks if name not in known]:
+        raise ValueError(
+            f"{len(strangers)} of {len(masks)} masks belong to no parameter of the optimizer: {_listed(strangers)}; it holds "
+            f"{_listed(list(known))}. A weight that the optimizer does not hold stays as it is: leave its mask out, or give "
+            "the optimizer the parameter"
+        )
     pairs: list[tuple[Tensor, Tensor]] = []
     for name, mask in masks.items():
-        if name not in known:
-            raise ValueError(
-                f"mask {name!r} belongs to no parameter of the optimizer; it holds {', '.join(list(known)[:8])} ..."
-            )
         if mask.dtype != torch.bool:
             raise TypeError(f"mask {name!r} must be bool (True = stays), got {mask.dtype}")
         if mask.shape != known[name].shape:
