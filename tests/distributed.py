@@ -1,4 +1,4 @@
-"""Run a function on two CPU processes (gloo), for tests that hold several ranks against one."""
+"""Run a function on two or more CPU processes (gloo), for tests that hold several ranks against one."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ def _worker(rank: int, world: int, folder: str, function: Callable[..., Any], ar
         dist.destroy_process_group()
 
 
-def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`function(rank, world, *arguments)` on ranks 0 and 1; returns both results (tensors, numbers, lists, dicts)."""
+def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`function(rank, world, *arguments)` on each of `world` ranks; returns all results (tensors, numbers, lists, dicts)."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_worker, args=(2, folder, function, arguments), nprocs=2, start_method="spawn")
-        return [torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in range(2)]
+        mp.start_processes(_worker, args=(world, folder, function, arguments), nprocs=world, start_method="spawn")
+        return [torch.load(Path(folder) / f"result{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def on_two_ranks(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`on_ranks` with ranks 0 and 1."""
+    return on_ranks(2, function, *arguments)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from tests.optimizers.nets import batch, closure_for, mlp, weights, wrap
+from tests.optimizers.nets import batch, closure_for, mlp, train, weights, wrap
+from trimtab.optimizers import ASAM
 from trimtab.penalties import VarianceAmplifier
 
 STRENGTH = 1e-3
@@ -79,3 +80,48 @@ def test_with_adamw_scaler_and_clipping(method: str) -> None:
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
     variances = [float(one.abs().var()) for one in weights(model) if one.ndim > 1]
     assert all(torch.isfinite(torch.tensor(variances)))
+
+
+def var_gradient(w: Tensor) -> Tensor:
+    """`-(2 / n) (V + eps)^-2 (m_i - mean) w_i / m_i` with m_i = sqrt(w_i^2 + r), written out."""
+    magnitude = (w**2 + 1e-8).sqrt()
+    mean = magnitude.sum() / w.numel()
+    variance = ((magnitude - mean) ** 2).sum() / w.numel()
+    return -2 / w.numel() * (variance + 1e-8) ** -2 * (magnitude - mean) * w / magnitude
+
+
+def test_var_and_asam_equal_the_loop_written_out() -> None:
+    """SGD with momentum and weight decay in plain float64: the gradient of ASAM, then VAR's at the unperturbed weights."""
+    steps, rate, momentum, decay, rho, eta, strength = 6, 0.1, 0.9, 1e-2, 0.5, 0.01, 1e-4
+    model = mlp(torch.float64)
+    base = torch.optim.SGD(model.parameters(), rate, momentum, weight_decay=decay)
+    optimizer = ASAM(base, rho=rho, eta=eta)
+    trimtab.attach(optimizer, VarianceAmplifier(strength))
+    train(model, optimizer, steps, dtype=torch.float64)
+
+    def by_hand(lever: float, radius: float) -> list[Tensor]:
+        plain = mlp(torch.float64)
+        names = [name for name, _ in plain.named_parameters()]
+        w = weights(plain)
+        velocity = [torch.zeros_like(one) for one in w]
+
+        def gradient(values: list[Tensor], step: int) -> list[Tensor]:
+            images, labels = batch(100 + step, dtype=torch.float64)
+            leaves = [value.clone().requires_grad_() for value in values]
+            out = torch.func.functional_call(plain, dict(zip(names, leaves, strict=True)), (images,))
+            return list(torch.autograd.grad(nn.functional.cross_entropy(out, labels), leaves))
+
+        for step in range(steps):
+            g = gradient(w, step)
+            t = [one.abs() + eta if one.ndim > 1 else torch.ones_like(one) for one in w]
+            norm = sum(float(((a * b) ** 2).sum()) for a, b in zip(t, g, strict=True)) ** 0.5
+            h = gradient([a + radius * b**2 * c / (norm + 1e-12) for a, b, c in zip(w, t, g, strict=True)], step)
+            h = [a + lever * var_gradient(b) if b.ndim > 1 else a for a, b in zip(h, w, strict=True)]
+            velocity = [momentum * v + a + decay * b for v, a, b in zip(velocity, h, w, strict=True)]
+            w = [a - rate * v for a, v in zip(w, velocity, strict=True)]
+        return w
+
+    for ours, expected in zip(weights(model), by_hand(strength, rho), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+    for without in (by_hand(0.0, rho), by_hand(strength, 0.0)):  # both matter
+        assert max(float((a - b).abs().max()) for a, b in zip(weights(model), without, strict=True)) > 1e-4

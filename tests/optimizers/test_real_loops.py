@@ -415,3 +415,50 @@ def test_repr_names_the_settings() -> None:
     model = mlp()
     assert repr(SAM(sgd(model))) == "SAM(SGD with 1 group, rho=0.05)"
     assert "pattern=('2:4', '4:8')" in repr(wrap("2:4", adam(model)))
+
+
+@pytest.mark.parametrize("bad", [None, (0, 1), (1, 1), (1, 3)])
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_under_grad_scaler(method: str, bad: tuple[int, int] | None) -> None:
+    """Micro-batches scaled one by one equal the whole batch unscaled; inf in any of them, in either pass, skips the step."""
+    model, whole = mlp(torch.float64), mlp(torch.float64)
+    optimizer, other = wrap(method, sgd(model)), wrap(method, sgd(whole))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    images, labels = batch(size=32, dtype=torch.float64)
+    overflow = False
+    passes: list[int] = []
+
+    def in_parts() -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        for place in range(4):
+            part = slice(8 * place, 8 * place + 8)
+            loss = nn.functional.cross_entropy(model(images[part]), labels[part]) / 4
+            if overflow and (len(passes), place) == bad:
+                loss = loss * torch.inf
+            scaler.scale(loss).backward()
+            total = total + loss.detach()
+        passes.append(1)
+        return total
+
+    for _ in range(2):
+        optimizer.step(in_parts, grad_scaler=scaler)
+        scaler.update()
+        other.step(closure_for(whole, other, (images, labels)))
+    for left, right in zip(weights(model), weights(whole), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
+    assert scaler.get_scale() == 2.0**10
+    if bad is None:
+        return
+    before, overflow = weights(model), True
+    passes.clear()
+    optimizer.step(in_parts, grad_scaler=scaler)
+    scaler.update()
+    assert same(weights(model), before)
+    assert len(passes) == bad[0] + 1
+    assert scaler.get_scale() == 2.0**9
+    assert optimizer.steps == 2
+    overflow = False
+    optimizer.step(in_parts, grad_scaler=scaler)  # goes on as if nothing had been
+    assert all(bool(one.isfinite().all()) for one in weights(model))
+    assert not same(weights(model), before)

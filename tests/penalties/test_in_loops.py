@@ -171,3 +171,59 @@ def test_two_processes_equal_one(on_ranks, wrapper, name):
     assert float((expected - without).abs().max()) > 1e-4
     for rank in on_ranks:
         torch.testing.assert_close(rank[f"{wrapper}-{name}"], expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("step_inside", [False, True])
+@pytest.mark.parametrize(
+    "penalty", [VarianceAmplifier(1e-3), VarianceAmplifier(1e-2, form="relative"), L1(1e-2), HoyerSquare(1e-2)]
+)
+def test_under_bf16_autocast_the_penalty_keeps_float32(penalty, step_inside):
+    """The task gradient is autocast's; the penalty adds to it as if there were no autocast, in or out of its block."""
+    torch.manual_seed(1)
+    net, plain = (nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)) for _ in range(2))
+    plain.load_state_dict(net.state_dict())
+    inputs, labels = data()[0][0].float(), data()[1][0]
+    optimizers = [torch.optim.SGD(item.parameters(), lr=1.0) for item in (net, plain)]
+    trimtab.attach(optimizers[0], penalty)
+    leaves = [nn.Parameter(item.detach().double()) for item in net.parameters()]
+    penalty.value(leaves).backward()
+    before = [item.detach().clone() for item in net.parameters()]
+    for item, optimizer in zip((net, plain), optimizers, strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = item(inputs)
+            assert outputs.dtype == torch.bfloat16
+            loss = nn.functional.cross_entropy(outputs, labels)
+            if step_inside:
+                value = penalty.value(item)
+                assert value.dtype == torch.float32
+                assert value.item() == pytest.approx(penalty.value(leaves).item(), rel=1e-5)
+                loss.backward()
+                optimizer.step()
+        if not step_inside:
+            loss.backward()
+            optimizer.step()
+    largest = 0.0
+    for now, other, start, leaf in zip(net.parameters(), plain.parameters(), before, leaves, strict=True):
+        added = torch.zeros_like(start) if leaf.grad is None else leaf.grad.float()
+        torch.testing.assert_close(start - now, start - other + added, rtol=1e-4, atol=2e-7)
+        largest = max(largest, float(added.abs().max()))
+    assert largest > 1e-3
+
+
+def test_the_autograd_form_under_bf16_autocast_equals_the_attached_one():
+    torch.manual_seed(1)
+    attached, inside = (nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)) for _ in range(2))
+    inside.load_state_dict(attached.state_dict())
+    penalty = VarianceAmplifier(1e-4)
+    optimizers = [torch.optim.AdamW(item.parameters(), lr=0.01) for item in (attached, inside)]
+    trimtab.attach(optimizers[0], penalty)
+    for inputs, labels in zip(*data(), strict=True):
+        for item, optimizer in zip((attached, inside), optimizers, strict=True):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = nn.functional.cross_entropy(item(inputs.float()), labels)
+                if item is inside:
+                    loss = loss + penalty.value(item)
+            loss.backward()
+            optimizer.step()
+    torch.testing.assert_close(weights(attached), weights(inside), rtol=1e-3, atol=1e-4)
