@@ -15,6 +15,7 @@ from trimtab.levers import Handle, Lever, attach
 
 if TYPE_CHECKING:
     from trimtab import (
+        adapters,
         datasets,
         deploy,
         experiments,
@@ -33,6 +34,7 @@ __all__ = [
     "Handle",
     "Lever",
     "attach",
+    "adapters",
     "datasets",
     "deploy",
     "experiments",

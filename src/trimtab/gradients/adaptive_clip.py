@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
+from trimtab.gradients.blocks import Item, blocks, columns, norms
 from trimtab.gradients.channels import finite_or
-from trimtab.gradients.passes import by_kind, piece_limit, pieces, widened, write_back
-from trimtab.gradients.units import (
-    channel_axis,
-    columns_for,
-    is_cut,
-    norms_of_rows,
-    over_ranks,
-    rows_of,
-    same_layout,
-)
+from trimtab.gradients.passes import working_dtype
+from trimtab.gradients.units import channel_axis, is_cut, over_ranks, rows_of, same_layout
 from trimtab.parameters import Entry, Rule
 
 LEAST_GRADIENT_NORM = 1e-6
@@ -95,6 +88,7 @@ class AdaptiveClip(GradientTransform):
 
     def chosen(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries with a gradient that the rule picks, without the last Linear layer."""
+        picked = super().chosen(parameters)
         if self.exclude_last_linear:
             head = last_linear(parameters)
             if head is None:
@@ -102,8 +96,8 @@ class AdaptiveClip(GradientTransform):
                     f"{self!r} is to leave out the last Linear layer, but none of the {len(parameters)} parameters is "
                     "known to belong to one; pass model=... to attach, or set exclude_last_linear=False"
                 )
-            parameters = [entry for entry in parameters if entry.owner is not head]
-        return super().chosen(parameters)
+            picked = [entry for entry in picked if entry.owner is not head]
+        return picked
 
     def _factor(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """What to multiply by, from the norms of weights and gradients, which are used up."""
@@ -112,54 +106,41 @@ class AdaptiveClip(GradientTransform):
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Scale down every unit that is too large."""
-        whole: list[tuple[Tensor, Tensor]] = []
-        cut: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
+        weights: list[Item] = []
+        gradients: list[Item] = []
+        cut: list[tuple[Tensor, Item, Item]] = []
         for entry in chosen:
             axis = channel_axis(entry)
-            weight, gradient = same_layout(entry)
-            rows = rows_of(weight, axis), rows_of(gradient, axis)
+            weight, gradient = (Item(part, axis) for part in same_layout(entry))
             if is_cut(entry.parameter, axis):
-                cut.append((entry.parameter, axis, *rows))
-            elif gradient.numel():
-                whole.append(rows)
-        counts: list[tuple[Tensor, int]] = []
-        for group in by_kind([gradient for _, gradient in whole]):
-            weights, gradients = [whole[at][0] for at in group], [whole[at][1] for at in group]
-            limit = piece_limit(gradients[0].device) // 2
-            beside = pieces(weights, limit)
-            for _, parts in pieces(gradients, limit):
-                _, weight_parts = next(beside)
-                counts.append(self._clip_piece_(weight_parts, parts))
-        if cut:
-            counts += self._clip_cut_(cut)
+                cut.append((entry.parameter, weight, gradient))
+            else:
+                weights.append(weight)
+                gradients.append(gradient)
+        counts: list[Tensor] = []
+        units = 0
+        for block in blocks(gradients):
+            factor = self._factor(norms(block.same_units_of(weights)), norms(block.rows))
+            torch._foreach_mul_(block.rows, columns(factor, block.rows))
+            block.write_back()
+            counts.append((factor < 1).sum())
+            units += factor.numel()
+        for rows, factor in self._factors_of_cut(cut):
+            rows.copy_(rows.to(working_dtype(rows)) * factor)
+            counts.append((factor < 1).sum())
+            units += factor.numel()
         device = chosen[0].parameter.device
-        units = max(1, sum(number for _, number in counts))
-        self._clipped = sum((count.to(device) for count, _ in counts), torch.zeros((), device=device)) / units
+        clipped = sum((count.to(device) for count in counts), torch.zeros((), device=device))
+        self._clipped = clipped / max(1, units)
 
-    def _clip_piece_(self, weights: list[Tensor], gradients: list[Tensor]) -> tuple[Tensor, int]:
-        norms = [
-            torch.cat([norms_of_rows(part) for part in parts]) if len(parts) > 1 else norms_of_rows(parts[0])
-            for parts in (weights, gradients)
-        ]
-        factor = self._factor(*norms)
-        worked = widened(gradients)
-        torch._foreach_mul_(worked, columns_for(worked, factor))
-        write_back(worked, gradients)
-        return (factor < 1).sum(), factor.numel()
-
-    def _clip_cut_(self, cut: Sequence[tuple[Tensor, int | None, Tensor, Tensor]]) -> list[tuple[Tensor, int]]:
-        """The same for units spread over ranks: their squared norms are added first, by one collective."""
-        sums = [
-            torch.cat([norms_of_rows(rows).double().square() for rows in (weight, gradient)], 1)
-            for _, _, weight, gradient in cut
-        ]
-        counts = []
-        joined = over_ranks(sums, [parameter for parameter, *_ in cut], [axis for _, axis, *_ in cut])
-        for (_, _, _, gradient), squares in zip(cut, joined, strict=True):
+    def _factors_of_cut(self, cut: Sequence[tuple[Tensor, Item, Item]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows and factors of units spread over ranks: their squared norms are added first, by one collective."""
+        if not cut:
+            return
+        rows = [[rows_of(*item) for item in pair] for _, *pair in cut]
+        sums = [torch.cat([norms([view]).double().square() for view in pair], 1) for pair in rows]
+        joined = over_ranks(sums, [parameter for parameter, *_ in cut], [item.axis for _, item, _ in cut])
+        for (_, gradient), squares in zip(rows, joined, strict=True):
             weight_norm, gradient_norm = torch.split(squares.sqrt(), 1, 1)
-            factor = self._factor(weight_norm, gradient_norm)
-            worked = widened([gradient])
-            torch._foreach_mul_(worked, columns_for(worked, factor.to(worked[0].dtype)))
-            gradient.copy_(worked[0])
-            counts.append(((factor < 1).sum(), factor.numel()))
-        return counts
+            factor = self._factor(weight_norm, gradient_norm).to(working_dtype(gradient))
+            yield gradient, columns(factor, [gradient])[0]

@@ -43,20 +43,12 @@ def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def _refuse_unsuitable(entry: Entry, rule: Rule, transform: str) -> None:
+def _as_real(entry: Entry) -> Entry:
+    """The entry itself, or a stand-in of a real dtype for a complex one, so that a rule can judge it."""
     parameter = entry.parameter
-    if parameter.is_complex():
-        stand_in = torch.empty(parameter.shape, device="meta", requires_grad=parameter.requires_grad)
-        if rule.reason_against(replace(entry, parameter=stand_in)) is None:
-            raise TypeError(
-                f"{transform} acts on real gradients only, parameter {entry.name} is {parameter.dtype}; leave it out "
-                "with rule=Rule(exclude=...)"
-            )
-    elif parameter.grad is not None and parameter.grad.layout != torch.strided and rule.reason_against(entry) is None:
-        raise TypeError(
-            f"{transform} acts on dense gradients only, that of parameter {entry.name} has layout "
-            f"{parameter.grad.layout}; leave it out with rule=Rule(exclude=...), or build the layer with sparse=False"
-        )
+    if not parameter.is_complex():
+        return entry
+    return replace(entry, parameter=torch.empty(parameter.shape, device="meta"))
 
 
 class GradientTransform(ABC):
@@ -80,6 +72,10 @@ class GradientTransform(ABC):
         if rule is not None and not isinstance(rule, Rule):
             raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
         self.rule = self.default_rule if rule is None else rule
+        # A rule's patterns need not be matched every step: `attach` hands over the same list until parameters change.
+        self._judged: Sequence[Entry] | None = None
+        self._judged_number = 0
+        self._candidates: list[Entry] = []
 
     @abstractmethod
     def transform_(self, chosen: Sequence[Entry]) -> None:
@@ -87,14 +83,32 @@ class GradientTransform(ABC):
 
     def chosen(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks and that have a gradient now."""
+        if parameters is not self._judged or len(parameters) != self._judged_number:
+            rule = replace(self.rule, frozen=True)
+            self._candidates = [entry for entry in parameters if rule.reason_against(_as_real(entry)) is None]
+            self._judged, self._judged_number = parameters, len(parameters)
         picked = []
-        for entry in parameters:
-            if entry.parameter.grad is None:
+        for entry in self._candidates:
+            parameter = entry.parameter
+            gradient = parameter.grad
+            # a parameter may be frozen or thawed between steps, so this is asked every time
+            if gradient is None or not (parameter.requires_grad or self.rule.frozen):
                 continue
-            _refuse_unsuitable(entry, self.rule, type(self).__name__)
-            if self.rule.reason_against(entry) is None:
-                picked.append(entry)
+            if gradient.layout is not torch.strided or gradient.is_complex():
+                self._refuse(entry, gradient)
+            picked.append(entry)
         return picked
+
+    def _refuse(self, entry: Entry, gradient: Tensor) -> None:
+        leave_out = "leave it out with rule=Rule(exclude=...)"
+        if gradient.is_complex():
+            raise TypeError(
+                f"{type(self).__name__} acts on real gradients, {entry.name} is {gradient.dtype}; {leave_out}"
+            )
+        raise TypeError(
+            f"{type(self).__name__} acts on dense gradients, that of {entry.name} has layout {gradient.layout}; "
+            f"{leave_out} or build the layer with sparse=False"
+        )
 
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:

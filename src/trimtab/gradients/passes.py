@@ -13,8 +13,8 @@ from torch import Tensor
 from trimtab.collectives import local_part
 from trimtab.parameters import Entry
 
-PIECE_ON_CPU = 1 << 17
-"""Elements worked on together on the CPU: 512 KiB of float32, so that the second pass over them reads the cache."""
+PIECE_ON_CPU = 1 << 18
+"""Elements worked on together on the CPU: 1 MiB of float32, so that the second pass over them reads the cache."""
 PIECE_ON_ACCELERATOR = 1 << 26
 """The same elsewhere, where few large kernels are best; bounds the float32 copies of halves to 256 MiB."""
 

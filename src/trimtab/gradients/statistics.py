@@ -1,11 +1,14 @@
-"""Moments of the gradients of many entries, on any mix of devices."""
+"""Moments of the gradients of many entries: small ones of one shape together, on any mix of devices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from trimtab.collectives import is_sharded
+from trimtab.gradients.blocks import STACKED, Item, blocks, means, norms
 from trimtab.moments import Moments, moments
 from trimtab.parameters import Entry
 
@@ -20,13 +23,29 @@ def moments_of(chosen: Sequence[Entry]) -> Moments:
         tensor([2.], dtype=torch.float64)
     """
     gradients = [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
-    devices = list(dict.fromkeys(gradient.device for gradient in gradients))
-    if len(devices) == 1:
-        return moments(gradients, gradients)
-    columns = torch.zeros(3, len(gradients), dtype=torch.float64, device=devices[0])
-    for device in devices:
-        positions = [position for position, gradient in enumerate(gradients) if gradient.device == device]
+    small: list[int] = []
+    large: dict[torch.device, list[int]] = {}
+    for position, gradient in enumerate(gradients):
+        if gradient.numel() > STACKED or is_sharded(gradient) or not gradient.is_contiguous():
+            large.setdefault(gradient.device, []).append(position)
+        else:
+            small.append(position)
+    found: list[Tensor] = []
+    order: list[int] = []
+    device = gradients[0].device
+    for positions in large.values():
         members = [gradients[position] for position in positions]
-        found = torch.stack(moments(members, members)).to(devices[0])
-        columns[:, torch.tensor(positions, device=devices[0])] = found
-    return Moments(*columns.unbind())
+        found.append(torch.stack(moments(members, members)).to(device))
+        order += positions
+    for block in blocks([Item(gradients[position], None) for position in small]):
+        # stacked, hence copies: they may be centred here
+        (rows,) = block.rows
+        mean = means(block.rows)
+        squares = norms([rows.sub_(mean)]).double().square_()
+        total = mean.double() * block.elements
+        number = torch.full_like(total, block.elements)
+        found.append(torch.cat([number, total, squares], 1).T.to(device))
+        order += [small[position] for position in block.positions]
+    joined = torch.empty(3, len(gradients), dtype=torch.float64, device=device)
+    joined[:, torch.tensor(order, device=device)] = torch.cat(found, 1)
+    return Moments(*joined.unbind())

@@ -57,32 +57,6 @@ def is_cut(parameter: Tensor, axis: int | None) -> bool:
     )
 
 
-def sums_of_rows(rows: Tensor) -> Tensor:
-    """Sum over all but the first dimension; shape (units, 1)."""
-    if rows.ndim == 2:
-        return rows.sum(1, keepdim=True)
-    return rows.sum(tuple(range(1, rows.ndim))).unsqueeze(1)
-
-
-def norms_of_rows(rows: Tensor) -> Tensor:
-    """Euclidean norm over all but the first dimension, float32 for halves; shape (units, 1)."""
-    dtype = None if rows.dtype in (torch.float32, torch.float64) else torch.float32
-    if rows.ndim == 2:
-        norms: Tensor = torch.linalg.vector_norm(rows, 2, 1, keepdim=True, dtype=dtype)
-    else:
-        norms = torch.linalg.vector_norm(rows, 2, tuple(range(1, rows.ndim)), dtype=dtype).unsqueeze(1)
-    return norms
-
-
-def columns_for(parts: Sequence[Tensor], joined: Tensor) -> list[Tensor]:
-    """Cut a column of shape (all units, 1) into one per part, shaped to broadcast against it."""
-    columns = joined.split_with_sizes([part.shape[0] for part in parts])
-    return [
-        column if part.ndim == 2 else column.view(-1, *[1] * (part.ndim - 1))
-        for column, part in zip(columns, parts, strict=True)
-    ]
-
-
 def over_ranks(sums: Sequence[Tensor], gradients: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
     """Add the sums of cut units over the ranks that hold their parts; one collective per process group.
 

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from trimtab.collectives import is_sharded
 from trimtab.gradients.base import GradientTransform, one_of, positive
-from trimtab.gradients.channels import centre_channels_, finite_or
+from trimtab.gradients.blocks import STACKED, Item
+from trimtab.gradients.channels import centre_channels_, centre_units_, finite_or
 from trimtab.gradients.passes import local_gradients, shift_and_scale_
 from trimtab.gradients.statistics import moments_of
 from trimtab.gradients.units import channel_axis, row_elements
@@ -41,7 +43,7 @@ class ZScore(GradientTransform):
     Reference: arXiv 2408.01215.
 
     Example:
-        >>> import trimtab
+        >>> import torch, trimtab
         >>> net = torch.nn.Linear(3, 1, bias=False)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> handle = trimtab.attach(optimizer, trimtab.gradients.ZScore())
@@ -60,16 +62,26 @@ class ZScore(GradientTransform):
         """`granularity` and `eps`."""
         return {"granularity": self.granularity, "eps": self.eps}
 
-    def _factor(self, squares: Tensor, number: Tensor) -> Tensor:
-        return 1.0 / ((squares / (number - 1)).sqrt() + self.eps)
+    def _factor(self, norm: Tensor, number: int | Tensor) -> Tensor:
+        """Of a centred tensor or channel: its norm and the number of its elements."""
+        return 1.0 / (norm / (number - 1) ** 0.5 + self.eps)
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Normalise every gradient."""
         if self.granularity == "channel":
             centre_channels_([entry for entry in chosen if row_elements(entry, channel_axis(entry)) > 1], self._factor)
             return
-        chosen = [entry for entry in chosen if entry.parameter.numel() > 1]
-        if chosen:
-            found = moments_of(chosen)
-            factor = finite_or(self._factor(found.squares, found.number), 1.0)
-            shift_and_scale_(local_gradients(chosen), finite_or(found.mean, 0.0), factor)
+        small: list[Item] = []
+        large: list[Entry] = []
+        for entry in chosen:
+            gradient = entry.parameter.grad
+            assert gradient is not None
+            if gradient.numel() > STACKED or is_sharded(gradient):
+                large.append(entry)
+            elif gradient.numel() > 1:
+                small.append(Item(gradient, None))
+        centre_units_(small, self._factor)
+        if large:
+            found = moments_of(large)
+            factor = finite_or(self._factor(found.squares.sqrt(), found.number), 1.0)
+            shift_and_scale_(local_gradients(large), finite_or(found.mean, 0.0), factor)
