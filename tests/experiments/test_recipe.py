@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.experiments.methods import METHODS
+from trimtab.experiments.methods import METHODS, TRANSFORMS
 from trimtab.experiments.recipe import Recipe, load_recipe, shipped_recipes
+from trimtab.experiments.run_folder import training_identity
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -65,3 +66,58 @@ def test_with_settings_checks_field_and_value() -> None:
 def test_methods_named_in_the_issue_exist() -> None:
     wanted = {"sgd", "adamw", "var", "l1", "hoyer", "sam", "asam", "cram", "cram+", "var+sam", "var+cram+"}
     assert wanted <= METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("none", ()),
+        ((), ()),
+        ("centralize+adaptive_clip", ("centralize", "adaptive_clip")),
+        (["zscore,autoscale"], ("zscore", "autoscale")),
+        (["autoscale", "centralize"], ("autoscale", "centralize")),
+    ],
+)
+def test_transforms_as_a_list_and_as_one_word(given: object, read: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = Recipe().with_settings({"transforms": given})
+    assert recipe.transforms == read
+    recipe.write(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("transforms", "zscor", "unknown gradient transform 'zscor'; allowed are autoscale, zscore, centralize"),
+        ("transforms", "none+zscore", "unknown gradient transform 'none'"),
+        ("transforms", "zscore+zscore", "occurs twice"),
+        ("transforms", 3, "transforms"),
+        ("track", ["gradient"], "unknown tracked quantity 'gradient'; allowed are gradients, weights, updates"),
+        ("track_every", 0, "track_every"),
+        ("autoscale.scale", "max", "running_max"),
+        ("adaptive_clip.clip", 0, "greater than 0"),
+    ],
+)
+def test_bad_transforms_and_tracking_are_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe().with_settings({field: value})
+
+
+def test_names_of_the_transforms_are_those_of_the_library() -> None:
+    from trimtab import gradients
+
+    assert {*TRANSFORMS, "clip_norm"} == set(gradients.names())
+    for name in TRANSFORMS:  # every section's defaults are the transform's own
+        section = getattr(Recipe(), name).model_dump()
+        assert repr(gradients.create(name, **section)) == repr(gradients.create(name))
+
+
+def test_identity_drops_what_nobody_reads_and_what_is_only_watched() -> None:
+    plain = training_identity(Recipe())
+    assert plain == training_identity(Recipe(track=("gradients",), track_every=3, autoscale={"scale": "ema"}))
+    assert "autoscale" not in plain
+    scaled = Recipe(transforms=("autoscale",))
+    assert training_identity(scaled) != plain
+    assert training_identity(scaled) != training_identity(scaled.with_settings({"autoscale.scale": "ema"}))
+    swapped = Recipe(transforms=("zscore", "centralize"))
+    assert training_identity(swapped) != training_identity(Recipe(transforms=("centralize", "zscore")))

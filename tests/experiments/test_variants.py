@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.variants import variants
+from trimtab.experiments.variants import run_label, variants
 
 
 def test_a_varied_field_applies_to_the_methods_that_read_it() -> None:
@@ -64,3 +64,13 @@ def test_transforms_multiply_all_methods_and_their_settings_only_theirs() -> Non
     assert len({v.folder for v in found}) == 4
     with pytest.raises(ValueError, match="none of the methods"):
         variants(Recipe(), ["sgd"], [0], {"autoscale.scale": ["first"]})
+
+
+def test_fixed_transforms_stand_in_every_label() -> None:
+    recipe = Recipe(transforms=("centralize", "autoscale"))
+    assert run_label(recipe) == "sgd[transforms=centralize+autoscale]"
+    assert run_label(Recipe(method="var")) == "var"
+    found = variants(recipe, ["sgd", "var"], [0], {"autoscale.scale": ["ema"]})
+    assert [v.label for v in found] == [
+        f"{method}[transforms=centralize+autoscale,autoscale.scale=ema]" for method in ("sgd", "var")
+    ]

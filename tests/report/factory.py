@@ -6,8 +6,11 @@ import itertools
 import math
 import random
 
+import numpy as np
+
+from trimtab.experiments.dynamics import dynamics, without_curves
 from trimtab.experiments.headline import headline
-from trimtab.experiments.summary import Cost, Histogram, Latency, Row, Run, Storage, Summary
+from trimtab.experiments.summary import Cost, Dynamics, Histogram, Latency, Row, Run, Storage, Summary
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 METHODS = ("sgd", "var", "sam", "cram+")
@@ -108,3 +111,51 @@ def make_summary(
         latencies=latencies if extras else [], storage=storage if extras else [],
         notes=["Every network was pruned once, without retraining, and measured on the test split."],
     )  # fmt: skip
+
+
+LAYERS = ("stem.weight", *(f"blocks.{i}.conv{j}.weight" for i in range(4) for j in (1, 2)), "head.weight")
+
+
+def tracker_rows(
+    seed: int = 0, steps: int = 300, kinds: tuple[str, ...] = ("gradients", "weights", "updates"), every: int = 2
+) -> tuple[dict[str, np.ndarray], dict[str, list[object]]]:
+    """Columns such as a tracker leaves, and its signals: layers fall at their own pace, one dies, two entries are NaN."""
+    noise = np.random.default_rng(seed)
+    rows: list[tuple[object, ...]] = []
+    sizes = [27 * 4**i for i in range(len(LAYERS))]
+    signals: dict[str, list[object]] = {"step": [], "name": [], "value": []}
+    for step in range(0, steps * every, every):
+        share = step / (steps * every)
+        for kind in kinds:
+            stds = []
+            for place, size in enumerate(sizes):
+                std = 10 ** (-2 - 0.2 * place - 1.5 * share + 0.1 * noise.standard_normal())
+                std *= {"gradients": 1.0, "weights": 10.0, "updates": 0.01}[kind]
+                dead = place == 4 and share > 0.4
+                stds.append(0.0 if dead else std)
+                nan = 2 if kind == "gradients" and place == 2 and step == 10 * every else 0
+                value = float("nan") if nan else stds[-1]
+                rows.append((step, LAYERS[place], kind, size, value, value * size**0.5, size if dead else 0, nan, 0))
+            nan = 2 if kind == "gradients" and step == 10 * every else 0
+            whole = float("nan") if nan else float(np.sqrt(np.dot(np.square(stds), sizes) / sum(sizes)))
+            norm = whole * sum(sizes) ** 0.5
+            rows.append((step, "(global)", kind, sum(sizes), whole, norm, 0, nan, 0))
+        for name, value in (("alpha", 1 - 0.8 * share), ("sigma", 0.01)):
+            signals["step"].append(step)
+            signals["name"].append(name)
+            signals["value"].append(value)
+    names = ("step", "layer", "kind", "n", "std", "norm", "zeros", "nan", "inf")
+    columns = {name: np.array([row[at] for row in rows], dtype=object) for at, name in enumerate(names)}
+    return columns, signals
+
+
+def make_dynamics(methods: tuple[str, ...], seeds: tuple[int, ...], **settings: object) -> list[Dynamics]:
+    """Dynamics of `methods` x `seeds`, the layers' curves of each method's first seed."""
+    found = []
+    for place, method in enumerate(methods):
+        for at, seed in enumerate(seeds):
+            columns, signals = tracker_rows(seed=10 * place + seed, **settings)  # type: ignore[arg-type]
+            one = dynamics(columns, signals, method=method, seed=seed)
+            assert one is not None
+            found.append(one if at == 0 else without_curves(one))
+    return found

@@ -15,6 +15,7 @@ COMMANDS = {
     "compare": "train and prune several methods over several seeds, then report",
     "tune": "choose a method's setting on the validation split",
     "prune": "prune a finished run at many sparsities and measure what is left",
+    "gradients": "show how the gradients of tracked runs went: a summary and figures",
     "report": "make the HTML report and the summary of one or more folders",
     "export": "write a finished run as a smaller file, ONNX or torch.export program",
     "list": "list methods, models, datasets, recipes",

@@ -243,3 +243,33 @@ def without_curves(found: Dynamics) -> Dynamics:
     """The same without the layers' curves, which a study keeps of the first seed only."""
     layers = [layer.model_copy(update={"log10_std": []}) for layer in found.layers]
     return found.model_copy(update={"layers": layers})
+
+
+def in_words(found: Sequence[Dynamics]) -> str:
+    """One sentence on the spread between layers and the global fall of these runs, as ranges over them.
+
+    Raises:
+        ValueError: no run.
+    """
+    if not found:
+        raise ValueError("there is no tracked run to speak of")
+    who = f"In {'this run' if len(found) == 1 else f'these {len(found)} runs'}"
+    spreads = [run.facts.heterogeneity for run in found if run.facts.heterogeneity is not None]
+    falls = [run.facts.fall for run in found if run.facts.fall is not None]
+    trends = [run.facts.trend for run in found if run.facts.trend is not None]
+    parts = []
+    if spreads:
+        parts.append(f"the standard deviations of the layers' gradients differ by a factor of {_between(spreads)}")
+    if falls and trends:
+        parts.append(
+            f"the global one ends at {_between([100 / fall for fall in falls])} % of its beginning (rank correlation "
+            f"with the step {_between(trends, 2)})"
+        )
+    bad = sum(run.facts.non_finite for run in found)
+    parts.append(f"{bad:,} gradient entries were NaN or infinite" if bad else "every gradient was finite")
+    return f"{who}, {'; '.join(parts)}."
+
+
+def _between(values: Sequence[float], digits: int = 3) -> str:
+    low, high = (f"{value:,.{digits}g}".replace("-", "\N{MINUS SIGN}") for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"

@@ -1,5 +1,5 @@
 """What a study found, for people: one self-contained HTML page, and a table for the terminal."""
 
-from trimtab.report.page import render
+from trimtab.report.page import render, render_dynamics
 
-__all__ = ["render"]
+__all__ = ["render", "render_dynamics"]

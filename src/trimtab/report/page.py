@@ -11,20 +11,19 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from trimtab.experiments.summary import Summary
+from trimtab.experiments.summary import Dynamics, Summary
 from trimtab.files import write_text
 from trimtab.report.accuracy import accuracy_section, controls_section
-from trimtab.report.palette import THEMES
+from trimtab.report.dynamics import dynamics_sections
+from trimtab.report.palette import THEMES, looks
 from trimtab.report.parts import STATES, Figure, Section
 from trimtab.report.records import results_section, runs_section
 from trimtab.report.resources import cost_section, latency_section, storage_section
 from trimtab.report.study import Study
 from trimtab.report.weights import weights_section
 
-SECTIONS = (
-    accuracy_section, controls_section, storage_section, latency_section, cost_section, weights_section, runs_section,
-    results_section,
-)  # fmt: skip
+BEFORE = (accuracy_section, controls_section, storage_section, latency_section, cost_section, weights_section)
+AFTER = (runs_section, results_section)
 _IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
 
@@ -83,24 +82,56 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     return facts
 
 
-def _context(summary: Summary, place: int) -> dict[str, Any]:
-    study = Study(summary)
-    sections: list[Section] = [build(study) for build in SECTIONS]
-    switchable = [
-        state for state, recalibrated in (("pruned", False), ("recalibrated", True)) if recalibrated in study.states
-    ]
+def _article(place: int, sections: Sequence[Section], **parts: Any) -> dict[str, Any]:
+    """What the template of one study needs."""
     return {
         "key": f"s{place}",
-        "summary": summary,
-        "facts": _facts(summary),
-        "recipe": yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
         "sections": sections,
-        "states": {state: STATES[state] for state in switchable},
         "figures": {
             f"s{place}-figure-{figure.name}": _figure(figure) for section in sections for figure in section.figures
         },
-        "data": summary.model_dump_json(by_alias=True),
+        **parts,
     }
+
+
+def _study(summary: Summary, place: int) -> dict[str, Any]:
+    study = Study(summary)
+    sections = [build(study) for build in BEFORE]
+    sections += dynamics_sections(summary.dynamics, study.looks)
+    sections += [build(study) for build in AFTER]
+    switchable = [
+        state for state, recalibrated in (("pruned", False), ("recalibrated", True)) if recalibrated in study.states
+    ]
+    return _article(
+        place,
+        sections,
+        name=summary.name,
+        headline=summary.headline,
+        notes=summary.notes,
+        facts=_facts(summary),
+        recipe=yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
+        states={state: STATES[state] for state in switchable},
+        data=summary.model_dump_json(by_alias=True),
+        file="summary.json",
+    )
+
+
+def _write(articles: Sequence[dict[str, Any]], title: str, path: Path) -> Path:
+    from plotly.offline import get_plotlyjs
+
+    text = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            studies=articles,
+            themes=THEMES,
+            page={"themes": THEMES, "figures": {k: v for one in articles for k, v in one["figures"].items()}},
+            title=title,
+            plotly=Markup(get_plotlyjs()),
+        )
+    )
+    write_text(Path(path), text)
+    return Path(path)
 
 
 def render(summary: Summary | Sequence[Summary], path: Path) -> Path:
@@ -126,19 +157,46 @@ def render(summary: Summary | Sequence[Summary], path: Path) -> Path:
     for one in summaries:
         if not one.rows:
             raise ValueError(f"the summary {one.name!r} has no rows: there is nothing to report")
-    from plotly.offline import get_plotlyjs
+    title = summaries[0].name if len(summaries) == 1 else f"{len(summaries)} studies"
+    return _write([_study(one, place) for place, one in enumerate(summaries)], title, path)
 
-    studies = [_context(one, place) for place, one in enumerate(summaries)]
-    text = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            studies=studies,
-            themes=THEMES,
-            page={"themes": THEMES, "figures": {k: v for study in studies for k, v in study["figures"].items()}},
-            title=summaries[0].name if len(summaries) == 1 else f"{len(summaries)} studies",
-            plotly=Markup(get_plotlyjs()),
-        )
-    )
-    write_text(Path(path), text)
-    return Path(path)
+
+def render_dynamics(
+    found: Sequence[Dynamics], path: Path, *, name: str, headline: str, facts: Sequence[tuple[str, str]], recipe: str
+) -> Path:
+    """Write the dynamics of tracked runs as one page of the same kind, for runs that need be neither finished nor pruned.
+
+    Args:
+        found: the runs; seeds of one label are drawn together.
+        path: the file to write.
+        name, headline: heading and sentence at the top.
+        facts: what was run, as (term, text).
+        recipe: YAML shown folded.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: no run.
+        OSError: the file could not be written.
+    """
+    if not found:
+        raise ValueError("a page of dynamics needs at least one tracked run, got none")
+    labels = list(dict.fromkeys(run.method for run in found))
+    sections = dynamics_sections(found, looks(labels, labels[0]))
+    rows = [
+        {"method": run.method, "seed": run.seed, **layer.model_dump(exclude={"log10_std"})}
+        for run in found
+        for layer in run.layers
+    ]
+    data = {
+        "schema": "trimtab.gradients/1",
+        "name": name,
+        "rows": rows,
+        "dynamics": [run.model_dump(mode="json") for run in found],
+    }
+    article = _article(
+        0, sections, name=name, headline=headline, notes=[], facts=facts, recipe=recipe, states={}, data=json.dumps(data),
+        file="gradients.json",
+    )  # fmt: skip
+    return _write([article], name, path)

@@ -1,0 +1,132 @@
+"""`trimtab gradients`: how the gradients of tracked runs went, as tables and as a page of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.cli.arguments import Output, parse
+from trimtab.cli.console import console, print_json
+from trimtab.experiments.comparison import run_folders
+from trimtab.experiments.dynamics import in_words, run_dynamics
+from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.summary import Dynamics
+from trimtab.experiments.variants import run_label
+from trimtab.report import render_dynamics
+
+
+@dataclass(frozen=True)
+class GradientsArguments:
+    """`trimtab gradients RUN [RUN ...]`: reads what `trimtab train --track gradients,weights,updates` left, also of runs that are not finished; runs are compared side by side."""  # noqa: E501
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Tracked run folders, or folders that hold such."""
+    out: Path | None = None
+    """Where gradients.html goes; default the first folder."""
+    layers: bool = True
+    """Print a table of the layers for each run (at most 4 runs)."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def tracked_runs(folders: Sequence[Path]) -> list[tuple[RunFolder, Dynamics]]:
+    """Every tracked run at or below the folders, labelled so that no two are taken for one.
+
+    Raises:
+        ValueError: none of them was tracked.
+    """
+    runs = list({run.path: run for folder in folders for run in run_folders(folder)}.values())
+    tracked = [run for run in runs if run.gradients_folder.is_dir()]
+    labels = [(run_label(run.recipe), run.recipe.seed) for run in tracked]
+    found = []
+    for run, label in zip(tracked, labels, strict=True):
+        name = label[0] if labels.count(label) == 1 else str(run.path)
+        dynamics = run_dynamics(run, name)
+        if dynamics is not None:
+            found.append((run, dynamics))
+    if not found:
+        raise ValueError(
+            f"no tracked run among {', '.join(map(str, folders))}; train one with --track gradients,weights,updates"
+        )
+    return found
+
+
+def _text(value: float | None, times: str = "") -> str:
+    return "-" if value is None else f"{value:,.3g}{times}"
+
+
+def layer_table(run: Dynamics) -> Table:
+    """One row per layer, and one for all together."""
+    table = Table(title=Text(f"{run.method}, seed {run.seed}"), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for name in ("first std", "last std", "fall", "update/weight", "dead %", "non-finite"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for layer in run.layers:
+        falls = layer.first is not None and layer.last is not None and layer.last > 0
+        fall = layer.first / layer.last if falls and layer.first is not None and layer.last is not None else None
+        table.add_row(
+            Text(layer.name), _text(layer.first), _text(layer.last), _text(fall, "x"), _text(layer.update_ratio),
+            f"{100 * layer.dead:.3g}", str(layer.non_finite), style="red" if layer.non_finite or layer.dead >= 0.5 else None,
+        )  # fmt: skip
+    return table
+
+
+def facts_table(found: Sequence[Dynamics]) -> Table:
+    """One row per run."""
+    table = Table(
+        title="gradients of all layers", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
+        caption="differ: largest / smallest std of a layer, median over steps; fall: global std, first over last tenth; "
+        "rank: Spearman's correlation with the step; dead: layers with no gradient in half or more of the steps",
+    )  # fmt: skip
+    table.add_column("run", overflow="fold")
+    for name in ("steps", "differ", "fall", "rank", "update/weight", "alpha", "dead", "non-finite"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in found:
+        facts = run.facts
+        alpha = "-" if facts.alpha is None else f"{facts.alpha[0]:.2g}..{facts.alpha[1]:.2g}"
+        table.add_row(
+            Text(f"{run.method}, seed {run.seed}"), str(run.tracked), _text(facts.heterogeneity, "x"), _text(facts.fall, "x"),
+            "-" if facts.trend is None else f"{facts.trend:.2f}", _text(facts.update_ratio), alpha, str(facts.dead),
+            str(facts.non_finite),
+        )  # fmt: skip
+    return table
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, read, show."""
+    given = parse(GradientsArguments, arguments, "gradients")
+    if not given.runs:
+        raise ValueError("name at least one tracked run: trimtab gradients RUN [RUN ...]")
+    pairs = tracked_runs(given.runs)
+    found = [dynamics for _, dynamics in pairs]
+    out = given.out or given.runs[0]
+    recipe = pairs[0][0].recipe
+    labels = list(dict.fromkeys(dynamics.method for dynamics in found))
+    facts = [
+        ("runs", ", ".join(labels)),
+        ("seeds", ", ".join(sorted({str(dynamics.seed) for dynamics in found}))),
+        ("data", recipe.data.name),
+        ("model", recipe.model.name),
+        ("status", ", ".join(sorted({str(folder.info().get("status", "unknown")) for folder, _ in pairs}))),
+    ]
+    headline = in_words(found)
+    page = render_dynamics(
+        found, out / "gradients.html", name=f"{recipe.name}: gradients", headline=headline, facts=facts,
+        recipe=recipe.to_yaml(),
+    )  # fmt: skip
+    if given.output.json:
+        print_json({"page": str(page), "dynamics": [dynamics.model_dump(mode="json") for dynamics in found]})
+        return 0
+    if given.layers and len(found) <= 4:
+        for dynamics in found:
+            console.print(layer_table(dynamics))
+    console.print(facts_table(found))
+    console.print(f"page: {page}", soft_wrap=True, markup=False)
+    console.print(headline, soft_wrap=True, markup=False)
+    return 0

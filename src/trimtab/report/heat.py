@@ -1,0 +1,108 @@
+"""Layers by steps: a heat map of the gradients' standard deviation for each label, and the layers in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.experiments.summary import Dynamics, LayerDynamics
+from trimtab.report.parts import Cell, Figure, Section, Table, plain
+
+WIDE = 2  # so many maps stand below each other at full width, more become small ones side by side
+COLOURS = "Viridis"  # even steps of lightness, readable without colour vision, on light and dark paper
+
+
+def _range(runs: Sequence[Dynamics]) -> tuple[float, float]:
+    """Colours of all maps: from the 2nd to the 98th percentile, so that a dead layer does not wash out the others."""
+    values = sorted(value for run in runs for layer in run.layers for value in layer.log10_std if value is not None)
+    if not values:
+        return -1.0, 1.0
+    low, high = values[int(0.02 * (len(values) - 1))], values[math.ceil(0.98 * (len(values) - 1))]
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _short(name: str, letters: int) -> str:
+    text = name.removesuffix(".weight")
+    return text if len(text) <= letters else "\N{HORIZONTAL ELLIPSIS}" + text[1 - letters :]
+
+
+def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> Figure:
+    layers = run.layers
+    letters, row = (13, 9) if small else (30, 15)
+    height = min(max(260, 110 + row * len(layers)), 300 if small else 760)
+    every = max(1, math.ceil(len(layers) * 13 / (height - 90)))
+    bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": "log\u2081\u2080", "side": "top"}}
+    trace: dict[str, Any] = {
+        "type": "heatmap", "x": run.steps, "y": list(range(len(layers))), "z": [layer.log10_std for layer in layers],
+        "customdata": [[[plain(layer.name)] for _ in run.steps] for layer in layers], "zmin": span[0], "zmax": span[1],
+        "colorscale": COLOURS, "colorbar": bar, "hoverongaps": False,
+        "hovertemplate": "%{customdata[0]}, step %{x}<br>log\u2081\u2080 std <b>%{z:.2f}</b><extra></extra>",
+    }  # fmt: skip
+    ticks = list(range(0, len(layers), every))
+    return Figure(
+        f"dynamics-layers-{place}",
+        f"{run.method}, seed {run.seed}: logarithm (base 10) of the standard deviation of each layer's gradient, the first "
+        "layer at the top, training from left to right. Blank: zero or not finite.",
+        {"": [trace]},
+        {
+            "xaxis": {"title": {"text": "optimizer step"}, "showgrid": False, "zeroline": False},
+            "yaxis": {"tickvals": ticks, "ticktext": [plain(_short(layers[at].name, letters)) for at in ticks],
+                      "range": [len(layers) - 0.5, -0.5], "showgrid": False, "zeroline": False,
+                      "tickfont": {"size": 10 if small else 11}},
+            "height": height, "margin": {"l": 40},
+        },
+        small=small, title=f"{run.method}, seed {run.seed}",
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> Cell:
+    return Cell("", None) if value is None else Cell(f"{value:.3g}", value)
+
+
+def _row(run: Dynamics, layer: LayerDynamics, updates: bool) -> list[Cell]:
+    both = layer.first is not None and layer.last is not None and layer.last > 0
+    fall = layer.first / layer.last if both and layer.first is not None and layer.last is not None else None
+    return [
+        Cell(layer.name), Cell(run.method), Cell(str(run.seed), run.seed), _number(layer.first), _number(layer.last),
+        Cell("", None) if fall is None else Cell(f"{fall:,.3g}x", float(f"{fall:.5g}")),
+        *([_number(layer.update_ratio)] if updates else []),
+        Cell(f"{100 * layer.dead:.3g}", round(100 * layer.dead, 4)), Cell(f"{layer.non_finite:,}", layer.non_finite),
+    ]  # fmt: skip
+
+
+def heat_section(groups: Mapping[str, Sequence[Dynamics]]) -> Section | None:
+    """A map of the first seed of each label that kept its curves; None where none did.
+
+    Args:
+        groups: runs by label.
+    """
+    shown = [next((run for run in runs if any(la.log10_std for la in run.layers)), None) for runs in groups.values()]
+    runs = [run for run in shown if run is not None]
+    if not runs:
+        return None
+    span, updates = _range(runs), any(layer.update_ratio is not None for run in runs for layer in run.layers)
+    head = [
+        "layer",
+        "method",
+        "seed",
+        "first",
+        "last",
+        "fall",
+        *(["update / weight"] if updates else []),
+        "dead, %",
+        "non-finite",
+    ]
+    rows = [_row(run, layer, updates) for run in runs for layer in run.layers]
+    sentences = [
+        "Colour: log\u2081\u2080 of the standard deviation of a layer's gradient, one scale for all maps (it ends at the 2nd "
+        "and 98th percentile). Layers stand in the network's order, the first at the top; blank is zero or not finite."
+    ]
+    if any(len(own) > 1 for own in groups.values()):
+        sentences.append("Of each method the first seed is shown.")
+    return Section(
+        "dynamics-layers", "Layer by layer", sentences,
+        [_map(place, run, span, small=len(runs) > WIDE) for place, run in enumerate(runs)],
+        [Table("layers", "The layers in numbers: standard deviation in the first and last tenth of the tracked steps", head,
+               rows, folded=True)],
+    )  # fmt: skip
