@@ -101,6 +101,8 @@ def _combinations(section: Pruning, plain: bool) -> list[tuple[str, str]]:
     """Score and scope asked for, then the controls; controls belong to the plain optimizers, which are the baseline."""
     asked = (section.score, section.scope)
     controls = [("random", "global"), ("magnitude", "layer")] if section.controls and plain else []
+    if section.pattern != "unstructured":  # which chooses within its groups: a layer's masks are those of the network
+        controls = controls[:1]
     return [asked, *(pair for pair in controls if pair != asked)]
 
 
