@@ -24,8 +24,8 @@ class Study:
     @cached_property
     def methods(self) -> list[str]:
         """Labels in order of first appearance."""
-        found = (*self.summary.rows, *self.summary.runs, *self.summary.dynamics)
-        return list(dict.fromkeys(item.method for item in found))
+        labels = [row.method for row in self.summary.rows] + [run.method for run in self.summary.runs]
+        return list(dict.fromkeys([*labels, *(run.method for run in self.summary.dynamics)]))
 
     @property
     def baseline(self) -> str:
