@@ -1,0 +1,18 @@
+"""Callbacks for training loops of others: `trimtab.adapters.lightning` and `trimtab.adapters.hugging_face`.
+
+Each needs its library: `pip install trimtab[lightning]`, `pip install trimtab[transformers]`. Nothing else in Trimtab
+imports them.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__all__ = ["hugging_face", "lightning"]
+
+
+def __getattr__(name: str) -> object:
+    """Import an adapter, and with it its library, when it is first used."""
+    if name in __all__:
+        return importlib.import_module(f"trimtab.adapters.{name}")
+    raise AttributeError(f"module 'trimtab.adapters' has no attribute {name!r}")

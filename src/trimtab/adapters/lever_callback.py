@@ -1,0 +1,97 @@
+"""What the callbacks share: levers attached while the loop trains, their state, pruning when it has ended."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from trimtab.levers import Handle, Lever, attach
+from trimtab.pruning import Pruned, one_shot
+from trimtab.pruning.selection_plan import SelectionPlan
+
+if TYPE_CHECKING:
+    from trimtab.observe import GradientTracker  # type: ignore[attr-defined]
+
+
+class LeverCallback:
+    """Levers, a tracker and one-shot pruning for a loop that somebody else owns.
+
+    Args:
+        levers: one lever or several, in the order in which they act.
+        tracker: attached before the levers, so it sees the gradients that they get; watches what they signal; flushed at
+            the end. To record what the levers leave, put a tracker among them instead.
+        prune: sparsity to prune to when training has ended, or the settings of `trimtab.pruning.one_shot` as a dict,
+            such as `{"pattern": "2:4"}`. They are checked against the model when training starts.
+
+    Attributes:
+        handle: what `trimtab.attach` returned, None before training.
+        pruned: what `one_shot` returned, None before the end and when `prune` is None.
+
+    Raises:
+        TypeError: a lever is none, or `prune` holds a setting that `one_shot` does not have.
+        ValueError: nothing is given; (when training starts) `prune` does not fit the model.
+    """
+
+    def __init__(
+        self,
+        levers: Lever | Sequence[Lever] = (),
+        tracker: GradientTracker | None = None,
+        prune: float | Mapping[str, Any] | None = None,
+    ) -> None:
+        self.levers = (levers,) if isinstance(levers, Lever) else tuple(levers)
+        self.tracker = tracker
+        if not (self.levers or tracker is not None or prune is not None):
+            raise ValueError("TrimtabCallback has nothing to do: give levers, tracker or prune")
+        if tracker is not None and self.levers:
+            tracker.watch(self.levers)
+        self.prune = {"sparsity": prune} if prune is not None and not isinstance(prune, Mapping) else prune
+        inspect.signature(one_shot).bind(None, **(self.prune or {}))
+        self.handle: Handle | None = None
+        self.pruned: Pruned | None = None
+        self._saved: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the tracker and of every lever; empty before the first training."""
+        return self._saved or ({} if self.handle is None else self.handle.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep a saved state until the levers are attached; ValueError then when it is of other levers."""
+        self._saved = state
+
+    def _start(self, optimizer: torch.optim.Optimizer, model: nn.Module, clips: str | None) -> None:
+        """Attach to `optimizer`; `clips` names the loop's own clipping where it is on."""
+        self._stop()
+        if self.prune is not None:
+            call = inspect.signature(one_shot).bind(model, **self.prune)
+            call.apply_defaults()
+            settings = dict(call.arguments)
+            sparsity = settings.pop("sparsity")
+            SelectionPlan(settings.pop("model"), **settings).check_sparsity(sparsity)
+        chain = self.levers if self.tracker is None else (self.tracker, *self.levers)
+        if chain and clips:
+            warnings.warn(
+                f"{clips} clips the gradients before the levers get them; to clip last, turn it off and give "
+                "trimtab.gradients.ClipNorm as the last lever",
+                stacklevel=2,
+            )
+        self.handle = attach(optimizer, *chain, model=model)
+        if self._saved:
+            self.handle.load_state_dict(self._saved)
+            self._saved = {}
+
+    def _stop(self) -> None:
+        """Detach, and flush every lever that can be flushed."""
+        if self.handle is not None:
+            self.handle.remove()
+            for lever in self.handle.levers:
+                if callable(flush := getattr(lever, "flush", None)):
+                    flush()
+
+    def _prune(self, model: nn.Module) -> None:
+        if self.prune is not None:
+            self.pruned = one_shot(model, **self.prune)
