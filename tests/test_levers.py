@@ -254,6 +254,64 @@ def test_wrong_arguments():
     assert not optimizer._optimizer_step_pre_hooks
 
 
+class Bound(Recorder):
+    """Has the methods that a lever need not have, and logs their calls."""
+
+    def __init__(self, log: list[str], label: str, fails: bool = False) -> None:
+        super().__init__(0.0, log, f"before {label}")
+        self.name, self.fails = label, fails
+
+    def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
+        if self.fails:
+            raise ValueError("cannot be bound")
+        self.log.append(f"bind {self.name} to {type(optimizer).__name__}, {len(parameters)}, {model is not None}")
+
+    def after_step(self, parameters: Sequence[Entry]) -> None:
+        assert not torch.is_grad_enabled()
+        self.log.append(f"after {self.name}")
+
+    def unbind(self) -> None:
+        self.log.append(f"unbind {self.name}")
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_lever_is_told_of_binding_steps_and_removal(closure):
+    net, log = network(), []
+    base = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = trimtab.attach(Wrapper(base) if closure else base, Bound(log, "a"), Recorder(), Bound(log, "b"), model=net)
+    backward(net)
+    handle._optimizer.step((lambda: backward(net)) if closure else None)
+    handle.remove()
+    handle.remove()
+    base.step()
+    bound = ["bind a to SGD, 2, True", "bind b to SGD, 2, True"]
+    assert log == [*bound, "before a", "before b", "after a", "after b", "unbind b", "unbind a"]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_after_step_is_not_called_when_the_scaler_skips_the_step(fused):
+    net, log = network(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=fused)
+    trimtab.attach(optimizer, Bound(log, "a"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4096.0)
+    for factor in (1.0, float("inf")):
+        optimizer.zero_grad()
+        backward(net, factor=scaler.scale(torch.ones(())).item() * factor)
+        scaler.step(optimizer)
+        scaler.update()
+    assert log[1:] == ["before a", "after a"]
+
+
+def test_a_lever_that_cannot_be_bound_leaves_nothing_behind():
+    log: list[str] = []
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="cannot be bound"):
+        trimtab.attach(optimizer, Bound(log, "a"), Bound(log, "b", fails=True))
+    assert log[1:] == ["unbind a"]
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
 def test_repr_names_the_chain():
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
     handle = trimtab.attach(optimizer, trimtab.penalties.L1(1e-3), trimtab.penalties.HoyerSquare(1.0))

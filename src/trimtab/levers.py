@@ -22,6 +22,13 @@ class Lever(Protocol):
 
     `state_dict` holds plain tensors, numbers, strings, lists and dicts only, so that `torch.load(weights_only=True)`
     and JSON + safetensors can carry it.
+
+    Three more methods are called where a lever has them:
+
+    * `after_step(parameters)`: when the optimizer has stepped; not for a step that `GradScaler` skipped.
+    * `bind(optimizer, model, parameters)`: by `attach`, with the optimizer that takes the step, the model given to
+      `attach` (or None) and the parameters that `before_step` will get.
+    * `unbind()`: by `Handle.remove`.
     """
 
     def before_step(self, parameters: Sequence[Entry]) -> None:
@@ -61,6 +68,12 @@ def _unscale_fused(optimizer: torch.optim.Optimizer) -> bool:
     return True
 
 
+def _call(lever: Lever, method: str, *arguments: Any) -> None:
+    """Call a method that a lever need not have."""
+    if callable(found := getattr(lever, method, None)):
+        found(*arguments)
+
+
 class Handle:
     """What `attach` returns: removes the levers again and carries their state.
 
@@ -73,8 +86,20 @@ class Handle:
         self._model = model
         self._known_ids: list[int] = []
         self._entries: list[Entry] = []
-        self._current_entries()
-        self._hook = self._optimizer.register_step_pre_hook(self._before_step)
+        self._applied = False
+        parameters = self._current_entries()
+        self._bound: list[Lever] = []
+        try:
+            for lever in levers:
+                _call(lever, "bind", self._optimizer, model, parameters)
+                self._bound.append(lever)
+        except BaseException:
+            self._unbind()
+            raise
+        self._hooks = (
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        )
 
     def _current_entries(self) -> list[Entry]:
         ids = [id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]]
@@ -91,10 +116,12 @@ class Handle:
         parameters = self._current_entries()
         for lever in self.levers:
             lever.before_step(parameters)
+        self._applied = True
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._applied = False
         # args[0] is the optimizer itself: torch hands the hook the arguments of the unbound `step`.
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -115,9 +142,22 @@ class Handle:
 
         return closure_and_levers
 
+    @torch.no_grad()
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._applied:
+            parameters = self._current_entries()
+            for lever in self.levers:
+                _call(lever, "after_step", parameters)
+
+    def _unbind(self) -> None:
+        while self._bound:
+            _call(self._bound.pop(), "unbind")
+
     def remove(self) -> None:
         """Detach the levers; calling it again does nothing."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        self._unbind()
 
     def state_dict(self) -> dict[str, Any]:
         """State of every lever, in order."""
