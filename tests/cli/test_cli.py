@@ -111,6 +111,11 @@ def test_train_quiet_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["prune", "/nonexistent"], "not a run folder"),
         (["export", "/nonexistent"], "not a run folder"),
         (["report", "/nonexistent"], "no folder"),
+        (["gradients", "/nonexistent"], "no folder"),
+        (["gradients"], "name at least one tracked run"),
+        (["train", "digits", "--track", "gradients,weight"], "'weight'; allowed are gradients, weights, updates"),
+        (["train", "digits", "--transforms", "zscor"], "unknown gradient transform 'zscor'"),
+        (["compare", "digits", "--vary", "autoscale.scale=ema"], "none of the methods sgd, var reads it"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_code_2(

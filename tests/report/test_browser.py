@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.report.factory import make_summary
+from tests.report.factory import make_dynamics, make_summary
+from trimtab.experiments.summary import Summary
 from trimtab.report import render
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
@@ -23,6 +24,12 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,900",
 )  # fmt: skip
 EVIL = "</script><b onclick=alert(1)>&%{x}"
+
+
+def main_summary() -> Summary:
+    """The first study of the page: three methods, two seeds of each tracked."""
+    labels = ("sgd", "var", EVIL)
+    return make_summary(labels).model_copy(update={"dynamics": make_dynamics(labels, (0, 1), steps=60)})
 
 
 def wait(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
@@ -55,7 +62,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         )
         driver.folder = folder
         small = make_summary(("sgd",), (0,), controls=False, recalibrated=False, extras=False, name="small")
-        driver.page = render([make_summary(("sgd", "var", EVIL)), small], folder / "report.html").as_uri()
+        driver.page = render([main_summary(), small], folder / "report.html").as_uri()
         yield driver
     finally:
         driver.quit()
@@ -97,8 +104,10 @@ def test_every_figure_is_drawn_and_nothing_is_fetched(page: Any) -> None:
     counts = script(
         page, "return [...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('.trace').length)"
     )
-    assert len(counts) == 9
-    assert min(counts) > 0
+    assert len(counts) == 17
+    maps = script(page, "return document.querySelectorAll('#s0-dynamics-layers .chart .heatmaplayer image').length")
+    assert maps == 3
+    assert sorted(counts)[3] > 0  # the maps are images, every other figure has traces
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     sent = [e["params"] for e in events if e["method"] == "Network.requestWillBeSent"]
     asked = [one["request"]["url"] for one in sent if one["documentURL"] == page.page]
@@ -163,6 +172,23 @@ def test_theme_button_repaints_page_and_figures(page: Any) -> None:
     wait(lambda: script(page, look) == light, "the light figure again")
 
 
+def test_dynamics_are_painted_in_the_theme_and_fit(page: Any) -> None:
+    look = (
+        "return ['dynamics-std', 'dynamics-layers-0', 'dynamics-signal-0'].map(n => "
+        "document.getElementById('s0-figure-' + n)._fullLayout).map(f => f.paper_bgcolor + f.font.color)"
+    )
+    assert script(page, look) == ["#ffffff#1f2430"] * 3
+    click(page, "#theme")
+    wait(lambda: script(page, look) == ["#14171d#f2f4f8"] * 3, "the dark figures")
+    click(page, "#theme")
+    wait(lambda: script(page, look) == ["#ffffff#1f2430"] * 3, "the light figures")
+    inside = (
+        "return [...document.querySelectorAll('#s0-dynamics-layers .ytick text')].every("
+        "t => t.getBoundingClientRect().left >= t.closest('.chart').getBoundingClientRect().left - 1)"
+    )
+    assert script(page, inside)
+
+
 def test_dark_follows_the_system(page: Any) -> None:
     load(page)  # without a theme chosen by the button
     page.execute_cdp_cmd(
@@ -205,9 +231,14 @@ def test_downloads_rows_summary_and_figures(page: Any) -> None:
         click(page, f"button.download[data-study='s0'][data-kind='{kind}']")
     for kind in ("svg", "png"):
         click(page, f"button.image[data-figure='s0-figure-accuracy'][data-kind='{kind}']")
-    names = ("rows.csv", "summary.json", "s0-figure-accuracy.svg", "s0-figure-accuracy.png")
+    click(page, "button.image[data-figure='s0-figure-dynamics-layers-0'][data-kind='svg']")
+    names = (
+        "rows.csv",
+        "summary.json",
+        *(f"s0-figure-{n}" for n in ("accuracy.svg", "accuracy.png", "dynamics-layers-0.svg")),
+    )
     wait(lambda: all((downloads / n).is_file() and (downloads / n).stat().st_size for n in names), "the downloads")
-    summary = make_summary(("sgd", "var", EVIL))
+    summary = main_summary()
     assert json.loads((downloads / "summary.json").read_text())["rows"] == summary.model_dump(mode="json")["rows"]
     lines = (downloads / "rows.csv").read_text().splitlines()
     assert len(lines) == 1 + len(summary.rows)
