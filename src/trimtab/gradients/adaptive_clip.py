@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class AdaptiveClip(GradientTransform):
     def _factor(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """What to multiply by, from the norms of weights and gradients, which are used up."""
         limit = weight.clamp_(min=self.eps).mul_(self.clip)
-        return finite_or(limit.div_(gradient.clamp_(min=LEAST_GRADIENT_NORM)), 1.0).clamp_(max=1.0)
+        return finite_or(limit.div_(finite_or(gradient, math.nan).clamp_(min=LEAST_GRADIENT_NORM)), 1.0).clamp_(max=1.0)
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Scale down every unit that is too large."""

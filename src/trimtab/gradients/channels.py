@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from trimtab.gradients.passes import working_dtype
 from trimtab.gradients.units import channel_axis, is_cut, over_ranks, row_elements, rows_of
 from trimtab.parameters import Entry
 
-Factor = Callable[[Tensor, int], Tensor]
+Factor = Callable[[Tensor, int | Tensor], Tensor]
 """(norms of the centred units, elements per unit) -> factors of the same shape."""
 
 
@@ -25,6 +26,11 @@ def finite_or(values: Tensor, instead: float) -> Tensor:
         tensor([2., 1.])
     """
     return values.nan_to_num_(instead, instead, instead)
+
+
+def factor_of(norm: Tensor, number: int | Tensor, factor: Factor) -> Tensor:
+    """`factor(norm, number)`, 1 where the norm is not finite; uses up the norm."""
+    return finite_or(factor(finite_or(norm, math.nan), number), 1.0)
 
 
 def centre_channels_(chosen: Sequence[Entry], factor: Factor | Tensor | None = None) -> None:
@@ -55,7 +61,7 @@ def centre_units_(items: Sequence[Item], factor: Factor | Tensor | None = None) 
         rows = block.rows
         torch._foreach_sub_(rows, columns(finite_or(means(rows), 0.0), rows))
         if callable(factor):
-            torch._foreach_mul_(rows, columns(finite_or(factor(norms(rows), block.elements), 1.0), rows))
+            torch._foreach_mul_(rows, columns(factor_of(norms(rows), block.elements, factor), rows))
         elif factor is not None:
             torch._foreach_mul_(rows, factor.to(rows[0]))
         block.write_back()
@@ -82,7 +88,7 @@ def _centre_cut_(cut: Sequence[tuple[Entry, int | None]], factor: Factor | Tenso
         rows = rows - columns(finite_or(total / count, 0.0).to(rows.dtype), [rows])[0]
         if callable(factor):
             norm = (within + between - total * total / count).clamp_(min=0).sqrt_()
-            rows.mul_(columns(finite_or(factor(norm, count), 1.0).to(rows.dtype), [rows])[0])
+            rows.mul_(columns(factor_of(norm, count, factor).to(rows.dtype), [rows])[0])
         elif factor is not None:
             rows.mul_(factor.to(rows))
         view.copy_(rows)

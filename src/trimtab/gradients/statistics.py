@@ -46,6 +46,7 @@ def moments_of(chosen: Sequence[Entry]) -> Moments:
         number = torch.full_like(total, block.elements)
         found.append(torch.cat([number, total, squares], 1).T.to(device))
         order += [small[position] for position in block.positions]
-    joined = torch.empty(3, len(gradients), dtype=torch.float64, device=device)
+    # a tensor without elements is in no block: zeros
+    joined = torch.zeros(3, len(gradients), dtype=torch.float64, device=device)
     joined[:, torch.tensor(order, device=device)] = torch.cat(found, 1)
     return Moments(*joined.unbind())

@@ -10,7 +10,7 @@ from torch import Tensor
 from trimtab.collectives import is_sharded
 from trimtab.gradients.base import GradientTransform, one_of, positive
 from trimtab.gradients.blocks import STACKED, Item
-from trimtab.gradients.channels import centre_channels_, centre_units_, finite_or
+from trimtab.gradients.channels import centre_channels_, centre_units_, factor_of, finite_or
 from trimtab.gradients.passes import local_gradients, shift_and_scale_
 from trimtab.gradients.statistics import moments_of
 from trimtab.gradients.units import channel_axis, row_elements
@@ -83,5 +83,5 @@ class ZScore(GradientTransform):
         centre_units_(small, self._factor)
         if large:
             found = moments_of(large)
-            factor = finite_or(self._factor(found.squares.sqrt(), found.number), 1.0)
+            factor = factor_of(found.squares.sqrt(), found.number, self._factor)
             shift_and_scale_(local_gradients(large), finite_or(found.mean, 0.0), factor)
