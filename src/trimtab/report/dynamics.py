@@ -122,7 +122,7 @@ def _facts_table(found: Sequence[Dynamics]) -> Table:
             cells.append(Cell("", None) if alpha is None else Cell(f"{alpha[0]:.3g} to {alpha[1]:.3g}", alpha[0]))
         cells += [Cell(str(facts.dead), facts.dead), Cell(f"{facts.non_finite:,}", facts.non_finite)]
         rows.append(cells)
-    head = ["method", "seed", "tracked steps", "layers differ by", "global fall", "rank correlation"]
+    head = ["method", "seed", "steps", "layers differ", "global fall", "rank corr."]
     head += ["update / weight"] if updates else []
     head += ["alpha"] if scaled else []
     head += ["dead layers", "non-finite"]
@@ -130,7 +130,7 @@ def _facts_table(found: Sequence[Dynamics]) -> Table:
 
 
 EXPLAINED = (
-    "Layers differ by: largest over smallest standard deviation of a layer, median over steps. Global fall: standard "
+    "Steps: how many were tracked. Layers differ: largest over smallest standard deviation of a layer, median over steps. Global fall: standard "
     "deviation in the first tenth of the tracked steps over that in the last; rank correlation: Spearman's, of the global "
     "standard deviation with the step. A layer is dead in a step when its gradient is zero everywhere; counted are layers "
     "dead in half or more of the steps. Non-finite: entries that are NaN or infinite."
@@ -162,7 +162,7 @@ def _small(
     axis = _log_axis(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}
     return Figure(
         name, caption, {"": traces},
-        {"xaxis": STEP_AXIS, "yaxis": axis, "height": 290, "margin": {"l": 48}, "legend": {"font": {"size": 11}},
+        {"xaxis": STEP_AXIS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48}, "legend": {"font": {"size": 11}},
          "showlegend": len(groups) > 1},
         small=True, title=title,
     )  # fmt: skip
