@@ -130,10 +130,10 @@ def _facts_table(found: Sequence[Dynamics]) -> Table:
 
 
 EXPLAINED = (
-    "Steps: how many were tracked. Layers differ: largest over smallest standard deviation of a layer, median over steps. Global fall: standard "
-    "deviation in the first tenth of the tracked steps over that in the last; rank correlation: Spearman's, of the global "
-    "standard deviation with the step. A layer is dead in a step when its gradient is zero everywhere; counted are layers "
-    "dead in half or more of the steps. Non-finite: entries that are NaN or infinite."
+    "Steps: how many were tracked. Layers differ: largest over smallest standard deviation of a layer, median over steps. "
+    "Global fall: standard deviation in the first tenth of the tracked steps over that in the last; rank correlation: "
+    "Spearman's, of the global standard deviation with the step. A layer is dead in a step when its gradient is zero "
+    "everywhere; counted are layers dead in half or more of the steps. Non-finite: entries that are NaN or infinite."
 )
 
 
@@ -162,8 +162,8 @@ def _small(
     axis = _log_axis(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}
     return Figure(
         name, caption, {"": traces},
-        {"xaxis": STEP_AXIS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48}, "legend": {"font": {"size": 11}},
-         "showlegend": len(groups) > 1},
+        {"xaxis": STEP_AXIS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48},
+         "legend": {"font": {"size": 11}}, "showlegend": len(groups) > 1},
         small=True, title=title,
     )  # fmt: skip
 
