@@ -177,6 +177,74 @@ def test_wrapper_passes_its_levers_to_the_base_optimizer():
     assert torch.equal(seen_weights[0], original)
 
 
+class Around(Recorder):
+    """Also notes when the step is done, and the weight it left."""
+
+    def before_step(self, parameters: Sequence[Entry]) -> None:
+        super().before_step(parameters)
+        self.before = parameters[0].parameter.detach().clone()
+
+    def after_step(self, parameters: Sequence[Entry]) -> None:
+        assert self.log is not None
+        self.log.append(f"after {self.label}")
+        self.change = parameters[0].parameter.detach() - self.before
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_after_step_follows_the_step_once(closure):
+    net, log = network(), []
+    optimizer, lever = torch.optim.SGD(net.parameters(), lr=0.5), Around(0.0, log, "a")
+    handle = trimtab.attach(optimizer, Recorder(0.0, log, "b"), lever)
+
+    def evaluate() -> Tensor:
+        optimizer.zero_grad()
+        return backward(net)
+
+    if closure:
+        optimizer.step(evaluate)
+    else:
+        evaluate()
+        optimizer.step()
+    assert log == ["b", "a", "after a"]
+    torch.testing.assert_close(lever.change, -0.5 * net.weight.grad)
+    handle.remove()
+    evaluate()
+    optimizer.step()
+    assert len(log) == 3
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_after_step_follows_once_where_the_closure_is_called_several_times():
+    net, log = network(), []
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3)
+    trimtab.attach(optimizer, Around(0.0, log, "a"))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        return backward(net)
+
+    optimizer.step(closure)
+    assert log.count("a") > 1
+    assert log.count("after a") == 1
+    assert log[-1] == "after a"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_after_step_where_the_scaler_skips(fused):
+    net, log = network(), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, fused=fused)
+    trimtab.attach(optimizer, Around(0.0, log, "a"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(torch.ones(()))
+    for factor in (1.0, float("inf"), 1.0):
+        optimizer.zero_grad()
+        backward(net, factor)
+        scaler.step(optimizer)
+        scaler.update()
+    assert log == ["a", "after a"] * 2
+
+
 def test_context_manager_removes():
     net, recorder = network(), Recorder()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

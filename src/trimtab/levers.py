@@ -187,9 +187,10 @@ class Handle:
 def attach(optimizer: torch.optim.Optimizer, *levers: Lever, model: nn.Module | None = None) -> Handle:
     """Let `levers` act just before every step of `optimizer`, in the order given.
 
-    Order within a step: GradScaler's unscale, accumulation, all-reduce, then the levers, then the step. Works with any
-    `torch.optim.Optimizer`, with `step(closure)`, with a fused optimizer under GradScaler, and with Trimtab's wrappers
-    (SAM, ASAM, CrAM), whose base optimizer takes the hook so that levers see the unperturbed weights.
+    Order within a step: GradScaler's unscale, accumulation, all-reduce, then the levers, then the step, then `after_step` of
+    the levers that have it. Works with any `torch.optim.Optimizer`, with `step(closure)`, with a fused optimizer under
+    GradScaler, and with Trimtab's wrappers (SAM, ASAM, CrAM), whose base optimizer takes the hook so that levers see the
+    unperturbed weights.
 
     Args:
         optimizer: the optimizer to attach to.
