@@ -18,10 +18,11 @@ from torch import Tensor, nn
 import trimtab
 from tests.distributed import on_two_ranks
 from tests.test_levers import Recorder
+from trimtab.parameters import Entry
 
 INPUTS = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(8) % 3
-STRENGTH, MAX_NORM, RATE = 0.5, 0.3, 0.1
+STRENGTH, MAX_NORM, RATE = 0.5, 0.15, 0.1
 Tensors = list[Tensor]
 
 
@@ -164,6 +165,26 @@ def test_closure_step():
         nn.functional.cross_entropy(network()(INPUTS), LABELS).item()
     )
     check(places, net, before, gradients_at(before))
+
+
+def test_decay_comes_behind_the_clip_and_after_step_sees_the_whole_update():
+    class Update(Recorder):
+        """Remembers the weights before the step, and what `after_step` finds."""
+
+        def before_step(self, parameters: Sequence[Entry]) -> None:
+            self.before = [entry.parameter.detach().clone() for entry in parameters]
+
+        def after_step(self, parameters: Sequence[Entry]) -> None:
+            self.update = [entry.parameter - old for entry, old in zip(parameters, self.before, strict=True)]
+
+    net, update = network(), Update()
+    before = weights_of(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE, weight_decay=2.0)
+    trimtab.attach(optimizer, update, trimtab.gradients.ClipNorm(MAX_NORM))
+    accumulate(net, lambda loss: loss)
+    optimizer.step()
+    wanted = [-RATE * (g + 2.0 * w) for g, w in zip(clipped(gradients_at(before)), before, strict=True)]
+    torch.testing.assert_close(update.update, wanted)
 
 
 def sharp_weights(weights: Tensors, rho: float) -> Tensors:

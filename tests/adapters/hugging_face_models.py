@@ -31,7 +31,7 @@ def language_model() -> Any:
     )
 
 
-def trainer(folder: Path, *callbacks: Any, model: Any = None, **settings: Any) -> Any:
+def trainer(folder: Path, *callbacks: Any, model: Any = None, optimizer: Any = None, **settings: Any) -> Any:
     """A Trainer on the CPU that takes six steps of four rows, with SGD, without the Trainer's own clipping."""
     defaults = {
         "max_steps": 6,
@@ -45,4 +45,4 @@ def trainer(folder: Path, *callbacks: Any, model: Any = None, **settings: Any) -
         folder, use_cpu=True, report_to=[], disable_tqdm=True, logging_strategy="no", **{**defaults, **settings}
     )
     model = language_model() if model is None else model
-    return Trainer(model, arguments, train_dataset=Sentences(), callbacks=list(callbacks))
+    return Trainer(model, arguments, train_dataset=Sentences(), callbacks=list(callbacks), optimizers=(optimizer, None))

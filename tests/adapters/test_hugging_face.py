@@ -38,8 +38,8 @@ def attached(tiny: Any, folder: Any, *levers: Any, **settings: Any) -> nn.Module
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trimtab.attach(optimizer, *levers, model=model)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.get("max_steps", 6))
-    run = tiny.trainer(folder, model=model, **settings)
-    run.optimizer, run.lr_scheduler = optimizer, scheduler
+    run = tiny.trainer(folder, model=model, optimizer=optimizer, **settings)
+    run.lr_scheduler = scheduler
     run.train()
     return model
 
@@ -67,6 +67,22 @@ def test_sees_the_gradient_of_the_whole_accumulated_batch(tiny, tmp_path):
         run.train()
     assert len(accumulated.gradients) == 1
     torch.testing.assert_close(accumulated.gradients, at_once.gradients)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_unscaled_gradients_under_the_scaler(tiny, tmp_path, fused):
+    seen, plain = Seen(), Seen()
+    for recorder, scale in ((seen, 1024.0), (plain, None)):
+        model = tiny.language_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        run = tiny.trainer(tmp_path, callback(recorder), model=model, optimizer=optimizer, max_steps=2)
+        if scale:  # what fp16=True sets up where the device allows it
+            run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        run.train()
+        if scale:
+            assert run.accelerator.scaler.state_dict()["_growth_tracker"] == 2, "both steps went through the scaler"
+    assert len(seen.gradients) == 2
+    torch.testing.assert_close(seen.gradients, plain.gradients)
 
 
 def test_resumed_equals_uninterrupted(tiny, tmp_path):
