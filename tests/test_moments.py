@@ -55,6 +55,12 @@ def test_mean_far_above_the_deviation_does_not_cancel(mean: float) -> None:
     assert abs(naive.item() - values.double().var(correction=0).item()) > 1e-3
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1e-18, 1e18, 1e30, 1e36])
+def test_squares_beyond_float32(scale: float) -> None:
+    values = (scale * torch.rand(500, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).float()
+    agree(moments([values, torch.zeros(3)]), [values, torch.zeros(3)])
+
+
 def test_layout_and_grouping_do_not_matter() -> None:
     picture = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(2))
     laid_out = picture.to(memory_format=torch.channels_last)

@@ -21,6 +21,8 @@ PIECE = 1 << 18
 """Elements summed at a time in float32 on a CPU: bounds the rounding error whatever the size of the tensor."""
 LARGE_MEAN = 0.9
 """Share of the sum of squares that is the mean's, above which the deviations are summed in a second pass on a CPU."""
+SAFE_SQUARES = (1e-25, 1e30)
+"""Float32 sums of squares outside of this range may have lost terms by underflow or overflow and are taken again in float64."""
 
 
 class Moments(NamedTuple):
@@ -90,7 +92,7 @@ def moments(tensors: Sequence[Tensor], parameters: Sequence[Tensor] | None = Non
         >>> found.mean.tolist(), found.variance.tolist()
         ([2.0, 5.0], [1.0, 0.0])
     """
-    flats = [_flat(local_part(tensor), position) for position, tensor in enumerate(tensors)]
+    flats = [flat_part(local_part(tensor), position) for position, tensor in enumerate(tensors)]
     if not flats:
         empty = torch.zeros(0, dtype=torch.float64)
         return Moments(empty, empty, empty)
@@ -98,18 +100,38 @@ def moments(tensors: Sequence[Tensor], parameters: Sequence[Tensor] | None = Non
     sizes = [flat.numel() for flat in flats]
     number = torch.tensor(sizes, dtype=torch.float64, device=device)
     total, squares = _sums_on_cpu(flats, number) if device.type == "cpu" else _sums(flats, number)
-    if parameters is None:
-        return Moments(number, total, squares)
-    between = torch.where(number > 0, total * (total / number), 0)
-    rows = sum_over_shards(torch.stack([number, total, squares, between], 1), parameters)
+    found = Moments(number, total, squares)
+    return found if parameters is None else from_terms(sum_over_shards(terms(found), parameters))
+
+
+def _of_mean(number: Tensor, total: Tensor) -> Tensor:
+    """`S^2 / n`, 0 for nothing."""
+    return torch.where(number > 0, total * (total / number), 0)
+
+
+def terms(local: Moments) -> Tensor:
+    """`n, S, M2, S^2 / n` of each part, shape (parts, 4): what is added up over the parts of one tensor.
+
+    Example:
+        >>> halves = terms(moments([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 6.0])]))
+        >>> from_terms(halves.sum(0, keepdim=True)).variance.item()
+        3.5
+    """
+    return torch.stack([*local, _of_mean(local.number, local.total)], 1)
+
+
+def from_terms(rows: Tensor) -> Moments:
+    """The moments of whole tensors from the added `terms` of their parts, shape (tensors, 4)."""
     number, total, squares, between = rows.unbind(1)
-    return Moments(
-        number, total, (squares + between - torch.where(number > 0, total * (total / number), 0)).clamp(min=0)
-    )
+    return Moments(number, total, (squares + between - _of_mean(number, total)).clamp(min=0))
 
 
-def _flat(tensor: Tensor, position: int) -> Tensor:
-    """One dimension, in whatever order lies nearest in memory; float32 or float64."""
+def flat_part(tensor: Tensor, position: int) -> Tensor:
+    """One dimension, in whatever order lies nearest in memory; float32 or float64.
+
+    Raises:
+        TypeError: not a dense real floating-point tensor; the message names `position`.
+    """
     if not tensor.is_floating_point() or tensor.layout != torch.strided:
         raise TypeError(
             f"tensor {position} must be a dense real floating-point one, got {tensor.dtype}, {tensor.layout}"
@@ -135,9 +157,11 @@ def _sums_on_cpu(flats: list[Tensor], number: Tensor) -> tuple[Tensor, Tensor]:
     if owners:
         rows = torch.zeros(2, len(flats), dtype=torch.float64).index_add_(1, torch.tensor(owners), rows)
     total, second = rows.unbind()
-    of_mean = torch.where(number > 0, total * (total / number), 0)
+    of_mean = _of_mean(number, total)
     squares = (second - of_mean).clamp_(min=0)
-    for owner in (of_mean > LARGE_MEAN * second).nonzero().flatten().tolist():
+    low, high = SAFE_SQUARES
+    doubtful = (of_mean > LARGE_MEAN * second) | (second < low) | (second > high)
+    for owner in (doubtful & (number > 0)).nonzero().flatten().tolist():
         flat = flats[owner]
         deviations = flat.double() - total[owner] / number[owner]
         left = deviations.sum()
