@@ -1,0 +1,92 @@
+"""Batches as the curvature measures take them, and how much each counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+Batch = tuple[Inputs, Any]
+Loss = Callable[[Any, Any], Tensor]
+Count = Callable[[Any], Any]
+
+
+class Batches:
+    """One batch, or an iterable that gives the same batches each time, on the device and in the dtype of the computation."""
+
+    def __init__(self, source: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.single = _is_one_batch(source)
+        if not self.single and (not isinstance(source, Iterable) or isinstance(source, Iterator)):
+            raise TypeError(
+                "batches must be one batch (inputs, targets) or a collection of them that can be read again and again "
+                f"(a list, a DataLoader), got {type(source).__name__}"
+            )
+        self._source: Iterable[Any] = [source] if self.single else source
+        self._device, self._dtype = device, dtype
+        self._length: int | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = 0
+        for number, batch in enumerate(self._source, 1):
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise TypeError(f"batch {number - 1} must be a pair (inputs, targets), got {type(batch).__name__}")
+            yield self._moved(batch[0]), self._moved(batch[1])
+        if number == 0:
+            raise ValueError("batches is empty: there is nothing to compute a loss on")
+        if self._length is not None and self._length != number:
+            raise ValueError(f"batches gave {self._length} batches at first and now {number}; it must repeat itself")
+        self._length = number
+
+    def _moved(self, item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item.detach().to(self._device, self._dtype if item.is_floating_point() else item.dtype)
+        if isinstance(item, Mapping):
+            return {key: self._moved(value) for key, value in item.items()}
+        if isinstance(item, tuple | list):
+            return type(item)(self._moved(value) for value in item)
+        return item
+
+
+def _is_one_batch(source: Any) -> bool:
+    if isinstance(source, list):
+        return len(source) == 2 and isinstance(source[1], Tensor)
+    return isinstance(source, tuple) and not all(isinstance(item, tuple | list) and len(item) == 2 for item in source)
+
+
+def reduction_of(loss: Loss, given: str | None) -> str:
+    """ "mean" or "sum": as given, else the loss's own `reduction`, else "mean"."""
+    reduction = given if given is not None else getattr(loss, "reduction", "mean")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction must be 'mean' or 'sum', over the samples of a batch; got {reduction!r}")
+    return str(reduction)
+
+
+def count_of(loss: Loss, batch: Batch) -> float:
+    """What a mean loss divides by: samples; for cross-entropy with class indices, the weights of those not ignored."""
+    inputs, target = batch
+    functional = loss in (nn.functional.cross_entropy, nn.functional.nll_loss)
+    indices = isinstance(target, Tensor) and not target.is_floating_point()
+    if indices and (functional or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)):
+        kept = target[target != getattr(loss, "ignore_index", -100)]
+        weight = getattr(loss, "weight", None)
+        return float(kept.numel()) if weight is None else float(weight.to(kept.device)[kept].double().sum())
+    for item in (target, *_items(inputs)):
+        if isinstance(item, Tensor) and item.ndim:
+            return float(item.shape[0])
+    raise ValueError("cannot tell how many samples a batch has: pass count=, a function of the targets")
+
+
+def _items(inputs: Inputs) -> Iterable[Any]:
+    if isinstance(inputs, Mapping):
+        return inputs.values()
+    return inputs if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the model: a tuple gives the first, a mapping the second."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
