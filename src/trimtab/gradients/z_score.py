@@ -76,9 +76,11 @@ class ZScore(GradientTransform):
         for entry in chosen:
             gradient = entry.parameter.grad
             assert gradient is not None
+            if gradient.numel() <= 1:
+                continue
             if gradient.numel() > STACKED or is_sharded(gradient):
                 large.append(entry)
-            elif gradient.numel() > 1:
+            else:
                 small.append(Item(gradient, None))
         centre_units_(small, self._factor)
         if large:
