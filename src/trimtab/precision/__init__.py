@@ -1,20 +1,30 @@
 """Number formats: what a tensor becomes in few bits, exactly."""
 
+from trimtab.precision.compensate import Compensate
 from trimtab.precision.format import FORMATS, Format, describe, named
+from trimtab.precision.lever import LowPrecision
+from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.quantize import quantize
 from trimtab.precision.scaling import MX, Block, PerChannel, PerTensor, Scaling
+from trimtab.precision.shrinkage import Shrinkage, shrinkage, shrinkage_sums
 from trimtab.precision.straight_through import StraightThrough
 
 __all__ = [
     "Block",
+    "Compensate",
     "FORMATS",
     "Format",
+    "LowPrecision",
     "MX",
     "PerChannel",
     "PerTensor",
     "Scaling",
+    "Shrinkage",
+    "ShrinkageMeter",
     "StraightThrough",
     "describe",
     "named",
     "quantize",
+    "shrinkage",
+    "shrinkage_sums",
 ]

@@ -1,0 +1,67 @@
+"""Forward hooks that round what Linear and convolution layers give, and the gradients that come back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from trimtab.parameters import unwrapped
+from trimtab.precision.straight_through import _Rounded
+
+LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+Round = Callable[[Tensor, str, str, str], Tensor]
+"""(tensor, "forward" or "backward", name of the layer, "training" or "evaluation") -> rounded tensor."""
+
+
+class ActivationHooks:
+    """Rounds the outputs of the layers whose weight is among `weights`, straight through.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+
+    def __init__(self, model: nn.Module, weights: Collection[Tensor], round: Round) -> None:
+        self._round = round
+        self._hooks: list[RemovableHandle] = []
+        known = {id(weight) for weight in weights}
+        for name, module in unwrapped(model).named_modules():
+            if isinstance(module, LAYERS) and id(module.weight) in known:
+                self._hooks.append(module.register_forward_hook(self._hook_of(name)))
+        if not self._hooks:
+            raise ValueError(
+                f"activations are rounded at the outputs of Linear and convolution layers, and the rule picks the weight of "
+                f"none in {type(model).__name__}"
+            )
+
+    def _hook_of(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            mode = "training" if module.training else "evaluation"
+            rounded: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
+                output,
+                lambda value: self._round(value, "forward", name, mode),
+                lambda value: self._round(value, "backward", name, mode),
+            )
+            return rounded
+
+        return hook
+
+    def __len__(self) -> int:
+        return len(self._hooks)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

@@ -1,0 +1,181 @@
+"""What `LowPrecision` does to one tensor after another: round it, with numbers drawn for it alone, and measure that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.collectives import is_sharded, local_part, sum_over_ranks, sum_over_shards
+from trimtab.parameters import Entry
+from trimtab.precision.format import Format, named
+from trimtab.precision.meter import ShrinkageMeter
+from trimtab.precision.quantize import OverflowPolicy, quantize
+from trimtab.precision.randomness import Generators, shard_of
+from trimtab.precision.rounding import Rounding
+from trimtab.precision.scaling import Scaling
+from trimtab.precision.shrinkage import SUMS, Measured, shrinkage_sums
+
+
+class TensorRounding:
+    """Formats by kind of tensor, the one way of rounding, and the number of the step.
+
+    Args:
+        formats: of "gradients", "weights", "momentum", "forward" and "backward", None where nothing is rounded.
+        rounding, overflow, scaling: as for `quantize`.
+        seed: of stochastic rounding.
+        meter: measures gradients, weights and momentum where given.
+    """
+
+    def __init__(
+        self,
+        formats: Mapping[str, str | Format | None],
+        rounding: Rounding,
+        overflow: OverflowPolicy,
+        scaling: Scaling | None,
+        seed: int,
+        meter: ShrinkageMeter | None,
+    ) -> None:
+        self.formats = {kind: named(each) for kind, each in formats.items() if each is not None}
+        if not self.formats:
+            raise ValueError("LowPrecision rounds nothing; give gradients, weights, momentum or activations a format")
+        for each in self.formats.values():  # bad settings are refused here, not in the first step
+            quantize(torch.empty(0, dtype=torch.float64), each, rounding, overflow, scaling)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be a whole number, got {seed!r}")
+        if meter is not None and not isinstance(meter, ShrinkageMeter):
+            raise TypeError(f"meter must be a ShrinkageMeter or None, got {meter!r}")
+        self.rounding, self.overflow, self.scaling = rounding, overflow, scaling
+        self.seed, self.meter = seed, meter
+        self.step = 0
+        self.measured: Measured | None = None
+        self.measure_every: list[int] = []
+        self._random = Generators(seed)
+        self._calls: dict[tuple[object, ...], int] = {}
+        self._own_sums: dict[str, Tensor] = {}
+
+    def go_to(self, step: int) -> None:
+        """Begin a step."""
+        self.step = step
+        self._calls.clear()
+        self._own_sums = {}
+
+    def check(self, entry: Entry) -> None:
+        """ValueError where a format does not fit the tensor's dtype, or its shards would be scaled apart."""
+        for kind in ("gradients", "weights", "momentum"):
+            format = self.formats.get(kind)
+            if format is not None and not format.fits(entry.parameter.dtype):
+                raise ValueError(f"{kind}={format.name!r} does not fit into {entry.parameter.dtype} of {entry.name}")
+        if self.scaling is not None and is_sharded(entry.parameter):
+            raise ValueError(
+                f"{entry.name} is sharded over ranks, and {self.scaling!r} would scale each shard by itself; use scaling=None"
+            )
+
+    def quantize(self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None) -> Tensor:
+        """The tensor in the format of its kind, drawing numbers that depend on the seed, the step and the rest."""
+        generator = None
+        if self.rounding == "stochastic" and tensor.numel():
+            generator = self._random.begin(tensor.device, self.step, kind, name, *key)
+        try:
+            return quantize(tensor, self.formats[kind], self.rounding, self.overflow, self.scaling, generator, out)
+        except ValueError as error:
+            raise ValueError(f"{kind} of {name} in step {self.step}: {error}") from error
+
+    def quantize_anew(self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None) -> Tensor:
+        """The same for what comes several times in a step: each time with other numbers."""
+        call = (kind, name, *key)
+        self._calls[call] = self._calls.get(call, -1) + 1
+        return self.quantize(tensor, kind, name, *key, self._calls[call], out=out)
+
+    def round_(
+        self,
+        kind: str,
+        tensors: Sequence[tuple[Entry, Tensor]],
+        *key: object,
+        metered: bool = True,
+    ) -> None:
+        """Round these tensors of entries in place, measuring what it does to them when the step is due."""
+        due = metered and self._due(kind)
+        rows = []
+        for entry, whole in tensors:
+            tensor = local_part(whole)
+            original = tensor.clone() if due else None
+            self.quantize(tensor, kind, entry.name, *key, *shard_of(entry.parameter), out=tensor)
+            if original is not None:
+                rows.append(shrinkage_sums(original, tensor, self.formats[kind], self.scaling))
+        if rows:
+            chosen = [entry for entry, _ in tensors]
+            sums = torch.stack([row.to(rows[0].device) for row in rows])
+            self._keep(kind, chosen, sum_over_shards(sums, [entry.parameter for entry in chosen]))
+
+    def round_own_gradient_(self, name: str, gradient: Tensor, rank: int) -> None:
+        """Round this rank's gradient before the reduction, in place; its sums wait for `keep_own_sums`."""
+        original = gradient.clone() if self._due("gradients") else None
+        self.quantize_anew(gradient, "gradients", name, rank, out=gradient)
+        if original is not None:
+            self._own_sums[name] = shrinkage_sums(original, gradient, self.formats["gradients"], self.scaling)
+
+    def keep_own_sums(self, chosen: Sequence[Entry]) -> None:
+        """Add up what the ranks measured before the reduction; every rank calls this in the same steps."""
+        if not chosen or not self._due("gradients"):
+            return
+        device = local_part(chosen[0].parameter).device
+        blank = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+        sums = torch.stack([self._own_sums.get(entry.name, blank).to(device) for entry in chosen])
+        self._keep("gradients", chosen, sum_over_ranks(sums))
+
+    def _due(self, kind: str) -> bool:
+        if self.meter is not None and self.meter.due(self.step):
+            return True
+        return kind == "gradients" and any(self.step % every == 0 for every in self.measure_every)
+
+    def _keep(self, kind: str, chosen: Sequence[Entry], sums: Tensor) -> None:
+        measured = Measured(self.step, [entry.name for entry in chosen], sums)
+        if kind == "gradients":
+            self.measured = measured
+        if self.meter is not None and self.meter.due(self.step):
+            self.meter.record(kind, measured)
+
+    def settings(self) -> dict[str, Any]:
+        """What changes the result."""
+        return {
+            "formats": {kind: repr(format) for kind, format in self.formats.items()},
+            "rounding": self.rounding,
+            "overflow": self.overflow,
+            "scaling": repr(self.scaling),
+            "seed": self.seed,
+        }
+
+    def in_words(self) -> list[str]:
+        """The settings that are not defaults, for a repr."""
+        parts = [f"{kind}={format.name}" for kind, format in self.formats.items()]
+        parts.append(f"rounding={self.rounding}")
+        parts += [] if self.overflow == "saturate" else [f"overflow={self.overflow}"]
+        return parts + ([] if self.scaling is None else [f"scaling={self.scaling!r}"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number of the step, and how often each tensor of its own came in it."""
+        return {"step": self.step, "calls": [[*call, count] for call, count in self._calls.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with that step."""
+        self.go_to(int(state["step"]))
+        self._calls = {tuple(call): int(count) for *call, count in state["calls"]}
+
+
+def dense_gradients(chosen: Sequence[Entry]) -> list[tuple[Entry, Tensor]]:
+    """The entries that have a gradient, with it; TypeError where it is sparse."""
+    found = []
+    for entry in chosen:
+        gradient = entry.parameter.grad
+        if gradient is None:
+            continue
+        if gradient.layout is not torch.strided:
+            raise TypeError(
+                f"LowPrecision rounds dense gradients, that of {entry.name} has layout {gradient.layout}; leave it out with "
+                "rule=Rule(exclude=...) or build the layer with sparse=False"
+            )
+        found.append((entry, gradient))
+    return found
