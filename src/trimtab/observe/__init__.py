@@ -1,6 +1,20 @@
-"""Looks at a network and changes nothing: sizes, multiply-adds, the distribution of its weights."""
+"""Looks at a network and its training and changes nothing: sizes, multiply-adds, weights, gradients and updates over time."""
 
+from trimtab.observe.gradient_tracker import GradientTracker
 from trimtab.observe.model_summary import LayerRow, ModelSummary, summary
+from trimtab.observe.parts import read_table
+from trimtab.observe.recorder import Recorder
+from trimtab.observe.tensorboard import TensorBoard
 from trimtab.observe.weights import WeightDistribution, weight_distribution
 
-__all__ = ["LayerRow", "ModelSummary", "WeightDistribution", "summary", "weight_distribution"]
+__all__ = [
+    "GradientTracker",
+    "LayerRow",
+    "ModelSummary",
+    "Recorder",
+    "TensorBoard",
+    "WeightDistribution",
+    "read_table",
+    "summary",
+    "weight_distribution",
+]

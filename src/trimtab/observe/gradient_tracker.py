@@ -1,0 +1,336 @@
+"""Gradients, weights and updates of a training run, layer by layer and together, watched for almost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trimtab.collectives import is_distributed, local_part
+from trimtab.levers import Lever
+from trimtab.observe.parts import Parts
+from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, working_dtype
+from trimtab.observe.recorder import Recorder, fetch
+from trimtab.observe.tables import KINDS, gradients_schema, gradients_table, signals_schema, signals_table
+from trimtab.parameters import Entry, Rule
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GRADIENTS_FOLDER, SIGNALS_FOLDER = "gradients.parquet", "signals.parquet"
+Listener = Callable[["pa.Table", "pa.Table"], object]
+
+
+def _known(label: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        given = (given,)
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
+        raise ValueError(f"{label} must be some of {', '.join(known)}, got {tuple(given)!r}")
+    return tuple(name for name in known if name in given)
+
+
+class GradientTracker:
+    """Records statistics of gradients, weights and weight changes per layer and of all layers together; changes nothing.
+
+    Of each tensor x with n entries, once per optimizer step that is logged:
+
+        mean = S / n,  variance = M2 / n (biased),  std = sqrt(variance),  norm = sqrt(sum x^2),  max_abs = max |x|,
+        with S = sum x and M2 = sum (x - mean)^2;
+
+    and counts of entries: zeros, nan, inf, subnormal (0 < |x| < smallest normal number of `small_format`). Of weights also
+    magnitude_variance (of |w|, biased) and near_zero (|w| < 0.1 root mean square of the tensor). The row of layer "(global)"
+    is of all tracked tensors together, exactly, from their sums. A tensor that holds NaN or infinity has mean, variance, std
+    and norm NaN, and so has the global row; other layers are not touched by it.
+
+    A lever for `trimtab.attach`. Attached first it sees the gradients as they come (unscaled, accumulated, reduced), later in
+    the order those that the levers before it leave. "weights" are those the gradient was taken at, "updates" what the step
+    added to them; a step that GradScaler skips is neither logged nor counted. Sums go to a buffer on the device and are
+    fetched together: between flushes nothing waits for the device. Sharded tensors (FSDP2) are summed over the ranks by at most
+    four collectives of a few numbers per layer. With a folder only rank 0 writes.
+
+    Args:
+        track: some of "gradients", "weights", "updates". Updates keep a copy of the tracked weights.
+        every: log each k-th step, from step 0 on, or those for which a function of the step is true. Default 1.
+        statistics: some of `STATISTICS`; columns of others are null. Default all.
+        folder: run folder for `gradients.parquet/` and `signals.parquet/`; rows there of the steps to come, left by an earlier
+            run, are removed when the first step is seen. None keeps the rows in memory.
+        capacity: logged steps per flush. Default 128 [ours]: 11 KiB of device memory per layer and kind.
+        rule: which parameters count. Default `Rule()`: trainable, at least two dimensions [ours].
+        small_format: "float16" (default), "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", ...
+
+    Raises:
+        ValueError: an unknown name, `every` or `capacity` below 1; (at a step) the rule fits no parameter.
+        TypeError: `rule` is no Rule; (at a step) a gradient is not dense, the message names its parameter.
+
+    Example:
+        >>> import trimtab
+        >>> net = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> tracker = GradientTracker()
+        >>> handle = trimtab.attach(optimizer, tracker, model=net)
+        >>> net(torch.tensor([[1.0, 3.0]])).sum().backward()
+        >>> optimizer.step()
+        >>> tracker.table().select(["step", "layer", "mean", "std"]).to_pylist()[0]
+        {'step': 0, 'layer': 'weight', 'mean': 2.0, 'std': 1.0}
+    """
+
+    def __init__(
+        self,
+        track: Sequence[str] = ("gradients",),
+        every: int | Callable[[int], bool] = 1,
+        statistics: Sequence[str] = STATISTICS,
+        folder: Path | str | None = None,
+        capacity: int = 128,
+        rule: Rule | None = None,
+        small_format: str = "float16",
+    ) -> None:
+        if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every must be a whole number of 1 or more or a function of the step, got {every!r}")
+        if rule is not None and not isinstance(rule, Rule):
+            raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
+        self.track = _known("track", track, KINDS)
+        self.statistics = _known("statistics", statistics, STATISTICS)
+        self.every, self.small_format = every, small_format
+        self.rule = Rule() if rule is None else rule
+        self.step = 0
+        """Optimizer steps seen so far; the number of the next one."""
+        plain = [name for name in self.statistics if name not in OF_WEIGHTS]
+        self._quantities = {
+            kind: Quantities(self.statistics if kind == "weights" else plain, small_format) for kind in self.track
+        }
+        self._sums, self._signals = Recorder(capacity), Recorder(capacity)
+        self._signal_names: list[str] = []
+        self._listeners: list[Listener] = []
+        self._watched: list[Lever] = []
+        self._judged: Sequence[Entry] | None = None
+        self._judged_number = 0
+        self._layers: list[Entry] = []
+        self._before: list[Tensor] = []
+        self._changing: list[int] = []
+        self._slot: Tensor | None = None
+        self._opened = False
+        self._folder = None if folder is None else Path(folder)
+        self._tables: tuple[Parts, Parts] | None = None
+
+    # What happens at a step
+
+    @torch.no_grad()
+    def before_step(self, parameters: Sequence[Entry]) -> None:
+        """Take the sums of gradients and weights; called by `trimtab.attach`."""
+        self._open()
+        self._slot = None
+        if not (self.every(self.step) if callable(self.every) else self.step % self.every == 0):
+            return
+        self._choose(parameters)
+        here = [at for at, entry in enumerate(self._layers) if self.rule.frozen or entry.parameter.requires_grad]
+        with_gradient = [at for at in here if self._layers[at].parameter.grad is not None]
+        for at in with_gradient:
+            self._check_dense(self._layers[at])
+        device = self._layers[0].parameter.device
+        shape = (len(self.track), len(self._layers), len(RAW))
+        if not self._sums.fits(shape, device):
+            self.flush()
+        self._slot = self._sums.slot(shape, device)
+        if "gradients" in self.track:
+            gradients = [self._layers[at].parameter.grad for at in with_gradient]
+            self._take("gradients", with_gradient, [gradient for gradient in gradients if gradient is not None])
+        if "weights" in self.track:
+            self._take("weights", here, [self._layers[at].parameter for at in here])
+        if "updates" in self.track:
+            self._remember(with_gradient)
+
+    @torch.no_grad()
+    def after_step(self, parameters: Sequence[Entry]) -> None:
+        """Take the sums of the updates and the watched signals; called by `trimtab.attach`."""
+        if self._slot is not None:
+            if "updates" in self.track:
+                updates = [self._before[at] for at in self._changing]
+                if updates:
+                    torch._foreach_neg_(updates)
+                    torch._foreach_add_(updates, [local_part(self._layers[at].parameter) for at in self._changing])
+                self._take("updates", self._changing, updates)
+            self._take_signals(self._slot.device)
+            self._sums.commit(self.step)
+            self._slot = None
+        self.step += 1
+        if self._sums.full or self._signals.full:
+            self.flush()
+
+    def _choose(self, parameters: Sequence[Entry]) -> None:
+        """Find the layers when the parameters are new; a frozen one may thaw later, so that is asked at each step."""
+        if parameters is self._judged and len(parameters) == self._judged_number:
+            return
+        rule = replace(self.rule, frozen=True)
+        layers = [entry for entry in parameters if rule.reason_against(entry) is None and entry.parameter.numel()]
+        if not layers:
+            raise ValueError(f"{self!r} fits none of the optimizer's {len(parameters)} parameters")
+        if self._sums.steps:
+            self.flush()
+        self._layers, self._before = layers, []
+        self._judged, self._judged_number = parameters, len(parameters)
+
+    def _check_dense(self, entry: Entry) -> None:
+        gradient = entry.parameter.grad
+        if gradient is not None and gradient.layout is not torch.strided:
+            raise TypeError(
+                f"GradientTracker reads dense gradients, that of {entry.name} has layout {gradient.layout}; leave it out with "
+                "rule=Rule(exclude=...) or build the layer with sparse=False"
+            )
+
+    def _take(self, kind: str, positions: list[int], tensors: list[Tensor]) -> None:
+        if self._slot is None or not positions:
+            return
+        rows = self._slot[self.track.index(kind)]
+        parameters = [self._layers[at].parameter for at in positions]
+        found = self._quantities[kind](tensors, parameters, rows.device)
+        if len(positions) == len(rows):
+            rows.copy_(found)
+        else:
+            for at, row in zip(positions, found.unbind(), strict=True):
+                rows[at].copy_(row)
+
+    def _remember(self, positions: list[int]) -> None:
+        """Copy the weights that the step will change."""
+        if not self._before:
+            weights = [local_part(entry.parameter) for entry in self._layers]
+            self._before = [torch.empty_like(weight, dtype=working_dtype(weight)) for weight in weights]
+        self._changing = positions
+        if positions:
+            weights = [local_part(self._layers[at].parameter) for at in positions]
+            torch._foreach_copy_([self._before[at] for at in positions], weights)
+
+    def _take_signals(self, device: torch.device) -> None:
+        signals: dict[str, Tensor] = {}
+        for position, lever in enumerate(self._watched):
+            found: Mapping[str, Any] = getattr(lever, "signals", dict)()
+            for name, value in found.items():
+                key = f"{type(lever).__name__}{position}.{name}" if name in signals else name
+                signals[key] = torch.as_tensor(value, dtype=torch.float64, device=device)
+        if not signals:
+            return
+        names = list(signals)
+        if names != self._signal_names or not self._signals.fits((len(names),), device):
+            self.flush()
+            self._signal_names = names
+        torch.stack(list(signals.values()), out=self._signals.slot((len(names),), device))
+        self._signals.commit(self.step)
+
+    # What was found
+
+    def watch(self, levers: Lever | Sequence[Lever]) -> GradientTracker:
+        """Also record `signals()` of these levers at each logged step, after it; returns the tracker.
+
+        Two signals of one name: the second is called by its lever's type and place, `Autoscale1.alpha`. Levers without
+        signals are passed over.
+        """
+        given = [levers] if isinstance(levers, Lever) else list(levers)
+        self._watched += [lever for lever in given if all(lever is not known for known in self._watched)]
+        return self
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener(rows, signals)` at every flush with the new rows of both tables; returns a function that ends it."""
+        self._listeners.append(listener)
+
+        def leave() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return leave
+
+    def flush(self) -> None:
+        """Fetch what lies on the device and append it to the tables; one synchronisation."""
+        if not (self._sums.steps or self._signals.steps):
+            return
+        if not self._writes:
+            self._sums.clear()
+            self._signals.clear()
+            return
+        (steps, raw), (signal_steps, values) = fetch([self._sums, self._signals])
+        names = [entry.name for entry in self._layers]
+        rows = gradients_table(steps, raw, names, self.track, self.statistics, self.small_format)
+        signals = signals_table(signal_steps, values, self._signal_names)
+        for parts, table in zip(self._parts, (rows, signals), strict=True):
+            parts.append(table)
+        for listener in list(self._listeners):
+            listener(rows, signals)
+
+    def unbind(self) -> None:
+        """Flush; called when the handle is removed."""
+        self.flush()
+
+    def table(self) -> pa.Table:
+        """All rows so far, flushed: step, layer, kind, n and each of `STATISTICS`; one row per step, kind and layer.
+
+        A layer without a gradient at a step has no row. Steps, n and counts are integers, everything else float64.
+        """
+        self.flush()
+        return self._parts[0].table(before=self.step)
+
+    def signals_table(self) -> pa.Table:
+        """All signals so far, flushed: step, name, value."""
+        self.flush()
+        return self._parts[1].table(before=self.step)
+
+    def to_pandas(self) -> Any:
+        """`table()` as a pandas frame; ImportError where pandas is not installed."""
+        return self.table().to_pandas()
+
+    # What a resumed run needs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Flushes; the number of steps seen and, without a folder, the rows as bytes (uint8 tensors)."""
+        self.flush()
+        rows, signals = (parts.state() for parts in self._parts)
+        return {"step": self.step, "small_format": self.small_format, "rows": rows, "signals": signals}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state: rows of its step and later are removed, since they will be written again.
+
+        Raises:
+            ValueError: the state is not a tracker's, counts subnormal numbers of another format, or kept its rows elsewhere.
+        """
+        if set(state) != {"step", "small_format", "rows", "signals"}:
+            raise ValueError(f"the saved state has {sorted(state)}, not what a GradientTracker saves")
+        if state["small_format"] != self.small_format:
+            raise ValueError(
+                f"the saved tracker counts what is subnormal in {state['small_format']!r}, this one in {self.small_format!r}"
+            )
+        self._sums.clear()
+        self._signals.clear()
+        self.step, self._slot, self._opened = int(state["step"]), None, True
+        if self._writes:
+            for parts, rows in zip(self._parts, (state["rows"], state["signals"]), strict=True):
+                parts.restore(rows, self.step)
+
+    @property
+    def _parts(self) -> tuple[Parts, Parts]:
+        """Where the rows go; made when first needed, since pyarrow is slow to import."""
+        if self._tables is None:
+            folders = [
+                None if self._folder is None else self._folder / name for name in (GRADIENTS_FOLDER, SIGNALS_FOLDER)
+            ]
+            self._tables = Parts(gradients_schema(self.small_format), folders[0]), Parts(signals_schema(), folders[1])
+        return self._tables
+
+    @property
+    def _writes(self) -> bool:
+        return self._folder is None or not is_distributed() or dist.get_rank() == 0
+
+    def _open(self) -> None:
+        if not self._opened:
+            self._opened = True
+            if self._folder is not None and self._writes:
+                for parts in self._parts:
+                    parts.drop_from(self.step)
+
+    def __repr__(self) -> str:
+        every = self.every if isinstance(self.every, int) else getattr(self.every, "__name__", "function")
+        parts = [f"track={self.track}", f"every={every}", f"min_ndim={self.rule.min_ndim}"]
+        parts += [f"{name}={value!r}" for name in ("include", "exclude") if (value := getattr(self.rule, name))]
+        return f"GradientTracker({', '.join(parts)})"

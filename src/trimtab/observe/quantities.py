@@ -1,0 +1,179 @@
+"""The numbers a tracker keeps of each tensor: raw sums on the device, and the statistics made of them afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.collectives import is_sharded, local_part, max_over_shards, sum_over_shards
+from trimtab.moments import Moments, flat_part, from_terms, pooled, terms
+from trimtab.observe.chunks import COLUMNS, PLACE, Chunks
+from trimtab.observe.weights import NEAR_ZERO
+
+MOMENTS = ("mean", "variance", "std", "norm")
+COUNTS = ("zeros", "nan", "inf", "subnormal", "near_zero")
+OF_WEIGHTS = ("magnitude_variance", "near_zero")
+STATISTICS = (*MOMENTS, "max_abs", "zeros", "nan", "inf", "subnormal", *OF_WEIGHTS)
+"""What can be tracked; the last two of weights only."""
+RAW = ("n", *COLUMNS, "near_zero")
+"""What is kept on the device of each tensor."""
+
+FORMATS = (
+    "float64",
+    "float32",
+    "bfloat16",
+    "float16",
+    "float8_e4m3fn",
+    "float8_e5m2",
+    "float8_e4m3fnuz",
+    "float8_e5m2fnuz",
+)
+
+
+def smallest_normal(name: str) -> float:
+    """Smallest normal number of a format of torch.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> smallest_normal("float16")
+        6.103515625e-05
+    """
+    if name not in FORMATS:
+        raise ValueError(f"small_format must be one of {', '.join(FORMATS)}, got {name!r}")
+    return float(torch.finfo(getattr(torch, name)).smallest_normal)
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 for float64, float32 for every other float."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class Quantities:
+    """Sums over whole tensors, wherever their parts lie, without waiting for the device.
+
+    Args:
+        statistics: which of `STATISTICS` will be asked for.
+        small_format: format whose smallest normal number bounds what counts as subnormal.
+    """
+
+    def __init__(self, statistics: Sequence[str], small_format: str) -> None:
+        self.smallest_normal = smallest_normal(small_format)
+        self.wanted = {"total", "squares", *(set(statistics) & set(COLUMNS))}
+        self.near_zero = "near_zero" in statistics
+        if "magnitude_variance" in statistics:
+            self.wanted |= {"magnitude_total", "magnitude_squares"}
+        self._chunks: dict[tuple[object, ...], Chunks] = {}
+
+    def __call__(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], device: torch.device) -> Tensor:
+        """What `RAW` names, shape (tensors, columns), float64, on `device`.
+
+        Args:
+            tensors: gradients, weights or updates, sharded (DTensor or the local part of one) or not.
+            parameters: the parameters they belong to.
+            device: where the result is wanted.
+        """
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        for position, tensor in enumerate(tensors):
+            groups.setdefault((tensor.device, working_dtype(tensor)), []).append(position)
+        if len(groups) == 1:
+            return self._of_group(tensors, parameters).to(device)
+        rows = torch.empty(len(tensors), len(RAW), dtype=torch.float64, device=device)
+        for positions in groups.values():
+            found = self._of_group([tensors[at] for at in positions], [parameters[at] for at in positions])
+            rows[torch.tensor(positions, device=device)] = found.to(device)
+        return rows
+
+    def _of_group(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+        flats = [flat_part(local_part(tensor), at) for at, tensor in enumerate(tensors)]
+        chunks = self._cut(flats)
+        sums = chunks.sums(flats, self.wanted, self.smallest_normal)
+        number = chunks.elements
+        if any(is_sharded(parameter) for parameter in parameters):
+            number, sums = self._over_shards(number, sums, parameters)
+        near_zero = torch.zeros_like(number)
+        if self.near_zero:
+            total, squares = sums[:, PLACE["total"]], sums[:, PLACE["squares"]]
+            limits = NEAR_ZERO * Moments(number, total, squares).norm / number.sqrt()
+            # of a tensor of zeros every entry counts
+            near_zero = chunks.below(flats, torch.where(limits == 0, 1, limits))
+            near_zero = sum_over_shards(near_zero.unsqueeze(1), parameters).squeeze(1)
+        return torch.cat([number.unsqueeze(1), sums, near_zero.unsqueeze(1)], 1)
+
+    def _cut(self, flats: Sequence[Tensor]) -> Chunks:
+        first = flats[0]
+        sizes = [flat.numel() for flat in flats]
+        key = (first.device, first.dtype, *sizes)
+        if key not in self._chunks:
+            if len(self._chunks) >= 8:  # gradients that come and go: do not keep buffers for every set of them
+                self._chunks.clear()
+            self._chunks[key] = Chunks(sizes, first.dtype, first.device)
+        return self._chunks[key]
+
+    def _over_shards(self, number: Tensor, sums: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Join what the ranks found of their parts: one small collective, a second one where the maximum is wanted."""
+        column = {name: sums[:, place] for name, place in PLACE.items()}
+        counts = ("zeros", "nan", "inf", "subnormal")
+        largest = column["max_abs"]
+        added = sum_over_shards(
+            torch.cat(
+                [
+                    terms(Moments(number, column["total"], column["squares"])),
+                    terms(Moments(number, column["magnitude_total"], column["magnitude_squares"])),
+                    torch.stack([*(column[name] for name in counts), largest.isnan().double()], 1),
+                ],
+                1,
+            ),
+            parameters,
+        )
+        whole, magnitudes = from_terms(added[:, :4]), from_terms(added[:, 4:8])
+        if "max_abs" in self.wanted:
+            largest = max_over_shards(largest.nan_to_num(nan=0, posinf=torch.inf).unsqueeze(1), parameters).squeeze(1)
+            largest = torch.where(added[:, -1] > 0, torch.nan, largest)
+        found = {
+            "total": whole.total,
+            "squares": whole.squares,
+            "max_abs": largest,
+            **dict(zip(counts, added[:, 8:12].unbind(1), strict=True)),
+            "magnitude_total": magnitudes.total,
+            "magnitude_squares": magnitudes.squares,
+        }
+        return whole.number, torch.stack([found[name] for name in COLUMNS], 1)
+
+
+def derived(raw: Tensor) -> dict[str, Tensor]:
+    """Statistics from raw sums, of each tensor and, last, of all of them together.
+
+    Mean, variance, standard deviation and norm are NaN where an entry is NaN or infinite: of that tensor and of all together,
+    not of the others.
+
+    Args:
+        raw: shape (steps, tensors, len(RAW)), on the CPU; a tensor that is absent from a step has n = 0.
+
+    Returns:
+        "n" and each of `STATISTICS`: shape (steps, tensors + 1), float64.
+
+    Example:
+        >>> rows = torch.zeros(1, 2, len(RAW), dtype=torch.float64)
+        >>> rows[0, :, :3] = torch.tensor([[2.0, 3.0, 0.5], [2.0, 9.0, 4.5]])  # (1, 2) and (3, 6): n, sum, M2
+        >>> derived(rows)["variance"].tolist()
+        [[0.25, 2.25, 3.5]]
+    """
+    column = {name: raw[..., place].T for place, name in enumerate(RAW)}
+    finite = column["squares"].isfinite()
+    total, squares = (torch.where(finite, column[name], torch.nan) for name in ("total", "squares"))
+    plain = _with_all(Moments(column["n"], total, squares))
+    magnitudes = _with_all(Moments(column["n"], column["magnitude_total"], column["magnitude_squares"]))
+    found = {"n": plain.number, **{name: getattr(plain, name) for name in MOMENTS}}
+    found["max_abs"] = torch.cat([column["max_abs"], column["max_abs"].amax(0, keepdim=True)])
+    for name in COUNTS:
+        found[name] = torch.cat([column[name], column[name].sum(0, keepdim=True)])
+    found["magnitude_variance"] = magnitudes.variance
+    return {name: values.T for name, values in found.items()}
+
+
+def _with_all(each: Moments) -> Moments:
+    return Moments(*(torch.cat(pair) for pair in zip(each, pooled(each), strict=True)))
