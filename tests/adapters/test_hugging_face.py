@@ -14,6 +14,7 @@ from torch import nn
 
 import trimtab
 from tests.adapters.data import Seen, stateful_levers
+from trimtab.observe import GradientTracker
 
 pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra `transformers`")
 
@@ -87,11 +88,15 @@ def test_unscaled_gradients_under_the_scaler(tiny, tmp_path, fused):
 
 def test_resumed_equals_uninterrupted(tiny, tmp_path):
     checkpoints = {"save_strategy": "steps", "save_steps": 3}
-    straight = tiny.trainer(tmp_path / "a", callback(*stateful_levers()), **checkpoints)
+    trackers = [GradientTracker(track=("gradients", "updates"), every=2) for _ in range(2)]
+    straight = tiny.trainer(tmp_path / "a", callback(*stateful_levers(), tracker=trackers[0]), **checkpoints)
     straight.train()
-    resumed = tiny.trainer(tmp_path / "b", callback(*stateful_levers()), **checkpoints)
+    resumed = tiny.trainer(tmp_path / "b", callback(*stateful_levers(), tracker=trackers[1]), **checkpoints)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
     assert same(straight.model, resumed.model)
+    assert trackers[1].table().equals(trackers[0].table())
+    assert trackers[1].signals_table().equals(trackers[0].signals_table())
+    assert sorted(set(trackers[1].table()["step"].to_pylist())) == [0, 2, 4]
     # the checkpoint's levers matter: without their state the run goes another way
     state = tmp_path / "a" / "checkpoint-3" / "trainer_state.json"
     saved = json.loads(state.read_text())
@@ -101,7 +106,7 @@ def test_resumed_equals_uninterrupted(tiny, tmp_path):
     forgetful.train(resume_from_checkpoint=str(state.parent))
     assert not same(straight.model, forgetful.model)
     assert (tmp_path / "c" / "checkpoint-6").is_dir()
-    with pytest.raises(ValueError, match=r"saved levers are \['VarianceAmplifier', 'Autoscale'\]"):
+    with pytest.raises(ValueError, match=r"saved levers are \['GradientTracker', 'VarianceAmplifier', 'Autoscale'\]"):
         tiny.trainer(tmp_path / "d", callback(trimtab.penalties.L1(1e-3))).train(
             resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-6")
         )

@@ -17,6 +17,7 @@ from torch import nn
 
 import trimtab
 from tests.adapters.data import BATCHES, Seen, network, own_loop, stateful_levers
+from trimtab.observe import GradientTracker, read_table
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="needs the extra `lightning`")
 
@@ -82,24 +83,38 @@ def test_unscaled_gradients_in_mixed_precision(modules, tmp_path, fused):
 
 def test_resumed_equals_uninterrupted(modules, tmp_path):
     straight, first, second = (modules.Automatic() for _ in range(3))
-    trainer(tmp_path, callback(*stateful_levers()), max_epochs=2).fit(straight)
-    half = trainer(tmp_path, callback(*stateful_levers()))
+    trackers = [GradientTracker(track=("gradients", "updates"), every=4) for _ in range(3)]
+    trainer(tmp_path, callback(*stateful_levers(), tracker=trackers[0]), max_epochs=2).fit(straight)
+    half = trainer(tmp_path, callback(*stateful_levers(), tracker=trackers[1]))
     half.fit(first)
     half.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = callback(*stateful_levers())
+    resumed = callback(*stateful_levers(), tracker=trackers[2])
     trainer(tmp_path, resumed, max_epochs=2).fit(second, ckpt_path=tmp_path / "half.ckpt")
     assert_same(straight, second)
+    assert trackers[2].table().equals(trackers[0].table())
+    assert trackers[2].signals_table().equals(trackers[0].signals_table())
+    assert sorted(set(trackers[2].table()["step"].to_pylist())) == [0, 4, 8]
     # the checkpoint's levers matter: without their state the run goes another way
     checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
     state = checkpoint["callbacks"].pop("TrimtabCallback")
-    assert [lever["type"] for lever in state["levers"]] == ["VarianceAmplifier", "Autoscale"]
+    assert [lever["type"] for lever in state["levers"]] == ["GradientTracker", "VarianceAmplifier", "Autoscale"]
     torch.save(checkpoint, tmp_path / "forgetful.ckpt")
     forgetful = modules.Automatic()
     trainer(tmp_path, callback(*stateful_levers()), max_epochs=2).fit(forgetful, ckpt_path=tmp_path / "forgetful.ckpt")
     assert not torch.equal(straight.net[0].weight, forgetful.net[0].weight)
     other = trainer(tmp_path, callback(trimtab.penalties.L1(1e-3)), max_epochs=2)
-    with pytest.raises(ValueError, match=r"saved levers are \['VarianceAmplifier', 'Autoscale'\]"):
+    with pytest.raises(ValueError, match=r"saved levers are \['GradientTracker', 'VarianceAmplifier', 'Autoscale'\]"):
         other.fit(modules.Automatic(), ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_tracker_sees_what_the_levers_get_and_what_they_signal(modules, tmp_path):
+    seen, tracker = Seen(), GradientTracker(folder=tmp_path / "run")
+    trainer(tmp_path, callback(seen, *stateful_levers(), tracker=tracker)).fit(modules.Automatic())
+    rows = read_table(tmp_path / "run" / "gradients.parquet").to_pylist()
+    norms = [row["norm"] for row in rows if row["layer"] == "net.0.weight"]
+    assert norms == pytest.approx([float(gradients[0].norm()) for gradients in seen.gradients])
+    signals = read_table(tmp_path / "run" / "signals.parquet").to_pylist()
+    assert [row["step"] for row in signals if row["name"] == "alpha"] == list(range(6))
 
 
 def test_own_clipping_comes_first_and_a_clip_among_the_levers_last(modules, tmp_path):

@@ -5,17 +5,15 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from trimtab.levers import Handle, Lever, attach
+from trimtab.observe import GradientTracker
 from trimtab.pruning import Pruned, one_shot
 from trimtab.pruning.selection_plan import SelectionPlan
-
-if TYPE_CHECKING:
-    from trimtab.observe import GradientTracker  # type: ignore[attr-defined]
 
 
 class LeverCallback:
@@ -85,12 +83,9 @@ class LeverCallback:
             self._saved = {}
 
     def _stop(self) -> None:
-        """Detach, and flush every lever that can be flushed."""
+        """Detach; trackers flush."""
         if self.handle is not None:
             self.handle.remove()
-            for lever in self.handle.levers:
-                if callable(flush := getattr(lever, "flush", None)):
-                    flush()
 
     def _prune(self, model: nn.Module) -> None:
         if self.prune is not None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trimtab.adapters.lever_callback import LeverCallback
 from trimtab.levers import Lever, innermost
-
-if TYPE_CHECKING:
-    from trimtab.observe import GradientTracker  # type: ignore[attr-defined]
+from trimtab.observe import GradientTracker
 
 
 class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
