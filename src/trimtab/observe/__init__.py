@@ -2,10 +2,10 @@
 
 from trimtab.observe.gradient_tracker import GradientTracker
 from trimtab.observe.model_summary import LayerRow, ModelSummary, summary
-from trimtab.observe.parts import read_table
-from trimtab.observe.recorder import Recorder
 from trimtab.observe.tensorboard import TensorBoard
 from trimtab.observe.weights import WeightDistribution, weight_distribution
+from trimtab.parts import read_table
+from trimtab.recorder import Recorder
 
 __all__ = [
     "GradientTracker",

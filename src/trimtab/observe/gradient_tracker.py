@@ -13,11 +13,11 @@ from torch import Tensor
 
 from trimtab.collectives import is_distributed, local_part
 from trimtab.levers import Lever
-from trimtab.observe.parts import Parts
 from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, working_dtype
-from trimtab.observe.recorder import Recorder, fetch
 from trimtab.observe.tables import KINDS, gradients_schema, gradients_table, signals_schema, signals_table
 from trimtab.parameters import Entry, Rule
+from trimtab.parts import Parts
+from trimtab.recorder import Recorder, fetch
 
 if TYPE_CHECKING:
     import pyarrow as pa
