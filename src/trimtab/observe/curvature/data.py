@@ -42,7 +42,8 @@ class Batches:
 
     def _moved(self, item: Any) -> Any:
         if isinstance(item, Tensor):
-            return item.detach().to(self._device, self._dtype if item.is_floating_point() else item.dtype)
+            item = item.clone() if item.is_inference() else item.detach()  # autograd cannot save inference tensors
+            return item.to(self._device, self._dtype if item.is_floating_point() else item.dtype)
         if isinstance(item, Mapping):
             return {key: self._moved(value) for key, value in item.items()}
         if isinstance(item, tuple | list):

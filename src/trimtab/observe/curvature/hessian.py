@@ -32,6 +32,7 @@ class LossOperator(SymmetricOperator):
         super().__init__(objective.size, objective.dtype, objective.device)
         self.objective = objective
         self._keep = objective.batches.single if keep_graph is None else keep_graph
+        self._attention = "unchanged"
         self._kept: list[tuple[Batch, float, Multiply]] | None = None
 
     def _graph(self, leaves: list[Tensor], batch: Batch) -> tuple[float, Multiply]:
@@ -40,15 +41,17 @@ class LossOperator(SymmetricOperator):
 
     def _build(self, batch: Batch) -> tuple[float, Multiply]:
         leaves = [weight.detach().requires_grad_() for weight in self.objective.weights]
+        if self._attention != "unchanged":
+            return self._graph(leaves, batch)
         with SeesAttention() as watch:
             built = self._graph(leaves, batch)
-        self.objective.attention = "math" if watch.seen else "none"
+        self._attention = "math" if watch.seen else "none"
         return built
 
     @property
     def setting(self) -> Setting | None:
         """What is measured."""
-        return self.objective.setting(self.curvature)
+        return self.objective.setting(self.curvature, self._attention)
 
     @property
     def weights(self) -> Tensor:

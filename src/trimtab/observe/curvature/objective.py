@@ -93,7 +93,6 @@ class Objective:
         self.batch_norm = batch_norm if normalizes else "none"
         self.batches = Batches(batches, self.device, self.dtype)
         self.samples, self.number_of_batches = 0.0, 0
-        self.attention = "unchanged"
         self._random = RandomState(self.device)
 
     def _one_device(self) -> torch.device:
@@ -122,6 +121,10 @@ class Objective:
                 vector = vector.clone()
         parts = torch.split(vector, [weight.numel() for weight in self.weights])
         return [part.view(weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
+
+    def tensors(self) -> list[Tensor]:
+        """Everything the network computes with: chosen parameters, the others, buffers."""
+        return [*self.weights, *self._constants.values(), *self._buffers.values()]
 
     @contextmanager
     def evaluating(self, second_order: bool = False) -> Iterator[None]:
@@ -217,10 +220,9 @@ class Objective:
         assert vector is not None
         return loss, vector
 
-    def setting(self, curvature: str = "loss") -> Setting:
+    def setting(self, curvature: str = "loss", attention: str = "unchanged") -> Setting:
         """What was measured and how; samples are known after the first evaluation."""
         dtype = str(self.dtype).removeprefix("torch.")
-        attention = "unchanged" if curvature == "loss" else self.attention
         return Setting(
             curvature,
             self.size,
