@@ -83,7 +83,7 @@ class LossOperator(SymmetricOperator):
 
             product = self.objective.combine(again, [batch for batch, _, _ in kept])[1]
         else:
-            with self.objective.evaluating(second_order=True), torch.enable_grad():
+            with self.objective.evaluating(plain_kernels=True), torch.enable_grad():
                 product = self.objective.combine(value)[1]
             self._kept = built if self._keep else None
         assert product is not None

@@ -127,13 +127,16 @@ class Objective:
         return [*self.weights, *self._constants.values(), *self._buffers.values()]
 
     @contextmanager
-    def evaluating(self, second_order: bool = False) -> Iterator[None]:
-        """Where the model may be called: it is intact afterwards, and every entry draws the same random numbers."""
+    def evaluating(self, plain_kernels: bool = False) -> Iterator[None]:
+        """Where the model may be called: it is intact afterwards, and every entry draws the same random numbers.
+
+        `plain_kernels`: fused attention by the MATH backend, RNNs without cuDNN, for second derivatives and `vmap`.
+        """
         with ExitStack() as stack:
             stack.enter_context(intact(self.model, batch_statistics=self.batch_norm == "batch"))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            if second_order:
+            if plain_kernels:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 if self.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in self.model.modules()):
                     stack.enter_context(torch.backends.cudnn.flags(enabled=False))  # its RNNs have no double backward

@@ -14,8 +14,8 @@ from trimtab.observe.curvature.results import Sharpness
 def sharpness(objective: Objective, rho: float = 0.05, steps: int = 1, *, adaptive: bool = False) -> Sharpness:
     """Sharpness in SAM's sense: `max L(w + e) - L(w)` over `||e||_2 <= rho`, by gradient ascent.
 
-    One step: `e = rho g / ||g||`, exact to first order. Several: from there `e <- P(e + (2.5 rho / steps) g / ||g||)` with
-    the gradient at w + e and P the projection onto the ball, the step as usual in adversarial attacks (arXiv 1706.06083); the
+    One step: `e = rho g / ||g||`, exact to first order. Several: again and again `e <- rho g(w + e) / ||g(w + e)||`, which
+    climbs at every step where the loss is convex and needs no step size (the power method where it is quadratic) [ours]; the
     best point visited counts, so that more steps never give less. Adaptive: the ball is `||e / |w| ||_2 <= rho`, the
     ascent takes place in the coordinates `e / |w|` (`e = rho w^2 g / || |w| g ||` for one step), and weights that are zero
     stay zero. No constant is added to |w|, so that rescaling a ReLU network's units changes nothing [ours; ASAM
@@ -61,9 +61,7 @@ def sharpness(objective: Objective, rho: float = 0.05, steps: int = 1, *, adapti
     reached = [objective.loss(moved(inside))]
     for _ in range(steps - 1):
         _, gradient = objective.gradient(moved(inside))
-        inside = inside + (2.5 * rho / steps) * direction(gradient)[0]
-        length = float(torch.linalg.vector_norm(inside))
-        inside = inside * (rho / length) if length > rho else inside
+        inside = rho * direction(gradient)[0]
         reached.append(objective.loss(moved(inside)))
     here = objective.loss()
     return Sharpness(
