@@ -27,7 +27,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two methods and two seeds."""
     out = tmp_path_factory.mktemp("study")
     code = main(["compare", "digits", *SMALL, "--methods", "sgd", "var", "--seeds", "0", "1", "--out", str(out),
-                 "--cost-steps", "2", "--quiet"])  # fmt: skip
+                 "--cost-steps", "2", "--track", "gradients,weights,updates", "--track-every", "2", "--quiet"])  # fmt: skip
     assert code == 0
     return out
 
@@ -56,6 +56,38 @@ def test_file_bytes_in_the_summary_are_those_of_a_written_file(study: Path, caps
     )  # fmt: skip
     assert stored is not None
     assert abs(file.stat().st_size - stored) < 300  # the metadata texts differ
+
+
+def test_tracked_runs_have_dynamics_in_summary_report_and_their_own_page(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = Summary.read(study / "summary.json")
+    assert [(run.method, run.seed) for run in summary.dynamics] == [("sgd", 0), ("sgd", 1), ("var", 0), ("var", 1)]
+    assert [bool(run.layers[0].log10_std) for run in summary.dynamics] == [True, False, True, False]
+    steps = summary.runs[0].steps
+    assert summary.dynamics[0].steps == list(range(0, steps, 2))
+    assert len(summary.dynamics[0].update_ratio) == len(summary.dynamics[0].steps)
+    assert "s0-figure-dynamics-layers-1" in (study / "report.html").read_text()
+    assert main(["gradients", str(study / "runs/sgd"), str(study / "runs/var/seed0"), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "sgd, seed 1: standard deviation of each layer's gradient" in " ".join(printed.split())
+    assert "In these 3 runs" in printed
+    assert "s0-figure-dynamics-std" in (tmp_path / "gradients.html").read_text()
+    assert main(["gradients", str(study / "runs/sgd/seed0"), "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["dynamics"]
+    assert [found[0]] == [run.model_dump(mode="json") for run in summary.dynamics[:1]]
+
+
+def test_an_untracked_run_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "r")
+    words = ["train", "digits", *SMALL, "--epochs", "1", "--data.limit-train", "130", "--out", run, "--quiet"]
+    assert main(words) == 0
+    assert main(["gradients", run]) == 2
+    assert "no tracked run among" in capsys.readouterr().err
+    assert main([*words, "--track", "gradients"]) == 0  # the finished run is kept
+    output = capsys.readouterr()
+    assert "was finished without tracking" in output.err.replace("\n", " ")
+    assert "trimtab gradients" not in output.out
 
 
 def test_a_second_compare_trains_nothing_again(study: Path) -> None:

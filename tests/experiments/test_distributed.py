@@ -10,6 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trimtab.experiments.dynamics import run_dynamics
+from trimtab.experiments.run_folder import RunFolder
+from trimtab.observe import read_table
+
 
 def torchrun(out: Path, *words: str) -> dict[str, torch.Tensor]:
     command = [
@@ -31,3 +35,22 @@ def test_two_processes_train_alike_replicated_and_sharded(tmp_path: Path, method
     for name, tensor in replicated.items():
         assert torch.isfinite(tensor).all()
         torch.testing.assert_close(tensor, sharded[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_leave_one_set_of_rows(tmp_path: Path, strategy: str) -> None:
+    out = tmp_path / strategy
+    words = ["--track", "gradients,weights", "--track-every", "3", "--transforms", "autoscale", "--clip-norm", "1"]
+    torchrun(out, *words, "--strategy", strategy)
+    found = run_dynamics(RunFolder(out), "sgd")
+    assert found is not None
+    steps = RunFolder(out).info()["steps"]
+    assert found.steps == list(range(0, steps, 3))
+    assert found.layers[0].name == "conv1.weight"
+    rows = read_table(out / "gradients.parquet").to_pylist()
+    assert len({(row["step"], row["layer"], row["kind"]) for row in rows}) == len(rows)
+    sizes = {row["layer"]: row["n"] for row in rows if row["kind"] == "weights" and row["step"] == 0}
+    model = load_file(out / "model.safetensors")
+    assert sizes["conv1.weight"] == model["conv1.weight"].numel()  # the whole tensor, not a rank's part
+    assert set(found.signals) == {"alpha", "sigma", "norm", "factor"}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from trimtab.experiments.comparison import Standing
+from trimtab.experiments.dynamics import Latest
 from trimtab.experiments.training import Progress as TrainingProgress
 
 console = Console()
@@ -22,8 +24,20 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
-def _bar(quiet: bool) -> Progress:
-    return Progress(
+class _Bars(Progress):
+    """Progress bars with room for a few lines below them."""
+
+    below: Text | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, then the lines."""
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
+def _bar(quiet: bool) -> _Bars:
+    return _Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -38,9 +52,29 @@ def _bar(quiet: bool) -> Progress:
     )
 
 
+def gradient_lines(now: Latest) -> Text:
+    """Three lines on the gradients of the last fetched step."""
+    ends = [(word, end) for word, end in (("largest", now.largest), ("smallest", now.smallest)) if end is not None]
+    updates = [] if now.update_ratio is None else [("update / weight", f"{now.update_ratio:.3g}")]
+    lines = [
+        [("std of all", f"{now.std:.3g}"), ("dead layers", str(now.dead)), ("non-finite", str(now.non_finite))],
+        [(f"{word} layer", f"{value:.3g} {name}") for word, (name, value) in ends],
+        [*updates, *((name, f"{value:.3g}") for name, value in now.signals.items())],
+    ]
+    text = Text(f"gradients at step {now.step}", style="bold")
+    for line in filter(None, lines):
+        text.append("\n ")
+        for name, value in line:
+            bad = name in {"dead layers", "non-finite"} and value != "0"
+            text.append(f" {name} ", style="dim not bold").append(
+                value + " ", style="red not bold" if bad else "not bold"
+            )
+    return text
+
+
 @contextmanager
 def training_progress(title: str, quiet: bool) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A bar for one run: epoch, loss, validation accuracy, time left."""
+    """A bar for one run: epoch, loss, validation accuracy, time left; below it the gradients, where they are tracked."""
     with _bar(quiet) as bar:
         task = bar.add_task(title, total=None, text="")
 
@@ -50,6 +84,8 @@ def training_progress(title: str, quiet: bool) -> Iterator[Callable[[TrainingPro
                 text += f"  loss {progress.loss:.4f}"
             if progress.validation is not None:
                 text += f"  validation {progress.validation:.2%}"
+            if progress.latest is not None:
+                bar.below = gradient_lines(progress.latest)
             bar.update(task, completed=progress.step, total=progress.steps, text=text)
 
         yield report

@@ -63,16 +63,22 @@ def _text(value: float | None, times: str = "") -> str:
 
 def layer_table(run: Dynamics) -> Table:
     """One row per layer, and one for all together."""
-    table = Table(title=Text(f"{run.method}, seed {run.seed}"), box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for name in ("first std", "last std", "fall", "update/weight", "dead %", "non-finite"):
+    table = Table(
+        title=Text(f"{run.method}, seed {run.seed}: standard deviation of each layer's gradient"), box=box.SIMPLE_HEAD,
+        padding=(0, 1), pad_edge=False, caption="first, last: tenth of the tracked steps, medians; upd/w: norm of a step's "
+        "weight change over norm of the weights",
+    )  # fmt: skip
+    table.add_column("layer", overflow="fold", min_width=12)
+    for name in ("first", "last", "fall", "upd/w", "dead %", "nan/inf"):
         table.add_column(name, justify="right", no_wrap=True)
     for layer in run.layers:
         falls = layer.first is not None and layer.last is not None and layer.last > 0
         fall = layer.first / layer.last if falls and layer.first is not None and layer.last is not None else None
         table.add_row(
-            Text(layer.name), _text(layer.first), _text(layer.last), _text(fall, "x"), _text(layer.update_ratio),
-            f"{100 * layer.dead:.3g}", str(layer.non_finite), style="red" if layer.non_finite or layer.dead >= 0.5 else None,
+            Text(layer.name.removesuffix(".weight")), _text(layer.first), _text(layer.last), _text(fall, "x"),
+            _text(layer.update_ratio),
+            f"{100 * layer.dead:.3g}", str(layer.non_finite),
+            style="red" if layer.non_finite or layer.dead >= 0.5 else None,
         )  # fmt: skip
     return table
 
@@ -80,12 +86,13 @@ def layer_table(run: Dynamics) -> Table:
 def facts_table(found: Sequence[Dynamics]) -> Table:
     """One row per run."""
     table = Table(
-        title="gradients of all layers", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
+        title="gradients of all layers together", box=box.SIMPLE_HEAD, padding=(0, 0), pad_edge=False,
         caption="differ: largest / smallest std of a layer, median over steps; fall: global std, first over last tenth; "
-        "rank: Spearman's correlation with the step; dead: layers with no gradient in half or more of the steps",
+        "rank: Spearman's correlation of the global std with the step; dead: layers with a gradient of zero in half or more "
+        "of the steps; nan/inf: entries",
     )  # fmt: skip
-    table.add_column("run", overflow="fold")
-    for name in ("steps", "differ", "fall", "rank", "update/weight", "alpha", "dead", "non-finite"):
+    table.add_column("run", overflow="fold", min_width=12)
+    for name in ("steps", "differ", "fall", "rank", "upd/w", "alpha", "dead", "nan/inf"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in found:
         facts = run.facts

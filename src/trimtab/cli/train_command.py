@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
-from trimtab.cli.console import console, print_json, training_progress
+from trimtab.cli.console import console, errors, print_json, training_progress
 from trimtab.experiments.training import train
 
 
@@ -39,6 +39,9 @@ def run(arguments: Sequence[str]) -> int:
     info = result.info()
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one process speaks
         return 0
+    tracked = result.gradients_folder.is_dir()
+    if recipe.track and not tracked:
+        errors.print(f"{folder} was finished without tracking; choose another --out to track", soft_wrap=True)
     if output.json:
         print_json({"folder": str(folder), **info})
     else:
@@ -47,4 +50,6 @@ def run(arguments: Sequence[str]) -> int:
             f"validation {info['validation_accuracy']:.2%}"
         )
         console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)
+        if tracked:
+            console.print(f"gradients: trimtab gradients {folder}", soft_wrap=True)
     return 0

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.summary import Dynamics, DynamicsFacts, LayerDynamics
+from trimtab.observe import read_table
 
 POINTS = 120
 """Most points of a curve in a summary [ours]: more than a figure of 1000 pixels can tell apart as blocks."""
@@ -38,10 +39,34 @@ class Tracked:
     together: dict[str, Matrix]
 
 
+@dataclass(frozen=True)
+class Latest:
+    """Gradients at one step, for a display while training goes on.
+
+    Attributes:
+        step: counted from 0.
+        std: standard deviation of all tracked gradients together; NaN where one is not finite.
+        largest, smallest: (name, standard deviation) of the layers at the ends; None where all are dead or not finite.
+        dead: layers whose gradient is zero everywhere.
+        non_finite: entries that are NaN or infinite.
+        update_ratio: norm of the update over norm of the weights; None where not tracked.
+        signals: what the transforms reported.
+    """
+
+    step: int
+    std: float
+    largest: tuple[str, float] | None
+    smallest: tuple[str, float] | None
+    dead: int
+    non_finite: int
+    update_ratio: float | None
+    signals: dict[str, float]
+
+
 COLUMNS = ("n", "std", "norm", "zeros", "nan", "inf")
 
 
-def tracked(columns: Mapping[str, Sequence[Any]], kind: str) -> Tracked | None:
+def tracked(columns: Mapping[str, Any], kind: str) -> Tracked | None:
     """The rows of `kind` ("gradients", "weights", "updates") as matrices; None when there are none.
 
     Args:
@@ -136,7 +161,7 @@ def _ratio(updates: Tracked | None, weights: Tracked | None, steps: NDArray[np.i
     return layers, together
 
 
-def _signals(columns: Mapping[str, Sequence[Any]] | None, steps: NDArray[np.int64]) -> dict[str, Matrix]:
+def _signals(columns: Mapping[str, Any] | None, steps: NDArray[np.int64]) -> dict[str, Matrix]:
     found: dict[str, Matrix] = {}
     if columns is None:
         return found
@@ -148,8 +173,8 @@ def _signals(columns: Mapping[str, Sequence[Any]] | None, steps: NDArray[np.int6
 
 
 def dynamics(
-    columns: Mapping[str, Sequence[Any]],
-    signal_columns: Mapping[str, Sequence[Any]] | None,
+    columns: Mapping[str, Any],
+    signal_columns: Mapping[str, Any] | None,
     *,
     method: str,
     seed: int,
@@ -214,9 +239,35 @@ def dynamics(
     )
 
 
+def latest(columns: Mapping[str, Any], signal_columns: Mapping[str, Any] | None) -> Latest | None:
+    """The last step among a tracker's rows; None when there are no gradients."""
+    own = tracked(columns, "gradients")
+    if own is None:
+        return None
+    std = own.values["std"][:, -1]
+    alive = sorted((float(value), name) for value, name in zip(std, own.layers, strict=True) if value > 0)
+    ratio = _ratio(tracked(columns, "updates"), tracked(columns, "weights"), own.steps)
+    signals = {name: float(values[-1]) for name, values in _signals(signal_columns, own.steps).items()}
+    return Latest(
+        step=int(own.steps[-1]),
+        std=float(own.together["std"][-1]),
+        largest=alive[-1][::-1] if alive else None,
+        smallest=alive[0][::-1] if alive else None,
+        dead=int((own.values["zeros"][:, -1] >= own.values["n"][:, -1]).sum()),
+        non_finite=int(own.together["nan"][-1] + own.together["inf"][-1]),
+        update_ratio=None if ratio is None else float(ratio[1][-1]),
+        signals=signals,
+    )
+
+
 def _ends(values: Matrix) -> tuple[float, float]:
     finite = values[np.isfinite(values)]
     return float(f"{finite.min():.5g}"), float(f"{finite.max():.5g}")
+
+
+def columns_of(table: Any) -> dict[str, NDArray[Any]]:
+    """What `dynamics` reads of a tracker's table (pyarrow)."""
+    return {name: table[name].to_numpy() for name in ("step", "layer", "kind", *COLUMNS)}
 
 
 def run_dynamics(folder: RunFolder, method: str) -> Dynamics | None:
@@ -225,14 +276,12 @@ def run_dynamics(folder: RunFolder, method: str) -> Dynamics | None:
     Raises:
         ValueError: the tracker's files are damaged.
     """
-    from trimtab.observe import read_table
-
     if not folder.gradients_folder.is_dir():
         return None
     signals = read_table(folder.signals_folder).to_pydict() if folder.signals_folder.is_dir() else None
     table = read_table(folder.gradients_folder)
     return dynamics(
-        {name: table[name].to_numpy() for name in ("step", "layer", "kind", *COLUMNS)},
+        columns_of(table),
         signals,
         method=method,
         seed=folder.recipe.seed,

@@ -18,6 +18,7 @@ from trimtab.penalties.base import Penalty
 
 if TYPE_CHECKING:
     from trimtab.experiments.recipe import Recipe
+    from trimtab.observe import GradientTracker
 
 Wrapper = SAM | ASAM | CrAM
 
@@ -136,12 +137,19 @@ def build_transforms(recipe: Recipe) -> tuple[GradientTransform, ...]:
     return (*named, *([] if recipe.clip_norm is None else [ClipNorm(recipe.clip_norm)]))
 
 
-def steer(recipe: Recipe, model: nn.Module) -> Steering:
-    """Build the optimizer for `model` as the recipe's method says; levers attached: penalty, transforms, clipping."""
+def steer(recipe: Recipe, model: nn.Module, tracker: GradientTracker | None = None) -> Steering:
+    """Build the optimizer for `model` as the recipe's method says; levers attached: penalty, transforms, clipping.
+
+    A tracker acts before them all, by a handle of its own: its state decides nothing about the network, so a run goes on
+    with and without it.
+    """
     base = base_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])
     wrapper = build_wrapper(recipe, base, model)
     penalty = build_penalty(recipe)
     optimizer = base if wrapper is None else wrapper
     transforms = build_transforms(recipe)
+    if tracker is not None:
+        levers.attach(optimizer, tracker, model=model)
+        tracker.watch(transforms)
     handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), *transforms, model=model)
     return Steering(optimizer, base, wrapper, penalty, transforms, handle)

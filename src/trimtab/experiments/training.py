@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from trimtab import datasets, models
 from trimtab.collectives import sum_over_ranks
 from trimtab.experiments.checkpoint import write_safetensors
+from trimtab.experiments.dynamics import Latest, columns_of, latest
 from trimtab.experiments.evaluation import evaluate
 from trimtab.experiments.machine import hardware, versions
 from trimtab.experiments.methods import Steering, steer
@@ -29,6 +30,7 @@ from trimtab.experiments.objective import learning_rate_factor, task_loss
 from trimtab.experiments.parallel import Devices, launch, plain_module
 from trimtab.experiments.recipe import Data, Recipe
 from trimtab.experiments.run_folder import RunFolder
+from trimtab.observe import GradientTracker
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Progress:
     steps: int
     loss: float | None
     validation: float | None
+    latest: Latest | None = None
+    """Gradients at the last step that was fetched, where they are tracked."""
 
 
 class _StopRequest:
@@ -153,7 +157,11 @@ class TrainingRun:
                 f"{len(self.data.train.targets)} training images of {self.data.name}"
             )
         self.model = devices.setup_model(build_model(recipe, self.data))
-        self.steering: Steering = steer(recipe, self.model)
+        self.tracker = GradientTracker(recipe.track, recipe.track_every, folder=folder.path) if recipe.track else None
+        self.latest: Latest | None = None
+        if self.tracker is not None:
+            self.tracker.subscribe(self._look)
+        self.steering: Steering = steer(recipe, plain_module(self.model), self.tracker)
         self.steps_per_epoch = len(self.train_batches) // recipe.accumulate
         self.epoch, self.step_in_epoch = 0, 0
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=devices.device)
@@ -176,6 +184,11 @@ class TrainingRun:
         if self.devices.scaler is not None:
             self.devices.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
+        if self.tracker is not None:
+            if (tracked := state.get("tracker")) is not None:
+                self.tracker.load_state_dict(tracked)
+            else:  # the run was not tracked so far
+                self.tracker.step = self.epoch * self.steps_per_epoch + self.step_in_epoch
         self.epoch_loss.fill_(state["epoch_loss"])
         self.rows, self.train_seconds = state["rows"], state["train_seconds"]
         self.step_seconds = [state["step_seconds"]] if state["step_seconds"] else []
@@ -185,6 +198,7 @@ class TrainingRun:
         state = self.devices.model_and_optimizer_state(self.model, self.steering.optimizer)
         state |= {
             "levers": self.steering.handle.state_dict(),
+            "tracker": self.tracker.state_dict() if self.tracker is not None else None,
             "scaler": self.devices.scaler.state_dict() if self.devices.scaler is not None else None,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
@@ -273,6 +287,8 @@ class TrainingRun:
             self.step_seconds.append(time.perf_counter() - started)
             self.train_seconds += self.step_seconds[-1]
             if self.step_in_epoch % 20 == 0 or self.step_in_epoch == self.steps_per_epoch:
+                if self.tracker is not None and self.step_in_epoch == self.steps_per_epoch:
+                    self.tracker.flush()
                 self._check_finite()
                 report(self._progress((self.epoch_loss / self.step_in_epoch).item()))
             if self.devices.any_rank(stop.asked):
@@ -283,7 +299,12 @@ class TrainingRun:
     def _progress(self, loss: float | None) -> Progress:
         done = self.epoch * self.steps_per_epoch + self.step_in_epoch
         last = next((row["validation_accuracy"] for row in reversed(self.rows) if "validation_accuracy" in row), None)
-        return Progress(self.epoch, self.recipe.epochs, done, self.recipe.epochs * self.steps_per_epoch, loss, last)
+        steps = self.recipe.epochs * self.steps_per_epoch
+        return Progress(self.epoch, self.recipe.epochs, done, steps, loss, last, self.latest)
+
+    def _look(self, rows: Any, signals: Any) -> None:
+        """Keep what a flush of the tracker brought, for the display."""
+        self.latest = latest(columns_of(rows), signals.to_pydict()) or self.latest
 
     def _end_of_epoch(self) -> None:
         rate = self._set_learning_rate((self.epoch + 1) * self.steps_per_epoch - 1)
