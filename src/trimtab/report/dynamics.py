@@ -14,6 +14,7 @@ from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sent
 
 TITLE = "Gradients over training"
 STEP_AXIS = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
+SIGNALS = {"norm": "norm before clipping", "factor": "clipping factor", "clipped": "share of units clipped"}
 Points = list[tuple[int, list[float]]]
 
 
@@ -89,8 +90,9 @@ def _std_figure(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look])
     counts = [len(runs) for runs in groups.values()]
     return Figure(
         "dynamics-std",
-        "Standard deviation of all tracked gradients together, as they come: before penalty and transforms. Lines are "
-        "geometric means over seeds. " + seeds_sentence(counts).replace("of the mean", "of the mean logarithm"),
+        "Standard deviation of all tracked gradients together, as they come: before penalty and transforms. "
+        + ("Lines are geometric means over seeds. " if max(counts) > 1 else "")
+        + seeds_sentence(counts).replace("of the mean", "of the mean logarithm"),
         {"": traces},
         {"xaxis": STEP_AXIS, "yaxis": {"title": {"text": "standard deviation"}, **_log_axis(traces)}, "height": 380},
     )
@@ -177,7 +179,8 @@ def _signal_figures(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Lo
     names = sorted((name for name in names if not name.endswith("sigma")), key=lambda name: not name.endswith("alpha"))
     return [
         _small(
-            f"dynamics-signal-{place}", name, f"{name}, as the gradient transforms report it; mean over seeds.", groups, looks,
+            f"dynamics-signal-{place}", SIGNALS.get(name, name),
+            f"{SIGNALS.get(name, name)}, as the gradient transforms report it; mean over seeds.", groups, looks,
             lambda run, name=name: run.signals.get(name, []), join=_mean,  # type: ignore[misc]
         )
         for place, name in enumerate(names)

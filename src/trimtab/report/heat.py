@@ -32,7 +32,11 @@ def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> F
     letters, row = (13, 9) if small else (30, 15)
     height = min(max(260, 110 + row * len(layers)), 300 if small else 760)
     every = max(1, math.ceil(len(layers) * 13 / (height - 90)))
-    bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": "log\u2081\u2080", "side": "top"}}
+    bar = {
+        "thickness": 10,
+        "outlinewidth": 0,
+        "title": {"text": "log\u2081\u2080 std", "side": "top", "font": {"size": 11}},
+    }
     trace: dict[str, Any] = {
         "type": "heatmap", "x": run.steps, "y": list(range(len(layers))), "z": [layer.log10_std for layer in layers],
         "customdata": [[[plain(layer.name)] for _ in run.steps] for layer in layers], "zmin": span[0], "zmax": span[1],
