@@ -23,7 +23,7 @@ class QuantisedReduction:
         self.round: Round | None = None
         self._group = group
 
-    def hook(self, _state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    def reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Round the gradients of a bucket in place, then average them over the ranks."""
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -53,7 +53,7 @@ def quantised_reduction(model: nn.Module | None, round: Round) -> QuantisedReduc
         return None
     if model not in _registered:
         reduction = QuantisedReduction(model.process_group)
-        model.register_comm_hook(None, reduction.hook)
+        model.register_comm_hook(reduction, lambda state, bucket: state.reduce(bucket))  # it refuses string annotations
         _registered[model] = reduction
     reduction = _registered[model]
     if reduction.round is not None:

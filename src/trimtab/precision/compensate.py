@@ -108,8 +108,8 @@ class Compensate:
 
     def _update(self, names: Sequence[str], projections: Tensor) -> None:
         finite = projections.isfinite()
-        weight = torch.where(finite, 1.0 - self.decay, 0.0)
-        kept = torch.where(finite, self.decay, 1.0)
+        weight = finite.double() * (1 - self.decay)
+        kept = 1 - weight
         value = torch.where(finite, projections.clamp(min=self.floor), 0.0)
         before = torch.stack([self._running.get(name, torch.zeros(2, device=kept.device).double()) for name in names])
         after = kept[:, None] * before + weight[:, None] * torch.stack([value, torch.ones_like(value)], 1)

@@ -131,7 +131,7 @@ class LowPrecision:
     @property
     def measured(self) -> Measured | None:
         """Sums over the gradients of the step measured last, None before."""
-        return self.rounding.measured
+        return self.rounding.found.get("gradients")
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Round the weights, hook activations and communication; called by `trimtab.attach`."""
@@ -162,6 +162,8 @@ class LowPrecision:
             self._hooks.remove()
         if self._reduction is not None:
             self._reduction.round = None
+        if self.meter is not None:
+            self.meter.flush()
         self._optimizer = self._hooks = self._reduction = self._judged = None
 
     @torch.no_grad()
@@ -189,7 +191,7 @@ class LowPrecision:
                 raise RuntimeError("momentum lies in the optimizer; use trimtab.attach(optimizer, lever)")
             for key, buffers in momentum_buffers(self._optimizer, chosen, self.momentum_keys).items():
                 self.rounding.round_("momentum", buffers, key)
-        self.rounding.go_to(self.step + 1)
+        self.rounding.end_step()
         self._round_weights(chosen)
 
     def _pick(self, parameters: Sequence[Entry]) -> list[Entry]:
@@ -217,12 +219,12 @@ class LowPrecision:
             return tensor.view_as(tensor)
         return self.rounding.quantize_anew(tensor, direction, layer, mode, dist.get_rank() if is_distributed() else 0)
 
-    def _round_weights(self, chosen: Sequence[Entry], metered: bool = True) -> None:
+    def _round_weights(self, chosen: Sequence[Entry]) -> None:
         if "weights" in self.formats and self._optimizer is not None:
             if self.master:
                 self._masters.keep(chosen)
             weights = [(entry, entry.parameter.detach()) for entry in chosen]
-            self.rounding.round_("weights", weights, metered=metered)
+            self.rounding.round_("weights", weights)
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
@@ -251,7 +253,7 @@ class LowPrecision:
         finally:
             self._full = False
             if self.master:
-                self._round_weights(self._chosen, metered=False)
+                self._round_weights(self._chosen)
 
     def signals(self) -> dict[str, Tensor]:
         """Projection q of all gradients together on the step measured last, on the device; empty before."""
@@ -290,7 +292,8 @@ class LowPrecision:
             masters.restore(self._chosen)
         self.rounding.load_state_dict(state)
         if self.master:
-            self._round_weights(self._chosen, metered=False)
+            self._round_weights(self._chosen)
+        self.rounding.load_state_dict(state)  # what the rounding just measured was measured before
         if self.meter is not None and state["meter"] is not None:
             self.meter.load_state_dict(state["meter"])
 

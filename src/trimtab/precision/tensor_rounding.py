@@ -50,7 +50,7 @@ class TensorRounding:
         self.rounding, self.overflow, self.scaling = rounding, overflow, scaling
         self.seed, self.meter = seed, meter
         self.step = 0
-        self.measured: Measured | None = None
+        self.found: dict[str, Measured] = {}
         self.measure_every: list[int] = []
         self._random = Generators(seed)
         self._calls: dict[tuple[object, ...], int] = {}
@@ -61,6 +61,15 @@ class TensorRounding:
         self.step = step
         self._calls.clear()
         self._own_sums = {}
+
+    def end_step(self) -> None:
+        """Hand what was measured in this step to the meter, and begin the next."""
+        if self.meter is not None and self.meter.due(self.step):
+            self.meter.record(self._of_this_step())
+        self.go_to(self.step + 1)
+
+    def _of_this_step(self) -> dict[str, Measured]:
+        return {kind: measured for kind, measured in self.found.items() if measured.step == self.step}
 
     def check(self, entry: Entry) -> None:
         """ValueError where a format does not fit the tensor's dtype, or its shards would be scaled apart."""
@@ -89,26 +98,27 @@ class TensorRounding:
         self._calls[call] = self._calls.get(call, -1) + 1
         return self.quantize(tensor, kind, name, *key, self._calls[call], out=out)
 
-    def round_(
-        self,
-        kind: str,
-        tensors: Sequence[tuple[Entry, Tensor]],
-        *key: object,
-        metered: bool = True,
-    ) -> None:
-        """Round these tensors of entries in place, measuring what it does to them when the step is due."""
-        due = metered and self._due(kind)
+    def round_(self, kind: str, tensors: Sequence[tuple[Entry, Tensor]], label: str | None = None) -> None:
+        """Round these tensors of entries in place, measuring what it does to them when the step is due.
+
+        Args:
+            kind: tells the format.
+            tensors: what to round, and whose it is.
+            label: what the meter calls them. Default the kind.
+        """
+        label = kind if label is None else label
+        due = self._due(kind)
         rows = []
         for entry, whole in tensors:
             tensor = local_part(whole)
             original = tensor.clone() if due else None
-            self.quantize(tensor, kind, entry.name, *key, *shard_of(entry.parameter), out=tensor)
+            self.quantize(tensor, kind, entry.name, label, *shard_of(entry.parameter), out=tensor)
             if original is not None:
                 rows.append(shrinkage_sums(original, tensor, self.formats[kind], self.scaling))
         if rows:
             chosen = [entry for entry, _ in tensors]
             sums = torch.stack([row.to(rows[0].device) for row in rows])
-            self._keep(kind, chosen, sum_over_shards(sums, [entry.parameter for entry in chosen]))
+            self._keep(label, chosen, sum_over_shards(sums, [entry.parameter for entry in chosen]))
 
     def round_own_gradient_(self, name: str, gradient: Tensor, rank: int) -> None:
         """Round this rank's gradient before the reduction, in place; its sums wait for `keep_own_sums`."""
@@ -131,12 +141,8 @@ class TensorRounding:
             return True
         return kind == "gradients" and any(self.step % every == 0 for every in self.measure_every)
 
-    def _keep(self, kind: str, chosen: Sequence[Entry], sums: Tensor) -> None:
-        measured = Measured(self.step, [entry.name for entry in chosen], sums)
-        if kind == "gradients":
-            self.measured = measured
-        if self.meter is not None and self.meter.due(self.step):
-            self.meter.record(kind, measured)
+    def _keep(self, label: str, chosen: Sequence[Entry], sums: Tensor) -> None:
+        self.found[label] = Measured(self.step, [entry.name for entry in chosen], sums)
 
     def settings(self) -> dict[str, Any]:
         """What changes the result."""
@@ -156,13 +162,22 @@ class TensorRounding:
         return parts + ([] if self.scaling is None else [f"scaling={self.scaling!r}"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the step, and how often each tensor of its own came in it."""
-        return {"step": self.step, "calls": [[*call, count] for call, count in self._calls.items()]}
+        """Number of the step, and what came in it already: calls by tensor, sums of the weights."""
+        return {
+            "step": self.step,
+            "calls": [[*call, count] for call, count in self._calls.items()],
+            "found": {
+                kind: {"names": list(found.names), "sums": found.sums} for kind, found in self._of_this_step().items()
+            },
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with that step."""
         self.go_to(int(state["step"]))
         self._calls = {tuple(call): int(count) for *call, count in state["calls"]}
+        self.found = {
+            kind: Measured(self.step, found["names"], found["sums"].clone()) for kind, found in state["found"].items()
+        }
 
 
 def dense_gradients(chosen: Sequence[Entry]) -> list[tuple[Entry, Tensor]]:
