@@ -69,16 +69,18 @@ class Chunks:
         device = torch.device(device)
         self.looks = device.type == "cpu" if looks is None else looks
         block = BLOCK_ON_CPU if device.type == "cpu" else BLOCK_ON_ACCELERATOR
-        lengths = torch.tensor([-(-size // CHUNK) for size in sizes])
-        ends = lengths.cumsum(0)
-        self.number = int(lengths.sum())
-        valid = torch.full((self.number,), float(CHUNK), dtype=torch.float64)
-        elements = torch.tensor(sizes, dtype=torch.float64)
-        present = lengths > 0
-        valid[ends[present] - 1] = (elements - (lengths - 1) * CHUNK)[present]
-        self.lengths, self.valid, self.elements = lengths.to(device), valid.to(device), elements.to(device)
-        self.owners = torch.arange(len(sizes)).repeat_interleave(lengths).to(device)
-        self.padding = (lengths * CHUNK - elements).to(device)
+        counts = [-(-size // CHUNK) for size in sizes]
+        self.number = sum(counts)
+        valid = []  # elements of each chunk
+        for size, count in zip(sizes, counts, strict=True):
+            if count:
+                valid += [CHUNK] * (count - 1) + [size - (count - 1) * CHUNK]
+        owners = [tensor for tensor, count in enumerate(counts) for _ in range(count)]
+        self.lengths = torch.tensor(counts, device=device)
+        self.valid = torch.tensor(valid, dtype=torch.float64, device=device)
+        self.elements = torch.tensor(sizes, dtype=torch.float64, device=device)
+        self.owners = torch.tensor(owners, dtype=torch.long, device=device)
+        self.padding = self.lengths * CHUNK - self.elements
         self.blocks = _blocks(sizes, block)
         largest = max((part.chunks.stop - part.chunks.start for part in self.blocks), default=0) * CHUNK
         self._copy = torch.empty(largest, dtype=dtype, device=device)
