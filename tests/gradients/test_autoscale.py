@@ -42,8 +42,9 @@ def pooled_std(entries: list[Entry]) -> float:
     return float(np.concatenate([as_array(e.parameter.grad).ravel() for e in entries if e.parameter.ndim > 1]).std())
 
 
-def step(factor: float, dtype: torch.dtype = torch.float32) -> list[Entry]:
+def step(factor: float, dtype: torch.dtype = torch.float32, large: bool = False) -> list[Entry]:
     entries = sample(seed=int(factor * 100), dtype=dtype)
+    entries = [entry for entry in entries if large or not entry.name.startswith("large")]
     for entry in entries:
         entry.parameter.grad.mul_(factor)
     return entries
@@ -56,7 +57,7 @@ def test_equals_numpy(rule, granularity):
     sigmas: list[float] = []
     seen = []
     for factor in FACTORS:
-        entries = step(factor)
+        entries = step(factor, large=True)
         sigmas.append(pooled_std(entries))
         alpha = alphas(rule, sigmas)[-1]
         expected: dict[str, Array] = {}
@@ -97,7 +98,7 @@ def test_alpha_is_one_for_all_layers_and_never_of_a_layer():
     st.lists(st.floats(0, 1e30), min_size=1, max_size=12),
     st.sampled_from(SCALE_RULES),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_never_amplifies(sizes, rule):
     transform = Autoscale(rule)
     for size in sizes:

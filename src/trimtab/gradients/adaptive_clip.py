@@ -112,12 +112,12 @@ class AdaptiveClip(GradientTransform):
         cut: list[tuple[Tensor, Item, Item]] = []
         for entry in chosen:
             axis = channel_axis(entry)
-            weight, gradient = (Item(part, axis) for part in same_layout(entry))
+            weight, gradient = same_layout(entry)
             if is_cut(entry.parameter, axis):
-                cut.append((entry.parameter, weight, gradient))
+                cut.append((entry.parameter, Item(weight, axis), Item(gradient, axis)))
             else:
-                weights.append(weight)
-                gradients.append(gradient)
+                weights.append(Item(weight, axis))
+                gradients.append(Item(gradient, axis))
         counts: list[Tensor] = []
         units = 0
         for block in blocks(gradients):

@@ -107,7 +107,7 @@ class Autoscale(GradientTransform):
         if self.granularity == "channel":
             centre_channels_(chosen, self._alpha)
         else:
-            shift_and_scale_(local_gradients(chosen), finite_or(found.mean, 0.0), self._alpha)
+            shift_and_scale_(local_gradients(chosen), finite_or(found.mean, 0.0), self._alpha, found.std)
 
     def _next_alpha(self, sigma: Tensor) -> Tensor:
         if not isinstance(self.scale, str):

@@ -1,4 +1,4 @@
-"""Blocks: gradients as rows of units, gathered to a size that stays in the cache while several passes work on it.
+"""Blocks: gradients as rows of units, gathered to a bounded size so that few calls serve many of them.
 
 Small tensors of one shape are stacked into a copy, so that one kernel serves all of them; larger ones are taken together
 where they lie; the largest are cut between their units. Stacking large tensors would cost more than it saves.
@@ -12,11 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.gradients.passes import piece_limit, working_dtype
+from trimtab.gradients.passes import PIECE_ON_ACCELERATOR, working_dtype
 from trimtab.gradients.units import rows_of
 
 STACKED = 1 << 14
 """Elements up to which tensors of one shape are stacked."""
+BLOCK_ON_CPU = 1 << 22
+"""Elements in a block on the CPU: bounds the copies to 16 MiB. Smaller blocks would stay in a nearer cache, but cost more in
+calls than that saves."""
 
 
 class Item(NamedTuple):
@@ -124,7 +127,7 @@ def blocks(items: Sequence[Item]) -> Iterator[Block]:
         alike.setdefault((tensor.shape, axis, tensor.dtype, tensor.device, tensor.is_contiguous()), []).append(position)
     for positions in alike.values():
         first, axis = items[positions[0]]
-        size, limit = first.numel(), piece_limit(first.device)
+        size, limit = first.numel(), BLOCK_ON_CPU if first.device.type == "cpu" else PIECE_ON_ACCELERATOR
         if not size:
             continue
         together = max(1, limit // size)

@@ -49,7 +49,7 @@ def centre_channels_(chosen: Sequence[Entry], factor: Factor | Tensor | None = N
         if is_cut(gradient, axis):
             cut.append((entry, axis))
         else:
-            whole.append(Item(local_part(gradient), axis))
+            whole.append(Item(gradient if type(gradient) is Tensor else local_part(gradient), axis))
     centre_units_(whole, factor)
     if cut:
         _centre_cut_(cut, factor)

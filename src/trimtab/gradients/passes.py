@@ -18,6 +18,13 @@ PIECE_ON_CPU = 1 << 18
 PIECE_ON_ACCELERATOR = 1 << 26
 """The same elsewhere, where few large kernels are best; bounds the float32 copies of halves to 256 MiB."""
 
+FUSED = 16.0
+"""Shifts of at most so many standard deviations are taken off by one fused pass on a CPU: its rounding error is that share of
+the last digit; larger ones would cancel."""
+
+FUSED_FROM = 1 << 14
+"""Elements from which a call of its own for each tensor costs less than a second pass."""
+
 Group = list[int]
 
 
@@ -51,7 +58,12 @@ def by_kind(tensors: Sequence[Tensor]) -> list[Group]:
 
 def local_gradients(chosen: Sequence[Entry]) -> list[Tensor]:
     """The part of each gradient that lies on this rank."""
-    return [local_part(entry.parameter.grad) for entry in chosen if entry.parameter.grad is not None]
+    gradients = [entry.parameter.grad for entry in chosen]
+    return [
+        gradient if type(gradient) is Tensor else local_part(gradient)  # the first is every plain run's case, and quick
+        for gradient in gradients
+        if gradient is not None
+    ]
 
 
 def flat_view(tensor: Tensor) -> Tensor:
@@ -109,26 +121,59 @@ def write_back(worked: list[Tensor], parts: list[Tensor]) -> None:
         torch._foreach_copy_(parts, worked)
 
 
-def shift_and_scale_(gradients: Sequence[Tensor], shift: Tensor | None, factor: Tensor) -> None:
+def shift_and_scale_(
+    gradients: Sequence[Tensor], shift: Tensor | None, factor: Tensor, spread: Tensor | None = None
+) -> None:
     """`g <- (g - shift) * factor` for every gradient, in place.
 
     Args:
         gradients: real tensors, of any devices and dtypes.
-        shift: shape (gradients,), or None for no shift.
+        shift: finite, shape (gradients,), or None for no shift.
         factor: shape (gradients,), or () for one factor for all.
+        spread: standard deviations, shape (gradients,): where given, one pass instead of two does the work on a CPU.
     """
-    for group in by_kind(gradients):
-        views = [flat_view(gradients[position]) for position in group]
-        dtype, device = working_dtype(views[0]), views[0].device
+    left = list(range(len(gradients)))
+    if shift is not None and spread is not None:
+        left = _fused_on_cpu_(gradients, shift, factor.expand(len(gradients)), spread)
+    for group in by_kind([gradients[position] for position in left]):
+        members = [left[position] for position in group]
+        first = gradients[members[0]]
+        dtype, device = working_dtype(first), first.device
         factors = factor.to(device, dtype)
+        if shift is None and factor.ndim == 0 and first.dtype == dtype:
+            torch._foreach_mul_([gradients[position] for position in members], factors)
+            continue
+        views = [flat_view(gradients[position]) for position in members]
         each = None if factor.ndim == 0 else factors.unbind()
         shifts = None if shift is None else shift.to(device, dtype).unbind()
         for owners, parts in pieces(views, piece_limit(device)):
             worked = widened(parts)
             if shifts is not None:
-                torch._foreach_sub_(worked, [shifts[group[owner]] for owner in owners])
+                torch._foreach_sub_(worked, [shifts[members[owner]] for owner in owners])
             if each is None:
                 torch._foreach_mul_(worked, factors)
             else:
-                torch._foreach_mul_(worked, [each[group[owner]] for owner in owners])
+                torch._foreach_mul_(worked, [each[members[owner]] for owner in owners])
             write_back(worked, parts)
+
+
+def _fused_on_cpu_(gradients: Sequence[Tensor], shift: Tensor, factor: Tensor, spread: Tensor) -> list[int]:
+    """`g <- factor * g - shift * factor` in one pass where the values are at hand (on a CPU); returns what is left."""
+    if shift.device.type != "cpu":
+        return list(range(len(gradients)))
+    harmless = (shift.abs() <= FUSED * spread).tolist()
+    factors = factor.tolist()
+    constants = {dtype: (shift * -factor).to(dtype).unbind() for dtype in (torch.float32, torch.float64)}
+    left = []
+    for position, gradient in enumerate(gradients):
+        if not harmless[position] or gradient.numel() <= FUSED_FROM or gradient.device.type != "cpu":
+            left.append(position)
+            continue
+        constant = constants[working_dtype(gradient)][position]
+        if gradient.dtype == constant.dtype:
+            torch.add(constant, gradient, alpha=factors[position], out=gradient)
+            continue
+        for _, parts in pieces([flat_view(gradient)], piece_limit(gradient.device)):
+            for worked, part in zip(widened(parts), parts, strict=True):
+                part.copy_(torch.add(constant, worked, alpha=factors[position], out=worked))
+    return left

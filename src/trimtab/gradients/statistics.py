@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtab.collectives import is_sharded
 from trimtab.gradients.blocks import STACKED, Item, blocks, means, norms
 from trimtab.moments import Moments, moments
 from trimtab.parameters import Entry
@@ -26,7 +25,7 @@ def moments_of(chosen: Sequence[Entry]) -> Moments:
     small: list[int] = []
     large: dict[torch.device, list[int]] = {}
     for position, gradient in enumerate(gradients):
-        if gradient.numel() > STACKED or is_sharded(gradient) or not gradient.is_contiguous():
+        if gradient.numel() > STACKED or type(gradient) is not Tensor or not gradient.is_contiguous():
             large.setdefault(gradient.device, []).append(position)
         else:
             small.append(position)

@@ -18,9 +18,9 @@ from trimtab.parameters import Entry
 
 def channel_axis(entry: Entry) -> int | None:
     """The dimension that indexes channels; None where the whole tensor is one unit (fewer than two dimensions)."""
-    if entry.parameter.ndim < 2:
-        return None
-    return 0 if entry.output_axis is None else entry.output_axis
+    if entry.output_axis is not None:
+        return entry.output_axis
+    return 0 if entry.parameter.ndim > 1 else None
 
 
 def rows_of(tensor: Tensor, axis: int | None) -> Tensor:
@@ -49,7 +49,7 @@ def row_elements(entry: Entry, axis: int | None) -> int:
 
 def is_cut(parameter: Tensor, axis: int | None) -> bool:
     """Whether the units of a sharded tensor are spread over ranks."""
-    if not is_sharded(parameter):
+    if type(parameter) in (Tensor, torch.nn.Parameter) or not is_sharded(parameter):
         return False
     placements = parameter.placements  # type: ignore[attr-defined]
     return any(
@@ -97,6 +97,8 @@ def same_layout(entry: Entry) -> tuple[Tensor, Tensor]:
     """The local parts of a parameter and its gradient; ValueError when they are sharded differently."""
     parameter, gradient = entry.parameter, entry.parameter.grad
     assert gradient is not None
+    if type(gradient) is Tensor:
+        return parameter, gradient
     weight, local = local_part(parameter.detach()), local_part(gradient)
     if weight.shape != local.shape:
         raise ValueError(

@@ -85,5 +85,6 @@ class ZScore(GradientTransform):
         centre_units_(small, self._factor)
         if large:
             found = moments_of(large)
+            std = found.std
             factor = factor_of(found.squares.sqrt(), found.number, self._factor)
-            shift_and_scale_(local_gradients(large), finite_or(found.mean, 0.0), factor)
+            shift_and_scale_(local_gradients(large), finite_or(found.mean, 0.0), factor, std)

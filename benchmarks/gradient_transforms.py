@@ -1,0 +1,92 @@
+"""Autoscale, Centralize and ZScore against torch's clip_grad_norm_: many small tensors, few big ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from harness import interleaved, peak_extra_bytes, record
+from torch import Tensor, nn
+
+from trimtab.gradients import Autoscale, Centralize, ClipNorm, GradientTransform, ZScore
+from trimtab.parameters import entries
+
+SETS: dict[str, list[tuple[int, ...]]] = {
+    "180 small tensors": [(width, width, 3, 3) for width in (16, 32, 64) for _ in range(60)],
+    "6 big tensors": [(2048, 2048)] * 6,
+}
+TRANSFORMS: dict[str, Callable[[], GradientTransform]] = {
+    "Autoscale": Autoscale,
+    "Autoscale by channel": lambda: Autoscale(granularity="channel"),
+    "Centralize": Centralize,
+    "ZScore": ZScore,
+    "ZScore by channel": lambda: ZScore("channel"),
+    "ClipNorm": lambda: ClipNorm(1e9),
+}
+
+
+def parameters(name: str) -> list[nn.Parameter]:
+    """The set's tensors with gradients, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    held = []
+    for shape in SETS[name]:
+        parameter = nn.Parameter(torch.randn(shape, generator=generator))
+        parameter.grad = torch.randn(shape, generator=generator) * 0.01 + 0.003
+        held.append(parameter)
+    return held
+
+
+def cpu_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median CPU seconds over interleaved turns: one thread, so other work on the machine counts little."""
+    return {label: timing.cpu_median for label, timing in interleaved(calls, repeats=15).items()}
+
+
+def expected(label: str, gradients: list[Tensor]) -> list[Tensor]:
+    """The first step of each transform in float64, the plain way."""
+    result = []
+    for gradient in gradients:
+        exact = gradient.double()
+        rows = exact.flatten(1)
+        if label == "ClipNorm":
+            result.append(exact)
+            continue
+        dims = 1 if label == "Centralize" or label.endswith("by channel") else (0, 1)
+        centred = rows - rows.mean(dims, keepdim=True)
+        if label.startswith("ZScore"):
+            centred = centred / (rows.std(dims, keepdim=True) + (1e-8 if dims == 1 else 1e-12))
+        result.append(centred.view_as(exact))
+    return result
+
+
+def measure(name: str) -> list[dict[str, Any]]:
+    plain = parameters(name)
+    calls: dict[str, Callable[[], Any]] = {
+        "clip_grad_norm_": lambda: nn.utils.clip_grad_norm_(plain, 1e9, foreach=True)
+    }
+    for label, make in TRANSFORMS.items():
+        held, transform = parameters(name), make()
+        known = entries(held)
+        wanted = expected(label, [parameter.grad for parameter in held if parameter.grad is not None])
+        transform.before_step(known)
+        for parameter, value in zip(held, wanted, strict=True):
+            assert float((parameter.grad - value).abs().max() / value.abs().max()) < 1e-4, label
+        calls[label] = lambda transform=transform, known=known: transform.before_step(known)  # type: ignore[misc]
+    seconds = cpu_turns(calls)
+    return [
+        {
+            "question": f"{name}: {label} / clip_grad_norm_ (foreach), CPU time",
+            "ratio": seconds[label] / seconds["clip_grad_norm_"],
+            "bar": "<= 2",
+            "met": seconds[label] <= 2 * seconds["clip_grad_norm_"],
+            "cpu_ms": 1e3 * seconds[label],
+            "clip_grad_norm_cpu_ms": 1e3 * seconds["clip_grad_norm_"],
+            "extra_mib": peak_extra_bytes(calls[label]) / 2**20,
+        }
+        for label in TRANSFORMS
+    ]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    record("gradient_transforms", [row for name in SETS for row in measure(name)])
