@@ -8,11 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import lightning_fabric as fabric_library
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.precision import MixedPrecision
-from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -23,8 +20,16 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from trimtab.collectives import is_distributed
+from trimtab.experiments.imports import without
 from trimtab.experiments.recipe import Recipe
 from trimtab.levers import innermost
+
+with without(
+    "torchmetrics"
+):  # which Fabric imports to learn its version, and with it transformers: seconds at each start
+    import lightning_fabric as fabric_library
+    from lightning_fabric.plugins.precision import MixedPrecision
+    from lightning_fabric.strategies import ModelParallelStrategy
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
