@@ -1,0 +1,281 @@
+"""Which organ holds a lesion: rules over organ masks, with a hierarchy, allow-lists, ties, a flagged fallback, and a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import model_validator
+
+from trimtab.medclm.places import Convention, Zones, bounds, side_and_conflict, zone_of
+from trimtab.medclm.records import UNKNOWN_ORGAN, Box, HostDecision, ImageRecord, Lesion, Record
+
+Mask = NDArray[np.bool_]
+RuleName = Literal["inside_fraction", "mask_iou", "box_iou"]
+
+FALLBACK = "host_fallback"
+UNKNOWN = "host_unknown"
+SIDE_CONFLICT = "side_conflict"
+
+
+class HostRules(Record):
+    """How hosts are decided. All defaults are ours.
+
+    Attributes:
+        rule: "inside_fraction" = area of the box inside the mask / area of the box; "mask_iou" = intersection over union of
+            box and mask; "box_iou" = that of the box and the smallest box around the mask. Of the organs that reach
+            `minimum`, `inside_fraction` drops every one that contains another by `parents` (the most specific wins); then
+            the highest score wins; equal scores go to the more specific organ, then to the first by name.
+        minimum: least score of a host, in (0, 1]; without it 0.5 for "inside_fraction", anything above 0 for the others.
+        parents: organ -> the organ that contains it, such as "right lung" -> "thorax".
+        allowed: lesion class -> organs it may lie in; an organ inside an allowed one is allowed too. Classes not listed may
+            lie anywhere.
+        reach: without a host the nearest allowed organ is taken, flagged "host_fallback", if it is no farther from the box
+            than this fraction of the image's diagonal; else the organ is "unknown". 0 allows only organs the box touches.
+        convention: "radiological" (the patient's right is on the left of the picture), "neurological" (not mirrored), "eye"
+            (which eye it is, from the optic disc), or "none".
+        zones: "lung_thirds", "disc_distance" or "none"; see `places`.
+    """
+
+    rule: RuleName = "inside_fraction"
+    minimum: float | None = None
+    parents: Mapping[str, str] = {}
+    allowed: Mapping[str, tuple[str, ...]] = {}
+    reach: float = 0.05
+    convention: Convention = "radiological"
+    zones: Zones = "none"
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.minimum is not None and not 0 < self.minimum <= 1:
+            raise ValueError(f"minimum must be above 0 and at most 1, not {self.minimum}")
+        if not 0 <= self.reach <= 1:
+            raise ValueError(f"reach must be in [0, 1], a fraction of the image's diagonal, not {self.reach}")
+        for organ in self.parents:
+            chain = [organ]
+            while chain[-1] in self.parents:
+                chain.append(self.parents[chain[-1]])
+                if chain.count(chain[-1]) > 1:
+                    raise ValueError(f"parents form a circle: {' -> '.join(chain)}")
+        return self
+
+    def ancestors(self, organ: str) -> tuple[str, ...]:
+        """The organs that contain `organ`, nearest first."""
+        chain: list[str] = []
+        while (organ := self.parents.get(organ, "")) != "":
+            chain.append(organ)
+        return tuple(chain)
+
+    def allows(self, label: str, organ: str) -> bool:
+        """Whether a lesion of class `label` may lie in `organ`."""
+        listed = self.allowed.get(label)
+        return listed is None or organ in listed or any(parent in listed for parent in self.ancestors(organ))
+
+
+_LUNGS = ("left lung", "right lung")
+_CHEST_PARENTS = {
+    **{f"{side} {part} lobe": f"{side} lung" for side in ("left", "right") for part in ("upper", "middle", "lower")},
+    **dict.fromkeys((*_LUNGS, "heart", "ribs", "spine", "diaphragm", "mediastinum", "aorta"), "thorax"),
+}
+_RETINA_PARTS = tuple(f"{a} {b} retina" for a in ("superior", "inferior") for b in ("temporal", "nasal"))
+
+PRESETS: Mapping[str, HostRules] = {
+    "general": HostRules(),
+    "chest": HostRules(
+        parents=_CHEST_PARENTS,
+        allowed={
+            "nodule": _LUNGS,
+            "mass": (*_LUNGS, "mediastinum"),
+            "consolidation": _LUNGS,
+            "effusion": (*_LUNGS, "diaphragm"),
+            "cardiomegaly": ("heart",),
+        },
+        zones="lung_thirds",
+    ),
+    "retina": HostRules(
+        parents={**dict.fromkeys((*_RETINA_PARTS, "optic disc"), "retina")},
+        allowed={"hard_exudates": (*_RETINA_PARTS, "retina")},
+        convention="eye",
+        zones="disc_distance",
+    ),
+}
+
+
+def host_rules(preset: str, rule: RuleName = "inside_fraction") -> HostRules:
+    """The rules called `preset`, deciding by `rule`.
+
+    Raises:
+        ValueError: there is no such preset or rule.
+
+    >>> host_rules("chest").ancestors("right upper lobe")
+    ('right lung', 'thorax')
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"no host rules are called {preset!r}; there are {', '.join(PRESETS)}")
+    return HostRules.model_validate({**PRESETS[preset].model_dump(), "rule": rule})
+
+
+@dataclass(frozen=True, slots=True)
+class _Organ:
+    name: str
+    mask: Mask
+    area: int
+    around: Box
+
+
+def assign_hosts(record: ImageRecord, masks: Mapping[str, Mask], rules: HostRules | None = None) -> ImageRecord:
+    """`record` with the host organ of every lesion decided.
+
+    inside_fraction(lesion, organ) = |box and mask| / |box|; areas count the pixels of the mask's grid, those at the edges of
+    the box by the part of them that lies inside, so a mask of fewer pixels than the image serves too. The lesion is its box.
+
+    Args:
+        record: the image.
+        masks: organ -> mask (height, width) of bool over the whole image; empty masks are as good as absent.
+        rules: without them `HostRules()`.
+
+    Raises:
+        ValueError: the masks are not two-dimensional bool arrays of one size.
+
+    >>> import numpy as np
+    >>> lung, rib = np.zeros((100, 100), dtype=bool), np.zeros((100, 100), dtype=bool)
+    >>> lung[10:90, 10:50] = True
+    >>> rib[40:44, 10:50] = True
+    >>> box = Box(x0=0.2, y0=0.4, x1=0.25, y1=0.45)
+    >>> lesion = Lesion(lesion_id="1", image_id="a", label="nodule", box=box, source_row="a.json:1")
+    >>> record = ImageRecord(
+    ...     image_id="a", file="a.png", width=100, height=100, patient="p", modality="X-ray", source="doc", lesions=(lesion,)
+    ... )
+    >>> decided = assign_hosts(record, {"right lung": lung, "rib": rib}).lesions[0].host
+    >>> decided.organ, decided.score, decided.side, decided.runners_up
+    ('right lung', 1.0, 'right', (('rib', 0.8),))
+    >>> assign_hosts(record, {"right lung": lung, "rib": rib}, HostRules(rule="mask_iou")).lesions[0].host.organ
+    'rib'
+    """
+    rules = rules or HostRules()
+    organs = _organs(record, masks)
+    lesions = tuple(_decided(lesion, organs, record.width / record.height, rules) for lesion in record.lesions)
+    return record.model_copy(update={"lesions": lesions, "organs": tuple(organs)})
+
+
+def _organs(record: ImageRecord, masks: Mapping[str, Mask]) -> dict[str, _Organ]:
+    shapes = {name: mask.shape for name, mask in masks.items()}
+    wrong = {name: str(mask.dtype) for name, mask in masks.items() if mask.ndim != 2 or mask.dtype != np.bool_}
+    if wrong or len(set(shapes.values())) > 1:
+        raise ValueError(
+            f"image {record.image_id!r}: masks must be bool (height, width) of one size; got {shapes} {wrong}"
+        )
+    organs = {}
+    for name in sorted(masks):
+        around = bounds(masks[name])
+        if around is not None:
+            organs[name] = _Organ(name, masks[name], int(np.count_nonzero(masks[name])), around)
+    return organs
+
+
+def _weights(start: float, end: float, size: int) -> tuple[int, int, NDArray[np.float64]]:
+    """First and last + 1 pixel that [start, end] touches, and the part of each that lies inside."""
+    low, high = start * size, end * size
+    first, last = min(int(low), size - 1), min(int(np.ceil(high)), size)
+    edges = np.arange(first, last)
+    return first, last, np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0.0, 1.0)
+
+
+def _areas(box: Box, mask: Mask) -> tuple[float, float]:
+    """(area of the box inside the mask, area of the box), in pixels of the mask."""
+    height, width = mask.shape
+    top, bottom, rows = _weights(box.y0, box.y1, height)
+    left, right, columns = _weights(box.x0, box.x1, width)
+    return float(rows @ mask[top:bottom, left:right] @ columns), float(rows.sum() * columns.sum())
+
+
+def _score(rule: RuleName, box: Box, organ: _Organ) -> float:
+    if rule == "box_iou":
+        across = max(0.0, min(box.x1, organ.around.x1) - max(box.x0, organ.around.x0))
+        down = max(0.0, min(box.y1, organ.around.y1) - max(box.y0, organ.around.y0))
+        return round(across * down / (box.area + organ.around.area - across * down), 9)
+    both, area = _areas(box, organ.mask)
+    return float(round(both / (area if rule == "inside_fraction" else area + organ.area - both), 9))
+
+
+def _decided(lesion: Lesion, organs: Mapping[str, _Organ], aspect: float, rules: HostRules) -> Lesion:
+    scores = {
+        name: _score(rules.rule, lesion.box, organ)
+        for name, organ in organs.items()
+        if rules.allows(lesion.label, name)
+    }
+    ranked = sorted(scores, key=lambda name: (-scores[name], -len(rules.ancestors(name)), name))
+    minimum = rules.minimum if rules.minimum is not None else 0.5 if rules.rule == "inside_fraction" else 0.0
+    holding = [name for name in ranked if scores[name] >= minimum and scores[name] > 0]
+    if rules.rule == "inside_fraction":
+        containing = {parent for name in holding for parent in rules.ancestors(name)}
+        holding = [name for name in holding if name not in containing]
+    flags = set(lesion.flags)
+    organ, fallback = UNKNOWN_ORGAN, False
+    if holding:
+        organ = holding[0]
+        reason = _reason(rules, organ, scores[organ], minimum)
+    else:
+        organ, reason = _nearest(lesion.box, organs, ranked, scores, rules, minimum)
+        fallback = organ != UNKNOWN_ORGAN
+        flags.add(FALLBACK if fallback else UNKNOWN)
+    boxes = {name: found.around for name, found in organs.items()}
+    side, conflict = side_and_conflict(lesion.box, organ, boxes, rules.convention)
+    if conflict:
+        flags.add(SIDE_CONFLICT)
+    runners_up = tuple((name, scores[name]) for name in ranked if name != organ and scores[name] > 0)[:3]
+    host = HostDecision(
+        organ=organ,
+        score=scores.get(organ, 0.0),
+        rule=rules.rule,
+        runners_up=runners_up,
+        fallback=fallback,
+        reason=reason,
+        side=side,
+        zone=zone_of(lesion.box, (organ, *rules.ancestors(organ)), boxes, aspect, rules.zones),
+    )
+    fraction = None
+    if organ != UNKNOWN_ORGAN:
+        fraction = round(_areas(lesion.box, organs[organ].mask)[0] / organs[organ].area, 9)
+    return lesion.model_copy(update={"host": host, "area_fraction": fraction, "flags": tuple(sorted(flags))})
+
+
+def _reason(rules: HostRules, organ: str, score: float, minimum: float) -> str:
+    if rules.rule == "inside_fraction":
+        return f"{score:.1%} of the box lies inside {organ}, the most specific allowed organ that holds at least {minimum:.0%}"
+    what = "mask" if rules.rule == "mask_iou" else "box"
+    return f"the {what} of {organ} has the highest intersection over union with the lesion's box, {score:.4f}"
+
+
+def _nearest(
+    box: Box,
+    organs: Mapping[str, _Organ],
+    ranked: list[str],
+    scores: Mapping[str, float],
+    rules: HostRules,
+    minimum: float,
+) -> tuple[str, str]:
+    if not organs:
+        return UNKNOWN_ORGAN, "the image has no organ masks"
+    if not ranked:
+        return UNKNOWN_ORGAN, f"none of the organs in the image ({', '.join(organs)}) is allowed for this class"
+    distances = {name: round(_distance(box, organs[name].mask), 9) for name in ranked}
+    nearest = min(ranked, key=lambda name: (distances[name], ranked.index(name)))
+    short = f"no allowed organ reaches a score of {minimum:g} (best: {ranked[0]} {scores[ranked[0]]:.4f})"
+    where = f"{nearest} is the nearest, {distances[nearest]:.2%} of the diagonal away"
+    if distances[nearest] > rules.reach:
+        return UNKNOWN_ORGAN, f"{short}; {where}, beyond the reach of {rules.reach:.2%}"
+    return nearest, f"{short}; {where}"
+
+
+def _distance(box: Box, mask: Mask) -> float:
+    """Least distance between box and mask as a fraction of the image's diagonal; 0 where they touch."""
+    height, width = mask.shape
+    rows, columns = np.nonzero(mask)
+    x0, y0, x1, y1 = box.x0 * width, box.y0 * height, box.x1 * width, box.y1 * height
+    across = np.maximum(0.0, np.maximum(x0 - (columns + 1), columns - x1))
+    down = np.maximum(0.0, np.maximum(y0 - (rows + 1), rows - y1))
+    return float(np.sqrt((across**2 + down**2).min()) / np.hypot(width, height))

@@ -1,0 +1,198 @@
+"""Masks as COCO run lengths: one small file per image (what the builder writes), or one COCO file for a whole set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.files import write_text
+from trimtab.medclm.organs.source import Mask, OrganError, beside, organ_name, without_empty
+from trimtab.medclm.records import ImageRecord
+
+
+def encode(mask: Mask) -> str:
+    """COCO's compressed run lengths of a mask (height, width)."""
+    from pycocotools import mask as masks
+
+    counts: bytes = masks.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    return counts.decode("ascii")
+
+
+def decode(counts: str, height: int, width: int) -> Mask:
+    """The mask (height, width) of compressed run lengths.
+
+    Raises:
+        ValueError: the run lengths do not cover height x width pixels.
+
+    >>> import numpy as np
+    >>> mask = np.eye(3, dtype=bool)
+    >>> bool((decode(encode(mask), 3, 3) == mask).all())
+    True
+    """
+    from pycocotools import mask as masks
+
+    covered = _covered(counts)
+    if covered != height * width:
+        raise ValueError(f"run lengths cover {covered} pixels, not {height} x {width} = {height * width}")
+    return np.asarray(masks.decode({"size": [height, width], "counts": counts.encode("ascii")}), dtype=bool)
+
+
+def _covered(counts: str) -> int:
+    """Pixels that compressed run lengths cover: numbers in base 32, the third and later ones as differences."""
+    runs: list[int] = []
+    value, shift = 0, 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"run lengths hold the character {character!r}")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        if runs[-1] < 0:
+            raise ValueError(f"run lengths hold {runs[-1]}, below 0")
+        value, shift = 0, 0
+    return sum(runs)
+
+
+def run_lengths(mask: Any, height: int, width: int) -> dict[str, Any]:
+    """A COCO `segmentation` (polygons, plain or compressed run lengths) as pycocotools' compressed run lengths.
+
+    Raises:
+        ValueError: it is none of these, or its size is not height x width.
+    """
+    from pycocotools import mask as masks
+
+    if isinstance(mask, list) and mask and all(isinstance(part, list) and len(part) >= 6 for part in mask):
+        merged: dict[str, Any] = masks.merge(masks.frPyObjects(mask, height, width))
+        return merged
+    if not isinstance(mask, dict) or "counts" not in mask:
+        raise ValueError(f"a mask is a list of polygons or run lengths, not {str(mask)[:80]}")
+    if list(mask.get("size", [])) != [height, width]:
+        raise ValueError(f"run lengths of size {mask.get('size')}, image {[height, width]} (height, width)")
+    counts = mask["counts"]
+    covered = sum(counts) if isinstance(counts, list) else _covered(counts)
+    if covered != height * width:
+        raise ValueError(f"run lengths cover {covered} pixels, not {height} x {width} = {height * width}")
+    if isinstance(counts, list):
+        plain: dict[str, Any] = masks.frPyObjects(mask, height, width)
+        return plain
+    return {"size": [height, width], "counts": counts.encode("ascii")}
+
+
+def write_organs(path: Path, masks: Mapping[str, Mask]) -> None:
+    """Write the organ masks of one image as json: {"size": [height, width], "organs": {name: run lengths}}.
+
+    Raises:
+        ValueError: there are no masks, or they differ in size.
+    """
+    sizes = {mask.shape for mask in masks.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"{path}: masks of one image must have one size; these have {sorted(sizes)}")
+    document = {"size": list(sizes.pop()), "organs": {organ: encode(mask) for organ, mask in masks.items()}}
+    write_text(path, json.dumps(document))
+
+
+def read_organs(path: Path) -> dict[str, Mask]:
+    """The masks `write_organs` wrote.
+
+    Raises:
+        OrganError: there is no such file or it is not of this form.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        height, width = document["size"]
+        return {organ: decode(counts, height, width) for organ, counts in document["organs"].items()}
+    except FileNotFoundError:
+        raise OrganError(str(path), "organ file is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OrganError(str(path), "organ file is unreadable", str(error)) from error
+
+
+class RleFolder:
+    """One json file of run lengths per image, as `write_organs` writes it: FOLDER/{image path}.json."""
+
+    def __init__(self, folder: Path, required: Sequence[str] = ()) -> None:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is not a folder; organ files of run lengths are needed")
+        self.folder = folder
+        self.required = tuple(required)
+
+    def masks(self, record: ImageRecord, image: NDArray[np.uint8] | None) -> Mapping[str, Mask]:
+        """The masks of the image's file."""
+        path = self.folder / record.organ_file if record.organ_file else beside(self.folder, record, ".json")
+        found = read_organs(path)
+        missing = [organ for organ in self.required if organ not in found]
+        if missing:
+            raise OrganError(path.name, "organ file lacks an organ", ", ".join(missing))
+        for organ, mask in found.items():
+            if mask.shape != (record.height, record.width):
+                value = f"{organ}: mask {mask.shape[1]} x {mask.shape[0]}, image {record.width} x {record.height}"
+                raise OrganError(path.name, "mask has another size than its image", value)
+        return without_empty(found.items())
+
+
+class CocoOrgans:
+    """Organs that are classes of a COCO json file: masks where given, else boxes, filled whole or with an ellipse.
+
+    Args:
+        file: the json file; its images are matched by `file_name`.
+        organs: class names that are organs.
+        shape: what fills the box of an annotation without mask: "ellipse" (round organs such as the optic disc) or "box".
+    """
+
+    def __init__(self, file: Path, organs: Sequence[str], shape: Literal["ellipse", "box"] = "ellipse") -> None:
+        from trimtab.medclm.readers.coco import category_names, load_coco
+
+        document = load_coco(file)
+        names, _ = category_names(document, file.name)
+        unknown = sorted(set(organs) - set(names.values()))
+        if unknown or not organs:
+            raise ValueError(f"{file} has no class {unknown or list(organs)}; it has {sorted(names.values())}")
+        if shape not in ("ellipse", "box"):
+            raise ValueError(f"shape must be 'ellipse' or 'box', not {shape!r}")
+        self.file, self.organs, self.shape = file, tuple(organs), shape
+        files = {entry["id"]: entry["file_name"] for entry in document["images"]}
+        self._of_image: dict[str, list[tuple[str, Any]]] = {}
+        for annotation in document["annotations"]:
+            name = names.get(annotation.get("category_id"))
+            owner = files.get(annotation.get("image_id"))
+            if name in self.organs and owner is not None:
+                shown = annotation.get("segmentation") or annotation.get("bbox")
+                self._of_image.setdefault(owner, []).append((name, shown))
+
+    def masks(self, record: ImageRecord, image: NDArray[np.uint8] | None) -> Mapping[str, Mask]:
+        """The masks of the image's annotations; several of one organ are united."""
+        found: dict[str, Mask] = {}
+        for name, shown in self._of_image.get(record.file, []):
+            try:
+                mask = self._mask(shown, record.height, record.width)
+            except ValueError as error:
+                raise OrganError(self.file.name, "mask does not fit its image", str(error), record.file) from error
+            organ = organ_name(name)
+            found[organ] = found[organ] | mask if organ in found else mask
+        missing = [name for name in self.organs if organ_name(name) not in found]
+        if missing:
+            raise OrganError(self.file.name, "image lacks an organ", ", ".join(missing), record.file)
+        return without_empty(found.items())
+
+    def _mask(self, shown: Any, height: int, width: int) -> Mask:
+        if isinstance(shown, list) and len(shown) == 4 and not isinstance(shown[0], list):
+            x, y, w, h = shown
+            rows = (np.arange(height)[:, None] + 0.5 - (y + h / 2)) / (h / 2)
+            columns = (np.arange(width)[None, :] + 0.5 - (x + w / 2)) / (w / 2)
+            inside: Mask = (
+                rows**2 + columns**2 <= 1 if self.shape == "ellipse" else np.maximum(abs(rows), abs(columns)) <= 1
+            )
+            return inside
+        from pycocotools import mask as masks
+
+        return np.asarray(masks.decode(run_lengths(shown, height, width)), dtype=bool)
