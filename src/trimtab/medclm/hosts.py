@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -176,34 +177,46 @@ def _organs(record: ImageRecord, masks: Mapping[str, Mask]) -> dict[str, _Organ]
     return organs
 
 
-def _weights(start: float, end: float, size: int) -> tuple[int, int, NDArray[np.float64]]:
-    """First and last + 1 pixel that [start, end] touches, and the part of each that lies inside."""
+class _Patch:
+    """A box on the grid of the masks: the pixels it touches, and the part of each row and column that lies inside."""
+
+    __slots__ = ("area", "columns", "rows", "x", "y")
+
+    def __init__(self, box: Box, shape: tuple[int, ...]) -> None:
+        self.y, self.rows = _weights(box.y0, box.y1, shape[0])
+        self.x, self.columns = _weights(box.x0, box.x1, shape[1])
+        self.area = float(self.rows.sum() * self.columns.sum())
+
+    def inside(self, mask: Mask) -> float:
+        """Area of the box inside the mask, in pixels."""
+        return float(self.rows @ mask[self.y, self.x] @ self.columns)
+
+
+def _weights(start: float, end: float, size: int) -> tuple[slice, NDArray[np.float64]]:
     low, high = start * size, end * size
-    first, last = min(int(low), size - 1), min(int(np.ceil(high)), size)
-    edges = np.arange(first, last)
-    return first, last, np.clip(np.minimum(edges + 1, high) - np.maximum(edges, low), 0.0, 1.0)
+    first = min(int(low), size - 1)
+    last = max(min(math.ceil(high), size), first + 1)
+    weights = np.ones(last - first)
+    weights[0] -= low - first
+    weights[-1] -= last - high
+    return slice(first, last), weights
 
 
-def _areas(box: Box, mask: Mask) -> tuple[float, float]:
-    """(area of the box inside the mask, area of the box), in pixels of the mask."""
-    height, width = mask.shape
-    top, bottom, rows = _weights(box.y0, box.y1, height)
-    left, right, columns = _weights(box.x0, box.x1, width)
-    return float(rows @ mask[top:bottom, left:right] @ columns), float(rows.sum() * columns.sum())
-
-
-def _score(rule: RuleName, box: Box, organ: _Organ) -> float:
+def _score(rule: RuleName, box: Box, patch: _Patch, organ: _Organ) -> float:
+    across = min(box.x1, organ.around.x1) - max(box.x0, organ.around.x0)
+    down = min(box.y1, organ.around.y1) - max(box.y0, organ.around.y0)
+    if across <= 0 or down <= 0:
+        return 0.0
     if rule == "box_iou":
-        across = max(0.0, min(box.x1, organ.around.x1) - max(box.x0, organ.around.x0))
-        down = max(0.0, min(box.y1, organ.around.y1) - max(box.y0, organ.around.y0))
         return round(across * down / (box.area + organ.around.area - across * down), 9)
-    both, area = _areas(box, organ.mask)
-    return float(round(both / (area if rule == "inside_fraction" else area + organ.area - both), 9))
+    both = patch.inside(organ.mask)
+    return round(both / (patch.area if rule == "inside_fraction" else patch.area + organ.area - both), 9)
 
 
 def _decided(lesion: Lesion, organs: Mapping[str, _Organ], aspect: float, rules: HostRules) -> Lesion:
+    patch = _Patch(lesion.box, next(iter(organs.values())).mask.shape if organs else (1, 1))
     scores = {
-        name: _score(rules.rule, lesion.box, organ)
+        name: _score(rules.rule, lesion.box, patch, organ)
         for name, organ in organs.items()
         if rules.allows(lesion.label, name)
     }
@@ -239,7 +252,7 @@ def _decided(lesion: Lesion, organs: Mapping[str, _Organ], aspect: float, rules:
     )
     fraction = None
     if organ != UNKNOWN_ORGAN:
-        fraction = round(_areas(lesion.box, organs[organ].mask)[0] / organs[organ].area, 9)
+        fraction = round(patch.inside(organs[organ].mask) / organs[organ].area, 9)
     return lesion.model_copy(update={"host": host, "area_fraction": fraction, "flags": tuple(sorted(flags))})
 
 

@@ -71,7 +71,7 @@ def read_picture(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
             raise PictureError(f"{path} cannot be decoded: {error}") from error
 
 
-def read_mask(path: Path) -> NDArray[np.int64]:
+def read_mask(path: Path) -> NDArray[np.integer[Any]]:
     """Values (height, width) of a mask picture; a palette gives its indices, a coloured mask is refused.
 
     Raises:
@@ -82,7 +82,7 @@ def read_mask(path: Path) -> NDArray[np.int64]:
         if picture.mode not in ("1", "L", "P", "I", "I;16"):
             raise PictureError(f"{path} has mode {picture.mode}: masks are of one channel (1, 8, 16 bits, palette)")
         try:
-            return np.asarray(picture).astype(np.int64)
+            return np.array(picture).astype(np.uint8) if picture.mode == "1" else np.array(picture)
         except (OSError, SyntaxError, ValueError) as error:
             raise PictureError(f"{path} cannot be decoded: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ class LabelMapOrgans:
         return split_labels(values, self.labels, PurePosixPath(record.file).name)
 
 
-def split_labels(values: NDArray[np.int64], labels: Mapping[int, str], file: str) -> dict[str, Mask]:
+def split_labels(values: NDArray[np.integer[Any]], labels: Mapping[int, str], file: str) -> dict[str, Mask]:
     """Organ -> mask of a label map.
 
     Raises:

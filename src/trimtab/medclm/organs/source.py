@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def beside(folder: Path, record: ImageRecord, suffix: str) -> Path:
     return folder / PurePosixPath(record.file).with_suffix(suffix)
 
 
-def fitted(mask: NDArray[np.int64], record: ImageRecord, file: Path, resize: bool) -> NDArray[np.int64]:
+def fitted(mask: NDArray[np.integer[Any]], record: ImageRecord, file: Path, resize: bool) -> NDArray[np.integer[Any]]:
     """`mask` at the size of its image; with `resize` one of equal proportions is brought there by the nearest pixel.
 
     Raises:
@@ -87,7 +87,7 @@ def fitted(mask: NDArray[np.int64], record: ImageRecord, file: Path, resize: boo
         raise OrganError(file.name, "mask has another size than its image", value + hint)
     rows = np.minimum((np.arange(record.height) + 0.5) * height / record.height, height - 1).astype(np.intp)
     columns = np.minimum((np.arange(record.width) + 0.5) * width / record.width, width - 1).astype(np.intp)
-    scaled: NDArray[np.int64] = mask[rows[:, None], columns]
+    scaled: NDArray[np.integer[Any]] = mask.take(rows, axis=0).take(columns, axis=1)
     return scaled
 
 
