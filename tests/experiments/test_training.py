@@ -125,7 +125,7 @@ def test_too_large_a_batch_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_trains(tmp_path: Path, precision: str) -> None:
-    folder = train(tiny_recipe(precision=precision, method="var+sam", data__limit_train=130), tmp_path / "a")
+    folder = train(tiny_recipe(precision__autocast=precision, method="var+sam", data__limit_train=130), tmp_path / "a")
     assert all(tensor.isfinite().all() for tensor in weights(folder).values())
     assert folder.metrics()[-1]["train_loss"] < folder.metrics()[0]["train_loss"] + 0.5
 

@@ -11,12 +11,16 @@ import torch
 from torch import nn
 
 from trimtab import gradients, levers
+from trimtab.experiments.precision_section import build_precision
 from trimtab.gradients import ClipNorm, GradientTransform
 from trimtab.optimizers import ASAM, SAM, CrAM
 from trimtab.penalties import L1, HoyerSquare, VarianceAmplifier
 from trimtab.penalties.base import Penalty
+from trimtab.precision import Compensate, LowPrecision
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trimtab.experiments.recipe import Recipe
     from trimtab.observe import GradientTracker
 
@@ -79,6 +83,7 @@ class Steering:
     wrapper: Wrapper | None
     penalty: Penalty | None
     transforms: tuple[GradientTransform, ...]
+    precision: tuple[LowPrecision | Compensate, ...]
     handle: levers.Handle
 
 
@@ -137,19 +142,35 @@ def build_transforms(recipe: Recipe) -> tuple[GradientTransform, ...]:
     return (*named, *([] if recipe.clip_norm is None else [ClipNorm(recipe.clip_norm)]))
 
 
-def steer(recipe: Recipe, model: nn.Module, tracker: GradientTracker | None = None) -> Steering:
-    """Build the optimizer for `model` as the recipe's method says; levers attached: penalty, transforms, clipping.
+def steer(
+    recipe: Recipe,
+    model: nn.Module,
+    tracker: GradientTracker | None = None,
+    *,
+    folder: Path | None = None,
+    reducing: nn.Module | None = None,
+) -> Steering:
+    """Build the optimizer for `model` as the recipe's method says; levers attached: penalty, transforms, clipping, rounding.
 
     A tracker acts before them all, by a handle of its own: its state decides nothing about the network, so a run goes on
     with and without it.
+
+    Args:
+        recipe: what to do.
+        model: the network itself.
+        tracker: watches the gradients.
+        folder: the run folder, into which rounding is metered.
+        reducing: the DistributedDataParallel model around it, whose reduction `precision.before_reduce` hooks.
     """
     base = base_optimizer(recipe, [parameter for parameter in model.parameters() if parameter.requires_grad])
     wrapper = build_wrapper(recipe, base, model)
     penalty = build_penalty(recipe)
     optimizer = base if wrapper is None else wrapper
     transforms = build_transforms(recipe)
+    precision = build_precision(recipe.precision, recipe.seed, folder)
     if tracker is not None:
         levers.attach(optimizer, tracker, model=model)
-        tracker.watch(transforms)
-    handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), *transforms, model=model)
-    return Steering(optimizer, base, wrapper, penalty, transforms, handle)
+        tracker.watch((*transforms, *precision))
+    named = reducing if reducing is not None and recipe.precision.before_reduce else model
+    handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), *transforms, *precision, model=named)
+    return Steering(optimizer, base, wrapper, penalty, transforms, precision, handle)

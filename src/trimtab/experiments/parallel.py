@@ -158,7 +158,7 @@ def launch(recipe: Recipe) -> Devices:
         raise ValueError(
             "strategy 'fsdp' needs several processes: start it with torchrun --nproc-per-node N -m trimtab ..."
         )
-    if recipe.strategy == "fsdp" and recipe.precision == "fp16":
+    if recipe.strategy == "fsdp" and recipe.precision.autocast == "fp16":
         raise ValueError(
             "strategy 'fsdp' trains in fp32 or bf16, not in fp16 (the gradient scaler does not see all shards)"
         )
@@ -169,13 +169,13 @@ def launch(recipe: Recipe) -> Devices:
             strategy = ModelParallelStrategy(_shard, data_parallel_size=world, tensor_parallel_size=1)
     accelerator = "cpu" if recipe.device == "cpu" or not torch.cuda.is_available() else "cuda"
     # Fabric's shorthand for fp16 falls back to bf16 on a CPU; its plugin itself runs there (slowly, for tests).
-    plugin = MixedPrecision("16-mixed", accelerator) if recipe.precision == "fp16" else None
+    plugin = MixedPrecision("16-mixed", accelerator) if recipe.precision.autocast == "fp16" else None
     fabric = fabric_library.Fabric(
         accelerator=accelerator,
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         num_nodes=max(1, world // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         strategy=strategy,
-        precision=None if plugin else PRECISIONS[recipe.precision],
+        precision=None if plugin else PRECISIONS[recipe.precision.autocast],
         plugins=plugin,
     )
     if world > 1 and not dist.is_initialized():

@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
 
 from trimtab.experiments.methods import METHODS, TRANSFORMS, check_method
+from trimtab.experiments.precision_section import Precision
+from trimtab.experiments.section import Section
 from trimtab.files import write_text
 
 TRACKED = ("gradients", "weights", "updates")
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of a recipe; unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Data(Section):
@@ -43,7 +39,7 @@ class Data(Section):
     """Resize to this size, where the loader can."""
     augment: Literal["none", "flip", "crop_flip", "shift"] = "none"
     """Augmentation of the training images, on the device."""
-    arguments: dict[str, bool | int | float | str] = {}
+    arguments: dict[str, bool | int | float | str] = Field(default={})
     """Further arguments of the loader."""
 
 
@@ -52,7 +48,7 @@ class Model(Section):
 
     name: str = "resnet_digits"
     """Network: see `trimtab list models`, or package.module:function."""
-    arguments: dict[str, bool | int | float | str] = {}
+    arguments: dict[str, bool | int | float | str] = Field(default={})
     """Further arguments of its constructor."""
     channels_last: bool = True
     """Keep 4-D weights and images in channels-last memory order (about 1.2x faster on a CPU)."""
@@ -239,8 +235,6 @@ class Recipe(Section):
     """Clip the global norm of the final gradient: after penalty and transforms, once per step."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Mixed precision of the forward and backward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -269,12 +263,19 @@ class Recipe(Section):
     zscore: ZScore = ZScore()
     centralize: Centralize = Centralize()
     adaptive_clip: AdaptiveClip = AdaptiveClip()
+    precision: Precision = Precision()
     pruning: Pruning = Pruning()
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str) -> str:
         return check_method(value)
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _autocast_word(cls, value: Any) -> Any:
+        """`bf16` stands for `{autocast: bf16}`."""
+        return {"autocast": value} if isinstance(value, str) else value
 
     @field_validator("transforms", "track", mode="before")
     @classmethod

@@ -27,6 +27,7 @@ def training_identity(recipe: Recipe) -> dict[str, Any]:
 
     data = recipe.model_dump(mode="json", exclude=INCIDENTAL)
     data["data"].pop("root")
+    data["precision"].pop("meter_every")
     method = METHODS[recipe.method]
     penalties_and_wrappers = {"var", "l1", "hoyer", "sam", "asam", "cram"} - set(method.sections)
     for section in penalties_and_wrappers | (set(TRANSFORMS) - set(recipe.transforms)):
@@ -40,7 +41,7 @@ class RunFolder:
 
     `recipe.yaml` (resolved), `run.json` (status, versions, hardware, timing), `metrics.jsonl` (one line per epoch),
     `model.safetensors` (the trained network), `checkpoint.safetensors` (everything to go on), `pruning.json`; of a tracked
-    run `gradients.parquet` and `signals.parquet`.
+    run `gradients.parquet` and `signals.parquet`; of one that rounds to a number format `shrinkage.parquet`.
     """
 
     path: Path
@@ -74,6 +75,11 @@ class RunFolder:
     def signals_folder(self) -> Path:
         """What the transforms reported at the tracked steps."""
         return self.path / "signals.parquet"
+
+    @property
+    def shrinkage_folder(self) -> Path:
+        """What rounding did to gradients, weights and momentum at the metered steps."""
+        return self.path / "shrinkage.parquet"
 
     @property
     def recipe(self) -> Recipe:

@@ -161,7 +161,9 @@ class TrainingRun:
         self.latest: Latest | None = None
         if self.tracker is not None:
             self.tracker.subscribe(self._look)
-        self.steering: Steering = steer(recipe, plain_module(self.model), self.tracker)
+        self.steering: Steering = steer(
+            recipe, plain_module(self.model), self.tracker, folder=folder.path, reducing=self.model
+        )
         self.steps_per_epoch = len(self.train_batches) // recipe.accumulate
         self.epoch, self.step_in_epoch = 0, 0
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=devices.device)
