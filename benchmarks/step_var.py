@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import interleaved, record
+from harness import cpu_ratio_in_turns, interleaved, record
 from torch import nn
 
 import trimtab
@@ -67,36 +65,12 @@ def gradient_forms(model: nn.Module) -> dict[str, Callable[[], Any]]:
     return forms
 
 
-def step_ratios(plain: Callable[[], Any], attached: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median ratio attached / plain over turns A B B A, and least attached / least plain; CPU time.
-
-    The addition is about a hundredth of a step, less than other work on the machine moves a single step: hence the turns, in
-    which a drift of the machine's speed cancels, and many of them.
-    """
-
-    def cpu(call: Callable[[], Any]) -> float:
-        start = time.process_time()
-        call()
-        return time.process_time() - start
-
-    plain(), attached()
-    plains: list[float] = []
-    attacheds: list[float] = []
-    ratios = []
-    for _ in range(repeats):
-        first, second, third, fourth = cpu(plain), cpu(attached), cpu(attached), cpu(plain)
-        plains += [first, fourth]
-        attacheds += [second, third]
-        ratios.append((second + third) / (first + fourth))
-    return statistics.median(ratios), min(attacheds) / min(plains)
-
-
 def measure(name: str, repeats: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model = models.create(name, num_classes=10)
     forms = gradient_forms(model)
     alone = interleaved(forms, repeats=15)
-    step_ratio, least = step_ratios(step_of(model, "plain"), step_of(model, "attached"), repeats)
+    step_ratio, least = cpu_ratio_in_turns(step_of(model, "plain"), step_of(model, "attached"), repeats)
     form_ratio = alone["attached"].cpu_median / alone["autograd"].cpu_median
     return [
         {

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.moments import SAFE_SQUARES
+from trimtab.moments import SAFE_SQUARES, moments
 
 CHUNK = 256
 """Elements summed at once [ours]; the numbers kept per chunk are a small fraction of the tensors' memory."""
@@ -108,12 +108,32 @@ class Chunks:
             wanted: column names; "total" and "squares" are always found, one of the magnitudes' brings both.
             smallest_normal: values below it in magnitude, zeros apart, are counted as subnormal.
         """
+        whole = moments(flats) if self.looks else None
+        if whole is not None and not wanted - {"total", "squares"}:
+            rows = torch.zeros(len(flats), len(COLUMNS), dtype=torch.float64)
+            rows[:, PLACE["total"]], rows[:, PLACE["squares"]] = whole.total, whole.squares
+            return rows
+        # squared deviations are finite in float64 exactly where all values are
+        finite = whole is not None and bool(whole.squares.isfinite().all())
         kept = torch.zeros(self.number, len(COLUMNS), dtype=torch.float64, device=self.valid.device)
         for block in self.blocks:
             values, work = self._gather(block, flats)
-            self._fill(kept[block.chunks], values, work, self.valid[block.chunks], wanted, smallest_normal)
+            row = kept[block.chunks]
+            if whole is None:
+                row[:, 0], row[:, 1] = self._moments(values, work, self.valid[block.chunks])
+            self._fill(
+                row,
+                values,
+                work,
+                self.valid[block.chunks],
+                wanted - {"nan", "inf"} if finite else wanted,
+                smallest_normal,
+            )
         rows = self._over_chunks(kept)
-        rows[:, PLACE["squares"]] = self._squares(kept, rows, "total", "squares")
+        if whole is None:
+            rows[:, PLACE["squares"]] = self._squares(kept, rows, "total", "squares")
+        else:
+            rows[:, PLACE["total"]], rows[:, PLACE["squares"]] = whole.total, whole.squares
         if "magnitude_squares" in wanted:
             rows[:, PLACE["magnitude_squares"]] = self._squares(kept, rows, "magnitude_total", "magnitude_squares")
         if "zeros" in wanted:
@@ -128,8 +148,7 @@ class Chunks:
     def _fill(
         self, kept: Tensor, values: Tensor, work: Tensor, valid: Tensor, wanted: set[str], smallest_normal: float
     ) -> None:
-        """Write each chunk's row; `values` are used up."""
-        kept[:, 0], kept[:, 1] = self._moments(values, work, valid)
+        """Write each chunk's row, the moments of the values apart; `values` are used up."""
         if not wanted - {"total", "squares"}:
             return
         magnitudes = values.abs_()
@@ -144,8 +163,7 @@ class Chunks:
             kept[:, PLACE["zeros"]] = zeros
             if "subnormal" in wanted:
                 kept[:, PLACE["subnormal"]] = torch.lt(magnitudes, smallest_normal, out=work).sum(1).sub_(zeros)
-        # squared deviations are finite in float64 exactly where all values are
-        if wanted & {"nan", "inf"} and not (self.looks and bool(kept[:, PLACE["squares"]].isfinite().all())):
+        if wanted & {"nan", "inf"}:
             kept[:, PLACE["nan"]] = torch.ne(magnitudes, magnitudes, out=work).sum(1)
             kept[:, PLACE["inf"]] = torch.eq(magnitudes, float("inf"), out=work).sum(1)
 
