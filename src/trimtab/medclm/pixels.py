@@ -37,6 +37,8 @@ def picture_size(path: Path) -> tuple[int, int]:
         size = (int(header.get("Columns", 0)), int(header.get("Rows", 0)))
         if min(size) < 1:
             raise PictureError(f"{path} has no Rows and Columns: it holds no image")
+        if int(header.get("NumberOfFrames", 1) or 1) != 1:
+            raise PictureError(f"{path} holds {header.NumberOfFrames} frames; one image of one frame is needed")
         return size
     with _opened(path) as picture:
         return picture.size

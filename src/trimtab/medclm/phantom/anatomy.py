@@ -94,8 +94,7 @@ class Anatomy:
         for curve in curves:
             points = [(float(x) * scale, float(y) * scale) for x, y in curve]
             pen.line(points, fill=255, width=max(1, round(width * scale)), joint="curve")
-        fine = np.array(picture, dtype=np.float64).reshape(self.size, 2, self.size, 2)
-        return np.asarray(fine.mean(axis=(1, 3)) / 255)
+        return np.array(picture.reduce(2), dtype=np.float64) / 255
 
     @cached_property
     def heart_outline(self) -> Points:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, number, require_file, utf8
+from trimtab.medclm.readers.files import number, require_file, utf8
+from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 
 

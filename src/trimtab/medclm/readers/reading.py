@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -111,8 +110,13 @@ class RawImage:
 Problem = tuple[str, str]
 
 
-def checked_box(corners: Sequence[float], width: float, height: float, clip: bool) -> tuple[Box, bool] | Problem:
-    """(box, whether it was cut at the edge), or (reason, value) of a box that cannot be used."""
+def checked_box(
+    corners: Sequence[float], width: float, height: float, clip: bool, tolerance: float = 1.0
+) -> tuple[Box, bool] | Problem:
+    """(box, whether it was cut at the edge), or (reason, value) of a box that cannot be used.
+
+    Boxes may reach `tolerance` (in the unit of the corners) beyond the edge; they are cut there.
+    """
     x0, y0, x1, y1 = corners
     value = f"x0 {x0:g}, y0 {y0:g}, x1 {x1:g}, y1 {y1:g} in {width:g} x {height:g}"
     if not all(map(math.isfinite, corners)):
@@ -124,21 +128,21 @@ def checked_box(corners: Sequence[float], width: float, height: float, clip: boo
     if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
         return "box lies outside the image", value
     beyond = max(-x0, -y0, x1 - width, y1 - height)
-    if beyond > 1.0 and not clip:
+    if beyond > tolerance and not clip:
         return "box reaches beyond the image", value
     x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
     return Box(x0=x0 / width, y0=y0 / height, x1=min(x1 / width, 1.0), y1=min(y1 / height, 1.0)), beyond > 0
 
 
 def assembled(
-    image: RawImage, boxes: Sequence[RawBox], images: Path, options: ReaderOptions
+    image: RawImage, boxes: Sequence[RawBox], images: Path, options: ReaderOptions, tolerance: float = 1.0
 ) -> Iterator[ImageRecord | Rejected]:
     """The record of one image after all checks, preceded by its rejected boxes.
 
     An image that loses all its boxes is rejected too: it is not a negative. One that loses some has the flag
     "incomplete_image" on the others, since counts and comparisons on it would be wrong.
     """
-    size = _size(image, images)
+    size = checked_size(image, images)
     if isinstance(size, Rejected):
         yield size
         yield from (_rejected(image, box, "its image was rejected", image.file) for box in boxes)
@@ -151,7 +155,7 @@ def assembled(
     for box in boxes:
         if box.label in options.anatomy:
             continue
-        checked = checked_box(box.corners, width, height, options.clip)
+        checked = checked_box(box.corners, width, height, options.clip, tolerance)
         if isinstance(checked[0], Box):
             if box.key in keys:
                 checked = ("annotation id occurs twice", box.key)
@@ -201,7 +205,9 @@ def _rejected(image: RawImage, box: RawBox, reason: str, value: str) -> Rejected
     return Rejected(file=image.annotations, row=box.row, reason=reason, value=value)
 
 
-def _size(image: RawImage, images: Path) -> tuple[int, int] | Rejected:
+def checked_size(image: RawImage, images: Path) -> tuple[int, int] | Rejected:
+    """(width, height) of the image's file, or why it cannot be used."""
+
     def reject(reason: str, value: str) -> Rejected:
         return Rejected(file=image.annotations, row=image.row, reason=reason, value=value)
 
@@ -222,74 +228,3 @@ def _size(image: RawImage, images: Path) -> tuple[int, int] | Rejected:
     if image.split and image.split.lower() not in SPLIT_NAMES:
         return reject("split has an unknown name", f"{image.split!r}; allowed: {', '.join(SPLIT_NAMES)}")
     return size
-
-
-def number(text: object) -> float:
-    """`text` as a float; NaN where it is none, so that the box check names it."""
-    try:
-        return float(str(text))
-    except ValueError:
-        return math.nan
-
-
-def require_file(path: Path, what: str) -> Path:
-    """`path` if it is a file, else a FileNotFoundError that says what was wanted."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; {what} is needed")
-    return path
-
-
-def require_folder(path: Path, what: str) -> Path:
-    """`path` if it is a folder, else a NotADirectoryError that says what was wanted."""
-    if not path.is_dir():
-        raise NotADirectoryError(f"{path} is not a folder; {what} is needed")
-    return path
-
-
-def utf8(path: Path) -> str:
-    """Text of a file, strictly UTF-8, a byte order mark dropped.
-
-    Raises:
-        ValueError: names the file and the line of the first byte that is not UTF-8.
-    """
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 (byte 0x{raw[error.start]:02x})") from error
-
-
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, str]] | Rejected]:
-    """("line N", row) of a file of comma-separated values with a header, one line a row; bad lines as Rejected.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is empty or a column is missing.
-    """
-    require_file(path, "a file of comma-separated values")
-    with path.open("rb") as handle:
-        header: list[str] | None = None
-        for line, raw in enumerate(handle, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-            except UnicodeDecodeError:
-                yield Rejected(file=path.name, row=f"line {line}", reason="line is not UTF-8", value=repr(raw[:60]))
-                continue
-            fields = next(csv.reader([text]), [])
-            if not any(field.strip() for field in fields):
-                continue
-            if header is None:
-                header = [field.strip() for field in fields]
-                missing = [column for column in columns if column not in header]
-                if missing:
-                    raise ValueError(f"{path}: columns {missing} are missing; the header has {header}")
-            elif len(fields) != len(header):
-                found = f"{len(fields)} fields, {len(header)} in the header"
-                yield Rejected(
-                    file=path.name, row=f"line {line}", reason="line has another number of fields", value=found
-                )
-            else:
-                yield f"line {line}", dict(zip(header, (field.strip() for field in fields), strict=True))
-    if header is None:
-        raise ValueError(f"{path} is empty; its first line must name the columns {list(columns)}")
