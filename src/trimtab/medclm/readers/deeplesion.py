@@ -1,0 +1,90 @@
+"""DeepLesion: DL_info.csv, boxes on key slices of CT, read by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trimtab.medclm.readers.files import csv_table, number
+from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
+from trimtab.medclm.records import ImageRecord, Rejected
+
+TYPES = ("bone", "abdomen", "mediastinum", "liver", "lung", "kidney", "soft tissue", "pelvis")
+SPLITS = {"1": "train", "2": "validation", "3": "test"}
+_FILE, _PATIENT, _BOX, _TYPE, _NOISY, _SIZE, _SPLIT = 0, 1, 6, 9, 10, 13, 17
+
+
+class DeepLesionReader(ReaderOptions):
+    """DeepLesion's table (arXiv 1710.01766). Coordinates start at 1, so 1 is taken off; noisy rows are rejected.
+
+    "000001_01_01_109.png" is the slice 109.png in the folder 000001_01_01. The class is "{type} lesion"; the type is
+    known only for the authors' validation and test rows, the others are "lesion" with the flag "type_unknown".
+    There are no negatives: only key slices are annotated.
+    """
+
+    modality: str = "CT"
+
+    def read(self, annotations: Path, images: Path) -> Iterator[ImageRecord | Rejected]:
+        """Records slice by slice, in the order of their first row.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the table has fewer than 18 columns.
+        """
+        header, lines = csv_table(annotations)
+        if len(header) <= _SPLIT:
+            raise ValueError(f"{annotations}: DL_info.csv has 18 columns; the header has {len(header)}: {header}")
+        slices: dict[str, list[tuple[str, list[str]]]] = {}
+        for line in lines:
+            if isinstance(line, Rejected):
+                yield line
+            else:
+                slices.setdefault(line[1][_FILE], []).append(line)
+        for name in list(slices):
+            yield from self._slice(name, slices.pop(name), annotations.name, images)
+
+    def _slice(
+        self, name: str, rows: list[tuple[str, list[str]]], file: str, images: Path
+    ) -> Iterator[ImageRecord | Rejected]:
+        folder, separator, number_of_slice = name.rpartition("_")
+        boxes: list[RawBox] = []
+        broken = 0
+        for row, fields in rows:
+            corners = [number(part) for part in fields[_BOX].split(",")]
+            kind, reason, value = number(fields[_TYPE]), "", fields[_BOX]
+            if fields[_NOISY] == "1":
+                reason = "row is flagged as noisy"
+            elif len(corners) != 4:
+                reason = "box is not four numbers"
+            elif kind not in (-1, *range(1, len(TYPES) + 1)):
+                reason, value = "lesion type is not -1 or 1 to 8", fields[_TYPE]
+            if reason:
+                broken += 1
+                yield Rejected(file=file, row=row, reason=reason, value=value)
+                continue
+            label = "lesion" if kind == -1 else f"{TYPES[int(kind) - 1]} lesion"
+            x0, y0, x1, y1 = (corner - 1 for corner in corners)
+            flags = ("type_unknown",) if kind == -1 else ()
+            boxes.append(RawBox(row.removeprefix("line "), label, (x0, y0, x1, y1), row, flags))
+        first, fields = rows[0]
+        sizes = [number(part) for part in fields[_SIZE].split(",")]
+        if (
+            not separator
+            or len(sizes) != 2
+            or not all(size >= 1 and size == int(size) for size in sizes if size == size)
+        ):
+            yield Rejected(
+                file=file, row=first, reason="row has no file name or image size", value=f"{name} {fields[_SIZE]}"
+            )
+            return
+        image = RawImage(
+            image_id=Path(name).stem,
+            file=f"{folder}/{number_of_slice}",
+            annotations=file,
+            row=first,
+            patient=fields[_PATIENT],
+            declared=None if any(size != size for size in sizes) else (int(sizes[0]), int(sizes[1])),
+            split=SPLITS.get(fields[_SPLIT], fields[_SPLIT]),
+            broken=broken,
+        )
+        yield from assembled(image, boxes, images, self)

@@ -1,0 +1,76 @@
+"""NIH ChestX-ray14: BBox_List_2017.csv, boxes in pixels of 1024 x 1024, and Data_Entry_2017.csv for the negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trimtab.medclm.readers.files import PictureIndex, csv_rows, csv_table, number
+from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
+from trimtab.medclm.records import ImageRecord, Rejected
+
+SIDE = 1024.0
+
+
+class NihReader(ReaderOptions):
+    """NIH's box list, read by position: file, class, x, y, width, height. "Infiltrate" is called "Infiltration".
+
+    The patient is the number before the underscore of the file name. Images without a box are not negatives: most have
+    findings nobody drew. With `entries` those labelled "No Finding" are added as negatives.
+
+    Attributes:
+        entries: Data_Entry_2017.csv, or None.
+    """
+
+    modality: str = "chest X-ray"
+    patient_pattern: str = r"^(\d+)_"
+    entries: Path | None = None
+
+    def read(self, annotations: Path, images: Path) -> Iterator[ImageRecord | Rejected]:
+        """Records image by image, in the order of their first row, then the negatives.
+
+        Raises:
+            FileNotFoundError, NotADirectoryError: a file or the folder is missing.
+            ValueError: the list has fewer than six columns, or `entries` lacks a column.
+        """
+        index = PictureIndex(images)
+        header, lines = csv_table(annotations)
+        if len(header) < 6:
+            raise ValueError(f"{annotations}: file, class, x, y, width, height are needed; the header has {header}")
+        boxes: dict[str, list[RawBox]] = {}
+        for line in lines:
+            if isinstance(line, Rejected):
+                yield line
+                continue
+            row, fields = line
+            x, y, w, h = (number(field) for field in fields[2:6])
+            label = "Infiltration" if fields[1] == "Infiltrate" else fields[1]
+            boxes.setdefault(fields[0], []).append(RawBox(row.removeprefix("line "), label, (x, y, x + w, y + h), row))
+        boxed = set(boxes)
+        for name in list(boxes):
+            found = boxes.pop(name)
+            image = _image(name, index, annotations.name, found[0].row)
+            yield from assembled(image, found, images, self)
+        if self.entries is not None:
+            yield from self._negatives(self.entries, boxed, index, annotations.stem, images)
+
+    def _negatives(
+        self, entries: Path, boxed: set[str], index: PictureIndex, source: str, images: Path
+    ) -> Iterator[ImageRecord | Rejected]:
+        for line in csv_rows(entries, ("Image Index", "Finding Labels")):
+            if isinstance(line, Rejected):
+                yield line
+                continue
+            row, fields = line
+            name = fields["Image Index"]
+            if fields["Finding Labels"] != "No Finding":
+                continue  # findings nobody drew: neither lesions nor negatives, as the class says
+            if name in boxed:
+                value = f"{name} has boxes in the list"
+                yield Rejected(file=entries.name, row=row, reason="image is called normal but has boxes", value=value)
+            else:
+                yield from assembled(_image(name, index, entries.name, row, source), [], images, self)
+
+
+def _image(name: str, index: PictureIndex, file: str, row: str, source: str = "") -> RawImage:
+    return RawImage(Path(name).stem, index.find(name) or name, file, row, base=(SIDE, SIDE), source=source)
