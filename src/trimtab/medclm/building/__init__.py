@@ -1,0 +1,6 @@
+"""Building a data set: prepare images, write rows, finish; check, describe and export what was built."""
+
+from trimtab.medclm.building.build import BuildOptions, BuildResult, build
+from trimtab.medclm.building.folder import DataSetFolder
+
+__all__ = ["BuildOptions", "BuildResult", "DataSetFolder", "build"]

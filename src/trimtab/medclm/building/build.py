@@ -1,0 +1,217 @@
+"""`build`: from a detection data set to rows, in steps that stream and go on where they were interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from trimtab.medclm import readers
+from trimtab.medclm.building.finishing import finish
+from trimtab.medclm.building.folder import DataSetFolder, Manifest, fingerprint
+from trimtab.medclm.building.journal import Journal, journal_items
+from trimtab.medclm.building.launchers import Launcher, run_local, run_ray
+from trimtab.medclm.building.preparing import OnText, Preparation, Prepared, as_text
+from trimtab.medclm.building.writing import write_rows
+from trimtab.medclm.hosts import RuleName, host_rules
+from trimtab.medclm.planning import STAGES
+from trimtab.medclm.records import ImageRecord, Rejected, Stage
+from trimtab.medclm.splits import FRACTIONS, split_of
+from trimtab.medclm.texts.generator import Generator
+from trimtab.medclm.texts.template import TemplateGenerator
+
+Progress = Callable[[str, int], None]
+
+
+class BuildOptions(BaseModel):
+    """What `build` does. A build goes on only with the same options.
+
+    Attributes:
+        detections: annotation file or folder.
+        format: reader, see `readers.names`.
+        images: folder the images lie in.
+        reader: options of the reader.
+        organs: (name, options) of the organ sources, see `organs.names`; none leaves hosts unknown.
+        without_organs: "keep" images whose masks cannot be had, or "reject" them.
+        preset, rule: host rules, see `hosts.host_rules`.
+        split: "patient" = by hash of the patient; "source" = as the source says.
+        fractions: train, validation, test of the split by patient.
+        stages, balance, cap, seed: see `planning.Planner`.
+        embed: store the images' bytes in the Parquet files.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detections: Path
+    format: str
+    images: Path
+    reader: Mapping[str, Any] = {}
+    organs: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    without_organs: Literal["keep", "reject"] = "keep"
+    preset: str = "general"
+    rule: RuleName = "inside_fraction"
+    split: Literal["patient", "source"] = "patient"
+    fractions: tuple[float, float, float] = FRACTIONS
+    stages: tuple[Stage, ...] = STAGES
+    balance: bool = True
+    cap: float = 0.6
+    seed: int = 0
+    embed: bool = True
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """Where the data set is and its statistics."""
+
+    folder: DataSetFolder
+    statistics: Mapping[str, Any]
+
+
+def build(
+    options: BuildOptions,
+    out: Path,
+    generator: Generator | None = None,
+    workers: int = 1,
+    launcher: Launcher = "local",
+    concurrency: int = 1,
+    progress: Progress | None = None,
+) -> BuildResult:
+    """Build the data set in `out`, or go on with it.
+
+    Three steps: images (read, check, copy, masks, hosts; in `workers` processes or as Ray tasks), rows (plan, write, quality
+    control; `concurrency` texts at a time), finish (records, rows, Parquet, statistics, card, manifest). Each step keeps a
+    journal of one line per item; a stopped build goes on with the item after the last whole line. Memory holds a bounded number of
+    images; only what a reader needs to know of the annotation file grows with it.
+
+    Args:
+        options: what to build.
+        out: folder; made, or holding an unfinished build with the same options.
+        generator: writes the texts; without it `TemplateGenerator()`.
+        workers: processes for the images.
+        launcher: "ray" runs the images as Ray Data tasks instead.
+        concurrency: texts at a time, for generators that wait for a server.
+        progress: called with the name of the step and the number of items done.
+
+    Raises:
+        ValueError: an option is wrong; `out` holds another data set; a source changed since the build began; nothing
+            usable is left.
+        FileNotFoundError: a source is missing.
+    """
+    generator = generator or TemplateGenerator()
+    folder = DataSetFolder(out)
+    reader = readers.create(options.format, **options.reader)
+    rules = host_rules(options.preset, options.rule)
+    split_of("", "", options.fractions)
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{out} is being written by another build") from None
+    with lock:
+        manifest = _begun(folder, options, generator.name)
+        if manifest.state == "complete":
+            return BuildResult(folder, folder.statistics())
+        preparation = Preparation(
+            options.images,
+            out,
+            rules,
+            tuple((name, tuple(sorted(given.items()))) for name, given in options.organs),
+            options.without_organs,
+        )
+        items = _split(reader.read(options.detections, options.images), options)
+        labels = _prepare(folder, preparation, items, workers, launcher, progress)
+        left_out = write_rows(folder, options, labels, generator, concurrency, progress)
+        usage: Mapping[str, Any] = getattr(generator, "usage", dict)()
+        statistics = finish(folder, manifest, left_out, usage, options.embed, progress)
+        shutil.rmtree(folder.work)
+        return BuildResult(folder, statistics)
+
+
+def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Manifest:
+    """The manifest of the build to go on with, or a new one."""
+    from trimtab import __version__
+
+    given = {**json.loads(options.model_dump_json()), "generator": generator}
+    inputs = {"detections": fingerprint(options.detections), "images": fingerprint(options.images)}
+    for name, source in options.organs:
+        for key, value in source.items():
+            if isinstance(value, Path):
+                inputs[f"organs {name} {key}"] = fingerprint(value)
+    found = folder.manifest()
+    if found is None:
+        strangers = sorted(path.name for path in folder.path.iterdir() if path.name != ".lock")
+        if strangers:
+            raise ValueError(
+                f"{folder.path} is not empty and holds no data set ({', '.join(strangers[:5])}); name another --out"
+            )
+        found = Manifest(trimtab=__version__, options=given, inputs=inputs)
+        folder.write_manifest(found)
+        return found
+    different = sorted(key for key in given | found.options if given.get(key) != found.options.get(key))
+    if different:
+        raise ValueError(
+            f"{folder.path} holds a data set built with other options: "
+            + "; ".join(f"{key} was {found.options.get(key)!r}, is {given.get(key)!r}" for key in different)
+            + "; name another --out"
+        )
+    changed = sorted(key for key in inputs | found.inputs if inputs.get(key) != found.inputs.get(key))
+    if changed:
+        raise ValueError(f"{folder.path}: {', '.join(changed)} changed since the build began; name another --out")
+    return found
+
+
+def _split(items: Iterator[ImageRecord | Rejected], options: BuildOptions) -> Iterator[ImageRecord | Rejected]:
+    for item in items:
+        if isinstance(item, ImageRecord) and options.split == "patient":
+            split = split_of(item.patient, item.source, options.fractions, options.seed)
+            yield item.model_copy(update={"split": split})
+        else:
+            yield item
+
+
+def _prepare(
+    folder: DataSetFolder,
+    preparation: Preparation,
+    items: Iterator[ImageRecord | Rejected],
+    workers: int,
+    launcher: Launcher,
+    progress: Progress | None,
+) -> list[str]:
+    """The step "images"; returns the classes found."""
+    path, done = folder.work / "prepared.jsonl", folder.work / "prepared.done"
+    if not done.is_file():
+        with Journal(path, every=16) as journal:
+            rest = islice(items, journal.lines, None)
+            if launcher == "ray":
+                results = run_ray(OnText(preparation), map(as_text, rest), folder.work / "ray")
+            else:
+                results = (found.model_dump_json() for found in run_local(preparation, rest, workers))
+            for text in results:
+                journal.add(text)
+                if progress is not None:
+                    progress("images", journal.lines)
+        done.touch()
+    labels: set[str] = set()
+    usable = 0
+    for item in journal_items(path):
+        found = Prepared.model_validate(item)
+        if found.record is not None:
+            usable += 1
+            labels |= {lesion.label for lesion in found.record.lesions}
+    if not usable:
+        first = next(
+            (str(one) for item in journal_items(path) for one in Prepared.model_validate(item).rejected),
+            "the set is empty",
+        )
+        raise ValueError(
+            f"nothing usable is left of {preparation.images}: no image could be taken; first fault: {first}"
+        )
+    return sorted(labels)

@@ -1,0 +1,63 @@
+"""A file of one JSON line per finished item, from which an interrupted build goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class Journal:
+    """Appends one line per item; a line cut off by a kill is dropped at the next opening.
+
+    Args:
+        path: the file; made where it is missing.
+        every: lines between two flushes. A kill loses at most these, and they are made again.
+    """
+
+    def __init__(self, path: Path, every: int = 64) -> None:
+        self.path, self._every = path, every
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.lines = _mended(path)
+        self._handle = path.open("a", encoding="utf-8")
+
+    def add(self, item: str) -> None:
+        """Append one item, already JSON text without line breaks."""
+        self._handle.write(item + "\n")
+        self.lines += 1
+        if self.lines % self._every == 0:
+            self._handle.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handle.close()
+
+
+def journal_items(path: Path) -> Iterator[dict[str, Any]]:
+    """The items of a journal, one after the other."""
+    with path.open(encoding="utf-8") as handle:
+        for line in handle:
+            yield json.loads(line)
+
+
+def _mended(path: Path) -> int:
+    """Number of whole lines; what follows the last line break is cut off."""
+    if not path.is_file():
+        return 0
+    lines = whole = position = 0
+    with path.open("rb+") as handle:
+        while block := handle.read(1 << 20):
+            found = block.count(b"\n")
+            if found:
+                lines += found
+                whole = position + block.rfind(b"\n") + 1
+            position += len(block)
+        if whole < position:
+            handle.truncate(whole)
+    return lines

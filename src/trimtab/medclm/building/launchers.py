@@ -1,0 +1,116 @@
+"""Running one function over a stream of items: here, in processes, or as Ray Data tasks; results keep the items' order."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Launcher = Literal["local", "ray"]
+CHUNK = 8
+"""Items sent to a process at once."""
+
+
+def run_local(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """`function` of each item, in order, in `workers` processes (1: in this one).
+
+    At most `4 * workers * CHUNK` items wait at any time.
+
+    Raises:
+        ValueError: workers is below 1.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be 1 or more, got {workers}")
+    if workers == 1:
+        yield from map(function, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        iterator = iter(items)
+        chunks: Iterator[list[T]] = iter(lambda: list(itertools.islice(iterator, CHUNK)), [])
+        for results in _windowed(pool, _Chunked(function), chunks, 4 * workers):
+            yield from results
+
+
+def run_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """`function` of each item, in order, in `threads` threads; at most twice as many items wait."""
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from _windowed(pool, function, items, 2 * threads)
+
+
+class _Chunked(Generic[T, R]):
+    def __init__(self, function: Callable[[T], R]) -> None:
+        self.function = function
+
+    def __call__(self, items: Sequence[T]) -> list[R]:
+        return [self.function(item) for item in items]
+
+
+def _windowed(pool: Executor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def run_ray(function: Callable[[str], str], items: Iterable[str], spool: Path) -> Iterator[str]:
+    """`function` of each item as Ray Data tasks, in order, on the cluster that `ray.init` finds (or a local one).
+
+    The items are written to the folder `spool` first, so that Ray reads them as a stream; `spool`, the images and the output
+    must be on storage that all nodes see.
+
+    Raises:
+        ImportError: Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError("--launcher ray needs Ray: pip install 'trimtab[ray]'") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    spool.mkdir(parents=True, exist_ok=True)
+    for old in spool.glob("*.parquet"):
+        old.unlink()
+    iterator = iter(items)
+    number = 0
+    while block := list(itertools.islice(iterator, 256)):
+        pq.write_table(pa.table({"item": block}), spool / f"{number:06d}.parquet")
+        number += 1
+    if number == 0:
+        return
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    for row in ray.data.read_parquet(str(spool)).map(_OfRow(function)).iter_rows():
+        yield row["result"]
+
+
+class _OfRow:
+    """`function` on the column "item" of one row."""
+
+    def __init__(self, function: Callable[[str], str]) -> None:
+        self.function = function
+
+    def __call__(self, row: dict[str, str]) -> dict[str, str]:
+        return {"result": self.function(row["item"])}

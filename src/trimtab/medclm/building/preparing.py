@@ -1,0 +1,125 @@
+"""What is done once per image: check and copy it, get its organ masks, decide the hosts, store the masks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from trimtab.medclm import organs
+from trimtab.medclm.hosts import HostRules, assign_hosts
+from trimtab.medclm.organs.rle import write_organs
+from trimtab.medclm.organs.source import OrganError, OrganSource
+from trimtab.medclm.pixels import PictureError, read_picture
+from trimtab.medclm.records import ImageRecord, Record, Rejected
+
+SHIPPED = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Pictures of these kinds are copied byte for byte if they hold 8 bits a channel; all others become PNG."""
+
+
+class Prepared(Record):
+    """What became of one item of the reader: a record ready for questions, or rows of the report."""
+
+    record: ImageRecord | None = None
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepares one image; picklable, so that it runs in other processes and on other machines alike.
+
+    Args:
+        images: folder the images lie in.
+        out: folder of the data set.
+        rules: how hosts are decided.
+        organ_sources: (name, options) of the organ sources; none leaves hosts unknown.
+        without_organs: "keep" an image whose masks cannot be had (its hosts are unknown, the fault is reported) or "reject" it.
+    """
+
+    images: Path
+    out: Path
+    rules: HostRules
+    organ_sources: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    without_organs: str = "keep"
+
+    def __call__(self, item: ImageRecord | Rejected) -> Prepared:
+        """The record with hosts; the image and its masks are written."""
+        if isinstance(item, Rejected):
+            return Prepared(rejected=(item,))
+        source = item.file
+        try:
+            pixels = read_picture(self.images / source)
+            shape = pixels.shape[:2]
+            if shape != (item.height, item.width):
+                value = f"stated {item.width} x {item.height}, decoded {shape[1]} x {shape[0]}"
+                return Prepared(rejected=(Rejected(file=source, row="", reason="image has another size", value=value),))
+            shipped = self._ship(source, pixels)
+        except (PictureError, FileNotFoundError) as error:
+            return Prepared(rejected=(Rejected(file=source, row="", reason="image is unreadable", value=str(error)),))
+        rejected: tuple[Rejected, ...] = ()
+        masks: Mapping[str, NDArray[np.bool_]] = {}
+        if self.organ_sources:
+            try:
+                masks = _source(self.organ_sources).masks(item, pixels)
+            except OrganError as error:
+                rejected = (error.rejected,)
+                if self.without_organs == "reject":
+                    return Prepared(rejected=rejected)
+        record = assign_hosts(item, masks, self.rules)
+        organ_file = None
+        if masks:
+            organ_file = PurePosixPath(shipped).with_suffix(PurePosixPath(shipped).suffix + ".json").as_posix()
+            write_organs(self.out / "organs" / organ_file, masks)
+        return Prepared(record=record.model_copy(update={"file": shipped, "organ_file": organ_file}), rejected=rejected)
+
+    def _ship(self, source: str, pixels: NDArray[np.uint8]) -> str:
+        """Write the image under the data set's folder; returns its path there."""
+        original = self.images / source
+        keep = PurePosixPath(source).suffix.lower() in SHIPPED and _has_eight_bits(original)
+        shipped = source if keep else f"{source}.png"
+        target = self.out / "images" / shipped
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.part")
+        if keep:
+            shutil.copyfile(original, temporary)
+        else:
+            Image.fromarray(pixels).save(temporary, format="PNG")
+        temporary.replace(target)
+        return shipped
+
+
+@dataclass(frozen=True)
+class OnText:
+    """A preparation on JSON text, for launchers that send items to other machines."""
+
+    preparation: Preparation
+
+    def __call__(self, item: str) -> str:
+        """`item` is a `Prepared` that holds what the reader gave."""
+        given = Prepared.model_validate_json(item)
+        return self.preparation(given.record or given.rejected[0]).model_dump_json()
+
+
+def as_text(item: ImageRecord | Rejected) -> str:
+    """An item of a reader as `OnText` takes it."""
+    wrapped = Prepared(rejected=(item,)) if isinstance(item, Rejected) else Prepared(record=item)
+    return wrapped.model_dump_json()
+
+
+def _has_eight_bits(path: Path) -> bool:
+    with Image.open(path) as picture:
+        return picture.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+@lru_cache(maxsize=1)
+def _source(sources: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> OrganSource:
+    """The organ source of this process, made once."""
+    made = [organs.create(name, **dict(options)) for name, options in sources]
+    return made[0] if len(made) == 1 else organs.Combined(made)

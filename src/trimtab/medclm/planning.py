@@ -1,0 +1,156 @@
+"""Which questions are asked: Easy, Medium and Hard rows of each image, balanced against guessing from the text alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from trimtab.medclm.records import ImageRecord, Lesion, SplitName, Stage
+from trimtab.medclm.texts.asking import Ask, asks, largest
+
+STAGES: tuple[Stage, ...] = ("easy", "medium", "hard")
+KIND_WEIGHT = 3.0
+"""How much the share of a question type counts beside the share of an answer (ours)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One row to be written: what to ask, of which lesion, at which stage; `anchor` for Hard rows."""
+
+    stage: Stage
+    lesion: Lesion | None
+    ask: Ask
+    anchor: Lesion | None = None
+
+
+@dataclass
+class Planner:
+    """Plans the rows of one image after the other; its state does not grow with the number of images.
+
+    Of the questions that `asks` allows, the one is taken whose type was asked least and whose answer is least common among the
+    answers to such questions so far (same split, stage, type and class). A question whose answer would then make up more than
+    `cap` of the answers to its like is not asked, once `grace` of its like have been: so a reader of the text alone gains
+    nothing by guessing the most common answer. All of this is ours.
+
+    Easy: one row for each lesion. Medium: one for each class in the image and one about a class that is absent. Hard: as
+    Medium, on an image of another patient of the same split that shows the same class: the partner of lesion A is the largest
+    lesion of its class in the next such image, and the row names A as "anchor". A negative gets one Medium and one Hard row.
+
+    Args:
+        labels: all classes of the data set.
+        stages: which stages to write.
+        balance: False takes the questions by turns of the seed and keeps all of them, to show what balancing changes.
+        cap: greatest share of one answer among the answers to questions of its like.
+        grace: number of such questions before the cap holds.
+        seed: breaks ties.
+    """
+
+    labels: Collection[str]
+    stages: Collection[Stage] = STAGES
+    balance: bool = True
+    cap: float = 0.6
+    grace: int = 10
+    seed: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reasons why a row was not planned -> number."""
+    _answers: dict[str, Counter[str]] = field(default_factory=dict)
+    _kinds: Counter[str] = field(default_factory=Counter)
+    _anchors: dict[tuple[SplitName, str], list[tuple[str, Lesion]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cap <= 1:
+            raise ValueError(f"cap must be above 0 and at most 1, not {self.cap}")
+        unknown = set(self.stages) - set(STAGES)
+        if unknown or not self.stages:
+            raise ValueError(f"stages must be some of {STAGES}, not {tuple(self.stages)}")
+
+    def rows(self, record: ImageRecord) -> Iterator[Planned]:
+        """The rows of one image: Easy, Medium, Hard."""
+        classes = {label: largest([one for one in record.lesions if one.label == label]) for label in _classes(record)}
+        if "easy" in self.stages:
+            for lesion in record.lesions:
+                yield from self._chosen(record, lesion, "easy", set())
+        for stage in ("medium", "hard"):
+            if stage not in self.stages:
+                continue
+            done: set[str] = set()
+            for label, lesion in classes.items():
+                anchor = self._anchor(record, label) if stage == "hard" else None
+                if stage == "hard" and anchor is None:
+                    self.left_out["hard: no other patient with this class yet"] += 1
+                    continue
+                yield from self._chosen(record, lesion, stage, done, anchor)
+            yield from self._absent(record, stage, done)
+        for label, lesion in classes.items():
+            self._remember(record, label, lesion)
+
+    def _absent(self, record: ImageRecord, stage: Stage, done: set[str]) -> Iterator[Planned]:
+        for row in self._chosen(record, None, stage, done):
+            anchor = self._anchor(record, row.ask.label) if stage == "hard" else None
+            if stage == "hard" and anchor is None and row.ask.kind != "what":
+                self.left_out["hard: no other patient with this class yet"] += 1
+            else:
+                yield Planned(row.stage, row.lesion, row.ask, anchor)
+
+    def _chosen(
+        self, record: ImageRecord, lesion: Lesion | None, stage: Stage, done: set[str], anchor: Lesion | None = None
+    ) -> Iterator[Planned]:
+        possible = [ask for ask in asks(record, lesion, stage, self.labels) if _once(ask) not in done]
+        if not possible:
+            if lesion is not None or not record.lesions:
+                self.left_out[f"{stage}: nothing can be asked without ambiguity"] += 1
+            return
+        about = lesion.lesion_id if lesion is not None else record.image_id
+        turn = hashlib.sha256(f"{self.seed}/{about}/{stage}".encode()).digest()
+        rotated = turn[0] % len(possible)
+        possible = possible[rotated:] + possible[:rotated]
+        group = f"{record.split}/{stage}"
+        if self.balance:
+            allowed = [
+                ask for ask in possible if self._share(group, ask) <= self.cap or self._asked(group, ask) < self.grace
+            ]
+            if not allowed:
+                self.left_out[f"{stage}: answer would be too common"] += 1
+                return
+            ask = min(allowed, key=lambda ask: KIND_WEIGHT * self._kind_share(group, ask) + self._share(group, ask))
+        else:
+            ask = possible[0]
+        self._answers.setdefault(f"{group}/{ask.key}", Counter())[ask.answer] += 1
+        self._kinds[f"{group}/{ask.kind}"] += 1
+        self._kinds[group] += 1
+        done.add(_once(ask))
+        yield Planned(stage, lesion, ask, anchor)
+
+    def _asked(self, group: str, ask: Ask) -> int:
+        found = self._answers.get(f"{group}/{ask.key}")
+        return found.total() if found is not None else 0
+
+    def _share(self, group: str, ask: Ask) -> float:
+        """Share of this answer among its like if it were asked once more."""
+        found = self._answers.get(f"{group}/{ask.key}")
+        return 0.5 if found is None else (found[ask.answer] + 1) / (found.total() + 1)
+
+    def _kind_share(self, group: str, ask: Ask) -> float:
+        return self._kinds[f"{group}/{ask.kind}"] / max(self._kinds[group], 1)
+
+    def _anchor(self, record: ImageRecord, label: str) -> Lesion | None:
+        for patient, lesion in self._anchors.get((record.split, label), []):
+            if patient != record.patient:
+                return lesion
+        return None
+
+    def _remember(self, record: ImageRecord, label: str, lesion: Lesion) -> None:
+        """Keep the last lesions of two different patients, newest first: one of them is always another patient's."""
+        kept = self._anchors.setdefault((record.split, label), [])
+        kept[:] = [(record.patient, lesion), *(one for one in kept if one[0] != record.patient)][:2]
+
+
+def _classes(record: ImageRecord) -> list[str]:
+    return list(dict.fromkeys(lesion.label for lesion in record.lesions))
+
+
+def _once(ask: Ask) -> str:
+    """Questions that would be the same words about the same image."""
+    return f"{ask.key}:{ask.label}" if ask.variant not in ("image", "number", "area") else ask.key

@@ -1,0 +1,152 @@
+"""What can be asked about an image without ambiguity, with the answer that the record gives."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from trimtab.medclm.records import ImageRecord, Lesion, QuestionType, Stage
+from trimtab.medclm.texts.wording import is_eye, known, place, same_class, shown
+
+CLEARLY = 1.1
+"""One box is called larger than another if its area is at least this many times the other's (ours)."""
+INCOMPLETE = "incomplete_image"
+NO_FINDING = "no finding"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question that has exactly one answer.
+
+    Attributes:
+        kind: the question type.
+        variant: how the lesion is pointed at: "box" (by its box), "only", "largest" of its class, "organ" (by where it
+            lies), "image" (the whole image); for comparisons "biggest", "number", "area".
+        label: class asked about.
+        answer: the short answer.
+        other: second class of a comparison.
+    """
+
+    kind: QuestionType
+    variant: str
+    label: str
+    answer: str
+    other: str = ""
+
+    @property
+    def key(self) -> str:
+        """Questions with the same key can be told apart by the image alone: type, and the class the question names."""
+        if self.kind == "what" or (self.kind, self.variant) == ("side", "image"):
+            return f"{self.kind}/{self.variant}"
+        return ":".join((f"{self.kind}/{self.variant}", *sorted(filter(None, (self.label, self.other)))))
+
+
+def largest(lesions: Collection[Lesion]) -> Lesion:
+    """The lesion with the largest box; equal ones by id."""
+    return min(lesions, key=lambda lesion: (-lesion.box.area, lesion.lesion_id))
+
+
+def is_complete(record: ImageRecord) -> bool:
+    """Whether counts and absences can be trusted: no box of the image was rejected, none stands for a crowd."""
+    return not any(flag in (INCOMPLETE, "crowd") for lesion in record.lesions for flag in lesion.flags)
+
+
+def asks(record: ImageRecord, lesion: Lesion | None, stage: Stage, labels: Collection[str]) -> list[Ask]:
+    """All questions about `lesion` (or, without one, about what the image does not show), in a fixed order.
+
+    Easy points at the lesion by its box. Medium and Hard ask about the image; the lesion must then be singled out by its
+    class, its place, or as clearly the largest of its class, else the question is left out. Questions that need a known
+    organ or side, or a complete image (counts, absences), are left out where these are missing.
+
+    Args:
+        record: the image.
+        lesion: one of its lesions, or None.
+        stage: easy, medium or hard.
+        labels: the classes of the data set, for questions about what is absent.
+    """
+    if lesion is None:
+        return list(_absent(record, labels))
+    return list(_easy(record, lesion, labels) if stage == "easy" else _whole(record, lesion))
+
+
+def _absent(record: ImageRecord, labels: Collection[str]) -> Iterator[Ask]:
+    if not is_complete(record):
+        return
+    present = {lesion.label for lesion in record.lesions}
+    for label in sorted(set(labels) - present):
+        yield Ask("present", "image", label, "no")
+        yield Ask("count", "image", label, "0")
+    if not present:
+        yield Ask("what", "image", NO_FINDING, NO_FINDING)
+
+
+def _easy(record: ImageRecord, lesion: Lesion, labels: Collection[str]) -> Iterator[Ask]:
+    label = lesion.label
+    yield Ask("what", "box", label, shown(label))
+    host = known(lesion.host)
+    if host is not None:
+        yield Ask("where", "box", label, place(record, host))
+        yield Ask("organ", "box", label, host.organ)
+        if host.side and not is_eye(record):
+            yield Ask("side", "box", label, host.side)
+    yield Ask("present", "box", label, "yes")
+    for absent in sorted(set(labels) - {label}):
+        yield Ask("present", "box", absent, "no")
+    alike = same_class(record, label)
+    if is_complete(record):
+        yield Ask("count", "box", label, str(len(alike)))
+        if len(alike) > 1:
+            others = max(other.box.area for other in alike if other.lesion_id != lesion.lesion_id)
+            if lesion.box.area >= CLEARLY * others:
+                yield Ask("compare", "biggest", label, "yes")
+            elif others >= CLEARLY * lesion.box.area:
+                yield Ask("compare", "biggest", label, "no")
+
+
+def _whole(record: ImageRecord, lesion: Lesion) -> Iterator[Ask]:
+    label = lesion.label
+    alike = same_class(record, label)
+    classes = sorted({other.label for other in record.lesions})
+    host = known(lesion.host)
+    if len(classes) == 1:
+        yield Ask("what", "image", label, shown(label))
+    elif host is not None:
+        place_here = place(record, host)
+        there = {other.label for other in record.lesions if known(other.host) is None or _at(record, other, place_here)}
+        if there == {label}:
+            yield Ask("what", "organ", label, shown(label))
+    variant = _singled_out(lesion, alike)
+    if variant and host is not None:
+        yield Ask("where", variant, label, place(record, host))
+        yield Ask("organ", variant, label, host.organ)
+    if host is not None and host.side:
+        if is_eye(record):
+            yield Ask("side", "image", label, host.side)
+        elif len({other.host.side if other.host else None for other in alike}) == 1:
+            yield Ask("side", "only", label, host.side)
+    yield Ask("present", "image", label, "yes")
+    if is_complete(record):
+        yield Ask("count", "image", label, str(len(alike)))
+        for other in classes:
+            if other != label:
+                yield from _comparisons(record, label, other)
+
+
+def _at(record: ImageRecord, lesion: Lesion, wanted: str) -> bool:
+    return lesion.host is not None and place(record, lesion.host) == wanted
+
+
+def _singled_out(lesion: Lesion, alike: tuple[Lesion, ...]) -> str:
+    if len(alike) == 1:
+        return "only"
+    others = max(other.box.area for other in alike if other.lesion_id != lesion.lesion_id)
+    return "largest" if lesion.box.area >= CLEARLY * others else ""
+
+
+def _comparisons(record: ImageRecord, label: str, other: str) -> Iterator[Ask]:
+    mine, theirs = same_class(record, label), same_class(record, other)
+    if len(mine) != len(theirs):
+        yield Ask("compare", "number", label, shown(label if len(mine) > len(theirs) else other), other)
+    my_area, their_area = largest(mine).box.area, largest(theirs).box.area
+    if max(my_area, their_area) >= CLEARLY * min(my_area, their_area):
+        yield Ask("compare", "area", label, shown(label if my_area > their_area else other), other)

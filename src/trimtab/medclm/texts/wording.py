@@ -1,0 +1,179 @@
+"""English for labels, places and boxes, and the seed sentence every text grows from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from trimtab.medclm.records import UNKNOWN_ORGAN, Box, HostDecision, ImageRecord, Lesion
+
+_WITHOUT_NUMBER = (
+    "cardiomegaly atelectasis emphysema fibrosis pneumonia edema oedema infiltration calcification pleural_thickening "
+    "pneumothorax consolidation covid tuberculosis"
+)
+_UNCOUNTABLE = frozenset(_WITHOUT_NUMBER.split())
+_BOX = re.compile(r"\[\s*(\d*\.\d+|[01])\s*,\s*(\d*\.\d+|[01])\s*,\s*(\d*\.\d+|[01])\s*,\s*(\d*\.\d+|[01])\s*\]")
+
+SMALL, LARGE = 0.05, 0.25
+"""A lesion below 5 % of its organ is called small, above 25 % large (ours)."""
+
+
+def shown(label: str) -> str:
+    """A class name as it stands in a sentence.
+
+    >>> shown("hard_exudates")
+    'hard exudates'
+    """
+    return " ".join(label.replace("_", " ").split())
+
+
+def is_plural(label: str) -> bool:
+    """Whether the class name is already a plural ("hard exudates"), by its ending."""
+    word = shown(label).lower()
+    return word.endswith("s") and not word.endswith(("ss", "is", "us"))
+
+
+def indefinite(label: str) -> str:
+    """The class name with the article it takes.
+
+    >>> indefinite("effusion"), indefinite("nodule"), indefinite("hard_exudates"), indefinite("cardiomegaly")
+    ('an effusion', 'a nodule', 'hard exudates', 'cardiomegaly')
+    """
+    text = shown(label)
+    if is_plural(label) or label.lower().replace(" ", "_") in _UNCOUNTABLE:
+        return text
+    return f"{'an' if text[0].lower() in 'aeiou' else 'a'} {text}"
+
+
+def regions(label: str, number: int | None = None) -> str:
+    """The class name where it is counted; `number` is put before it.
+
+    >>> regions("nodule", 1), regions("mass", 2), regions("hard_exudates", 1), regions("cardiomegaly")
+    ('1 nodule', '2 masses', '1 region of hard exudates', 'regions of cardiomegaly')
+    """
+    text = shown(label)
+    if is_plural(label) or label.lower().replace(" ", "_") in _UNCOUNTABLE:
+        noun = f"{'region' if number == 1 else 'regions'} of {text}"
+    elif number == 1:
+        noun = text
+    else:
+        noun = f"{text}es" if text.endswith(("s", "x", "ch", "sh")) else f"{text}s"
+    return noun if number is None else f"{number} {noun}"
+
+
+def quoted(box: Box) -> str:
+    """A box as texts quote it: fractions of the image's size, four decimals.
+
+    >>> quoted(Box(x0=0.25, y0=0.5, x1=1 / 3, y1=1.0))
+    '[0.2500, 0.5000, 0.3333, 1.0000]'
+    """
+    return "[" + ", ".join(f"{value:.4f}" for value in box.corners) + "]"
+
+
+def boxes_in(text: str) -> list[tuple[float, float, float, float]]:
+    """All boxes a text quotes.
+
+    >>> boxes_in("from [0.1, 0.2, 0.3, 0.4] on")
+    [(0.1, 0.2, 0.3, 0.4)]
+    """
+    return [tuple(float(value) for value in found.groups()) for found in _BOX.finditer(text)]  # type: ignore[misc]
+
+
+def part_of_picture(box: Box) -> str:
+    """Which ninth of the picture holds the middle of the box, in words.
+
+    >>> part_of_picture(Box(x0=0.0, y0=0.0, x1=0.1, y1=0.1)), part_of_picture(Box(x0=0.4, y0=0.4, x1=0.6, y1=0.6))
+    ('the upper left of the picture', 'the middle of the picture')
+    """
+    x, y = box.centre
+    across = ("left", "", "right")[min(int(x * 3), 2)]
+    down = ("upper", "", "lower")[min(int(y * 3), 2)]
+    if across and down:
+        return f"the {down} {across} of the picture"
+    if across:
+        return f"the {across} of the picture, at middle height"
+    return f"the {down} middle of the picture" if down else "the middle of the picture"
+
+
+def is_eye(record: ImageRecord) -> bool:
+    """Whether sides mean "which eye": the anatomy is that of a retina."""
+    return any("retina" in organ or organ == "optic disc" for organ in record.organs)
+
+
+def known(host: HostDecision | None) -> HostDecision | None:
+    """The host if there is one and its organ is known."""
+    return host if host is not None and host.organ != UNKNOWN_ORGAN else None
+
+
+def place(record: ImageRecord, host: HostDecision) -> str:
+    """Organ, zone and side in words; the side is the patient's (or says which eye), unless the organ's name has it.
+
+    >>> host = HostDecision(organ="right lung", score=1.0, rule="r", reason="x", side="right", zone="upper zone")
+    >>> record = ImageRecord(image_id="a", file="a.png", width=9, height=9, patient="p", modality="X-ray", source="s")
+    >>> place(record, host)
+    'upper zone of the right lung'
+    """
+    words = host.organ
+    if host.zone and "of the" not in host.zone and "from" not in host.zone:
+        words = f"{host.zone} of the {words}"
+    if host.side and is_eye(record):
+        words += f" of the {host.side} eye"
+    elif host.side == "midline":
+        words += ", at the midline"
+    elif host.side and not host.organ.startswith(("left ", "right ")):
+        words += f", on the patient's {host.side}"
+    if host.zone and "from" in host.zone:
+        words += f", {host.zone}"
+    return words
+
+
+def the_place(record: ImageRecord, host: HostDecision) -> str:
+    """`place` with its article."""
+    return f"the {place(record, host)}"
+
+
+def size_word(fraction: float | None) -> str:
+    """small, medium-sized or large, by the fraction of the organ that the lesion covers."""
+    if fraction is None:
+        return ""
+    return "small" if fraction < SMALL else "large" if fraction > LARGE else "medium-sized"
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words joined by commas and "and".
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    found = list(words)
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else ""
+
+
+def same_class(record: ImageRecord, label: str) -> tuple[Lesion, ...]:
+    """The lesions of `record` of class `label`."""
+    return tuple(lesion for lesion in record.lesions if lesion.label == label)
+
+
+def seed_text(record: ImageRecord, lesion: Lesion | None) -> str:
+    """One deterministic sentence with all that is known: lesion, place, size relative to the organ, count.
+
+    >>> record = ImageRecord(image_id="a", file="a.png", width=9, height=9, patient="p", modality="X-ray", source="s")
+    >>> seed_text(record, None)
+    'No finding is annotated in this X-ray.'
+    """
+    if lesion is None:
+        if not record.lesions:
+            return f"No finding is annotated in this {record.modality}."
+        labels = listed(indefinite(label) for label in sorted({lesion.label for lesion in record.lesions}))
+        return f"This {record.modality} shows {labels}."
+    number = len(same_class(record, lesion.label))
+    text = indefinite(lesion.label)
+    host = known(lesion.host)
+    if host is None:
+        text += f" at {quoted(lesion.box)}, in an organ that is not known"
+    else:
+        text += f" {'near' if host.fallback else 'in'} {the_place(record, host)}"
+    if host is not None and lesion.area_fraction is not None and not host.fallback:
+        text += f", covering {lesion.area_fraction:.1%} of the {host.organ}"
+    text += f"; {number} of this class in the image" if number > 1 else "; the only one of this class in the image"
+    return text[0].upper() + text[1:] + "."
