@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from trimtab.medclm.records import SplitName
+from trimtab.medclm.records import ImageRecord, Rejected, SplitName
 
 FRACTIONS = (0.8, 0.1, 0.1)
 """Train, validation, test (ours)."""
@@ -29,3 +29,17 @@ def split_of(patient: str, source: str, fractions: Sequence[float] = FRACTIONS, 
     if place < fractions[0]:
         return "train"
     return "validation" if place < fractions[0] + fractions[1] else "test"
+
+
+def without_leaks(items: Iterable[ImageRecord | Rejected]) -> Iterator[ImageRecord | Rejected]:
+    """`items` with the splits of their source, where an image of a patient seen earlier in another split is rejected."""
+    seen: dict[str, SplitName] = {}
+    for item in items:
+        earlier = seen.setdefault(item.patient, item.split) if isinstance(item, ImageRecord) else None
+        if isinstance(item, ImageRecord) and earlier != item.split:
+            value = f"{item.patient}: {earlier} and {item.split}"
+            yield Rejected(
+                file=item.source, row=item.image_id, reason="patient is in two splits of the source", value=value
+            )
+        else:
+            yield item

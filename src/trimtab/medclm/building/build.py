@@ -23,7 +23,7 @@ from trimtab.medclm.building.writing import write_rows
 from trimtab.medclm.hosts import RuleName, host_rules
 from trimtab.medclm.planning import STAGES
 from trimtab.medclm.records import ImageRecord, Rejected, Stage
-from trimtab.medclm.splits import FRACTIONS, split_of
+from trimtab.medclm.splits import FRACTIONS, split_of, without_leaks
 from trimtab.medclm.texts.generator import Generator
 from trimtab.medclm.texts.template import TemplateGenerator
 
@@ -169,7 +169,7 @@ def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Mani
 
 
 def _split(items: Iterator[ImageRecord | Rejected], options: BuildOptions) -> Iterator[ImageRecord | Rejected]:
-    for item in items:
+    for item in items if options.split == "patient" else without_leaks(items):
         if isinstance(item, ImageRecord) and options.split == "patient":
             split = split_of(item.patient, item.source, options.fractions, options.seed)
             yield item.model_copy(update={"split": split})
