@@ -315,6 +315,7 @@ def test_compiled_models_are_counted_eagerly() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     whole = torch.compile(model, backend="eager")
     whole(torch.ones(1, 4))
+    assert summary(whole, input_shape=(3, 4)) == summary(model, input_shape=(3, 4))
     assert summary(whole, input_shape=(3, 4)).dense_multiply_adds == 3 * 24
     model[0].compile(backend="eager")
     assert summary(model, input_shape=(3, 4)).dense_multiply_adds == 3 * 24

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
 from trimtab.observe.untouched import untouched
-from trimtab.parameters import PRUNABLE, Rule, entries, select
+from trimtab.parameters import PRUNABLE, Rule, entries, select, unwrapped
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,7 @@ def summary(
     """
     if example_input is not None and input_shape is not None:
         raise ValueError("give example_input or input_shape, not both")
+    model = unwrapped(model)  # its own names, as `entries` gives them
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("the model has parameters on the meta device; its weights are needed to count zeros")
     ran = example_input is not None or input_shape is not None
