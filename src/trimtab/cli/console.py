@@ -112,3 +112,28 @@ def study_progress(quiet: bool) -> Iterator[Callable[[Standing], None]]:
                     bar.remove_task(lines.pop(label))
 
         yield report
+
+
+@contextmanager
+def measuring_progress(title: str, total: int | None, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar for measurements: call it with how many are done, a text, and the total where it is known only then."""
+    with _bar(quiet) as bar:
+        task = bar.add_task(title, total=total, text="")
+
+        def report(done: int, text: str = "", points: int | None = total) -> None:
+            bar.update(task, completed=done, total=points, text=text)
+
+        yield report
+
+
+@contextmanager
+def counting_progress(title: str, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """A line for a job of several steps whose length is not known: step, number done, time."""
+    with _bar(quiet) as bar:
+        task = bar.add_task(title, total=None, text="")
+
+        def report(step: str, done: int) -> None:
+            if done % 16 == 0 or done < 16:
+                bar.update(task, text=f"{step} {done:,}")
+
+        yield report

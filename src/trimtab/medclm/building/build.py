@@ -87,7 +87,7 @@ def build(
 
     Three steps: images (read, check, copy, masks, hosts; in `workers` processes or as Ray tasks), rows (plan, write, quality
     control; `concurrency` texts at a time), finish (records, rows, Parquet, statistics, card, manifest). Each step keeps a
-    journal of one line per item; a stopped build goes on with the item after the last whole line. Memory holds a bounded number of
+    journal of one line per item; a stopped build goes on after the last whole line. Memory holds a bounded number of
     images; only what a reader needs to know of the annotation file grows with it.
 
     Args:

@@ -34,7 +34,7 @@ def card(statistics: Mapping[str, Any], manifest: Manifest, splits: Sequence[str
         f"* Host organs: rule `{options['rule']}`, preset `{options['preset']}`. Texts: generator `{generator}`, seed "
         f"{options['seed']}.",
         f"* Split: {_split_words(options)}",
-        "* Stages: Easy asks about a box that the question quotes, Medium about the whole image (the reasoning states the box), "
+        "* Stages: Easy asks about a box that the question quotes, Medium about the whole image (the reasoning states it), "
         "Hard has no reasoning and is the partner of a lesion of another patient (flag `anchor=`).",
         "* Boxes are fractions of the image's size, x0 y0 x1 y1. Images carry no marks. Sides are the patient's.",
         "* `reasoning_span` and `answer_span` are character offsets in `target`, ends exclusive.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -15,7 +15,7 @@ from PIL import Image
 
 from trimtab.medclm import organs
 from trimtab.medclm.hosts import HostRules, assign_hosts
-from trimtab.medclm.organs.rle import write_organs
+from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
 from trimtab.medclm.pixels import PictureError, read_picture
 from trimtab.medclm.records import ImageRecord, Record, Rejected
@@ -76,7 +76,9 @@ class Preparation:
         organ_file = None
         if masks:
             organ_file = PurePosixPath(shipped).with_suffix(PurePosixPath(shipped).suffix + ".json").as_posix()
-            write_organs(self.out / "organs" / organ_file, masks)
+            _replace(
+                self.out / "organs" / organ_file, lambda path: path.write_text(organs_text(masks), encoding="utf-8")
+            )
         return Prepared(record=record.model_copy(update={"file": shipped, "organ_file": organ_file}), rejected=rejected)
 
     def _ship(self, source: str, pixels: NDArray[np.uint8]) -> str:
@@ -85,14 +87,19 @@ class Preparation:
         keep = PurePosixPath(source).suffix.lower() in SHIPPED and _has_eight_bits(original)
         shipped = source if keep else f"{source}.png"
         target = self.out / "images" / shipped
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.part")
         if keep:
-            shutil.copyfile(original, temporary)
+            _replace(target, lambda path: shutil.copyfile(original, path))
         else:
-            Image.fromarray(pixels).save(temporary, format="PNG")
-        temporary.replace(target)
+            _replace(target, lambda path: Image.fromarray(pixels).save(path, format="PNG"))
         return shipped
+
+
+def _replace(target: Path, write: Callable[[Path], object]) -> None:
+    """Whole or not there, as `files.replace_atomically`, but not flushed to the disk: an interrupted build makes it again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.part")
+    write(temporary)
+    temporary.replace(target)
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,19 @@ def write_organs(path: Path, masks: Mapping[str, Mask]) -> None:
     Raises:
         ValueError: there are no masks, or they differ in size.
     """
+    write_text(path, organs_text(masks))
+
+
+def organs_text(masks: Mapping[str, Mask]) -> str:
+    """What `write_organs` writes.
+
+    Raises:
+        ValueError: there are no masks, or they differ in size.
+    """
     sizes = {mask.shape for mask in masks.values()}
     if len(sizes) != 1:
-        raise ValueError(f"{path}: masks of one image must have one size; these have {sorted(sizes)}")
-    document = {"size": list(sizes.pop()), "organs": {organ: encode(mask) for organ, mask in masks.items()}}
-    write_text(path, json.dumps(document))
+        raise ValueError(f"masks of one image must have one size; these have {sorted(sizes)}")
+    return json.dumps({"size": list(sizes.pop()), "organs": {organ: encode(mask) for organ, mask in masks.items()}})
 
 
 def read_organs(path: Path) -> dict[str, Mask]:

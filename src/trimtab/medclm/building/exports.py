@@ -1,0 +1,207 @@
+"""Training files for others' trainers: LLaVA, LLaMA-Factory, TRL, ms-swift; boxes as COCO json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from trimtab.files import replace_atomically, write_text
+from trimtab.medclm.building.dialects import DIALECTS, Dialect, in_dialect, replaced
+from trimtab.medclm.building.folder import DataSetFolder
+from trimtab.medclm.records import ImageRecord, Row, SplitName, Stage
+from trimtab.medclm.texts.wording import shown
+
+Target = Literal["llava", "sharegpt", "trl", "swift", "coco"]
+TARGETS: tuple[Target, ...] = ("llava", "sharegpt", "trl", "swift", "coco")
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+def export(
+    folder: DataSetFolder,
+    to: Target,
+    out: Path,
+    dialect: Dialect = "unit",
+    stages: tuple[Stage, ...] = ("easy", "medium", "hard"),
+    absolute: bool = False,
+) -> dict[str, Path]:
+    """Write one file per split into `out`; returns split -> file.
+
+    llava: json list of {id, image, conversations}. sharegpt: json list of {messages, images}, as many "<image>" as images,
+    with the dataset_info.json that LLaMA-Factory reads. trl: JSON lines of conversational {prompt, completion, images} and the
+    spans. swift: JSON lines of {messages, images, objects}, with "<bbox>" in the texts and boxes in pixels of the original.
+    coco: json of the lesions as boxes, with `host`, `side`, `zone`.
+
+    Args:
+        folder: a finished data set.
+        to: which format.
+        out: folder for the files.
+        dialect: how boxes stand in texts; swift writes its own, coco has no texts.
+        stages: rows of these stages only.
+        absolute: write images as absolute paths; else relative to the folder of the data set.
+
+    Raises:
+        ValueError: an unknown format or dialect, or a dialect for a format that has its own.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"cannot export to {to!r}; formats are {', '.join(TARGETS)}")
+    if dialect not in DIALECTS:
+        raise ValueError(f"no box dialect {dialect!r}; there are {', '.join(DIALECTS)}")
+    if to in ("swift", "coco") and dialect != "unit":
+        raise ValueError(f"{to} writes boxes in its own way (pixels of the original); leave the dialect out")
+    folder.finished()
+    if to == "coco":
+        return _coco(folder, out)
+    entry = _ENTRIES[to]
+    lines = to in ("trl", "swift")
+    written: dict[str, Path] = {}
+    for split in SPLITS:
+        rows = (
+            (row, (folder.path / image).resolve().as_posix() if absolute else image, record)
+            for row, image, record in rows_with_records(folder)
+            if row.split == split and row.stage in stages
+        )
+        path = out / f"{split}.{'jsonl' if lines else 'json'}"
+        if _write(path, (entry(_said(row, record, to, dialect), image, record) for row, image, record in rows), lines):
+            written[split] = path
+    if to == "sharegpt":
+        write_text(out / "dataset_info.json", json.dumps(_factory_info(written), indent=1) + "\n")
+    return written
+
+
+def rows_with_records(folder: DataSetFolder) -> Iterator[tuple[Row, str, ImageRecord]]:
+    """(row, image path, record of its image); both files are read side by side, since rows follow the order of the images.
+
+    Raises:
+        ValueError: a row belongs to no image that follows.
+    """
+    records = folder.records()
+    record: ImageRecord | None = None
+    for row, image in folder.rows():
+        while record is None or record.image_id != row.image_id:
+            record = next(records, None)
+            if record is None:
+                raise ValueError(
+                    f"{folder.rows_file}: row {row.row_id!r} names image {row.image_id!r}, out of order or unknown"
+                )
+        yield row, image, record
+
+
+def _said(row: Row, record: ImageRecord, to: Target, dialect: Dialect) -> Row:
+    return replaced(row, "<bbox>") if to == "swift" else in_dialect(row, record.width, record.height, dialect)
+
+
+def _llava(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
+    talk = [{"from": "human", "value": f"<image>\n{row.question}"}, {"from": "gpt", "value": row.target}]
+    return {"id": row.row_id, "image": image, "conversations": talk, "stage": row.stage, "domain": row.domain}
+
+
+def _messages(row: Row) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"<image>{row.question}"}, {"role": "assistant", "content": row.target}]
+
+
+def _sharegpt(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
+    return {"messages": _messages(row), "images": [image]}
+
+
+def _trl(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
+    question = [{"type": "image", "text": None}, {"type": "text", "text": row.question}]
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": row.target}]}],
+        "images": [image],
+        "row_id": row.row_id,
+        "stage": row.stage,
+        "domain": row.domain,
+        "reasoning_span": list(row.spans["reasoning"]),
+        "answer_span": list(row.spans["answer"]),
+    }
+
+
+def _swift(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
+    found: dict[str, Any] = {"messages": _messages(row), "images": [image]}
+    number = sum(message["content"].count("<bbox>") for message in found["messages"])
+    if number and row.box_pixels is not None:
+        found["objects"] = {"ref": [], "bbox": [list(row.box_pixels)] * number}
+    return found
+
+
+_ENTRIES: dict[str, Callable[[Row, str, ImageRecord], dict[str, Any]]] = {
+    "llava": _llava,
+    "sharegpt": _sharegpt,
+    "trl": _trl,
+    "swift": _swift,
+}
+
+
+def _factory_info(written: dict[str, Path]) -> dict[str, Any]:
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    columns = {"messages": "messages", "images": "images"}
+    return {
+        f"medclm_{split}": {"file_name": path.name, "formatting": "sharegpt", "columns": columns, "tags": tags}
+        for split, path in written.items()
+    }
+
+
+def _write(path: Path, entries: Iterator[dict[str, Any]], lines: bool) -> int:
+    """Write the entries if there are any; returns their number."""
+    number = 0
+    first = next(entries, None)
+    if first is None:
+        return 0
+
+    def write(temporary: Path) -> None:
+        nonlocal number
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write("" if lines else "[\n")
+            handle.write(json.dumps(first, ensure_ascii=False))
+            number = 1
+            for entry in entries:
+                handle.write(("\n" if lines else ",\n") + json.dumps(entry, ensure_ascii=False))
+                number += 1
+            handle.write("\n" if lines else "\n]\n")
+
+    replace_atomically(path, write)
+    return number
+
+
+def _coco(folder: DataSetFolder, out: Path) -> dict[str, Path]:
+    labels = sorted({lesion.label for record in folder.records() for lesion in record.lesions})
+    categories = {label: number for number, label in enumerate(labels, start=1)}
+    written: dict[str, Path] = {}
+    for split in SPLITS:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for record in folder.records():
+            if record.split != split:
+                continue
+            images.append(
+                {
+                    "id": len(images) + 1,
+                    "file_name": f"images/{record.file}",
+                    "width": record.width,
+                    "height": record.height,
+                }
+                | {"patient": record.patient, "split": split}
+            )
+            for lesion in record.lesions:
+                x0, y0, x1, y1 = lesion.box.corners
+                box = [x0 * record.width, y0 * record.height, (x1 - x0) * record.width, (y1 - y0) * record.height]
+                host = lesion.host
+                place = {"host": host.organ, "side": host.side, "zone": host.zone} if host is not None else {}
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": len(images), "category_id": categories[lesion.label]}
+                    | {
+                        "bbox": [round(value, 4) for value in box],
+                        "area": round(box[2] * box[3], 4),
+                        "iscrowd": 0,
+                        **place,
+                    }
+                )
+        if images:
+            named = [{"id": number, "name": shown(label)} for label, number in categories.items()]
+            document = {"images": images, "annotations": annotations, "categories": named}
+            written[split] = out / f"{split}.json"
+            write_text(written[split], json.dumps(document) + "\n")
+    return written
