@@ -11,7 +11,9 @@ from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.results import Sharpness
 
 
-def sharpness(objective: Objective, rho: float = 0.05, steps: int = 1, *, adaptive: bool = False) -> Sharpness:
+def sharpness(
+    objective: Objective, rho: float = 0.05, steps: int = 1, *, adaptive: bool = False, on_nonzero: bool = False
+) -> Sharpness:
     """Sharpness in SAM's sense: `max L(w + e) - L(w)` over `||e||_2 <= rho`, by gradient ascent.
 
     One step: `e = rho g / ||g||`, exact to first order. Several: again and again `e <- rho g(w + e) / ||g(w + e)||`, which
@@ -26,6 +28,8 @@ def sharpness(objective: Objective, rho: float = 0.05, steps: int = 1, *, adapti
         rho: radius: in weights' units, default 0.05 (SAM's); relative to each weight when `adaptive` (ASAM uses 0.5 to 2).
         steps: ascent steps, 1 or more. Gradients: as many; losses: two with 1 step, else one more than steps.
         adaptive: relative to the weights' magnitude.
+        on_nonzero: leave weights that are zero where they are, as if a pruned network had only the others. The adaptive
+            form always does.
 
     Raises:
         ValueError: `rho` is not positive and finite, `steps` is below 1.
@@ -44,7 +48,7 @@ def sharpness(objective: Objective, rho: float = 0.05, steps: int = 1, *, adapti
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     weights = objective.flat(objective.weights)
-    scale = weights.abs() if adaptive else None
+    scale = weights.abs() if adaptive else (weights != 0).to(weights.dtype) if on_nonzero else None
 
     def direction(gradient: Tensor) -> tuple[Tensor, float]:
         """Unit ascent direction in the ball's coordinates (zero where the gradient vanishes), and the gradient's norm."""
