@@ -19,7 +19,7 @@ def radiograph(anatomy: Anatomy, lesions: Sequence[PhantomLesion], generator: np
     """The picture (size, size), uint8, bones bright; an "L" marks the patient's left."""
     size = anatomy.size
     air = _air(anatomy)
-    density = _body(anatomy) - 0.50 * air
+    density = _body(anatomy) - 0.43 * air
     density += _mediastinum(anatomy) + _abdomen(anatomy, generator)
     density += 0.075 * _vessels(anatomy, generator) * np.clip(air * 1.6, 0, 1)
     for lesion in lesions:
