@@ -16,8 +16,11 @@ COMMANDS = {
     "tune": "choose a method's setting on the validation split",
     "prune": "prune a finished run at many sparsities and measure what is left",
     "gradients": "show how the gradients of tracked runs went: a summary and figures",
+    "precision": "train in several number formats and show what rounding does, layer by layer",
+    "curvature": "measure how curved the loss is around finished networks, dense and pruned",
     "report": "make the HTML report and the summary of one or more folders",
     "export": "write a finished run as a smaller file, ONNX or torch.export program",
+    "medclm": "question data sets for vision-language models, from detection boxes and organ masks",
     "list": "list methods, models, datasets, recipes",
 }
 EPILOGUE = """exit codes: 0 done, 1 a run failed or the loss was not finite, 2 bad input, 130 stopped by Ctrl-C (run the same

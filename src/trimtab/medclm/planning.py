@@ -70,8 +70,9 @@ class Planner:
         """The rows of one image: Easy, Medium, Hard."""
         classes = {label: largest([one for one in record.lesions if one.label == label]) for label in _classes(record)}
         if "easy" in self.stages:
+            counted: set[str] = set()
             for lesion in record.lesions:
-                yield from self._chosen(record, lesion, "easy", set())
+                yield from self._chosen(record, lesion, "easy", counted)
         for stage in ("medium", "hard"):
             if stage not in self.stages:
                 continue
@@ -97,7 +98,7 @@ class Planner:
     def _chosen(
         self, record: ImageRecord, lesion: Lesion | None, stage: Stage, done: set[str], anchor: Lesion | None = None
     ) -> Iterator[Planned]:
-        possible = [ask for ask in asks(record, lesion, stage, self.labels) if _once(ask) not in done]
+        possible = [ask for ask in asks(record, lesion, stage, self.labels) if _once(ask, stage) not in done]
         if not possible:
             if lesion is not None or not record.lesions:
                 self.left_out[f"{stage}: nothing can be asked without ambiguity"] += 1
@@ -120,7 +121,7 @@ class Planner:
         self._answers.setdefault(f"{group}/{ask.key}", Counter())[ask.answer] += 1
         self._kinds[f"{group}/{ask.kind}"] += 1
         self._kinds[group] += 1
-        done.add(_once(ask))
+        done |= {_once(ask, stage)} - {""}
         yield Planned(stage, lesion, ask, anchor)
 
     def _asked(self, group: str, ask: Ask) -> int:
@@ -151,6 +152,8 @@ def _classes(record: ImageRecord) -> list[str]:
     return list(dict.fromkeys(lesion.label for lesion in record.lesions))
 
 
-def _once(ask: Ask) -> str:
-    """Questions that would be the same words about the same image."""
-    return f"{ask.key}:{ask.label}" if ask.variant not in ("image", "number", "area") else ask.key
+def _once(ask: Ask, stage: Stage) -> str:
+    """Questions with the same text here are asked once an image. Boxes make Easy questions differ, but not what is counted."""
+    if stage == "easy" and ask.kind != "count":
+        return ""
+    return ask.key if ask.variant in ("image", "number", "area") else f"{ask.key}:{ask.label}"

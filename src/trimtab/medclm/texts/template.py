@@ -22,7 +22,7 @@ from trimtab.medclm.texts.wording import (
     the_place,
 )
 
-VERSION = "template-1"
+VERSION = "template-2"
 """Changes whenever a wording changes; it is the prompt id of every row."""
 
 QUESTIONS: Mapping[str, Sequence[str]] = {
@@ -203,8 +203,8 @@ def _look_without(record: ImageRecord, ask: Ask, choose: random.Random) -> str:
         )
     return choose.choice(
         (
-            f"Looking over the whole {record.modality} for {shown(ask.label)}, no region fits.",
-            f"I go through the image part by part in search of {shown(ask.label)} and find none.",
+            f"Looking over the whole {record.modality} for {regions(ask.label)}, no region fits.",
+            f"I go through the image part by part in search of {regions(ask.label)} and find none.",
         )
     )
 
@@ -287,4 +287,5 @@ def _concluded(record: ImageRecord, lesion: Lesion | None, ask: Ask) -> str:
             return f"So the answer is {ask.answer}."
         return f"So it is {'more numerous' if ask.variant == 'number' else 'larger'}: {ask.answer}."
     preposition = "near" if lesion is not None and lesion.host is not None and lesion.host.fallback else "in"
-    return f"So {indefinite(lesion.label) if lesion is not None else 'it'} is seen {preposition} the {ask.answer}."
+    finding = indefinite(ask.label)
+    return f"So {finding} {'are' if is_plural(ask.label) else 'is'} seen {preposition} the {ask.answer}."

@@ -114,7 +114,8 @@ def place(record: ImageRecord, host: HostDecision) -> str:
     'upper zone of the right lung'
     """
     words = host.organ
-    if host.zone and "of the" not in host.zone and "from" not in host.zone:
+    apart = host.zone is not None and "disc" in host.zone  # a distance, not a part of the organ
+    if host.zone and not apart:
         words = f"{host.zone} of the {words}"
     if host.side and is_eye(record):
         words += f" of the {host.side} eye"
@@ -122,7 +123,7 @@ def place(record: ImageRecord, host: HostDecision) -> str:
         words += ", at the midline"
     elif host.side and not host.organ.startswith(("left ", "right ")):
         words += f", on the patient's {host.side}"
-    if host.zone and "from" in host.zone:
+    if apart:
         words += f", {host.zone}"
     return words
 
