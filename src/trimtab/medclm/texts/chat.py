@@ -1,0 +1,271 @@
+"""ChatGenerator: a chat model words the facts; any server that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import random
+import threading
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trimtab.medclm.records import ImageRecord, Lesion, Row, Stage
+from trimtab.medclm.texts.asking import Ask, asks
+from trimtab.medclm.texts.generator import GenerationError, Text, finished_row, row_name, seed_of
+from trimtab.medclm.texts.replies import Reply, ReplyCache, prompt_hash
+from trimtab.medclm.texts.template import TemplateGenerator
+from trimtab.medclm.texts.wording import known, quoted, seed_text, shown
+
+INSTRUCTIONS = """You word one question for a data set that teaches a vision-language model to read medical images.
+You are given facts and a draft. Keep every fact. Change only the wording, so that it reads like a careful radiologist.
+Rules:
+- "question": ask what the draft asks. Never give the answer away. Quote the box exactly as given if and only if the draft's question does.
+- "reasoning": three to six sentences in the order look, locate, organ, describe, conclude. Quote the box exactly as given, and no other box. The last sentence states the answer word for word. Leave empty if the draft's reasoning is empty.
+- "answer": exactly the given answer.
+- Sides are the patient's. Add no finding, diagnosis, severity or measurement that the facts do not have. Write English."""  # noqa: E501
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("question", "reasoning", "answer")},
+    "required": ["question", "reasoning", "answer"],
+    "additionalProperties": False,
+}
+
+
+class _Worded(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str
+    reasoning: str
+    answer: str
+
+
+class ChatGenerator:
+    """Lets a chat model word the draft of `TemplateGenerator`, image attached, JSON schema asked for.
+
+    What is asked and what the answer is stay the record's; `quality.QualityControl` then checks the text. Status 408, 409, 429
+    and 5xx, lost connections and timeouts are tried again with growing pauses (a Retry-After of the server is kept to). A reply
+    that is no valid JSON, or is cut off, is asked for again as a new attempt, at most `attempts` times; a refusal is not. Every
+    reply, good or bad, is kept in `cache` first, so nothing is paid twice, also after a kill.
+
+    Args:
+        model: name of the model.
+        images: folder of the images.
+        cache: folder of replies; may be shared between builds.
+        base_url: the server.
+        api_key: its key; without it the environment variable OPENAI_API_KEY.
+        attempts: replies asked for at most until one is valid JSON.
+        retries: tries at most until the server replies.
+        timeout: seconds to wait for a reply.
+        longest_pause: seconds between two tries at most.
+        temperature: of the sampling.
+        max_tokens: longest reply.
+        price_in, price_out: price of a million tokens, for `usage`.
+        concurrency: connections kept open.
+
+    Raises:
+        ValueError: no model named, or a number below 1.
+    """
+
+    name = "chat"
+
+    def __init__(
+        self,
+        model: str,
+        images: Path,
+        cache: Path,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        attempts: int = 3,
+        retries: int = 6,
+        timeout: float = 120.0,
+        longest_pause: float = 60.0,
+        temperature: float = 0.7,
+        max_tokens: int = 800,
+        price_in: float = 0.0,
+        price_out: float = 0.0,
+        concurrency: int = 4,
+    ) -> None:
+        if not model:
+            raise ValueError("ChatGenerator needs the name of a model (--chat.model)")
+        if min(attempts, retries, concurrency, max_tokens) < 1:
+            raise ValueError("attempts, retries, concurrency and max_tokens must be 1 or more")
+        import httpx
+        import openai
+
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        self._client = openai.OpenAI(
+            base_url=base_url,
+            api_key=api_key,
+            max_retries=0,
+            timeout=timeout,
+            http_client=httpx.Client(limits=limits, timeout=timeout),
+        )
+        self.model, self.images, self.cache = model, images, ReplyCache(cache)
+        self._attempts, self._retries, self._longest = attempts, retries, longest_pause
+        self._settings = {"temperature": temperature, "max_tokens": max_tokens}
+        self._prices = (price_in, price_out)
+        self._template = TemplateGenerator()
+        self._repeated = 0
+        self._guard = threading.Lock()
+
+    def generate(
+        self,
+        record: ImageRecord,
+        lesion: Lesion | None,
+        stage: Stage,
+        seed: int,
+        ask: Ask | None = None,
+        anchor: Lesion | None = None,
+    ) -> Row:
+        """The row; see `Generator`.
+
+        Raises:
+            GenerationError: the model refused, gave no valid JSON in all attempts, or the server did not reply.
+        """
+        if ask is None:
+            possible = asks(record, lesion, stage, {other.label for other in record.lesions})
+            if not possible:
+                raise ValueError(f"nothing can be asked about {record.image_id!r} at stage {stage} without ambiguity")
+            ask = random.Random(f"{seed}/{record.image_id}").choice(possible)
+        name = row_name(record, lesion, stage, ask)
+        draft = self._template.generate(record, lesion, stage, seed, ask, anchor)
+        request = self._request(record, lesion, stage, ask, draft, seed_of(seed, name))
+        image = self.images / record.file
+        key = prompt_hash({**request, "image": _image_hash(image)})
+        for attempt in range(self._attempts):
+            reply = self.cache.get(key, attempt, lambda: self._asked(name, request, image))
+            if reply.refusal or reply.finish == "content_filter":
+                raise GenerationError(name, "the model refused", reply.refusal or reply.finish)
+            text = _parsed(reply)
+            if text is not None:
+                return finished_row(
+                    text, record, lesion, stage, seed_of(seed, name), ask, f"chat:{self.model}", key, anchor
+                )
+        raise GenerationError(name, "no valid JSON in all attempts", reply.text[:200])
+
+    def usage(self) -> dict[str, Any]:
+        """Replies in the cache, their tokens and cost, over all runs; tries repeated in this run."""
+        paid = self.cache.totals()
+        cost = (paid["prompt_tokens"] * self._prices[0] + paid["completion_tokens"] * self._prices[1]) / 1e6
+        return {"model": self.model, **paid, "cost": cost, "repeated tries": self._repeated}
+
+    def _request(
+        self, record: ImageRecord, lesion: Lesion | None, stage: Stage, ask: Ask, draft: Row, seed: int
+    ) -> dict[str, Any]:
+        host = known(lesion.host) if lesion is not None else None
+        facts = {
+            "modality": record.modality,
+            "stage": stage,
+            "question type": ask.kind,
+            "class": shown(ask.label),
+            "box": quoted(lesion.box) if lesion is not None else None,
+            "organ": host.organ if host is not None else None,
+            "side": host.side if host is not None else None,
+            "zone": host.zone if host is not None else None,
+            "seed": seed_text(record, lesion),
+            "draft": {"question": draft.question, "reasoning": draft.reasoning},
+            "answer": ask.answer,
+        }
+        return {
+            "model": self.model,
+            "instructions": INSTRUCTIONS,
+            "facts": json.dumps(facts, ensure_ascii=False),
+            "schema": SCHEMA,
+            "seed": seed,
+            **self._settings,
+        }
+
+    def _asked(self, name: str, request: dict[str, Any], image: Path) -> Reply:
+        """Ask the server, again where that may help."""
+        import openai
+        from tenacity import Retrying, retry_if_exception, stop_after_attempt
+        from tenacity.wait import wait_random_exponential
+
+        backoff = wait_random_exponential(multiplier=0.5, max=self._longest)
+
+        def pause(state: Any) -> float:
+            with self._guard:
+                self._repeated += 1
+            return max(backoff(state), min(_retry_after(state.outcome.exception()), self._longest))
+
+        tries = Retrying(
+            stop=stop_after_attempt(self._retries), wait=pause, retry=retry_if_exception(_may_pass), reraise=True
+        )
+        try:
+            return tries(self._send, request, image)
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403, 404):
+                raise ValueError(f"the server refuses every request: {error.status_code} {error.message}") from error
+            raise GenerationError(name, f"the server answered {error.status_code}", error.message[:200]) from error
+        except openai.APIConnectionError as error:
+            raise GenerationError(name, "the server did not reply", str(error.__cause__ or error)[:200]) from error
+
+    def _send(self, request: dict[str, Any], image: Path) -> Reply:
+        content = [
+            {"type": "text", "text": request["facts"]},
+            {"type": "image_url", "image_url": {"url": _data_url(image)}},
+        ]
+        schema = {"name": "row", "strict": True, "schema": request["schema"]}
+        messages: Any = [{"role": "system", "content": request["instructions"]}, {"role": "user", "content": content}]
+        response_format: Any = {"type": "json_schema", "json_schema": schema}
+        completion = self._client.chat.completions.create(
+            model=request["model"],
+            messages=messages,
+            response_format=response_format,
+            seed=request["seed"],
+            temperature=request["temperature"],
+            max_tokens=request["max_tokens"],
+        )
+        choice = completion.choices[0] if completion.choices else None
+        usage = completion.usage
+        return Reply(
+            text=(choice.message.content or "") if choice is not None else "",
+            refusal=(getattr(choice.message, "refusal", None) or "") if choice is not None else "",
+            finish=(choice.finish_reason or "stop") if choice is not None else "empty",
+            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+            completion_tokens=usage.completion_tokens if usage is not None else 0,
+        )
+
+
+def _parsed(reply: Reply) -> Text | None:
+    if reply.finish == "length":
+        return None
+    try:
+        worded = _Worded.model_validate_json(reply.text)
+    except ValidationError:
+        return None
+    return Text(worded.question.strip(), worded.reasoning.strip(), worded.answer.strip())
+
+
+def _may_pass(error: BaseException) -> bool:
+    import openai
+
+    if isinstance(error, openai.APIConnectionError):  # timeouts too
+        return True
+    return isinstance(error, openai.APIStatusError) and (
+        error.status_code in (408, 409, 429) or error.status_code >= 500
+    )
+
+
+def _retry_after(error: BaseException | None) -> float:
+    response = getattr(error, "response", None)
+    try:
+        return max(float(response.headers.get("retry-after", 0)), 0.0) if response is not None else 0.0
+    except ValueError:
+        return 0.0
+
+
+@lru_cache(maxsize=8)
+def _data_url(image: Path) -> str:
+    kind = mimetypes.guess_type(image.name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode('ascii')}"
+
+
+@lru_cache(maxsize=8)
+def _image_hash(image: Path) -> str:
+    return prompt_hash({"image": _data_url(image)})
