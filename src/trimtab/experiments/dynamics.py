@@ -66,12 +66,13 @@ class Latest:
 COLUMNS = ("n", "std", "norm", "zeros", "nan", "inf")
 
 
-def tracked(columns: Mapping[str, Any], kind: str) -> Tracked | None:
+def tracked(columns: Mapping[str, Any], kind: str, wanted: Sequence[str] = COLUMNS) -> Tracked | None:
     """The rows of `kind` ("gradients", "weights", "updates") as matrices; None when there are none.
 
     Args:
-        columns: a tracker's table, column by column.
+        columns: a tracker's or a meter's table, column by column.
         kind: which rows.
+        wanted: which columns become matrices.
     """
     kinds = np.asarray(columns["kind"], dtype=object)
     own = np.flatnonzero(kinds == kind)
@@ -83,7 +84,7 @@ def tracked(columns: Mapping[str, Any], kind: str) -> Tracked | None:
     place = {name: row for row, name in enumerate(order)}
     rows = np.array([place[name] for name in names.tolist()])
     whole = {}
-    for column in COLUMNS:
+    for column in wanted:
         matrix = np.full((len(order), len(steps)), np.nan)
         matrix[rows, at] = np.asarray(columns[column], dtype=np.float64)[own]
         whole[column] = matrix
@@ -97,30 +98,32 @@ def tracked(columns: Mapping[str, Any], kind: str) -> Tracked | None:
     )
 
 
-def _median(values: Matrix, axis: int | None = None) -> Any:
+def median(values: Matrix, axis: int | None = None) -> Any:
     """Median of the finite values; NaN where there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a slice without a finite value
         return np.nanmedian(np.where(np.isfinite(values), values, np.nan), axis=axis)
 
 
-def _number(value: float, digits: int = 5) -> float | None:
+def rounded(value: float, digits: int = 5) -> float | None:
+    """`value` to so many significant digits; None where it is not finite."""
     return float(f"{value:.{digits}g}") if np.isfinite(value) else None
 
 
-def _bins(count: int) -> list[slice]:
+def consecutive(count: int) -> list[slice]:
     """Consecutive, equally long up to one, at most `POINTS` of them.
 
     Example:
-        >>> [part.stop for part in _bins(3)]
+        >>> [part.stop for part in consecutive(3)]
         [1, 2, 3]
     """
     edges = np.linspace(0, count, min(count, POINTS) + 1).round().astype(int)
     return [slice(int(low), int(high)) for low, high in itertools.pairwise(edges)]
 
 
-def _points(values: Matrix, bins: Sequence[slice], join: Callable[[Matrix], float] = _median) -> list[float | None]:
-    return [_number(float(join(values[part]))) for part in bins]
+def joined(values: Matrix, bins: Sequence[slice], join: Callable[[Matrix], float] = median) -> list[float | None]:
+    """One number for each bin."""
+    return [rounded(float(join(values[part]))) for part in bins]
 
 
 def _counts(values: Matrix, bins: Sequence[slice]) -> list[int]:
@@ -139,7 +142,7 @@ def rank_correlation(values: Matrix) -> float | None:
     finite = values[np.isfinite(values)]
     if len(finite) < 3 or np.ptp(finite) == 0:
         return None
-    return _number(float(spearmanr(np.arange(len(finite)), finite).statistic))
+    return rounded(float(spearmanr(np.arange(len(finite)), finite).statistic))
 
 
 def _ratio(updates: Tracked | None, weights: Tracked | None, steps: NDArray[np.int64]) -> tuple[Matrix, Matrix] | None:
@@ -189,7 +192,7 @@ def dynamics(
     own = tracked(columns, "gradients")
     if own is None:
         return None
-    steps, bins = own.steps, _bins(len(own.steps))
+    steps, bins = own.steps, consecutive(len(own.steps))
     tenth = max(1, len(steps) // 10)
     std, together = own.values["std"], own.together["std"]
     dead = own.values["zeros"] >= own.values["n"]
@@ -202,15 +205,15 @@ def dynamics(
         warnings.simplefilter("ignore", RuntimeWarning)
         spread = np.nanmax(alive, 0) / np.nanmin(alive, 0)
         log_std = np.log10(alive)
-        first, last = _median(together[:tenth]), _median(together[-tenth:])
+        first, last = median(together[:tenth]), median(together[-tenth:])
         fall = first / last if last > 0 else np.nan
     layers = [
         LayerDynamics(
             name=name,
-            log10_std=_points(log_std[row], bins),
-            first=_number(float(_median(std[row, :tenth]))),
-            last=_number(float(_median(std[row, -tenth:]))),
-            update_ratio=None if ratio is None else _number(float(_median(ratio[0][row]))),
+            log10_std=joined(log_std[row], bins),
+            first=rounded(float(median(std[row, :tenth]))),
+            last=rounded(float(median(std[row, -tenth:]))),
+            update_ratio=None if ratio is None else rounded(float(median(ratio[0][row]))),
             dead=round(float(dead[row].mean()), 4),
             non_finite=int(bad[row].sum()),
         )
@@ -221,17 +224,17 @@ def dynamics(
         seed=seed,
         tracked=len(steps),
         steps=[int(steps[part][-1]) for part in bins],
-        std=_points(together, bins),
-        update_ratio=[] if ratio is None else _points(ratio[1], bins),
+        std=joined(together, bins),
+        update_ratio=[] if ratio is None else joined(ratio[1], bins),
         dead=_counts(dead.sum(0).astype(np.float64), bins),
         non_finite=_counts(bad.sum(0), bins),
-        signals={name: _points(values, bins) for name, values in signals.items()},
+        signals={name: joined(values, bins) for name, values in signals.items()},
         layers=layers,
         facts=DynamicsFacts(
-            heterogeneity=_number(float(_median(spread))),
-            fall=_number(float(fall)),
+            heterogeneity=rounded(float(median(spread))),
+            fall=rounded(float(fall)),
             trend=rank_correlation(together),
-            update_ratio=None if ratio is None else _number(float(_median(ratio[1]))),
+            update_ratio=None if ratio is None else rounded(float(median(ratio[1]))),
             alpha=None if alpha is None or not np.isfinite(alpha).any() else _ends(alpha),
             dead=sum(layer.dead >= 0.5 for layer in layers),
             non_finite=int(bad.sum()),

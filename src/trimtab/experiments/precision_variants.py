@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from trimtab.experiments.methods import METHODS
 from trimtab.experiments.precision_section import ROUNDED, Precision, ScalingName
@@ -31,8 +32,8 @@ class FormatStudy:
     """
 
     formats: tuple[str, ...]
-    rounding: tuple[Rounding, ...] = ("nearest",)
-    scaling: tuple[ScalingName, ...] = ("none",)
+    rounding: tuple[str, ...] = ("nearest",)
+    scaling: tuple[str, ...] = ("none",)
     compensate: bool = False
     tensors: tuple[str, ...] = ("gradients",)
     steps: tuple[float, ...] = (1.0,)
@@ -46,6 +47,10 @@ class FormatStudy:
                 raise ValueError(f"{what} holds a value twice: {', '.join(map(str, values))}")
         for name in self.formats:
             named(name)
+        for what, allowed in (("rounding", get_args(Rounding)), ("scaling", get_args(ScalingName))):
+            for word in getattr(self, what):
+                if word not in allowed:
+                    raise ValueError(f"{what} is one of {', '.join(allowed)}, got {word!r}")
         for tensor in self.tensors:
             if tensor not in ROUNDED:
                 raise ValueError(f"tensors are among {', '.join(ROUNDED)}, got {tensor!r}")

@@ -27,37 +27,66 @@ def _short(name: str, letters: int) -> str:
     return text if len(text) <= letters else "\N{HORIZONTAL ELLIPSIS}" + text[1 - letters :]
 
 
-def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> Figure:
-    layers = run.layers
+def heat_map(
+    name: str,
+    caption: str,
+    title: str,
+    *,
+    layers: Sequence[str],
+    steps: Sequence[int],
+    values: Sequence[Sequence[float | None]],
+    span: tuple[float, float],
+    quantity: str,
+    small: bool,
+) -> Figure:
+    """Layers by steps as colours; the first layer at the top, training from left to right, blank where there is no value.
+
+    Args:
+        name, caption, title: of the figure.
+        layers: names, in the network's order.
+        steps: optimizer steps of the columns.
+        values: a row for each layer.
+        span: values at the ends of the colour scale.
+        quantity: what the values are.
+        small: one of several side by side.
+    """
     letters, row = (13, 9) if small else (30, 15)
     height = min(max(260, 110 + row * len(layers)), 300 if small else 760)
     every = max(1, math.ceil(len(layers) * 13 / (height - 90)))
-    bar = {
-        "thickness": 10,
-        "outlinewidth": 0,
-        "title": {"text": "log\u2081\u2080 std", "side": "top", "font": {"size": 11}},
-    }
+    bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": quantity, "side": "top", "font": {"size": 11}}}
     trace: dict[str, Any] = {
-        "type": "heatmap", "x": run.steps, "y": list(range(len(layers))), "z": [layer.log10_std for layer in layers],
-        "customdata": [[[plain(layer.name)] for _ in run.steps] for layer in layers], "zmin": span[0], "zmax": span[1],
+        "type": "heatmap", "x": list(steps), "y": list(range(len(layers))), "z": [list(row) for row in values],
+        "customdata": [[[plain(layer)] for _ in steps] for layer in layers], "zmin": span[0], "zmax": span[1],
         "colorscale": COLOURS, "colorbar": bar, "hoverongaps": False,
-        "hovertemplate": "%{customdata[0]}, step %{x}<br>log\u2081\u2080 std <b>%{z:.2f}</b><extra></extra>",
+        "hovertemplate": f"%{{customdata[0]}}, step %{{x}}<br>{quantity} <b>%{{z:.2f}}</b><extra></extra>",
     }  # fmt: skip
     ticks = list(range(0, len(layers), every))
     return Figure(
-        f"dynamics-layers-{place}",
-        f"{run.method}, seed {run.seed}: logarithm (base 10) of the standard deviation of each layer's gradient, the first "
-        "layer at the top, training from left to right. Blank: zero or not finite.",
-        {"": [trace]},
+        name, caption, {"": [trace]},
         {
             "xaxis": {"title": {"text": "optimizer step"}, "showgrid": False, "zeroline": False},
-            "yaxis": {"tickvals": ticks, "ticktext": [plain(_short(layers[at].name, letters)) for at in ticks],
+            "yaxis": {"tickvals": ticks, "ticktext": [plain(_short(layers[at], letters)) for at in ticks],
                       "range": [len(layers) - 0.5, -0.5], "showgrid": False, "zeroline": False,
                       "tickfont": {"size": 10 if small else 11}},
             "height": height, "margin": {"l": 40},
         },
-        small=small, title=f"{run.method}, seed {run.seed}",
+        small=small, title=title,
     )  # fmt: skip
+
+
+def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> Figure:
+    return heat_map(
+        f"dynamics-layers-{place}",
+        f"{run.method}, seed {run.seed}: logarithm (base 10) of the standard deviation of each layer's gradient, the first "
+        "layer at the top, training from left to right. Blank: zero or not finite.",
+        f"{run.method}, seed {run.seed}",
+        layers=[layer.name for layer in run.layers],
+        steps=run.steps,
+        values=[layer.log10_std for layer in run.layers],
+        span=span,
+        quantity="log\u2081\u2080 std",
+        small=small,
+    )
 
 
 def _number(value: float | None) -> Cell:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from trimtab.experiments.summary import Dynamics, Summary
 from trimtab.files import write_text
 from trimtab.report.accuracy import accuracy_section, controls_section
+from trimtab.report.curvature_track import track_section
 from trimtab.report.dynamics import dynamics_sections
 from trimtab.report.palette import THEMES, looks
 from trimtab.report.parts import STATES, Figure, Section
@@ -98,6 +99,7 @@ def _study(summary: Summary, place: int) -> dict[str, Any]:
     study = Study(summary)
     sections = [build(study) for build in BEFORE]
     sections += dynamics_sections(summary.dynamics, study.looks)
+    sections += [track_section(summary.curvature, study.looks)] if summary.curvature else []
     sections += [build(study) for build in AFTER]
     switchable = [
         state for state, recalibrated in (("pruned", False), ("recalibrated", True)) if recalibrated in study.states
@@ -195,8 +197,40 @@ def render_dynamics(
         "rows": rows,
         "dynamics": [run.model_dump(mode="json") for run in found],
     }
+    return render_sections(
+        sections, path, name=name, headline=headline, facts=facts, recipe=recipe, data=json.dumps(data), file="gradients.json"
+    )  # fmt: skip
+
+
+def render_sections(
+    sections: Sequence[Section],
+    path: Path,
+    *,
+    name: str,
+    headline: str,
+    facts: Sequence[tuple[str, str]],
+    recipe: str,
+    data: str,
+    file: str,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write sections as one page of the same kind.
+
+    Args:
+        sections: what is shown, in this order.
+        path: the file to write.
+        name, headline: heading and sentence at the top.
+        facts: what was run, as (term, text).
+        recipe: YAML shown folded.
+        data: JSON document that the page carries; its "rows" are what is downloaded as CSV.
+        file: name under which the document is downloaded.
+        notes: plain sentences under the headline.
+
+    Returns:
+        `path`.
+    """
     article = _article(
-        0, sections, name=name, headline=headline, notes=[], facts=facts, recipe=recipe, states={}, data=json.dumps(data),
-        file="gradients.json",
+        0, sections, name=name, headline=headline, notes=list(notes), facts=facts, recipe=recipe, states={}, data=data,
+        file=file,
     )  # fmt: skip
     return _write([article], name, path)

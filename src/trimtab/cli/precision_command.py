@@ -1,0 +1,190 @@
+"""`trimtab precision`: the same training in several number formats, as a table, a page and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import TypeAdapter, ValidationError
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
+from trimtab.cli.console import console, print_json
+from trimtab.cli.study import run_study
+from trimtab.experiments.comparison import run_folders
+from trimtab.experiments.logistic_study import Descent, descend, wanted_descents
+from trimtab.experiments.precision_results import PrecisionStudy, gather, is_diverged
+from trimtab.experiments.precision_statistics import in_words, quality
+from trimtab.experiments.precision_variants import FormatStudy, format_variants
+from trimtab.experiments.recipe import Recipe
+from trimtab.experiments.run_folder import RunFolder
+from trimtab.experiments.statistics import Estimate
+from trimtab.experiments.training import load_data
+from trimtab.files import write_text
+from trimtab.report.precision import median_of, middle
+from trimtab.report.precision_theory import render_precision
+
+
+@dataclass(frozen=True)
+class PrecisionArguments:
+    """`trimtab precision RECIPE --formats fp16,e4m3,e5m2,e2m1,int4`: trains in full precision and in each format, shows loss, accuracy and what rounding did to the gradients; finished runs are kept, and shown with those of later calls."""  # noqa: E501
+
+    recipe: tyro.conf.Positional[str]
+    """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
+    fields: Fields
+    formats: tuple[str, ...] = ("fp16", "e4m3", "e5m2", "e2m1", "int4")
+    """Number formats; also eXmY and intN. Lists take spaces or commas."""
+    rounding: tuple[str, ...] = ("nearest",)
+    """nearest, toward_zero, stochastic: each with each format."""
+    scaling: tuple[str, ...] = ("none",)
+    """none, tensor, channel, block, mx: each with each format."""
+    compensate: bool = False
+    """Also run each with the step divided by the running shrinkage."""
+    tensors: tuple[str, ...] = ("gradients",)
+    """What is rounded: gradients, weights, momentum, activations, activation_gradients."""
+    steps: tuple[str, ...] = ("1",)
+    """Factors of the learning rate, e.g. 1,2,4, with full precision too."""
+    seeds: tuple[int, ...] = (0, 1)
+    """Seeds; fewer than two give no interval."""
+    out: Path | None = None
+    """Folder of the study; default runs/NAME-precision."""
+    jobs: int = 1
+    """Runs side by side; the cores are divided among them."""
+    logistic: bool = True
+    """Also draw prediction and bound over the measurement on logistic regression."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def words(items: Sequence[str]) -> tuple[str, ...]:
+    """Items with commas taken apart.
+
+    Example:
+        >>> words(["fp16,e4m3", "int4"])
+        ('fp16', 'e4m3', 'int4')
+    """
+    return tuple(part.strip() for item in items for part in item.split(",") if part.strip())
+
+
+def study_of(given: PrecisionArguments) -> FormatStudy:
+    """What the flags ask for; ValueError names what is wrong."""
+    steps = []
+    for word in words(given.steps):
+        try:
+            steps.append(float(word))
+        except ValueError:
+            raise ValueError(f"--steps takes numbers such as 1,2,4, got {word!r}") from None
+    return FormatStudy(
+        formats=words(given.formats),
+        rounding=words(given.rounding),
+        scaling=words(given.scaling),
+        compensate=given.compensate,
+        tensors=words(given.tensors),
+        steps=tuple(steps),
+    )
+
+
+def kept_descents(folder: Path) -> list[Descent]:
+    """What `logistic.json` of an earlier call holds; ValueError when it is damaged."""
+    file = folder / "logistic.json"
+    if not file.is_file():
+        return []
+    try:
+        return TypeAdapter(list[Descent]).validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"{file} is damaged ({error.errors()[0]['msg']}); delete it to measure again") from None
+
+
+def measure_descents(folder: Path, study: FormatStudy) -> list[Descent]:
+    """The logistic regressions of the study, and those of earlier calls; only what is missing is run."""
+    found = kept_descents(folder)
+    for wanted in wanted_descents(study.formats, study.rounding, study.scaling):
+        if not any((one.format, one.rounding, one.scaling) == wanted for one in found):
+            found.append(descend(*wanted))
+            write_text(folder / "logistic.json", json.dumps([one.model_dump() for one in found]) + "\n")
+    return found
+
+
+def _text(found: Estimate | None, percent: bool) -> Text:
+    if found is None:
+        return Text("-", style="dim")
+    scale, digits = (100, 1) if percent else (1, 3)
+    text = Text(f"{scale * found.mean:.{digits}f}")
+    if found.half is not None:
+        text.append(f"±{scale * found.half:.{digits}f}", style="dim")
+    return text
+
+
+def _number(value: float | None, percent: bool = False) -> str:
+    return "-" if value is None else f"{100 * value:.3g}" if percent else f"{value:.4g}"
+
+
+def format_table(study: PrecisionStudy) -> Table:
+    """One row per label: quality over seeds, and what rounding did."""
+    seeds = len({run.seed for run in study.runs})
+    interval = "one seed: no interval" if seeds == 1 else "± 95 % t interval over seeds"
+    table = Table(
+        title=study.name, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
+        caption=f"loss: training, last epoch; acc: test, %; {interval}. q: projection of the rounded gradient on the true one, "
+        f"median over the metered steps; least: of a single step; dead, over: % of the entries; "
+        f"chance {100 * study.chance:.3g} %",
+    )  # fmt: skip
+    table.add_column("format", overflow="fold", min_width=10)
+    for name in ("loss", "acc", "q", "least", "dead", "over"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for label in study.labels:
+        runs, found = study.of(label), quality(study, label)
+        lost = len(runs) - found.finished
+        table.add_row(
+            Text(label + (f" ({lost} of {len(runs)} diverged)" if lost else "")),
+            _text(found.train_loss, False), _text(found.accuracy, True),
+            _number(median_of(runs, lambda own: own.q_median)), _number(median_of(runs, lambda own: own.q_min)),
+            _number(median_of(runs, lambda own: middle(own.dead)), True),
+            _number(median_of(runs, lambda own: middle(own.overflow)), True),
+        )  # fmt: skip
+    return table
+
+
+def gather_study(folder: Path, recipe: Recipe, study: FormatStudy, logistic: Sequence[Descent]) -> PrecisionStudy:
+    """Everything below `folder`, with its headline."""
+    runs, unfinished = gather(run_folders(folder / "runs"), folder, recipe, study)
+    data = load_data(recipe)
+    chance = 0.0 if data.task == "segmentation" else 1 / data.num_classes
+    found = PrecisionStudy(
+        name=f"{recipe.name}: number formats", headline="", recipe=recipe.model_dump(mode="json"), chance=chance, runs=runs,
+        logistic=list(logistic), unfinished=unfinished,
+    )  # fmt: skip
+    return found.model_copy(update={"headline": in_words(found)})
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, train, show."""
+    name, recipe = split_recipe(arguments)
+    given = parse(PrecisionArguments, arguments, "precision", default=PrecisionArguments(name, recipe))
+    check_first(given.recipe, name, "RECIPE", "precision")
+    recipe, output, study = given.fields, given.output, study_of(given)
+    if given.jobs < 1:
+        raise ValueError(f"--jobs must be 1 or more, got {given.jobs}")
+    variants = format_variants(recipe, study, given.seeds)
+    folder = given.out or Path("runs") / f"{recipe.name}-precision"
+    to_run = [variant for variant in variants if not is_diverged(RunFolder(folder / "runs" / variant.folder))]
+    outcomes = run_study(to_run, folder, jobs=given.jobs, splits=(), quiet=output.silent) if to_run else []
+    failed = [one for one in outcomes if one.error is not None and not is_diverged(RunFolder(one.folder))]
+    if outcomes and len(failed) == len(outcomes):
+        return 1
+    logistic = measure_descents(folder, study) if given.logistic else []
+    found = gather_study(folder, recipe, study, logistic)
+    found.write(folder / "precision.json")
+    page = render_precision(found, folder / "precision.html")
+    if output.json:
+        print_json(found.model_dump(mode="json", by_alias=True))
+    else:
+        console.print(format_table(found))
+        console.print(f"page: {page}", soft_wrap=True, markup=False)
+        console.print(found.headline, soft_wrap=True, markup=False)
+    return 1 if failed else 0
