@@ -12,6 +12,7 @@ import tyro
 
 from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
 from trimtab.cli.console import console, errors, print_json, training_progress
+from trimtab.experiments.curvature_tracking import run_track
 from trimtab.experiments.training import train
 
 
@@ -40,7 +41,10 @@ def run(arguments: Sequence[str]) -> int:
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one process speaks
         return 0
     tracked = result.gradients_folder.is_dir()
-    if recipe.track and not tracked:
+    curvature = run_track(result, recipe.method)
+    if ({"gradients", "weights", "updates"} & set(recipe.track) and not tracked) or (
+        "curvature" in recipe.track and curvature is None
+    ):
         errors.print(f"{folder} was finished without tracking; choose another --out to track", soft_wrap=True)
     if output.json:
         print_json({"folder": str(folder), **info})
@@ -52,4 +56,11 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)
         if tracked:
             console.print(f"gradients: trimtab gradients {folder}", soft_wrap=True)
+        if curvature is not None:
+            values = curvature.eigenvalues
+            console.print(
+                f"curvature on {curvature.batch:,} images: largest eigenvalue {values[0]:.3g} after epoch "
+                f"{curvature.epochs[0]}, {values[-1]:.3g} at the end (greatest {max(values):.3g}); in metrics.jsonl",
+                soft_wrap=True,
+            )
     return 0

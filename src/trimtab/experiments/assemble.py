@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from trimtab.deploy import measure_linear
+from trimtab.experiments.curvature_tracking import run_track
 from trimtab.experiments.dynamics import run_dynamics, without_curves
 from trimtab.experiments.headline import headline
 from trimtab.experiments.machine import hardware, versions
@@ -17,7 +18,7 @@ from trimtab.experiments.methods import METHODS, TRANSFORMS
 from trimtab.experiments.prune_run import PrunedRun, Split, pruned_file, read_pruned
 from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.run_folder import INCIDENTAL, RunFolder
-from trimtab.experiments.summary import Cost, Dynamics, Histogram, Latency, Row, Run, Storage, Summary
+from trimtab.experiments.summary import Cost, CurvatureTrack, Dynamics, Histogram, Latency, Row, Run, Storage, Summary
 from trimtab.experiments.training import load_data
 from trimtab.experiments.variants import METHOD_SECTIONS
 from trimtab.files import write_text
@@ -139,6 +140,7 @@ def assemble(
     histograms: list[Histogram] = []
     storage: list[Storage] = []
     dynamics: list[Dynamics] = []
+    curvature: list[CurvatureTrack] = []
     unfinished: list[str] = []
     kept: list[tuple[RunFolder, Recipe, PrunedRun]] = []
     overridden = {} if measured is None else measured
@@ -155,6 +157,8 @@ def assemble(
         if (found := run_dynamics(folder, label)) is not None:
             repeated = any(item.method == label for item in dynamics)
             dynamics.append(without_curves(found) if repeated else found)
+        if (track := run_track(folder, label)) is not None:
+            curvature.append(track)
         storage += pruned.storage if not any(item.method == label for item in storage) else []
         runs.append(
             Run(
@@ -203,6 +207,7 @@ def assemble(
         latencies=list(latencies),
         storage=storage,
         dynamics=dynamics,
+        curvature=curvature,
         notes=[*_notes(unfinished, kept, split), *remarks],
     )
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from trimtab.experiments.section import Section
+from trimtab.experiments.summary import CurvatureTrack
 from trimtab.files import write_text
 
 SCHEMA = "trimtab.curvature/1"
@@ -17,8 +18,7 @@ class CurvatureSettings(Section):
     """How the curvature of a trained network is measured."""
 
     sparsities: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(default=(0.0, 0.5, 0.9), min_length=1)
-    """Fractions of the prunable weights to remove before measuring; 0 is the dense network. One word such as 0,0.5,0.9 is
-    read too."""
+    """Fractions of the prunable weights to remove before measuring; 0 is the dense network."""
     examples: PositiveInt = 512
     """Training images, without augmentation, that the loss is averaged over; the same for all runs."""
     batch: PositiveInt = 512
@@ -45,15 +45,6 @@ class CurvatureSettings(Section):
     """Ascent steps within the balls."""
     seed: NonNegativeInt = 0
     """Of the choice of images and of all random vectors."""
-
-    @field_validator("sparsities", mode="before")
-    @classmethod
-    def _one_word(cls, value: Any) -> Any:
-        """`0,0.5,0.9` as a list."""
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            return value
-        return tuple(part.strip() for word in words for part in word.split(","))
 
     @field_validator("sparsities")
     @classmethod
@@ -162,6 +153,7 @@ class CurvatureSummary(_Record):
     pruned: list[PrunedAccuracy] = Field(default=[], description="also of sparsities whose curvature was not measured")
     densities: list[Density] = []
     landscapes: list[Landscape] = []
+    tracks: list[CurvatureTrack] = Field(default=[], description="of the runs trained with --track curvature")
     notes: list[str] = []
 
     def write(self, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from trimtab import datasets, pruning
+from trimtab import pruning
 from trimtab.experiments.curvature import CurvatureRow, CurvatureSettings, Density, Landscape, Measured, PrunedAccuracy
+from trimtab.experiments.curvature_objective import objective_of, training_images
 from trimtab.experiments.evaluation import evaluate
-from trimtab.experiments.objective import task_loss
 from trimtab.experiments.prune_run import Split, pruned_file, read_pruned
-from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.summary import Row
 from trimtab.experiments.training import batches_of, load_data, trained_model
@@ -27,7 +25,6 @@ from trimtab.experiments.variants import run_label, safe_name
 from trimtab.files import write_text
 from trimtab.observe.curvature import (
     Hessian,
-    Objective,
     SpectralDensity,
     on_nonzero,
     sharpness,
@@ -39,35 +36,6 @@ from trimtab.observe.landscape import random_directions, section
 
 Note = Callable[[str], None]
 LANDSCAPE_POINTS = 17  # per axis: 289 losses [ours]
-
-
-def training_images(
-    recipe: Recipe, data: datasets.DataSet, examples: int, batch: int, seed: int, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Batches of `examples` training images, chosen by `seed` alone, without augmentation.
-
-    Raises:
-        ValueError: there are fewer training images.
-    """
-    if examples > len(data.train):
-        raise ValueError(f"examples is {examples}, but {data.name!r} has {len(data.train)} training images here")
-    served = datasets.Batches(data.train, data, batch, seed=seed, drop_last=False, device=device)
-    found = []
-    left = examples
-    for images, targets in served.epoch(0):
-        if recipe.model.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        found.append((images[:left], targets[:left]))
-        left -= len(found[-1][1])
-        if not left:
-            break
-    return found
-
-
-def objective_of(recipe: Recipe, model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Objective:
-    """The task's loss of the network on the batches: evaluation mode, no penalty, BatchNorm by its running statistics."""
-    loss = functools.partial(task_loss, label_smoothing=recipe.label_smoothing, dice_weight=recipe.dice_weight)
-    return Objective(model, loss, batches[0] if len(batches) == 1 else batches, reduction="mean")
 
 
 class MeasuredRun:

@@ -16,7 +16,7 @@ from trimtab.experiments.precision_section import Precision
 from trimtab.experiments.section import Section
 from trimtab.files import write_text
 
-TRACKED = ("gradients", "weights", "updates")
+TRACKED = ("gradients", "weights", "updates", "curvature")
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -244,10 +244,14 @@ class Recipe(Section):
     validate_every: PositiveInt = 1
     """Epochs between validations; the last epoch always has one."""
     track: tuple[str, ...] = ()
-    """Watch the gradients as they come (before penalty and transforms), and on request weights and updates:
-    gradients,weights,updates."""
+    """Watch the gradients as they come (before penalty and transforms), and on request weights, updates and the curvature of
+    the loss: gradients,weights,updates,curvature."""
     track_every: PositiveInt = 10
     """Optimizer steps between tracked ones."""
+    track_curvature_every: PositiveInt = 1
+    """Epochs between measurements of the curvature."""
+    track_curvature_batch: PositiveInt = 1024
+    """Training images on which the curvature is measured."""
     data: Data = Data()
     model: Model = Model()
     sgd: SGD = SGD()

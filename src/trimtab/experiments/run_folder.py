@@ -17,7 +17,8 @@ from trimtab.files import write_text
 
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
-    "name", "device", "strategy", "checkpoint_every", "validate_every", "track", "track_every", "pruning",
+    "name", "device", "strategy", "checkpoint_every", "validate_every", "track", "track_every", "track_curvature_every",
+    "track_curvature_batch", "pruning",
 }  # fmt: skip
 
 

@@ -154,6 +154,18 @@ class Dynamics(_Record):
     facts: DynamicsFacts
 
 
+class CurvatureTrack(_Record):
+    """Curvature of one run over its epochs."""
+
+    method: str
+    seed: int
+    batch: int = Field(description="training images the loss is averaged over, the same at every point")
+    epochs: list[int] = Field(description="per point: epochs trained")
+    eigenvalues: list[float] = Field(description="per point: largest eigenvalue of the Hessian of the task's loss")
+    residuals: list[float] = Field(description="per point: an eigenvalue lies within its residual")
+    sharpness: list[float] = Field(description="per point: rise of the loss after one step of SAM, rho 0.05")
+
+
 class Summary(_Record):
     """Everything a report shows. Written as `summary.json`."""
 
@@ -174,6 +186,7 @@ class Summary(_Record):
     latencies: list[Latency] = []
     storage: list[Storage] = []
     dynamics: list[Dynamics] = Field(default=[], description="of the runs that were tracked")
+    curvature: list[CurvatureTrack] = Field(default=[], description="of the runs whose curvature was tracked")
     notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
 
     def write(self, path: Path) -> None:

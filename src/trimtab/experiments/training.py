@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from trimtab import datasets, models
 from trimtab.collectives import sum_over_ranks
 from trimtab.experiments.checkpoint import write_safetensors
+from trimtab.experiments.curvature_tracking import CurvatureTracking
 from trimtab.experiments.dynamics import Latest, columns_of, latest
 from trimtab.experiments.evaluation import evaluate
 from trimtab.experiments.machine import hardware, versions
@@ -157,7 +158,9 @@ class TrainingRun:
                 f"{len(self.data.train.targets)} training images of {self.data.name}"
             )
         self.model = devices.setup_model(build_model(recipe, self.data))
-        self.tracker = GradientTracker(recipe.track, recipe.track_every, folder=folder.path) if recipe.track else None
+        watched = tuple(kind for kind in recipe.track if kind != "curvature")
+        self.tracker = GradientTracker(watched, recipe.track_every, folder=folder.path) if watched else None
+        self.curvature = CurvatureTracking(recipe, self.data, devices) if "curvature" in recipe.track else None
         self.latest: Latest | None = None
         if self.tracker is not None:
             self.tracker.subscribe(self._look)
@@ -330,6 +333,8 @@ class TrainingRun:
                 autocast=self.devices.autocast(),
             )
             row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
+        if self.curvature is not None and self.curvature.due(self.epoch + 1):
+            row |= self.curvature.measure(plain_module(self.model))
         self.rows.append(row)
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.epoch_loss.zero_()

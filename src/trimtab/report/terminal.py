@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from trimtab.experiments.curvature import CurvatureRow
 from trimtab.experiments.statistics import Entry, main_rows, sparsity_label, table
 from trimtab.experiments.summary import Summary
 
@@ -65,4 +68,30 @@ def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80
             entry = by_place.get((method, sparsity))
             cells.append(_cell(entry, entry is not None and entry.mean == best[sparsity], stacked))
         found.add_row(Text(method), *cells)
+    return found
+
+
+def curvature_table(rows: Sequence[CurvatureRow], sparsity: float) -> Table:
+    """One line per network of one sparsity: each measure with its own error, where it has one.
+
+    Args:
+        rows: measured networks.
+        sparsity: whose lines to show.
+    """
+    found = Table(
+        title=f"curvature of the training loss, {sparsity_label(sparsity)}", box=box.SIMPLE_HEAD, padding=(0, 1),
+        pad_edge=False, caption="top: largest eigenvalue ± residual (? not converged); trace ± standard error; SAM, adaptive: "
+        "rise of the loss within the ball; top w2: largest eigenvalue x ||w||\u00b2; acc: accuracy, %",
+    )  # fmt: skip
+    found.add_column("network", overflow="fold", min_width=10)
+    for name in ("top", "trace", "SAM", "adaptive", "top w2", "acc"):
+        found.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.sparsity == sparsity:
+            mark = "" if row.converged else "?"
+            found.add_row(
+                Text(f"{row.method}, {row.seed}"), f"{row.eigenvalues[0]:.3g}±{row.residuals[0]:.1g}{mark}",
+                f"{row.trace:,.3g}±{row.trace_error:.1g}", f"{row.sharpness:.3g}", f"{row.adaptive_sharpness:.3g}",
+                f"{row.normalized_eigenvalue:,.3g}", f"{100 * row.accuracy:.1f}",
+            )  # fmt: skip
     return found
