@@ -239,16 +239,15 @@ def _generator(given: BuildArguments) -> Generator:
         return TemplateGenerator()
     from trimtab.medclm.texts.chat import ChatGenerator
 
-    cache = given.chat.cache or given.out.with_name(given.out.name + ".replies")
+    cache = given.chat.cache or given.out.with_name(f"{given.out.name}.replies")
     return ChatGenerator(
         given.chat.model,
-        given.images,
+        given.out / "images",
         cache,
         base_url=given.chat.base_url,
         timeout=given.chat.timeout,
         price_in=given.chat.price_in,
         price_out=given.chat.price_out,
-        concurrency=given.chat.concurrency,
     )
 
 

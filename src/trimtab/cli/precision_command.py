@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +27,7 @@ from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.statistics import Estimate
 from trimtab.experiments.training import load_data
 from trimtab.files import write_text
+from trimtab.precision.rounding import Rounding
 from trimtab.report.precision import median_of, middle
 from trimtab.report.precision_theory import render_precision
 
@@ -81,7 +82,7 @@ def study_of(given: PrecisionArguments) -> FormatStudy:
             raise ValueError(f"--steps takes numbers such as 1,2,4, got {word!r}") from None
     return FormatStudy(
         formats=words(given.formats),
-        rounding=words(given.rounding),
+        rounding=cast(tuple[Rounding, ...], words(given.rounding)),  # checked there
         scaling=words(given.scaling),
         compensate=given.compensate,
         tensors=words(given.tensors),

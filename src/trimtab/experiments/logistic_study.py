@@ -227,8 +227,8 @@ def _bound(
 
 
 def wanted_descents(
-    formats: Sequence[str], rounding: Sequence[str], scaling: Sequence[str]
-) -> list[tuple[str, str, str]]:
+    formats: Sequence[str], rounding: Sequence[Rounding], scaling: Sequence[str]
+) -> list[tuple[str, Rounding, str]]:
     """Arguments of `descend`: full precision, then each format with each rounding and each scaling a vector has.
 
     Those are none and one scale for the gradient, which stands for every scaling in blocks or tensors.

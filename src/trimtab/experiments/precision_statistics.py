@@ -114,7 +114,11 @@ def in_words(study: PrecisionStudy) -> str:
     """One sentence: full precision's accuracy, the formats not told apart from it, those below, those that diverged."""
     full = quality(study, BASELINE).accuracy
     start = "" if full is None else f"Full precision reaches {100 * full.mean:.1f} % on the test split"
-    alike, below, above, single, diverged = [], [], [], [], []
+    alike: list[str] = []
+    below: list[str] = []
+    above: list[str] = []
+    single: list[str] = []
+    diverged: list[str] = []
     for label in study.labels:
         if label.split(", ")[0] == BASELINE:
             continue

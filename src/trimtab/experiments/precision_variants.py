@@ -32,7 +32,7 @@ class FormatStudy:
     """
 
     formats: tuple[str, ...]
-    rounding: tuple[str, ...] = ("nearest",)
+    rounding: tuple[Rounding, ...] = ("nearest",)
     scaling: tuple[str, ...] = ("none",)
     compensate: bool = False
     tensors: tuple[str, ...] = ("gradients",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def picture_size(path: Path) -> tuple[int, int]:
         FileNotFoundError: there is no such file.
         PictureError: it is not a picture.
     """
-    if path.suffix.lower() in DICOM_SUFFIXES:
+    if path.name.lower().endswith(DICOM_SUFFIXES):
         header = dicom(path, pixels=False)
         size = (int(header.get("Columns", 0)), int(header.get("Rows", 0)))
         if min(size) < 1:
@@ -136,10 +135,8 @@ def _to_bytes(values: NDArray[np.float64], window: Window | None) -> NDArray[np.
 
 def _opened(path: Path) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+        return Image.open(path)
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{path} is not a readable picture: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import PurePosixPath
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -184,10 +183,10 @@ def inside(file: str) -> str:
     >>> inside("a/b.png")
     'a/b.png'
     """
-    path = PurePosixPath(file.replace("\\", "/"))
-    if not path.parts or "\x00" in file or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    parts = [part for part in file.replace("\\", "/").split("/") if part not in ("", ".")]
+    if not parts or file[0] in "/\\" or "\x00" in file or ".." in parts or ":" in parts[0]:
         raise ValueError(f"file name {file!r} must be a relative path that stays inside its folder")
-    return path.as_posix()
+    return "/".join(parts)
 
 
 class Rejected(Record):

@@ -264,8 +264,8 @@ def precision_sections(study: PrecisionStudy, looks: Mapping[str, Look]) -> list
     quality_section = Section(
         "precision", "Loss and accuracy by number format",
         ["Training loss: mean of the last epoch. Test: measured once at the end, on the network that the run left. Against "
-         "full: difference to full precision with the same seed. q, dead and overflow: medians over the metered steps; least q: "
-         "of a single metered step, all layers together; means over seeds."],
+         "full: difference to full precision with the same seed. q, dead and overflow: medians over the metered steps; least "
+         "q: of a single metered step, all layers together; means over seeds."],
         [_quality_figure(study, looks)], [_quality_table(study)],
     )  # fmt: skip
     sections = [

@@ -83,10 +83,11 @@ def logistic_section(found: Sequence[Descent]) -> Section:
     return Section(
         "logistic", title,
         [f"scikit-learn's breast cancer data (569 rows, 31 weights) with an L2 penalty, so that L, c and F* are known: SGD "
-         f"with {BATCH} rows a step, step size {STEP:g} / L, {REPETITIONS} repetitions from w = 0. Prediction: the closed form of "
-         "a quadratic for each eigenvector of the Hessian at the minimum, with the q and the noise measured in the last quarter "
-         "of the steps; it is about the end, not the first steps, where the curvature is another. Bound: with the least q and "
-         "the largest noise of any step; it assumes noise of mean zero, which only stochastic rounding inside the range has.",
+         f"with {BATCH} rows a step, step size {STEP:g} / L, {REPETITIONS} repetitions from w = 0. Prediction: the closed form "
+         "of a quadratic for each eigenvector of the Hessian at the minimum, with the q and the noise measured in the last "
+         "quarter of the steps; it is about the end, not the first steps, where the curvature is another. Bound: with the "
+         "least q and the largest noise of any step; it assumes noise of mean zero, which only stochastic rounding inside the "
+         "range has.",
          "q, floor: over the last quarter. s\u00b2: largest mean squared noise of a step. Shrinkage alone lowers the floor; "
          "noise raises it."],
         [_figure(place, one, low, high) for place, one in enumerate(found)],

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -137,7 +138,6 @@ def build(
 
 def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Manifest:
     """The manifest of the build to go on with, or a new one."""
-    from trimtab import __version__
 
     given = {**json.loads(options.model_dump_json()), "generator": generator}
     inputs = {"detections": fingerprint(options.detections), "images": fingerprint(options.images)}
@@ -152,7 +152,7 @@ def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Mani
             raise ValueError(
                 f"{folder.path} is not empty and holds no data set ({', '.join(strangers[:5])}); name another --out"
             )
-        found = Manifest(trimtab=__version__, options=given, inputs=inputs)
+        found = Manifest(trimtab=version("trimtab"), options=given, inputs=inputs)
         folder.write_manifest(found)
         return found
     different = sorted(key for key in given | found.options if given.get(key) != found.options.get(key))

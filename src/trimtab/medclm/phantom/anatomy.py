@@ -93,7 +93,7 @@ class Anatomy:
         pen = ImageDraw.Draw(picture)
         for curve in curves:
             points = [(float(x) * scale, float(y) * scale) for x, y in curve]
-            pen.line(points, fill=255, width=max(1, round(width * scale)), joint="curve")
+            pen.line(points, fill=255, width=max(1, round(width * scale)), joint="curve" if width * scale > 5 else None)
         return np.array(picture.reduce(2), dtype=np.float64) / 255
 
     @cached_property

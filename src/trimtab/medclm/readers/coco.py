@@ -12,6 +12,8 @@ from trimtab.medclm.readers.files import number, require_file, utf8
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 def load_coco(path: Path) -> dict[str, Any]:
     """The document of a COCO json file, with its lists `images`, `annotations` and `categories`.
@@ -20,10 +22,11 @@ def load_coco(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8, not json, or one of the lists is missing or `images` is empty.
     """
-    text = utf8(require_file(path, "a COCO json file"))
+    raw = require_file(path, "a COCO json file").read_bytes()
     try:
-        document = from_json(text)
+        document = from_json(raw.removeprefix(BYTE_ORDER_MARK))
     except ValueError as error:
+        utf8(path)
         raise ValueError(f"{path} is not json: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -178,7 +179,7 @@ def assembled(
         )
         return
     lesions = tuple(
-        Lesion(
+        Lesion.model_construct(  # all values are checked above; validation again would cost more than the reading
             lesion_id=f"{image.image_id}/{raw.key}",
             image_id=image.image_id,
             label=options.rename.get(raw.label, raw.label),
@@ -205,6 +206,18 @@ def _rejected(image: RawImage, box: RawBox, reason: str, value: str) -> Rejected
     return Rejected(file=image.annotations, row=box.row, reason=reason, value=value)
 
 
+def _stays_inside(path: Path, folder: Path) -> bool:
+    """Whether `path` stays in `folder` with all links followed."""
+    if path.is_symlink():
+        return path.resolve().is_relative_to(folder.resolve())
+    return _folder_stays_inside(path.parent, folder)
+
+
+@lru_cache(maxsize=64)
+def _folder_stays_inside(parent: Path, folder: Path) -> bool:
+    return parent.resolve().is_relative_to(folder.resolve())
+
+
 def checked_size(image: RawImage, images: Path) -> tuple[int, int] | Rejected:
     """(width, height) of the image's file, or why it cannot be used."""
 
@@ -220,7 +233,7 @@ def checked_size(image: RawImage, images: Path) -> tuple[int, int] | Rejected:
         return reject("image is unreadable", str(error))
     except ValueError as error:
         return reject("file name leaves the image folder", str(error))
-    if not path.resolve().is_relative_to(images.resolve()):
+    if not _stays_inside(path, images):
         return reject("file name leaves the image folder", f"{image.file!r} is a link to {path.resolve()}")
     if image.declared is not None and image.declared != size:
         stated = "{} x {}".format(*image.declared)

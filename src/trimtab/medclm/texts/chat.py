@@ -65,7 +65,6 @@ class ChatGenerator:
         temperature: of the sampling.
         max_tokens: longest reply.
         price_in, price_out: price of a million tokens, for `usage`.
-        concurrency: connections kept open.
 
     Raises:
         ValueError: no model named, or a number below 1.
@@ -88,23 +87,17 @@ class ChatGenerator:
         max_tokens: int = 800,
         price_in: float = 0.0,
         price_out: float = 0.0,
-        concurrency: int = 4,
     ) -> None:
         if not model:
             raise ValueError("ChatGenerator needs the name of a model (--chat.model)")
-        if min(attempts, retries, concurrency, max_tokens) < 1:
-            raise ValueError("attempts, retries, concurrency and max_tokens must be 1 or more")
-        import httpx
+        if min(attempts, retries, max_tokens) < 1:
+            raise ValueError("attempts, retries and max_tokens must be 1 or more")
         import openai
 
-        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._client = openai.OpenAI(
-            base_url=base_url,
-            api_key=api_key,
-            max_retries=0,
-            timeout=timeout,
-            http_client=httpx.Client(limits=limits, timeout=timeout),
-        )
+        try:
+            self._client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
+        except openai.OpenAIError as error:
+            raise ValueError(f"no key for the server: {error}") from error
         self.model, self.images, self.cache = model, images, ReplyCache(cache)
         self._attempts, self._retries, self._longest = attempts, retries, longest_pause
         self._settings = {"temperature": temperature, "max_tokens": max_tokens}
@@ -226,7 +219,7 @@ class ChatGenerator:
         return Reply(
             text=(choice.message.content or "") if choice is not None else "",
             refusal=(getattr(choice.message, "refusal", None) or "") if choice is not None else "",
-            finish=(choice.finish_reason or "stop") if choice is not None else "empty",
+            finish=(getattr(choice, "finish_reason", None) or "stop") if choice is not None else "empty",
             prompt_tokens=usage.prompt_tokens if usage is not None else 0,
             completion_tokens=usage.completion_tokens if usage is not None else 0,
         )
