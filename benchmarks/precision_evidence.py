@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evidence_page import fill, spread, table
 from torch import nn
 
 from trimtab.experiments.logistic_study import Descent, descend
 from trimtab.experiments.precision_results import PrecisionStudy
 from trimtab.experiments.precision_statistics import comparisons, quality
-from trimtab.experiments.statistics import Estimate
 from trimtab.files import write_text
 from trimtab.precision import MX, quantize, shrinkage, shrinkage_sums
 from trimtab.precision.theory import stationary_second_moment
@@ -110,18 +110,6 @@ def theory() -> None:
     found = {"equivalence": equivalence(), "stationary": stationary(), "mx_rules": mx_rules()}
     found["logistic"] = [descend(*one).model_dump() for one in DESCENTS]  # type: ignore[arg-type]
     write_text(THEORY, json.dumps(found, indent=1) + "\n")
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def spread(found: Estimate | None, scale: float = 1.0, digits: int = 3, signed: bool = False) -> str:
-    if found is None:
-        return ""
-    mean = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}"
-    return mean if found.half is None else f"{mean} ± {scale * found.half:.{digits}f}"
 
 
 def theory_tables() -> dict[str, str]:
@@ -233,16 +221,7 @@ def main() -> None:
         case ["theory"]:
             theory()
         case ["tables", study]:
-            text = PAGE.read_text(encoding="utf-8")
-            for name, block in (theory_tables() | network_tables(Path(study))).items():
-                before, begins, rest = text.partition(f"<!-- {name} begins -->\n")
-                _, ends, after = rest.partition(f"<!-- {name} ends -->")
-                if not (begins and ends):
-                    raise SystemExit(
-                        f"{PAGE}: no place for {name}: the marks <!-- {name} begins --> and <!-- {name} ends -->"
-                    )
-                text = f"{before}{begins}{block}\n{ends}{after}"
-            write_text(PAGE, text)
+            fill(PAGE, theory_tables() | network_tables(Path(study)))
         case _:
             sys.exit(__doc__)
 
