@@ -14,6 +14,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
+from trimtab.files import write_text
 from trimtab.medclm import readers
 from trimtab.medclm.building.finishing import finish
 from trimtab.medclm.building.folder import DataSetFolder, Manifest, fingerprint
@@ -187,7 +188,7 @@ def _prepare(
 ) -> list[str]:
     """The step "images"; returns the classes found."""
     path, done = folder.work / "prepared.jsonl", folder.work / "prepared.done"
-    if not done.is_file():
+    if not _is_whole(path, done):
         with Journal(path, every=16) as journal:
             rest = islice(items, journal.lines, None)
             if launcher == "ray":
@@ -198,7 +199,7 @@ def _prepare(
                 journal.add(text)
                 if progress is not None:
                     progress("images", journal.lines)
-        done.touch()
+        write_text(done, f"{journal.lines}\n")
     labels: set[str] = set()
     usable = 0
     for item in journal_items(path):
@@ -215,3 +216,11 @@ def _prepare(
             f"nothing usable is left of {preparation.images}: no image could be taken; first fault: {first}"
         )
     return sorted(labels)
+
+
+def _is_whole(journal: Path, done: Path) -> bool:
+    """Whether the journal holds all the lines that `done` counts; lines that a crash took off its end are made again."""
+    if not done.is_file():
+        return False
+    with Journal(journal) as found:
+        return found.lines == int(done.read_text(encoding="utf-8") or -1)

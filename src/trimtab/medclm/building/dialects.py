@@ -22,6 +22,8 @@ QWEN_LEAST, QWEN_MOST = 56 * 56, 28 * 28 * 1280
 def resized(width: int, height: int, least: int = QWEN_LEAST, most: int = QWEN_MOST) -> tuple[int, int]:
     """(width, height) to which Qwen2.5-VL resizes a picture: multiples of 28, `least` to `most` pixels.
 
+    As the image processor of transformers does; a side below 14 pixels rounds to 0 there, so that the picture is enlarged.
+
     Raises:
         ValueError: one side is more than 200 times the other, which that model refuses.
 
@@ -30,7 +32,7 @@ def resized(width: int, height: int, least: int = QWEN_LEAST, most: int = QWEN_M
     """
     if max(width, height) > 200 * min(width, height):
         raise ValueError(f"image of {width} x {height}: Qwen2.5-VL takes no picture longer than 200 times its width")
-    wide, high = (max(QWEN_FACTOR, round(side / QWEN_FACTOR) * QWEN_FACTOR) for side in (width, height))
+    wide, high = (round(side / QWEN_FACTOR) * QWEN_FACTOR for side in (width, height))
     if wide * high > most:
         scale = math.sqrt(width * height / most)
         wide, high = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -36,14 +37,27 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
         self._handle.close()
 
 
 def journal_items(path: Path) -> Iterator[dict[str, Any]]:
-    """The items of a journal, one after the other."""
-    with path.open(encoding="utf-8") as handle:
-        for line in handle:
-            yield json.loads(line)
+    """The items of a journal, one after the other; a last line without its end is no item.
+
+    Raises:
+        ValueError: a whole line is not JSON, which no kill can cause; names file and line.
+    """
+    with path.open(encoding="utf-8", errors="surrogateescape") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}: line {number} is damaged: {error}; remove the folder and build anew"
+                ) from error
 
 
 def _mended(path: Path) -> int:

@@ -1,0 +1,124 @@
+"""Training files: what each trainer expects, boxes in each dialect."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.medclm.samples import source
+from trimtab.medclm.building import DataSetFolder, build
+from trimtab.medclm.building.dialects import in_dialect, resized, written
+from trimtab.medclm.building.exports import export
+from trimtab.medclm.records import Box
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("set")
+    return build(source(root / "source"), root / "out").folder
+
+
+def _entries(files):
+    for path in files.values():
+        text = path.read_text()
+        yield from map(json.loads, text.splitlines()) if path.suffix == ".jsonl" else json.loads(text)
+
+
+def _count(folder):
+    return sum(1 for _ in folder.rows())
+
+
+def test_llava_has_one_image_token_and_the_target(folder, tmp_path):
+    found = list(_entries(export(folder, "llava", tmp_path)))
+    targets = Counter(row.target for row, _ in folder.rows())
+    assert Counter(entry["conversations"][1]["value"] for entry in found) == targets
+    for entry in found:
+        human, model = entry["conversations"]
+        assert (human["from"], model["from"]) == ("human", "gpt")
+        assert human["value"].count("<image>") == 1
+        assert (folder.path / entry["image"]).is_file()
+
+
+def test_sharegpt_has_as_many_image_tokens_as_images_and_is_registered(folder, tmp_path):
+    files = export(folder, "sharegpt", tmp_path, absolute=True)
+    found = list(_entries(files))
+    assert len(found) == _count(folder)
+    for entry in found:
+        tokens = sum(message["content"].count("<image>") for message in entry["messages"])
+        assert tokens == len(entry["images"]) == 1
+        assert [message["role"] for message in entry["messages"]] == ["user", "assistant"]
+    info = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert {entry["file_name"] for entry in info.values()} == {path.name for path in files.values()}
+
+
+def test_trl_spans_cut_out_reasoning_and_answer(folder, tmp_path):
+    rows = {row.row_id: row for row, _ in folder.rows()}
+    found = list(_entries(export(folder, "trl", tmp_path, dialect="thousand", stages=("easy", "hard"))))
+    assert {entry["stage"] for entry in found} == {"easy", "hard"}
+    for entry in found:
+        target = entry["completion"][0]["content"][0]["text"]
+        assert target[slice(*entry["answer_span"])] == rows[entry["row_id"]].answer
+        reasoning = target[slice(*entry["reasoning_span"])]
+        assert bool(reasoning) == (entry["stage"] != "hard")
+        assert "0." not in reasoning
+
+
+def test_swift_has_a_box_for_every_placeholder(folder, tmp_path):
+    rows = [row for row, _ in folder.rows()]
+    found = list(_entries(export(folder, "swift", tmp_path)))
+    placeholders = 0
+    for entry in found:
+        number = sum(message["content"].count("<bbox>") for message in entry["messages"])
+        placeholders += number
+        assert len(entry.get("objects", {"bbox": []})["bbox"]) == number
+        assert not any("[0." in message["content"] for message in entry["messages"])
+    assert placeholders >= sum(row.stage == "easy" for row in rows)
+
+
+def test_coco_is_read_by_pycocotools_and_keeps_every_lesion(folder, tmp_path):
+    from pycocotools.coco import COCO
+
+    lesions = {}
+    for path in export(folder, "coco", tmp_path).values():
+        read = COCO(str(path))
+        for annotation in read.anns.values():
+            image = read.imgs[annotation["image_id"]]
+            lesions.setdefault(image["file_name"], []).append((annotation["bbox"], annotation["host"]))
+    assert sum(map(len, lesions.values())) == sum(len(record.lesions) for record in folder.records())
+    for record in folder.records():
+        for lesion in record.lesions:
+            x0, y0, x1, y1 = lesion.box.pixels(40, 40)
+            assert any(
+                box == pytest.approx([x0, y0, x1 - x0, y1 - y0], abs=1) and organ == lesion.host.organ
+                for box, organ in lesions[f"images/{record.file}"]
+            )
+
+
+def test_resized_is_what_transformers_computes():
+    smart_resize = pytest.importorskip(
+        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", exc_type=ImportError
+    ).smart_resize
+    for width, height in [(768, 510), (40, 40), (4288, 2848), (28, 3000), (1, 199), (1000, 1000)]:
+        high, wide = smart_resize(height, width, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
+        assert resized(width, height) == (wide, high)
+
+
+def test_texts_in_a_dialect_quote_the_box_in_it(folder):
+    row = next(row for row, _ in folder.rows() if row.stage == "easy")
+    there = in_dialect(row, 40, 40, "qwen2.5")
+    assert written(row.box, 40, 40, "qwen2.5") in there.question
+    assert there.target[slice(*there.spans["answer"])] == row.answer
+    assert there.target[slice(*there.spans["reasoning"])] == there.reasoning
+
+
+def test_bad_requests_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="cannot export to 'kosmos'"):
+        export(folder, "kosmos", tmp_path)
+    with pytest.raises(ValueError, match="in its own way"):
+        export(folder, "coco", tmp_path, dialect="thousand")
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        export(DataSetFolder(tmp_path), "llava", tmp_path)
+    with pytest.raises(ValueError, match="200 times"):
+        written(Box(x0=0, y0=0, x1=1, y1=1), 1, 300, "qwen2.5")
