@@ -34,7 +34,7 @@ lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/lint-imports
 
 bench: $(STAMP)  ## every benchmark, one after the other
-	@for script in benchmarks/*.py; do case $$script in */harness.py|*/table.py) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done; $(BIN)/python benchmarks/table.py
+	@for script in benchmarks/*.py; do case $$script in */harness.py|*/table.py|*evidence*) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done; $(BIN)/python benchmarks/table.py
 
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
