@@ -30,6 +30,8 @@ def test_the_patients_right_is_on_the_left_of_the_picture() -> None:
     assert side_and_conflict(box(82, 20, 88, 30), "thorax", LUNGS, "neurological") == ("right", False)
     assert side_and_conflict(box(48, 20, 52, 30), "thorax", LUNGS, "radiological") == ("midline", False)
     assert side_and_conflict(box(12, 20, 18, 30), "thorax", LUNGS, "none") == (None, False)
+    heart = box(42, 40, 74, 60)  # its middle is on the patient's left, and it reaches across the midline
+    assert side_and_conflict(heart, "heart", LUNGS, "radiological") == (None, False)
 
 
 def test_a_paired_organs_name_decides_and_a_mirrored_picture_is_noticed() -> None:

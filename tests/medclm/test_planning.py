@@ -57,6 +57,18 @@ def test_no_answer_exceeds_its_cap_when_balanced_and_does_when_not():
     assert max(shares(False).values()) > 0.8
 
 
+def test_every_negative_keeps_a_row_and_yes_is_asked_where_negatives_say_no():
+    planner = Planner(("nodule",), stages=("medium", "hard"))
+    asked, kinds = {}, Counter()
+    for number, image in enumerate(_stream(200, share=1000)):
+        images = [image.model_copy(update={"image_id": f"n{number}", "lesions": ()})] if number % 2 else [image]
+        for one in images:
+            asked[one.image_id] = list(planner.rows(one))
+            kinds.update((row.ask.kind, row.ask.answer) for row in asked[one.image_id])
+    assert all(rows for name, rows in asked.items() if name.startswith("n"))
+    assert 0.6 < kinds["present", "yes"] / kinds["present", "no"] < 1.6
+
+
 def test_plans_repeat():
     first, second = (
         [list(planner.rows(image)) for image in _stream(40)] for planner in (Planner(LABELS), Planner(LABELS))
@@ -67,9 +79,9 @@ def test_plans_repeat():
 def test_state_does_not_grow_with_the_images():
     planner = Planner(LABELS)
     sizes = []
-    for number, image in enumerate(_stream(600)):
+    for number, image in enumerate(_stream(1200)):
         list(planner.rows(image))
-        if number in (299, 599):
+        if number in (599, 1199):
             sizes.append((len(planner._anchors), len(planner._answers), len(planner._kinds)))
     assert sizes[0] == sizes[1]
 

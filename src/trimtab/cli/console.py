@@ -36,16 +36,16 @@ class _Bars(Progress):
             yield self.below
 
 
-def _bar(quiet: bool) -> _Bars:
+def _bar(quiet: bool, length_known: bool = True) -> _Bars:
+    share = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %")) if length_known else ()
+    left = (TextColumn("left"), TimeRemainingColumn()) if length_known else ()
     return _Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %"),
+        *share,
         TextColumn("{task.fields[text]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *left,
         console=errors,
         disable=quiet,
         transient=False,
@@ -129,11 +129,15 @@ def measuring_progress(title: str, total: int | None, quiet: bool) -> Iterator[C
 @contextmanager
 def counting_progress(title: str, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     """A line for a job of several steps whose length is not known: step, number done, time."""
-    with _bar(quiet) as bar:
+    with _bar(quiet, length_known=False) as bar:
         task = bar.add_task(title, total=None, text="")
 
         def report(step: str, done: int) -> None:
+            nonlocal last
+            last = f"{step} {done:,}"
             if done % 16 == 0 or done < 16:
-                bar.update(task, text=f"{step} {done:,}")
+                bar.update(task, text=last)
 
+        last = ""
         yield report
+        bar.update(task, text=last)

@@ -169,7 +169,8 @@ def demo(arguments: Sequence[str]) -> int:
             seed=given.seed,
         )
     result = _built(options, given.out / "set", TemplateGenerator(), given.workers, "local", 1, given.output)
-    page = write_view(result.folder)
+    title = "drawn chest X-rays" if given.data is None else given.data.resolve().name
+    page = write_view(result.folder, title=title)
     if not given.output.json:
         console.print(f"viewer: {page} (open it in a browser)", soft_wrap=True)
     return 0

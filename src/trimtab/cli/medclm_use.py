@@ -73,8 +73,8 @@ def view(arguments: Sequence[str]) -> int:
     return 0
 
 
-def write_view(folder: DataSetFolder, most: int = 20_000) -> Path:
-    """The viewer of a data set; returns its page."""
+def write_view(folder: DataSetFolder, most: int = 20_000, title: str = "") -> Path:
+    """The viewer of a data set, under its folder's name without a title; returns its page."""
     if most < 1:
         raise ValueError(f"--most must be 1 or more, got {most}")
     total = folder.finished().counts["rows"]
@@ -117,7 +117,7 @@ def write_view(folder: DataSetFolder, most: int = 20_000) -> Path:
             )
         return found
 
-    return write_viewer(folder.path / "view.html", rows(), title=folder.path.resolve().name, total=total)
+    return write_viewer(folder.path / "view.html", rows(), title=title or folder.path.resolve().name, total=total)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def side_and_conflict(
     """(side of the patient, whether the picture contradicts the organ's name).
 
     A paired organ's name decides ("left lung"); it is contradicted where the organ's mask lies on the other side of the
-    midline than the convention says. Other organs go by the middle of the box.
+    midline than the convention says. Other organs go by the middle of the box; a box that is not in the middle and yet reaches
+    across the midline (as that of a heart) has no one side (ours).
     """
     if convention == "none":
         return None, False
@@ -67,7 +68,9 @@ def side_and_conflict(
     if named is not None:
         seen = _side(organs[organ].centre[0], middle, convention)
         return named, seen not in (named, "midline")
-    return _side(box.centre[0], middle, convention), False
+    side = _side(box.centre[0], middle, convention)
+    across = min(middle - box.x0, box.x1 - middle) > MIDLINE_WIDTH
+    return None if across and side != "midline" else side, False
 
 
 _SIDES: tuple[Side, ...] = ("left", "right")

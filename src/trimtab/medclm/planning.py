@@ -11,8 +11,8 @@ from trimtab.medclm.records import ImageRecord, Lesion, SplitName, Stage
 from trimtab.medclm.texts.asking import Ask, asks, largest
 
 STAGES: tuple[Stage, ...] = ("easy", "medium", "hard")
-KIND_WEIGHT = 3.0
-"""How much the share of a question type counts beside the share of an answer (ours)."""
+KIND_WEIGHT = 6.0
+"""How much the share of a question type counts beside how common an answer is (ours)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,19 @@ class Planned:
 class Planner:
     """Plans the rows of one image after the other; its state does not grow with the number of images.
 
-    Of the questions that `asks` allows, the one is taken whose type was asked least and whose answer is least common among the
-    answers to such questions so far (same split, stage, type and class). A question whose answer would then make up more than
-    `cap` of the answers to its like is not asked, once `grace` of its like have been: so a reader of the text alone gains
+    Of the questions that `asks` allows, the one is taken with the least
+
+        KIND_WEIGHT * share of its type (yes and no apart) + (excess among its like + excess among its type) / 2,
+
+    excess = min(share of the answer * number of different answers - 1, 1), counted over the rows so far of the same split
+    and stage; its like are the questions of the same type about the same class. A question whose answer would then make up more
+    than `cap` of the answers to its like is not asked, once `grace` of its like have been: so a reader of the text alone gains
     nothing by guessing the most common answer. All of this is ours.
 
     Easy: one row for each lesion. Medium: one for each class in the image and one about a class that is absent. Hard: as
     Medium, on an image of another patient of the same split that shows the same class: the partner of lesion A is the largest
-    lesion of its class in the next such image, and the row names A as "anchor". A negative gets one Medium and one Hard row.
+    lesion of its class in the next such image, and the row names A as "anchor". A negative gets one Medium and one Hard row;
+    the first of them is written in any case.
 
     Args:
         labels: all classes of the data set.
@@ -112,14 +117,17 @@ class Planner:
             allowed = [
                 ask for ask in possible if self._share(group, ask) <= self.cap or self._asked(group, ask) < self.grace
             ]
+            if not allowed and not record.lesions and stage == next(one for one in STAGES[1:] if one in self.stages):
+                allowed = possible  # a negative keeps one row
             if not allowed:
                 self.left_out[f"{stage}: answer would be too common"] += 1
                 return
-            ask = min(allowed, key=lambda ask: KIND_WEIGHT * self._kind_share(group, ask) + self._share(group, ask))
+            ask = min(allowed, key=lambda ask: self._cost(group, ask))
         else:
             ask = possible[0]
-        self._answers.setdefault(f"{group}/{ask.key}", Counter())[ask.answer] += 1
-        self._kinds[f"{group}/{ask.kind}"] += 1
+        for like in (ask.key, ask.kind):
+            self._answers.setdefault(f"{group}/{like}", Counter())[ask.answer] += 1
+        self._kinds[f"{group}/{_kind(ask)}"] += 1
         self._kinds[group] += 1
         done |= {_once(ask, stage)} - {""}
         yield Planned(stage, lesion, ask, anchor)
@@ -133,8 +141,17 @@ class Planner:
         found = self._answers.get(f"{group}/{ask.key}")
         return 0.5 if found is None else (found[ask.answer] + 1) / (found.total() + 1)
 
-    def _kind_share(self, group: str, ask: Ask) -> float:
-        return self._kinds[f"{group}/{ask.kind}"] / max(self._kinds[group], 1)
+    def _cost(self, group: str, ask: Ask) -> float:
+        kind = self._kinds[f"{group}/{_kind(ask)}"] / max(self._kinds[group], 1)
+        excess = self._excess(group, ask.key, ask) + self._excess(group, ask.kind, ask)
+        return KIND_WEIGHT * kind + excess / 2
+
+    def _excess(self, group: str, like: str, ask: Ask) -> float:
+        found = self._answers.get(f"{group}/{like}")
+        if found is None:
+            return 0.0
+        different = max(len(found.keys() | {ask.answer}), 2)
+        return min(found[ask.answer] / found.total() * different - 1, 1.0)
 
     def _anchor(self, record: ImageRecord, label: str) -> Lesion | None:
         for patient, lesion in self._anchors.get((record.split, label), []):
@@ -150,6 +167,11 @@ class Planner:
 
 def _classes(record: ImageRecord) -> list[str]:
     return list(dict.fromkeys(lesion.label for lesion in record.lesions))
+
+
+def _kind(ask: Ask) -> str:
+    """The type; questions answered by yes and by no (or by 0 and by another number) count as two."""
+    return f"{ask.kind}/{ask.answer}" if ask.answer in ("yes", "no", "0") else ask.kind
 
 
 def _once(ask: Ask, stage: Stage) -> str:

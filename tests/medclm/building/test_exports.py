@@ -96,6 +96,7 @@ def test_coco_is_read_by_pycocotools_and_keeps_every_lesion(folder, tmp_path):
             )
 
 
+@pytest.mark.slow  # transformers takes ten seconds to import
 def test_resized_is_what_transformers_computes():
     smart_resize = pytest.importorskip(
         "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", exc_type=ImportError
