@@ -131,6 +131,7 @@ def counting_progress(title: str, quiet: bool) -> Iterator[Callable[[str, int], 
     """A line for a job of several steps whose length is not known: step, number done, time."""
     with _bar(quiet, length_known=False) as bar:
         task = bar.add_task(title, total=None, text="")
+        last = ""
 
         def report(step: str, done: int) -> None:
             nonlocal last
@@ -138,6 +139,5 @@ def counting_progress(title: str, quiet: bool) -> Iterator[Callable[[str, int], 
             if done % 16 == 0 or done < 16:
                 bar.update(task, text=last)
 
-        last = ""
         yield report
         bar.update(task, text=last)
