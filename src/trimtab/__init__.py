@@ -16,6 +16,7 @@ from trimtab.levers import Handle, Lever, attach
 if TYPE_CHECKING:
     from trimtab import (
         adapters,
+        curricula,
         datasets,
         deploy,
         experiments,
@@ -35,6 +36,7 @@ __all__ = [
     "Lever",
     "attach",
     "adapters",
+    "curricula",
     "datasets",
     "deploy",
     "experiments",
