@@ -82,7 +82,7 @@ def _predicted(
         problem: gives Hessian and covariance of the mini-batch gradient at w*.
         step_size: mu.
         steps: k, from 1.
-        q: shrinkage.
+        q: shrinkage, put into the step size: of unbiased rounding the measured one may lie a little above 1.
         noise: E e e^T, shape (d, d).
         batch: rows of a mini-batch.
     """
@@ -99,7 +99,7 @@ def _predicted(
     for step in steps:
         parts = [
             curvature / 2 * expected_second_moment(
-                step - 1, x, curvature, step_size, shrinkage=q, gradient_variance=variance, quantiser_variance=extra
+                step - 1, x, curvature, step_size * q, gradient_variance=variance, quantiser_variance=extra / q**2
             )
             for curvature, x, variance, extra in zip(
                 curvatures.tolist(), start.tolist(), variances.tolist(), added.tolist(), strict=True
@@ -180,7 +180,7 @@ def descend(
     covariance /= late_steps
     q_late = products / squares
     student = _student(repetitions)
-    prediction = _predicted(problem, size, shown, q_late, covariance, batch) if 0 < q_late <= 1 + 1e-9 else None
+    prediction = _predicted(problem, size, shown, q_late, covariance, batch) if q_late > 0 else None
     bound, why = _bound(problem, size, shown, float(gaps[1].mean()), batch, least, most)
     return Descent(
         format=format,

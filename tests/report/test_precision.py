@@ -1,0 +1,97 @@
+"""The page of `trimtab precision` and its table in the terminal, from made-up numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.report.precision_factory import LAYERS, format_run, precision_study
+from trimtab.cli.precision_command import format_table
+from trimtab.experiments.precision_results import PrecisionStudy
+from trimtab.report.palette import looks
+from trimtab.report.parts import Figure, Section
+from trimtab.report.precision import precision_sections
+from trimtab.report.precision_theory import logistic_section, render_precision
+
+
+def sections(study: PrecisionStudy) -> dict[str, Section]:
+    found = [*precision_sections(study, looks(study.labels, "full")), logistic_section(study.logistic)]
+    return {section.name: section for section in found}
+
+
+def traces(figure: Figure) -> dict[str, dict[str, object]]:
+    return {str(trace["name"]): trace for views in figure.states.values() for trace in views}
+
+
+def test_every_label_has_its_accuracy_with_whiskers_and_a_diverged_one_none() -> None:
+    quality = sections(precision_study())["precision"]
+    drawn = traces(quality.figures[0])
+    assert set(drawn) == set(precision_study().labels) - {"e5m2"}
+    assert drawn["full"]["x"] == [pytest.approx(90.0)]
+    rows = {row[0].text: [cell.text for cell in row] for row in quality.tables[0].rows}
+    assert rows["e5m2"][1:5] == ["0 of 3", "", "", ""]
+    assert rows["int4"][1] == "2 of 3"
+    assert rows["e2m1"][5].startswith("\N{MINUS SIGN}40.0")
+    assert rows["e2m1"][6:9] == ["0.3", "0.25", "first"]
+
+
+def test_lines_and_heat_maps_hold_the_measured_numbers() -> None:
+    found = sections(precision_study())
+    lines = traces(found["precision-q"].figures[0])
+    assert set(lines) == set(precision_study().labels) - {"full"}
+    assert lines["e4m3"]["x"] == [0, 10, 20, 30, 40, 50]
+    assert lines["e4m3"]["y"] == [0.99] * 6
+    maps = found["precision-layers"].figures
+    assert len(maps) == 8
+    (heat,) = maps[0].states[""]
+    assert [row[0] for row in heat["z"]] == [pytest.approx(0.98), 0.99, 0.99]
+    assert heat["z"][0][-1] is None
+    assert [row[0].text for row in found["precision-layers"].tables[0].rows[:3]] == list(LAYERS)
+    assert {figure.title for figure in found["precision-noise"].figures} == {
+        "dead entries, %", "overflowing entries, %", "noise to signal, %",
+    }  # fmt: skip
+
+
+def test_prediction_and_bound_are_drawn_over_the_measurement_where_there_are_any() -> None:
+    section = sections(precision_study())["logistic"]
+    names = [set(traces(figure)) for figure in section.figures]
+    assert names == [{"interval", "measured", "predicted", "bound"}] * 2 + [{"interval", "measured"}]
+    assert section.tables[0].rows[2][-1].text.startswith("in some step every entry")
+
+
+def test_what_is_missing_is_said() -> None:
+    bare = precision_study().model_copy(
+        update={"runs": [format_run("full", 0, 0.9), format_run("e4m3", 0, 0.8)], "logistic": []}
+    )
+    found = sections(bare)
+    assert "No run was metered" in str(found["precision-q"].missing)
+    assert "Nothing to compare" in str(found["precision-effects"].missing)
+    assert "--no-logistic" in str(found["logistic"].missing)
+    assert "precision-layers" not in found
+    with pytest.raises(ValueError, match="at least one run, got none"):
+        render_precision(bare.model_copy(update={"runs": []}), Path("never.html"))
+
+
+def test_the_page_is_one_file_with_its_data_and_escapes_names(tmp_path: Path) -> None:
+    evil = "</script><b onclick=alert(1)>"
+    page = render_precision(precision_study(evil), tmp_path / "page.html").read_text(encoding="utf-8")
+    assert evil not in page
+    assert "one &lt; two" in page
+    assert not re.search(r"<(?:script|img|link)[^>]*(?:src|href)=", page)
+    assert "Not finished and left out: runs/begun." in page
+    blobs = re.findall(r"<script[^>]*type=\"application/json\"[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert any(evil in json.dumps(json.loads(blob)) for blob in blobs)
+
+
+def test_the_table_fits_eighty_columns_and_names_what_diverged() -> None:
+    console = Console(width=80, record=True, file=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(format_table(precision_study()))
+    text = captured.get()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "diverged" in text
+    assert "90.0" in text
