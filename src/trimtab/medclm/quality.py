@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trimtab.medclm.records import ImageRecord, Lesion, Rejected, Row
 from trimtab.medclm.texts.asking import NO_FINDING
@@ -31,6 +32,7 @@ class Limits:
     answer: tuple[int, int] = (1, 160)
 
 
+@lru_cache(maxsize=512)  # of one row the same few texts are asked for again and again
 def normalised(text: str) -> str:
     """Lower case, numbers as digits, everything but letters and digits as single spaces, a space at each end.
 
@@ -112,12 +114,14 @@ def _spans(row: Row) -> Iterator[tuple[str, str]]:
 
 def _language(row: Row) -> Iterator[tuple[str, str]]:
     text = f"{row.question} {row.reasoning}"
-    letters = [character for character in text if character.isalpha()]
-    foreign = sum(1 for character in letters if ord(character) > 0x24F)
-    words = text.lower().split()
-    english = sum(word.strip(".,;:?!") in _ENGLISH for word in words)
-    others = sum(word.strip(".,;:?!") in _OTHERS for word in words)
-    if foreign > 0.1 * max(len(letters), 1) or others > english:
+    foreign = letters = 0
+    if not text.isascii():
+        letters = sum(map(str.isalpha, text))
+        foreign = sum(1 for character in text if ord(character) > 0x24F and character.isalpha())
+    words = [word.strip(".,;:?!") for word in text.lower().split()]
+    english = sum(word in _ENGLISH for word in words)
+    others = sum(word in _OTHERS for word in words)
+    if foreign > 0.1 * max(letters, 1) or others > english:
         yield "text is not English", text[:80]
 
 
