@@ -1,0 +1,255 @@
+"""How does `medclm build` scale, how fast are its readers, how fast does the viewer open?
+
+Build: rows per CPU second and growth of memory at 1e3, 1e4 and 1e5 lesions (ten to an image of 64 x 64 pixels, masks of two
+lungs, template generator, one process), each in a fresh process after a small build has loaded everything. Readers: COCO and
+VOC files of 5,000 boxes on 500 images against supervision's and pycocotools' loading of the same files; ours also opens every
+image to check its size, which the bar allows for by letting the others do so too. Viewer: a page of 1e4 rows in headless
+Chromium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import interleaved, paired_ratio, peak_extra_bytes, record
+from PIL import Image
+
+from trimtab.medclm import readers
+from trimtab.medclm.building import BuildOptions, build
+from trimtab.medclm.organs.rle import write_organs
+from trimtab.medclm.records import ImageRecord, Rejected
+
+PER_IMAGE, SIDE = 10, 64
+SIZES = (1_000, 10_000, 100_000)
+LABELS = ("nodule", "mass", "effusion")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_set(folder: Path, lesions: int) -> BuildOptions:
+    """A COCO file with `lesions` boxes, its images and masks."""
+    generator = np.random.default_rng(0)
+    right, left = np.zeros((SIDE, SIDE), dtype=bool), np.zeros((SIDE, SIDE), dtype=bool)
+    right[4:60, 2:30], left[4:60, 34:62] = True, True
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(lesions // PER_IMAGE):
+        name = f"{number:06d}"
+        Image.fromarray(generator.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)).save(
+            folder / "images" / f"{name}.png"
+        )
+        write_organs(folder / "organs" / f"{name}.json", {"right lung": right, "left lung": left})
+        images.append(
+            {"id": number, "file_name": f"{name}.png", "width": SIDE, "height": SIDE, "patient": f"p{number // 2}"}
+        )
+        places = generator.choice(48 * 48, PER_IMAGE, replace=False)
+        for place in places:
+            box = [int(place % 48), int(place // 48), *(int(side) for side in generator.integers(3, 14, 2))]
+            annotation = {"id": len(annotations) + 1, "image_id": number, "category_id": int(generator.integers(3)) + 1}
+            annotations.append({**annotation, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": n, "name": label} for n, label in enumerate(LABELS, start=1)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "set.json").write_text(json.dumps(document))
+    return BuildOptions(
+        detections=folder / "set.json",
+        format="coco",
+        images=folder / "images",
+        organs=(("rle", {"folder": folder / "organs"}),),
+        preset="chest",
+    )
+
+
+def write_voc(folder: Path, document: Any) -> None:
+    """The same boxes as VOC files."""
+    folder.mkdir()
+    boxes: dict[int, list[str]] = {}
+    for one in document["annotations"]:
+        x, y, w, h = one["bbox"]
+        corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+        label = LABELS[one["category_id"] - 1]
+        boxes.setdefault(one["image_id"], []).append(f"<object><name>{label}</name><bndbox>{corners}</bndbox></object>")
+    for image in document["images"]:
+        size = f"<size><width>{SIDE}</width><height>{SIDE}</height><depth>1</depth></size>"
+        text = f"<annotation><filename>{image['file_name']}</filename>{size}{''.join(boxes[image['id']])}</annotation>"
+        (folder / f"{Path(image['file_name']).stem}.xml").write_text(text)
+
+
+def measured(lesions: int) -> dict[str, Any]:
+    """One build in this process: rows, CPU and wall seconds, growth of memory in MiB; of the reader alone too."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        build(write_set(folder / "small", 100), folder / "first")
+        options = write_set(folder / "source", lesions)
+        reader = readers.create("coco")
+
+        def read() -> None:
+            for _ in reader.read(options.detections, options.images):
+                pass
+
+        cpu, wall = time.process_time(), time.perf_counter()
+        grown = peak_extra_bytes(lambda: build(options, folder / "out"), 0.02)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        alone = peak_extra_bytes(read, 0.005)
+        rows = sum(1 for _ in (folder / "out" / "rows.jsonl").open())
+    return {"lesions": lesions, "rows": rows, "cpu": cpu, "wall": wall, "grown": grown / 2**20, "reader": alone / 2**20}
+
+
+def scale() -> list[dict[str, Any]]:
+    found = []
+    for lesions in SIZES:
+        command = [sys.executable, __file__, "--child", str(lesions)]
+        found.append(
+            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        )
+        print(found[-1], flush=True)
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        rows.append(
+            {
+                "question": f"build of {one['lesions']:,} lesions, {one['rows']:,} rows: rows per CPU second",
+                "ratio": round(one["rows"] / one["cpu"], 1),
+                "bar": "reported as it is",
+                "met": True,
+                "memory_grown_mib": round(one["grown"], 1),
+                "reader_alone_mib": round(one["reader"], 1),
+            }
+        )
+    for small, large in itertools.pairwise(found):
+        times = (large["cpu"] / large["rows"]) / (small["cpu"] / small["rows"])
+        name = f"{large['lesions']:,} to {small['lesions']:,} lesions"
+        rows.append({"question": f"CPU time of a row, {name}", "ratio": times, "bar": "<= 1.2", "met": times <= 1.2})
+        apart = [max(one["grown"] - one["reader"], 0.0) for one in (small, large)]
+        more = apart[1] - apart[0]
+        rows.append(
+            {
+                "question": f"memory of the build beyond the reader's, {name}: MiB more",
+                "ratio": more,
+                "bar": "<= 32 MiB",
+                "met": more <= 32,
+            }
+        )
+    return rows
+
+
+def reading() -> list[dict[str, Any]]:
+    import supervision
+    from pycocotools.coco import COCO
+
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = write_set(folder / "source", 5_000)
+        document = json.loads(options.detections.read_text())
+        write_voc(folder / "voc", document)
+
+        def ours(kind: str, path: Path) -> list[ImageRecord | Rejected]:
+            return list(readers.create(kind).read(path, options.images))
+
+        def sizes(paths: Any) -> None:
+            for path in paths:
+                with Image.open(path) as picture:
+                    assert picture.size == (SIDE, SIDE)
+
+        def pycocotools(check: bool) -> int:
+            with contextlib.redirect_stdout(io.StringIO()):
+                found = COCO(str(options.detections))
+            if check:
+                sizes(options.images / image["file_name"] for image in found.imgs.values())
+            return sum(len(found.loadAnns(found.getAnnIds(imgIds=[image]))) for image in found.imgs)
+
+        def supervised(kind: str, check: bool) -> int:
+            if kind == "coco":
+                found = supervision.DetectionDataset.from_coco(str(options.images), str(options.detections))
+            else:
+                found = supervision.DetectionDataset.from_pascal_voc(str(options.images), str(folder / "voc"))
+            if check:
+                sizes(found.image_paths)
+            return sum(len(one) for one in found.annotations.values())
+
+        paths = {"coco": options.detections, "voc": folder / "voc"}
+        for kind, path in paths.items():
+            read = ours(kind, path)
+            assert not any(isinstance(one, Rejected) for one in read)
+            total = sum(len(one.lesions) for one in read if isinstance(one, ImageRecord))
+            assert total == supervised(kind, False) == 5_000 == pycocotools(False)
+        pairs: list[tuple[str, str, Any]] = [
+            ("coco", "supervision", lambda: supervised("coco", True)),
+            ("coco", "pycocotools", lambda: pycocotools(True)),
+            ("voc", "supervision", lambda: supervised("voc", True)),
+        ]
+        for kind, other, call in pairs:
+            variants = {"ours": lambda kind=kind: ours(kind, paths[kind]), "other": call}
+            ratio = paired_ratio(variants, "ours", "other", repeats=9, warm_up=1)
+            question = f"reading 5,000 {kind} boxes of 500 images, sizes checked: trimtab / {other}"
+            rows.append({"question": question, "ratio": ratio, "bar": "<= 1.2", "met": ratio <= 1.2})
+        plain = {"ours": lambda: ours("coco", paths["coco"]), "other": lambda: pycocotools(False)}
+        ratio = paired_ratio(plain, "ours", "other", repeats=9, warm_up=1)
+        question = "the same against pycocotools without opening one image: trimtab / pycocotools"
+        rows.append({"question": question, "ratio": ratio, "bar": "reported as it is", "met": True})
+    return rows
+
+
+def viewing() -> list[dict[str, Any]]:
+    """Seconds from the request to the first row shown, 1e4 rows, median of five in one browser."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    from trimtab.cli.medclm_use import write_view
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = build(write_set(folder / "source", 8_000), folder / "out")
+        page = write_view(result.folder, most=10_000)
+        options = webdriver.ChromeOptions()
+        options.binary_location = CHROMIUM or "chromium"
+        for flag in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={folder}/p",
+        ):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+
+        def opened() -> None:
+            driver.get(page.as_uri())
+            assert driver.execute_script("return document.documentElement.dataset.ready") == "yes"
+
+        driver.get("about:blank")
+        seconds = interleaved({"open": opened}, repeats=5, warm_up=1)["open"].median
+        shown = driver.execute_script("return document.getElementById('count').textContent")
+        driver.quit()
+        print(shown, page.stat().st_size, "bytes")
+    return [
+        {
+            "question": f"viewer opens {shown.split(' rows')[0]} rows: seconds",
+            "ratio": seconds,
+            "bar": "< 2 s",
+            "met": seconds < 2,
+        }
+    ]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        print(json.dumps(measured(int(sys.argv[2]))))
+        return
+    rows = [*reading(), *viewing()]
+    record("medclm_build", rows)
+    record("medclm_build", [*rows, *scale()])
+
+
+if __name__ == "__main__":
+    main()
