@@ -93,7 +93,7 @@ def test_released_refuses_an_infinite_start():
 
 def test_adaptive_promotes_when_the_harder_stage_is_near_and_not_the_other_way():
     """Sign of the rule: a harder stage with a far greater loss stays closed, one with a loss near the easier one's opens."""
-    near, far = Adaptive(patience=50), Adaptive(patience=50)
+    near, far = Adaptive(patience=50, least=1), Adaptive(patience=50)
     assert run(near, lambda stage, _: {"easy": 1.0, "medium": 1.4, "hard": 9.0}[stage], 3)[1]["medium"] == 0.85
     falling = lambda stage, epoch: {"easy": 1.0, "medium": 1.6, "hard": 9.0}[stage] * 0.9**epoch  # noqa: E731
     assert all(one["easy"] == 1 for one in run(far, falling, 40))
@@ -120,8 +120,14 @@ def test_adaptive_leaves_a_level_that_teaches_no_more():
     assert any("did not fall for 3 epochs" in one.reason for one in scheduler.decisions)
 
 
+def test_adaptive_stays_at_least_three_epochs_where_an_untrained_model_answers_all_alike():
+    shares = run(Adaptive(), lambda stage, _: 6.0, 7)
+    assert [one["easy"] for one in shares] == [1, 1, 1, 0.15, 0.15, 0.15, 0.15]
+    assert [one["hard"] for one in shares] == [0, 0, 0, 0, 0, 0, 0.7]
+
+
 def test_adaptive_keeps_a_floor_for_every_open_stage_and_each_domain_climbs_alone():
-    scheduler = Adaptive(floor=0.1)
+    scheduler = Adaptive(floor=0.1, least=1)
     scheduler.add_domain("quick")
     scheduler.add_domain("slow")
     for epoch in range(3):
@@ -141,7 +147,7 @@ def test_linear_climbs_and_stays():
 
 
 def test_stages_may_have_any_names():
-    scheduler = Adaptive(stages=("short", "long"))
+    scheduler = Adaptive(stages=("short", "long"), least=1)
     assert run(scheduler, lambda stage, _: 1.0, 3)[2] == {"short": 0.15, "long": 0.85}
 
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "check": "validate a built set: manifest, files, boxes, splits, every row",
     "view": "make the HTML viewer of a built set",
     "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
+    "train": "train a vision-language model on a built set, from easy to hard",
     "demo": "all of it on drawn chest X-rays, or on a folder of real data",
 }
 
@@ -31,8 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise ValueError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    module = importlib.import_module(
-        "trimtab.cli.medclm_build" if words[0] in {"build", "demo"} else "trimtab.cli.medclm_use"
-    )
+    homes = {"build": "medclm_build", "demo": "medclm_build", "train": "medclm_train"}
+    module = importlib.import_module(f"trimtab.cli.{homes.get(words[0], 'medclm_use')}")
     code: int = getattr(module, words[0])(words[1:])
     return code

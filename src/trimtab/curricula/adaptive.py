@@ -29,13 +29,13 @@ class Adaptive(StageScheduler):
         patience: epochs without progress after which the next stage opens all the same. Default 4.
         progress: relative fall of the level's loss that counts. Default 0.02.
         smoothing: r. Default 0.5.
-        least: epochs that a level lasts at least. Default 1.
+        least: epochs that a level lasts at least, since an untrained model answers all stages alike. Default 3.
 
     Raises:
         ValueError: a setting is out of range.
 
     Example:
-        >>> scheduler = Adaptive()
+        >>> scheduler = Adaptive(least=1)
         >>> scheduler.add_domain("nodule")
         >>> scheduler.shares("nodule"), scheduler.stale("nodule")
         ({'easy': 1.0, 'medium': 0.0, 'hard': 0.0}, ('easy', 'medium'))
@@ -56,7 +56,7 @@ class Adaptive(StageScheduler):
         patience: int = 4,
         progress: float = 0.02,
         smoothing: float = 0.5,
-        least: int = 1,
+        least: int = 3,
     ) -> None:
         super().__init__(stages)
         if not (math.isfinite(ratio) and ratio > 0):

@@ -84,6 +84,7 @@ class CurriculumSampler(Sampler[int]):
         self._drawn = {domain: dict.fromkeys(pools, 0) for domain, pools in self._pools.items()}
         self._position = 0
         self._order: list[int] | None = None
+        self._order_epoch = 0
         self._before = self._copy_drawn()
 
     def _copy_drawn(self) -> dict[str, dict[str, int]]:
@@ -95,9 +96,10 @@ class CurriculumSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """Indices of this rank; after `load_state_dict` those that are left of the interrupted epoch."""
-        if self._order is None:
+        if self._order is None or self._order_epoch != self.scheduler.epoch:
             self._before = self._copy_drawn()
-            self._order = self._epoch()
+            self._order, self._position = self._epoch(), 0
+            self._order_epoch = self.scheduler.epoch
         while self._position < len(self._order):
             self._position += 1
             yield self._order[self._position - 1]
@@ -115,7 +117,7 @@ class CurriculumSampler(Sampler[int]):
             consumed: draws of this rank that were trained on. Default those handed out, which are more where workers
                 fetch ahead.
         """
-        running = self._order is not None
+        running = self._order is not None and self._order_epoch == self.scheduler.epoch
         return {
             "seed": self.seed,
             "length": self.length,
@@ -141,6 +143,7 @@ class CurriculumSampler(Sampler[int]):
         self._before = self._copy_drawn()
         if state["running"]:
             self._order = self._epoch()
+            self._order_epoch = self.scheduler.epoch
             self._position = state["position"]
 
     def _generator(self, *what: object) -> torch.Generator:

@@ -1,0 +1,64 @@
+"""`trimtab medclm train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from trimtab.cli.arguments import Output, parse
+from trimtab.cli.console import console, measuring_progress, print_json
+from trimtab.medclm.training.options import TrainOptions
+from trimtab.medclm.training.run import train as train_run
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """`trimtab medclm train SET --out RUN`: trains a vision-language model on a built set from easy to hard. Interrupted, the same command goes on where the last checkpoint stands."""  # noqa: E501
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `trimtab medclm build` wrote."""
+    out: Path
+    """Folder of the run."""
+    options: Annotated[TrainOptions, tyro.conf.arg(name="")] = TrainOptions()
+    var: float = 0.0
+    """Strength of VarianceAmplifier (VAR) on the trained weights; 0 is off."""
+    track: bool = False
+    """Write statistics of the gradients into OUT."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Parse and train."""
+    given = parse(TrainArguments, arguments, "medclm train")
+    found = train_with_levers(given)
+    if given.output.json:
+        print_json(found)
+        return 0
+    console.print(
+        f"{found['steps']} steps in {found['seconds']:.0f} s, {found['parameters']:,} parameters, {found['rows']:,} rows",
+        highlight=False,
+    )
+    console.print(
+        f"model: {given.out / 'model'}; decisions of the curriculum: {given.out / 'stages.jsonl'}", soft_wrap=True
+    )
+    console.print(f"next: trimtab medclm evaluate {given.out}", soft_wrap=True)
+    return 0
+
+
+def train_with_levers(given: TrainArguments) -> dict[str, Any]:
+    """Train as told."""
+    from trimtab.observe import GradientTracker
+    from trimtab.penalties import VarianceAmplifier
+
+    levers = [VarianceAmplifier(strength=given.var)] if given.var else []
+    tracker = GradientTracker(folder=given.out) if given.track else None
+    with measuring_progress(f"train {given.options.schedule}", None, given.output.silent) as report:
+
+        def progress(step: int, steps: int, loss: float | None) -> None:
+            report(step, f"step {step}/{steps}" + ("" if loss is None else f"  loss {float(loss):.3f}"), steps)
+
+        return train_run(given.folder, given.out, given.options, levers, tracker, progress)

@@ -1,0 +1,77 @@
+"""Models by name: tiny-llava, or any LLaVA / VipLlava / Qwen2.5-VL folder or hub name; LoRA; finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab.medclm.training.options import TINY, TrainOptions
+from trimtab.medclm.training.rows import Example, instruction
+from trimtab.medclm.training.tiny import tiny_llava
+
+LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module, Any]:
+    """(model, processor) ready to train: in float32 or bfloat16, frozen parts frozen, LoRA in place.
+
+    Args:
+        options: which model and how.
+        examples: what tiny-llava's tokenizer learns from.
+
+    Raises:
+        FileNotFoundError: the model is neither a local folder nor to be had from the hub.
+        ValueError: LoRA or freezing finds no layer to act on.
+    """
+    if options.model == TINY:
+        texts = (f"{instruction(one.row)} {one.row.target}" for one in examples)
+        model, processor = tiny_llava(texts, options.seed)
+    else:
+        model, processor = _pretrained(options.model, getattr(torch, options.precision))
+    if options.freeze_vision:
+        towers = [module for name, module in model.named_modules() if name.endswith(("vision_tower", "visual"))]
+        if not towers:
+            raise ValueError(f"{options.model} has no module vision_tower or visual to freeze")
+        for tower in towers:
+            tower.requires_grad_(False)
+    if options.lora:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=options.lora, lora_alpha=2 * options.lora, lora_dropout=0.0, target_modules=LANGUAGE_LAYERS
+        )
+        model = get_peft_model(model, config)
+    if options.attention:
+        model.set_attn_implementation("eager")
+    return model, processor
+
+
+def _pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), processor
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model {name!r} is no folder with a model and its processor, and could not be had from the hub: {error}; "
+            f"{TINY} needs nothing"
+        ) from error
+
+
+def save(model: Any, processor: Any, folder: Path) -> None:
+    """Model and processor into a folder that transformers reads; LoRA is merged into the weights."""
+    whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    whole.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def load_finished(folder: Path) -> tuple[Any, Any]:
+    """(model, processor) of a run's `model` folder, or of any folder or hub name, in evaluation mode."""
+    inner = folder / "model"
+    model, processor = _pretrained(str(inner if inner.is_dir() else folder), torch.float32)
+    return model.eval(), processor

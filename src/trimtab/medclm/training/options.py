@@ -1,0 +1,98 @@
+"""What a training run of MedCLM can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+TINY = "tiny-llava"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of a training run; the defaults of optimizer and schedule are those of the public code beside arXiv 2510.04477.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    model: str = TINY
+    """tiny-llava, or a folder or hub name of a LLaVA, VipLlava or Qwen2.5-VL model."""
+    schedule: Literal["adaptive", "released", "linear", "mixed", "easy_only"] = "adaptive"
+    """Stage scheduler."""
+    steps: int = 300
+    """Optimizer steps."""
+    epochs: int = 30
+    """Decisions of the scheduler over the run; `steps` is rounded down to a multiple."""
+    batch: int = 16
+    """Rows of a step on one device."""
+    accumulate: int = 1
+    """Gradient accumulation."""
+    lr: float = 2e-5
+    """Peak learning rate; cosine to `lr_end`. For tiny-llava, which starts from random weights, take 2e-3."""
+    lr_end: float = 1e-6
+    """Learning rate at the end."""
+    warmup: float = 0.05
+    """Share of the steps with rising learning rate."""
+    weight_decay: float = 0.05
+    """Of AdamW, betas 0.9 and 0.98."""
+    clip: float = 1.0
+    """Greatest gradient norm; 0 does not clip."""
+    lora: int = 0
+    """Rank of LoRA on the language model's linear layers; 0 trains all weights."""
+    freeze_vision: bool = False
+    """Keep the vision tower as it is."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the weights' copies in the forward pass."""
+    answer: float = 0.8
+    """Weight of the answer in Easy and Medium; Hard has the answer only."""
+    reasoning: float = 0.2
+    """Weight of the reasoning in Easy and Medium."""
+    attention: float = 0.0
+    """Weight of the term that pulls the last layer's attention to the box (needs attentions, so slower)."""
+    anchor: float = 0.0
+    """Weight of the term that pulls the image features inside the box to the words "lesion in organ"."""
+    draw_boxes: bool = True
+    """Draw the box on the images of Easy rows."""
+    seed: int = 42
+    """Of weights and order."""
+    workers: int = 0
+    """Processes that read images."""
+    save_every: int = 0
+    """Steps between checkpoints; 0 saves ten times."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    fsdp: bool = False
+    """Shard the weights over all devices (start with `torchrun` or `accelerate launch`)."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 2 or self.steps < self.epochs:
+            raise ValueError(
+                f"epochs must be 2 or more and steps no fewer, got {self.epochs} epochs of {self.steps} steps"
+            )
+        for name in ("batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("lr", "answer"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in (
+            "weight_decay",
+            "clip",
+            "lora",
+            "reasoning",
+            "attention",
+            "anchor",
+            "workers",
+            "save_every",
+            "lr_end",
+        ):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of one epoch of the scheduler."""
+        return self.steps // self.epochs

@@ -1,0 +1,103 @@
+"""A training run in a folder: started, resumed, finished."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimtab.files import write_text
+from trimtab.levers import Lever
+from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.training.options import TrainOptions
+from trimtab.medclm.training.rows import RowData, examples_of
+from trimtab.observe import GradientTracker
+
+
+def train(
+    data: Path,
+    out: Path,
+    options: TrainOptions,
+    levers: Sequence[Lever] = (),
+    tracker: GradientTracker | None = None,
+    progress: Callable[[int, int, float | None], None] | None = None,
+) -> dict[str, Any]:
+    """Train on the train split of a built data set; an interrupted run goes on, a finished one is returned as it is.
+
+    Leaves `run.json` (options, state, seconds), `stages.jsonl` (decisions), `losses.jsonl`, `history.jsonl` (the Trainer's
+    log), `model/` (weights and processor as transformers reads them) and `checkpoints/`.
+
+    Args:
+        data: folder of `trimtab medclm build`.
+        out: folder of the run.
+        options: of the run.
+        levers, tracker: Trimtab's levers and tracker.
+        progress: called with (step, steps, loss or None).
+
+    Returns:
+        What `run.json` holds.
+
+    Raises:
+        ValueError: `out` holds a run with other options or other data.
+    """
+    folder = DataSetFolder(data)
+    examples = examples_of(folder, ["train"])
+    file = out / "run.json"
+    wanted = {"options": asdict(options), "data": str(data), "levers": [repr(lever) for lever in levers]}
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if any(found.get(key) != value for key, value in wanted.items()):
+            changed = [key for key, value in asdict(options).items() if found["options"].get(key) != value]
+            raise ValueError(
+                f"{out} holds a run with other settings ({', '.join(changed) or 'data or levers'}); choose another --out"
+            )
+        if found["state"] == "finished":
+            return found
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.utils.logging import disable_progress_bar
+
+    from trimtab.medclm.training.models import load, save
+    from trimtab.medclm.training.trainer import CurriculumTrainer
+
+    class Shown(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if progress is not None:
+                last = next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None)
+                progress(state.global_step, state.max_steps, last)
+
+    disable_progress_bar()
+    model, processor = load(options, examples)
+    trainer = CurriculumTrainer(
+        model, processor, RowData(examples, options.draw_boxes), options, out, levers, tracker, [Shown()]
+    )
+    main = trainer.is_world_process_zero()
+    if main:
+        write_text(file, json.dumps({**wanted, "state": "running"}, indent=1) + "\n")
+        trainer.course.write()
+    checkpoints = out / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=last)
+    seconds = time.perf_counter() - start
+    if options.fsdp:
+        trainer.save_model(str(out / "model"))
+    if main:
+        if options.fsdp:
+            processor.save_pretrained(out / "model")
+        else:
+            save(trainer.accelerator.unwrap_model(trainer.model), processor, out / "model")
+        lines = [json.dumps(line) for line in trainer.state.log_history]
+        write_text(out / "history.jsonl", "\n".join(lines) + "\n")
+        trainer.course.write()
+        done = {
+            **wanted, "state": "finished", "seconds": round(seconds, 2), "resumed": last is not None,
+            "steps": trainer.state.global_step, "rows": len(examples),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }  # fmt: skip
+        write_text(file, json.dumps(done, indent=1) + "\n")
+    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return loaded

@@ -1,0 +1,157 @@
+"""`transformers.Trainer` with a curriculum: its sampler, its loss, its levers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from trimtab.adapters.hugging_face import TrimtabCallback
+from trimtab.curricula import CurriculumSampler, create, row_losses
+from trimtab.levers import Lever
+from trimtab.medclm.training.collator import Collator
+from trimtab.medclm.training.course import Course
+from trimtab.medclm.training.grounding import anchor_loss, anchor_words, attention_loss
+from trimtab.medclm.training.options import TrainOptions
+from trimtab.medclm.training.rows import RowData
+from trimtab.observe import GradientTracker
+
+
+def arguments(options: TrainOptions, folder: Path) -> TrainingArguments:
+    """The Trainer's arguments."""
+    steps = options.epoch_steps * options.epochs
+    return TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulate, learning_rate=options.lr,
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(options.lr_end, options.lr)},
+        warmup_steps=round(options.warmup * steps), weight_decay=options.weight_decay, adam_beta1=0.9, adam_beta2=0.98,
+        max_grad_norm=options.clip, bf16=options.precision == "bfloat16",
+        activation_checkpointing=options.checkpointing, seed=options.seed, data_seed=options.seed,
+        dataloader_num_workers=options.workers, dataloader_drop_last=True, dataloader_pin_memory=torch.cuda.is_available(),
+        save_strategy="steps", save_steps=options.save_every or max(steps // 10, 1), save_total_limit=2,
+        logging_steps=max(options.epoch_steps, 1), report_to=[], remove_unused_columns=False, disable_tqdm=True,
+        ddp_find_unused_parameters=True, use_cpu=not torch.cuda.is_available(),
+        fsdp=options.fsdp, fsdp_config={"version": 2} if options.fsdp else None,
+    )  # fmt: skip
+
+
+class CurriculumTrainer(Trainer):  # type: ignore[misc]
+    """Trains on `RowData` in the order of a stage scheduler with the span-weighted loss, and resumes exactly.
+
+    `trainer.train(resume_from_checkpoint=...)` goes on as if it had not stopped: weights, optimizer, learning rate, scheduler,
+    sampler. Levers act as with any Trainer (see `TrimtabCallback`).
+
+    Args:
+        model, processor: from `models.load`.
+        data: the training rows.
+        options: of the run.
+        folder: for checkpoints and the curriculum's tables.
+        levers, tracker: Trimtab's levers, and a tracker of the gradients that they get.
+        callbacks: more of transformers' callbacks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        data: RowData,
+        options: TrainOptions,
+        folder: Path,
+        levers: Sequence[Lever] = (),
+        tracker: GradientTracker | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.options = options
+        rows = [one.row for one in data.examples]
+        given = arguments(options, folder / "checkpoints")
+        scheduler = create(options.schedule, **({"epochs": options.epochs} if options.schedule == "linear" else {}))
+        self.sampler = CurriculumSampler(
+            [row.stage for row in rows], scheduler, [row.domain for row in rows], seed=options.seed,
+            length=options.epoch_steps * options.batch * options.accumulate * given.world_size,
+        )  # fmt: skip
+        self.course = Course(scheduler, self.sampler, rows, options.epoch_steps, self._probe, folder)
+        chosen: list[TrainerCallback] = [self.course, *callbacks]
+        if levers or tracker is not None:
+            chosen.append(TrimtabCallback(levers=levers, tracker=tracker))
+        super().__init__(
+            model=model, args=given, train_dataset=data, processing_class=processor, callbacks=chosen,
+            data_collator=Collator(processor, options.answer, options.reasoning),
+        )  # fmt: skip
+        self.remove_callback(PrinterCallback)
+        # our loss is a mean over rows, so the Trainer must divide by the accumulated batches
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> CurriculumSampler:
+        return self.sampler
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean over the rows of the weighted cross-entropy, with the grounding terms where they are on."""
+        rest = dict(inputs)
+        rows, labels, weights = rest.pop("rows"), rest.pop("labels"), rest.pop("weights")
+        extra = {"output_attentions": True} if self.options.attention else {}
+        outputs = model(**rest, use_cache=False, **extra)
+        losses = row_losses(outputs.logits, labels, weights)
+        self.course.see(rows, losses)
+        loss = losses.mean()
+        if self.options.attention:
+            images = rest["input_ids"] == self._image_token()
+            loss = loss + self.options.attention * attention_loss(outputs.attentions[-1], images, weights > 0, rows)
+        if self.options.anchor:
+            loss = loss + self.options.anchor * anchor_loss(self._features(outputs, len(rows)), self._words(rows), rows)
+        return (loss, outputs) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights through `from_pretrained`: it knows the names under which `save_pretrained` wrote them.
+
+        The Trainer's own way loads by the names in the file; of LLaVA models, which are saved under older names, it would load
+        nothing and only warn.
+        """
+        whole = self.model if model is None else model
+        if self.is_fsdp_enabled or hasattr(whole, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        whole.load_state_dict(type(whole).from_pretrained(resume_from_checkpoint, dtype=whole.dtype).state_dict())
+
+    def _image_token(self) -> int:
+        config = self.model.config
+        return int(getattr(config, "image_token_id", None) or config.image_token_index)
+
+    def _features(self, outputs: Any, rows: int) -> Tensor:
+        features = outputs.image_hidden_states
+        if isinstance(features, list | tuple):
+            features = torch.stack(list(features))
+        reshaped: Tensor = features.reshape(rows, -1, features.shape[-1])
+        return reshaped
+
+    def _words(self, rows: Sequence[Any]) -> list[Tensor | None]:
+        embed, tokenizer = self.model.get_input_embeddings(), self.processing_class.tokenizer
+        found: list[Tensor | None] = []
+        for row in rows:
+            words = anchor_words(row)
+            ids = tokenizer(words, add_special_tokens=False)["input_ids"] if words else None
+            found.append(embed(torch.tensor(ids, device=embed.weight.device)).detach() if ids else None)
+        return found
+
+    @torch.no_grad()
+    def _probe(self, items: list[int]) -> list[float]:
+        training = self.model_wrapped.training
+        self.model_wrapped.eval()
+        found: list[float] = []
+        try:
+            for start in range(0, len(items), self.options.batch):
+                chosen = [self.train_dataset[place] for place in items[start : start + self.options.batch]]
+                batch = self._prepare_inputs(self.data_collator(chosen))
+                batch.pop("rows")
+                labels, weights = batch.pop("labels"), batch.pop("weights")
+                with self.compute_loss_context_manager():
+                    outputs = self.model_wrapped(**batch, use_cache=False)
+                found += row_losses(outputs.logits, labels, weights).tolist()
+        finally:
+            self.model_wrapped.train(training)
+        return found

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.medclm.training.blobs import blob_set
+from trimtab.curricula import SpanWeights
+from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.records import Box
+from trimtab.medclm.training.collator import Collator, encoded_prompts, prompt_text
+from trimtab.medclm.training.options import TrainOptions
+from trimtab.medclm.training.rows import RowData, examples_of, with_box
+from trimtab.medclm.training.run import train
+from trimtab.medclm.training.tiny import tiny_llava
+from trimtab.observe import GradientTracker
+from trimtab.penalties import VarianceAmplifier
+
+QUICK = {"steps": 8, "epochs": 4, "batch": 4, "lr": 2e-3, "save_every": 3, "schedule": "mixed"}
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory):
+    return blob_set(tmp_path_factory.mktemp("blobs") / "set", images=24)
+
+
+@pytest.fixture(scope="module")
+def pieces(blobs):
+    examples = examples_of(DataSetFolder(blobs), ["train"])
+    texts = [f"{one.row.question} {one.row.target}" for one in examples]
+    return examples, *tiny_llava(texts, image=16, patch=8, hidden=16, layers=1)
+
+
+def test_labels_cover_exactly_the_target_and_the_end(pieces):
+    examples, _, processor = pieces
+    batch = Collator(processor)([RowData(examples)[place] for place in range(6)])
+    tokenizer = processor.tokenizer
+    for ids, labels, weights, mask, row in zip(
+        batch["input_ids"], batch["labels"], batch["weights"], batch["attention_mask"], batch["rows"], strict=True
+    ):
+        learnt = labels != -100
+        assert tokenizer.decode(labels[learnt]) == row.target + "</s>"
+        assert torch.equal(ids[learnt], labels[learnt])
+        assert weights.sum().item() == pytest.approx(1)
+        assert not weights[~learnt].any()
+        answer = tokenizer.decode(ids[weights == weights.max()])
+        assert answer.replace("</s>", "").strip().removeprefix("Answer: ") == row.answer
+        assert not mask[len(mask) - int((mask == 0).sum()) :].any()  # padding stands at the end and is masked
+        assert not learnt[mask == 0].any()
+
+
+def test_image_expansion_does_not_shift_spans(pieces):
+    """The processor's expansion and ours of an unexpanded prompt give the same row."""
+    examples, model, processor = pieces
+    item = RowData(examples)[1]
+    row, tokenizer = item["row"], processor.tokenizer
+    batch = Collator(processor)([item])
+    short = tokenizer(prompt_text(processor, row), add_special_tokens=False)["input_ids"]
+    target = tokenizer(row.target, add_special_tokens=False, return_offsets_mapping=True)
+    weights = SpanWeights({"answer": 0.8, "reasoning": 0.2})
+    ours = weights.tokens(short, target["input_ids"], target["offset_mapping"], row.spans, tokenizer.eos_token_id)
+    ours = ours.expanded(model.config.image_token_index, [4])
+    assert batch["input_ids"][0].tolist() == list(ours.ids)
+    assert batch["labels"][0].tolist() == list(ours.labels)
+    assert torch.equal(batch["weights"][0], torch.tensor(ours.weights))
+    assert encoded_prompts(processor, [item])[0]["input_ids"].shape[1] == len(short) + 3
+
+
+def test_boxes_are_drawn_for_easy_rows_on_copies_only(pieces):
+    examples = pieces[0]
+    drawn, plain = RowData(examples), RowData(examples, draw_boxes=False)
+    for place, one in enumerate(examples[:3]):
+        same = drawn[place]["image"].tobytes() == plain[place]["image"].tobytes()
+        assert same == (one.row.stage != "easy")
+    picture = Image.new("RGB", (10, 10))
+    marked = with_box(picture, Box(x0=0.2, y0=0.3, x1=0.8, y1=0.9))
+    red = {(x, y) for x in range(10) for y in range(10) if marked.getpixel((x, y)) != (0, 0, 0)}
+    assert red == {(x, y) for x in range(2, 8) for y in range(3, 9) if x in (2, 7) or y in (3, 8)}
+    assert not any(picture.tobytes())
+
+
+def test_resumed_training_equals_one_that_was_not_stopped(blobs, tmp_path):
+    """Killed in the middle of an epoch of the scheduler: weights, decisions and losses are the same to the bit."""
+    options = TrainOptions(**{**QUICK, "schedule": "adaptive"})
+    train(blobs, tmp_path / "whole", options)
+
+    def die(step, steps, loss):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(blobs, tmp_path / "cut", options, progress=die)
+    found = train(blobs, tmp_path / "cut", options)
+    assert found["resumed"]
+    assert found["steps"] == 8
+    whole, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+    for file in ("stages.jsonl", "losses.jsonl"):
+        assert (tmp_path / "whole" / file).read_text() == (tmp_path / "cut" / file).read_text()
+    assert train(blobs, tmp_path / "cut", options) == found  # a finished run is returned as it is
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+        train(blobs, tmp_path / "cut", TrainOptions(**{**QUICK, "schedule": "adaptive", "seed": 1}))
+
+
+def test_levers_and_tracker_attach(blobs, tmp_path):
+    plain = train(blobs, tmp_path / "plain", TrainOptions(**QUICK))
+    with pytest.warns(UserWarning, match="clips the gradients before the levers"):
+        train(
+            blobs, tmp_path / "var", TrainOptions(**QUICK), [VarianceAmplifier(strength=1e-2)],
+            GradientTracker(folder=tmp_path / "var"),
+        )  # fmt: skip
+    assert plain["state"] == "finished"
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "var"))
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+    assert list((tmp_path / "var").rglob("*.parquet"))
+
+
+def test_lora_and_grounding_terms_train(blobs, tmp_path):
+    options = TrainOptions(**{**QUICK, "steps": 2, "epochs": 2}, lora=2, freeze_vision=True, attention=0.1, anchor=0.1)
+    train(blobs, tmp_path / "lora", options)
+    assert (tmp_path / "lora" / "model" / "model.safetensors").is_file()
+    history = [json.loads(line) for line in (tmp_path / "lora" / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["train_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 3, "epochs": 4}, "steps no fewer"),
+        ({"batch": 0}, "batch must be 1 or more"),
+        ({"lr": 0}, "lr must be above 0"),
+        ({"warmup": 1}, "warmup"),
+        ({"lora": -1}, "lora must be 0 or more"),
+    ],
+)
+def test_wrong_options_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**settings)
+
+
+def test_a_set_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
+        train(tmp_path / "none", tmp_path / "run", TrainOptions(**QUICK))
