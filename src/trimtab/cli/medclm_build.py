@@ -149,7 +149,7 @@ def demo(arguments: Sequence[str]) -> int:
     """Draw (or take real data), build, check, view."""
     given = parse(DemoArguments, arguments, "medclm demo")
     if given.data is not None:
-        options = _real(given.data, given.seed)
+        options = real_options(given.data, given.seed)
     else:
         from trimtab.medclm.phantom.files import write_phantom
 
@@ -176,7 +176,8 @@ def demo(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _real(data: Path, seed: int) -> BuildOptions:
+def real_options(data: Path, seed: int) -> BuildOptions:
+    """The build of a folder with annotations_coco.json and images/; a class optic_disc makes it one of fundus photographs."""
     detections = data / "annotations_coco.json"
     if not detections.is_file() or not (data / "images").is_dir():
         raise FileNotFoundError(

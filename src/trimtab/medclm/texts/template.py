@@ -266,11 +266,13 @@ def _concluded(record: ImageRecord, lesion: Lesion | None, ask: Ask) -> str:
             return "So there is no finding."
         host = known(lesion.host) if lesion is not None else None
         where = f" {'near' if host.fallback else 'in'} {the_place(record, host)}" if host is not None else ""
-        return f"So this is {indefinite(ask.label)}{where}."
+        return f"So {'these are' if is_plural(ask.label) else 'this is'} {indefinite(ask.label)}{where}."
     if ask.kind == "present":
         if ask.answer == "yes":
             return f"So the answer is yes: {indefinite(ask.label)}."
-        shown_instead = f"; it is {indefinite(lesion.label)}" if lesion is not None else ""
+        shown_instead = ""
+        if lesion is not None:
+            shown_instead = f"; {'they are' if is_plural(lesion.label) else 'it is'} {indefinite(lesion.label)}"
         return f"So the answer is no: not {indefinite(ask.label)}{shown_instead}."
     if ask.kind == "count":
         return f"So the number of {regions(ask.label)} is {ask.answer}."
