@@ -38,7 +38,7 @@ def landscape(method: str, losses: list[list[float | None]]) -> Landscape:
 
 def summary(**changes: object) -> CurvatureSummary:
     rows = [
-        row(method, seed, sharp + 0.1 * seed, 0.6 - 0.3 * sparsity, sparsity)
+        row(method, seed, sharp + 0.1 * seed, 0.6 - 0.3 * sparsity * sharp, sparsity)
         for method, sharp in (("sgd", 1.0), ("var<b>", 0.5), ("sam", 0.4), ("cram+", 0.3))
         for seed in (0, 1)
         for sparsity in (0.0, 0.9)

@@ -20,6 +20,11 @@ from trimtab.report.palette import Look, looks
 from trimtab.report.parts import Cell, Figure, Section, Table, halvings, plain, seeds_sentence, sparsity_axis
 
 MINUS = "\N{MINUS SIGN}"
+HEADS = [
+    text.replace("largest ", "").replace(" x ", "\u00b7").replace("sharpness", "sharp.")
+    for text, _ in MEASURES.values()
+]
+"""Of columns: short, so that a table of all measures fits the page."""
 FLOOR = 1e-6  # of the density's greatest value: what is drawn of it on a logarithmic axis [ours]
 
 
@@ -36,7 +41,7 @@ def _spread(values: Sequence[float]) -> Cell:
 
 def _measure_table(rows: Sequence[CurvatureRow], sparsity: float, place: int) -> Table:
     own = [row for row in rows if row.sparsity == sparsity]
-    head = ["method", "accuracy, %", "loss", *(text for text, _ in MEASURES.values()), "||w||"]
+    head = ["method", "accuracy, %", "loss", *HEADS, "||w||"]
     lines = []
     for method in dict.fromkeys(row.method for row in own):
         seeds = [row for row in own if row.method == method]
@@ -60,7 +65,7 @@ def _ratio(found: Estimate | None) -> Cell:
 
 
 def _ratio_table(rows: Sequence[CurvatureRow], baseline: str) -> Table:
-    head = ["method", "sparsity", *(text for text, _ in MEASURES.values())]
+    head = ["method", "sparsity", *HEADS]
     lines = []
     for method in dict.fromkeys(row.method for row in rows):
         for sparsity in sorted({row.sparsity for row in rows}):
@@ -119,6 +124,17 @@ def _eigenvalue_traces(rows: Sequence[CurvatureRow], found: Mapping[str, Look]) 
     return traces
 
 
+def _ticks(values: Sequence[float]) -> dict[str, Any]:
+    """1, 2, 5, 10, ... written out on a logarithmic axis; where fewer than two lie within, the axis chooses its own."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    inside = sorted(
+        {f * 10.0**power for power in powers for f in steps if min(values) <= f * 10.0**power <= max(values)}
+    )
+    return {"tickvals": inside, "ticktext": [f"{value:,.6g}" for value in inside]} if len(inside) > 1 else {}
+
+
 def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Section:
     """The largest eigenvalues, each within its residual."""
     rows = summary.rows
@@ -131,7 +147,12 @@ def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) ->
         {"": traces},
         {
             "xaxis": sparsity_axis([row.sparsity for row in rows]),
-            "yaxis": {"title": {"text": "eigenvalue"}, "type": "log" if positive else "linear", "zeroline": False},
+            "yaxis": {
+                "title": {"text": "eigenvalue"},
+                "type": "log" if positive else "linear",
+                "zeroline": False,
+                **(_ticks([value for row in rows for value in row.eigenvalues]) if positive else {}),
+            },
             "height": 420,
         },
     )

@@ -68,7 +68,7 @@ def landscape_sections(found: Sequence[Landscape]) -> list[Section]:
                     "scene": {
                         "xaxis": axis, "yaxis": axis,
                         "zaxis": {**axis, "range": [values[0], values[-1]], "tickvals": values, "ticktext": texts},
-                        "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 0.9}},
+                        "camera": {"eye": {"x": 1.65, "y": 1.65, "z": 0.95}, "center": {"x": 0, "y": 0, "z": -0.18}},
                     },
                     "height": 340, "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
                 },
@@ -87,8 +87,9 @@ def landscape_sections(found: Sequence[Landscape]) -> list[Section]:
                      "marker": {"symbol": "x", "size": 9, "color": "#ffffff"}},
                 ]},
                 {
-                    "xaxis": {"title": {"text": "first direction"}, "zeroline": False, "showgrid": False},
-                    "yaxis": {"zeroline": False, "showgrid": False, "scaleanchor": "x"},
+                    "xaxis": {"title": {"text": "first direction"}, "zeroline": False, "showgrid": False,
+                              "constrain": "domain"},
+                    "yaxis": {"zeroline": False, "showgrid": False, "scaleanchor": "x", "constrain": "domain"},
                     "height": 330, "margin": {"l": 40},
                 },
                 small=True, title=name,

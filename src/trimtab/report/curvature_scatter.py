@@ -35,8 +35,13 @@ def _scatter(
         f"{metric.capitalize()} against {text} of the same networks, {label}.",
         {"": [trace for trace in traces if trace["x"]]},
         {
-            "xaxis": {"title": {"text": text.replace("||w||\u00b2", "|w|\u00b2")}, "type": "log", "zeroline": False},
-            "yaxis": {"tickformat": ".0%", "title": {"text": metric}, "zeroline": False},
+            "xaxis": {
+                "title": {"text": text.replace("||w||\u00b2", "|w|\u00b2")},
+                "type": "log",
+                "zeroline": False,
+                "nticks": 5,
+            },
+            "yaxis": {"tickformat": ".3~p", "title": {"text": metric}, "zeroline": False},
             "height": 300,
             "margin": {"l": 55},
             "legend": {"font": {"size": 11}},
