@@ -11,13 +11,14 @@ COMMANDS = {
     "view": "make the HTML viewer of a built set",
     "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
     "train": "train a vision-language model on a built set, from easy to hard",
+    "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
     "demo": "all of it on drawn chest X-rays, or on a folder of real data",
 }
 
 
 def usage() -> str:
     """What `trimtab medclm --help` prints."""
-    lines = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
     return (
         "usage: trimtab medclm COMMAND ...   (trimtab medclm COMMAND --help says more)\n\n"
         f"{lines}\n\nneeds the extra: pip install 'trimtab[medclm]'\n"
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise ValueError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    homes = {"build": "medclm_build", "demo": "medclm_build", "train": "medclm_train"}
+    homes = {"build": "medclm_build", "demo": "medclm_build", "train": "medclm_train", "evaluate": "medclm_evaluate"}
     module = importlib.import_module(f"trimtab.cli.{homes.get(words[0], 'medclm_use')}")
     code: int = getattr(module, words[0])(words[1:])
     return code

@@ -11,7 +11,7 @@ from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box
 from trimtab.medclm.training.collator import Collator, encoded_prompts, prompt_text
 from trimtab.medclm.training.options import TrainOptions
-from trimtab.medclm.training.rows import RowData, examples_of, with_box
+from trimtab.medclm.training.rows import RowData, examples_of, instruction, with_box
 from trimtab.medclm.training.run import train
 from trimtab.medclm.training.tiny import tiny_llava
 from trimtab.observe import GradientTracker
@@ -56,7 +56,8 @@ def test_image_expansion_does_not_shift_spans(pieces):
     item = RowData(examples)[1]
     row, tokenizer = item["row"], processor.tokenizer
     batch = Collator(processor)([item])
-    short = tokenizer(prompt_text(processor, row), add_special_tokens=False)["input_ids"]
+    text = instruction(row.question, bool(row.reasoning))
+    short = tokenizer(prompt_text(processor, text), add_special_tokens=False)["input_ids"]
     target = tokenizer(row.target, add_special_tokens=False, return_offsets_mapping=True)
     weights = SpanWeights({"answer": 0.8, "reasoning": 0.2})
     ours = weights.tokens(short, target["input_ids"], target["offset_mapping"], row.spans, tokenizer.eos_token_id)
@@ -64,7 +65,7 @@ def test_image_expansion_does_not_shift_spans(pieces):
     assert batch["input_ids"][0].tolist() == list(ours.ids)
     assert batch["labels"][0].tolist() == list(ours.labels)
     assert torch.equal(batch["weights"][0], torch.tensor(ours.weights))
-    assert encoded_prompts(processor, [item])[0]["input_ids"].shape[1] == len(short) + 3
+    assert encoded_prompts(processor, [text], [item["image"]])[0]["input_ids"].shape[1] == len(short) + 3
 
 
 def test_boxes_are_drawn_for_easy_rows_on_copies_only(pieces):

@@ -14,20 +14,20 @@ from trimtab.medclm.records import Row
 from trimtab.medclm.training.rows import instruction
 
 
-def prompt_text(processor: Any, row: Row) -> str:
+def prompt_text(processor: Any, text: str) -> str:
     """The prompt in the model's chat format, with one image placeholder."""
-    content = [{"type": "image"}, {"type": "text", "text": instruction(row)}]
-    text: str = processor.apply_chat_template(
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    prompt: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
     )
-    return text
+    return prompt
 
 
-def encoded_prompts(processor: Any, items: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]]:
+def encoded_prompts(processor: Any, texts: Sequence[str], images: Sequence[Any]) -> list[dict[str, Tensor]]:
     """What the processor makes of each prompt with its image, image tokens expanded; every tensor has a first dimension."""
     return [
-        dict(processor(images=[item["image"]], text=[prompt_text(processor, item["row"])], return_tensors="pt"))
-        for item in items
+        dict(processor(images=[image], text=[prompt_text(processor, text)], return_tensors="pt"))
+        for text, image in zip(texts, images, strict=True)
     ]
 
 
@@ -68,7 +68,8 @@ class Collator:
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Items of `RowData` as one batch."""
         tokenizer = self.processor.tokenizer
-        prompts = encoded_prompts(self.processor, items)
+        texts = [instruction(item["row"].question, bool(item["row"].reasoning)) for item in items]
+        prompts = encoded_prompts(self.processor, texts, [item["image"] for item in items])
         made = []
         for item, prompt in zip(items, prompts, strict=True):
             row: Row = item["row"]

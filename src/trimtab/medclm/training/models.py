@@ -28,7 +28,7 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
         ValueError: LoRA or freezing finds no layer to act on.
     """
     if options.model == TINY:
-        texts = (f"{instruction(one.row)} {one.row.target}" for one in examples)
+        texts = (f"{instruction(one.row.question, bool(one.row.reasoning))} {one.row.target}" for one in examples)
         model, processor = tiny_llava(texts, options.seed)
     else:
         model, processor = _pretrained(options.model, getattr(torch, options.precision))

@@ -40,9 +40,9 @@ def examples_of(folder: DataSetFolder, splits: Iterable[SplitName]) -> list[Exam
     return found
 
 
-def instruction(row: Row) -> str:
+def instruction(question: str, reason: bool) -> str:
     """The question with a word on the form of the reply (ours): the question does not show whether reasoning is wanted."""
-    return f"{row.question} {REASON_FIRST if row.reasoning else ANSWER_ONLY}"
+    return f"{question} {REASON_FIRST if reason else ANSWER_ONLY}"
 
 
 def with_box(picture: Image.Image, box: Box) -> Image.Image:

@@ -1,0 +1,193 @@
+"""Readers of medical question sets as their authors ship them: VQA-RAD, SLAKE, PathVQA, PMC-VQA."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trimtab.medclm.evaluation.questions import Question, choices_of
+from trimtab.medclm.readers.files import require_file, utf8
+from trimtab.medclm.records import Rejected, inside
+
+Benchmark = Literal["vqa_rad", "slake", "path_vqa", "pmc_vqa"]
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Questions of one split, and every row that could not be used, with file and row."""
+
+    questions: list[Question]
+    rejected: list[Rejected]
+
+
+class _RowError(ValueError):
+    """Why a row cannot be used."""
+
+
+def load_benchmark(name: Benchmark, folder: Path, split: Part, language: str = "en") -> Loaded:
+    """The questions of one split.
+
+    | name | files in `folder` |
+    |---|---|
+    | `vqa_rad` | `VQA_RAD Dataset Public.json` and `VQA_RAD Image Folder/` (test: phrase types test_*), or `train.jsonl`, `test.jsonl`, `images/` |
+    | `slake` | `train.json`, `validate.json`, `test.json`, `imgs/` |
+    | `path_vqa` | `SPLIT_qa.json` or `.jsonl` with image, question, answer, and `images/SPLIT/` (the pickles of the authors are not read: write them as JSON) |
+    | `pmc_vqa` | `train.csv`, `test.csv` (or `train_2.csv`, `test_2.csv`) and `images/` or `figures/` |
+
+    Args:
+        name: which.
+        folder: unpacked.
+        split: train, validation or test; VQA-RAD and PMC-VQA have no validation.
+        language: of SLAKE, "en" or "zh".
+
+    Raises:
+        ValueError: an unknown set, or a file without one usable row.
+        FileNotFoundError: a file is missing.
+    """  # noqa: E501
+    if name not in _LOADERS:
+        raise ValueError(f"unknown question set {name!r}; known are {', '.join(_LOADERS)}")
+    file, rows, make = _LOADERS[name](folder, split, language)
+    questions: list[Question] = []
+    rejected: list[Rejected] = []
+    for place, row in rows:
+        try:
+            question = make(row)
+            if question is None:
+                continue
+            if not question.question.strip() or not question.answer.strip():
+                raise _RowError("empty question or answer")
+            if not question.image.is_file():
+                raise _RowError(f"no image {question.image.name}")
+            questions.append(question)
+        except (_RowError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+            rejected.append(Rejected(file=file.name, row=place, reason=reason, value=str(row)[:120]))
+    if not questions:
+        raise ValueError(f"{file}: no usable row of the split {split}; {len(rejected)} rejected, first: {rejected[:1]}")
+    return Loaded(questions, rejected)
+
+
+_Rows = Iterator[tuple[str, Any]]
+_Make = Callable[[Any], Question | None]
+
+
+def _json_rows(file: Path) -> _Rows:
+    text = utf8(require_file(file, "a file of questions"))
+    if file.suffix == ".jsonl":
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    yield f"line {number}", json.loads(line)
+                except ValueError as error:
+                    yield f"line {number}", f"not JSON: {error}"
+        return
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError(f"{file} must hold a list of questions")
+    for number, row in enumerate(found):
+        yield f"[{number}]", row
+
+
+def _vqa_rad(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
+    if split == "validation":
+        raise ValueError("VQA-RAD has no validation split")
+    public = folder / "VQA_RAD Dataset Public.json"
+    own = public.is_file()
+    file = public if own else folder / f"{split}.jsonl"
+    images = folder / ("VQA_RAD Image Folder" if own else "images")
+
+    def make(row: Any) -> Question | None:
+        if own and str(row["phrase_type"]).startswith("test") is not (split == "test"):
+            return None
+        answer = str(row["answer"]).strip()
+        return Question(
+            str(row["qid"]), images / inside(str(row["image_name"])), str(row["question"]).strip(), answer,
+            str(row["image_name"]), domain=str(row.get("image_organ", "")), kind=str(row.get("question_type", "")),
+            choices=choices_of(answer),
+        )  # fmt: skip
+
+    return file, _json_rows(file), make
+
+
+def _slake(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
+    file = folder / f"{'validate' if split == 'validation' else split}.json"
+
+    def make(row: Any) -> Question | None:
+        if row["q_lang"] != language:
+            return None
+        answer = str(row["answer"]).strip()
+        return Question(
+            str(row["qid"]), folder / "imgs" / inside(str(row["img_name"])), str(row["question"]).strip(), answer,
+            str(row["img_id"]), domain=f"{row.get('location', '')} {row.get('modality', '')}".strip(),
+            kind=str(row.get("content_type", "")), choices=choices_of(answer),
+        )  # fmt: skip
+
+    return file, _json_rows(file), make
+
+
+def _path_vqa(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
+    short = "val" if split == "validation" else split
+    file = next(
+        (one for one in (folder / f"{short}_qa.jsonl", folder / f"{short}_qa.json") if one.is_file()),
+        folder / f"{short}_qa.json",
+    )
+
+    def make(row: Any) -> Question:
+        name, answer = inside(str(row["image"])), str(row["answer"]).strip()
+        image = folder / "images" / short / (name if Path(name).suffix else f"{name}.jpg")
+        kind = "yes/no" if choices_of(answer) else str(row["question"]).split(" ")[0].lower()
+        return Question(
+            f"{name}:{row['question']}",
+            image,
+            str(row["question"]).strip(),
+            answer,
+            name,
+            kind=kind,
+            choices=choices_of(answer),
+        )
+
+    return file, _json_rows(file), make
+
+
+_CHOICE = re.compile(r"^\s*[A-D]\s*[:.)]\s*")
+
+
+def _csv_rows(file: Path) -> _Rows:
+    lines = utf8(require_file(file, "PMC-VQA's table of questions")).splitlines(keepends=True)
+    for number, row in enumerate(csv.DictReader(lines), start=2):
+        yield f"row {number}", row
+
+
+def _pmc_vqa(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
+    if split == "validation":
+        raise ValueError("PMC-VQA has no validation split")
+    file = next(
+        (one for one in (folder / f"{split}.csv", folder / f"{split}_2.csv") if one.is_file()), folder / f"{split}.csv"
+    )
+    images = folder / ("images" if (folder / "images").is_dir() else "figures")
+
+    def make(row: Any) -> Question:
+        choices = tuple(_CHOICE.sub("", row[f"Choice {letter}"]).strip() for letter in "ABCD")
+        given = str(row.get("Answer_label") or row["Answer"]).strip()
+        answer = choices["ABCD".index(given)] if given in ("A", "B", "C", "D") else _CHOICE.sub("", given)
+        if answer not in choices:
+            raise _RowError("the answer is none of the choices")
+        asked = f"{str(row['Question']).strip()} " + " ".join(f"{k}: {v}" for k, v in zip("ABCD", choices, strict=True))
+        figure = inside(str(row["Figure_path"]))
+        return Question(f"{figure}:{row['Question']}", images / figure, asked, answer, figure, choices=choices)
+
+    return file, _csv_rows(file), make
+
+
+_LOADERS: dict[str, Callable[[Path, Part, str], tuple[Path, _Rows, _Make]]] = {
+    "vqa_rad": _vqa_rad,
+    "slake": _slake,
+    "path_vqa": _path_vqa,
+    "pmc_vqa": _pmc_vqa,
+}

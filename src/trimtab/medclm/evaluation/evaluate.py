@@ -1,0 +1,104 @@
+"""`evaluate`: the model, the same model without images, and the majority guess, on one set of questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.files import write_text
+from trimtab.medclm.evaluation.majority import Majority
+from trimtab.medclm.evaluation.metrics import RULES, scores
+from trimtab.medclm.evaluation.parsing import parse_reply
+from trimtab.medclm.evaluation.questions import Question
+from trimtab.medclm.evaluation.tables import as_dicts, measured
+
+SYSTEMS = {
+    "model": "the trained model",
+    "text only": "the same model, every image replaced by plain grey",
+    "majority": "the most common training answer to such a question",
+}
+OPEN_AND_CLOSED = ("closed.1", "exact.1", "f1.1", "recall.1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluation.json` holds, and the predictions.
+
+    Attributes:
+        summary: rules, systems with their measured rows, n.
+        predictions: question by question: texts, replies, scores.
+    """
+
+    summary: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    training: Sequence[Question],
+    batch: int = 32,
+    progress: Callable[[str, int], None] | None = None,
+) -> Evaluation:
+    """Ask all questions of all systems and measure.
+
+    Args:
+        model, processor: from `training.models`.
+        questions: held out.
+        training: questions of the training split, for the majority; empty leaves it out.
+        batch: questions at a time.
+        progress: called with (system, questions done).
+
+    Raises:
+        ValueError: no questions.
+    """
+    if not questions:
+        raise ValueError("there are no questions to evaluate on")
+    from trimtab.medclm.evaluation.generation import replies
+
+    def tell(system: str) -> Callable[[int], None] | None:
+        return None if progress is None else lambda done: progress(system, done)
+
+    said = {
+        "model": replies(model, processor, questions, batch=batch, progress=tell("model")),
+        "text only": replies(model, processor, questions, blank=True, batch=batch, progress=tell("text only")),
+    }
+    if training:
+        majority = Majority(training)
+        said["majority"] = [f"Answer: {majority.answer(question)}" for question in questions]
+    systems: dict[str, Any] = {}
+    everything: dict[str, list[dict[str, float]]] = {}
+    for system, texts in said.items():
+        found = [scores(question, parse_reply(text)) for question, text in zip(questions, texts, strict=True)]
+        if system == "majority":
+            found = [{rule: value for rule, value in one.items() if rule in OPEN_AND_CLOSED} for one in found]
+        everything[system] = found
+        systems[system] = {"what": SYSTEMS[system], "rows": as_dicts(measured(questions, found))}
+    predictions = [
+        {
+            "name": question.name, "image": str(question.image), "question": question.question, "answer": question.answer,
+            "stage": question.stage, "domain": question.domain, "kind": question.kind, "draw": question.draw,
+            "box": list(question.box.corners) if question.box is not None else None,
+            "replies": {system: texts[place] for system, texts in said.items()},
+            "scores": {system: found[place] for system, found in everything.items()},
+        }
+        for place, question in enumerate(questions)
+    ]  # fmt: skip
+    used = {row["rule"] for one in systems.values() for row in one["rows"]}
+    summary = {
+        "schema": "trimtab.medclm.evaluation/1",
+        "n": len(questions),
+        "rules": {rule: text for rule, text in RULES.items() if rule in used},
+        "systems": systems,
+    }
+    return Evaluation(summary, predictions)
+
+
+def write(found: Evaluation, folder: Path, about: dict[str, Any]) -> None:
+    """`evaluation.json` and `predictions.jsonl` in `folder`; `about` says on what was evaluated."""
+    write_text(folder / "predictions.jsonl", "".join(json.dumps(one) + "\n" for one in found.predictions))
+    write_text(folder / "evaluation.json", json.dumps({**about, **found.summary}, indent=1) + "\n")

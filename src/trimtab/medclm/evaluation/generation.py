@@ -1,0 +1,82 @@
+"""Replies of a vision-language model, greedy, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from trimtab.medclm.evaluation.questions import Question
+from trimtab.medclm.training.collator import encoded_prompts, joined, padded
+from trimtab.medclm.training.rows import instruction, with_box
+
+GREY = (128, 128, 128)
+
+
+def picture_of(question: Question, blank: bool = False) -> Image.Image:
+    """The image as the model gets it: RGB, box drawn where asked for; `blank` gives plain grey of the same size."""
+    with Image.open(question.image) as file:
+        if blank:
+            return Image.new("RGB", file.size, GREY)
+        picture = file.convert("RGB")
+    return with_box(picture, question.box) if question.draw and question.box is not None else picture
+
+
+@torch.no_grad()
+def replies(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    blank: bool = False,
+    batch: int = 32,
+    most: int = 192,
+    progress: Callable[[int], None] | None = None,
+) -> list[str]:
+    """Greedy replies, at most `most` tokens; questions of one form are batched together, padding on the left.
+
+    Args:
+        model, processor: from `training.models`.
+        questions: what is asked.
+        blank: show plain grey instead of the images: the text-only baseline.
+        batch: questions at a time.
+        most: tokens of a reply; without reasoning a quarter of it.
+        progress: called with the number of questions done.
+    """
+    model.eval()
+    tokenizer = processor.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    device = next(model.parameters()).device
+    order = sorted(range(len(questions)), key=lambda place: (questions[place].reason, len(questions[place].question)))
+    groups = [[place for place in order if questions[place].reason is reason] for reason in (False, True)]
+    found = [""] * len(questions)
+    done = 0
+    for group in groups:
+        for start in range(0, len(group), batch):
+            places = group[start : start + batch]
+            chosen = [questions[place] for place in places]
+            prompts = encoded_prompts(
+                processor,
+                [instruction(one.question, one.reason) for one in chosen],
+                [picture_of(one, blank) for one in chosen],
+            )
+            ids = [prompt["input_ids"][0].tolist() for prompt in prompts]
+            inputs: dict[str, Any] = {
+                "input_ids": padded(ids, pad, torch.int64, left=True),
+                "attention_mask": padded([[1] * len(one) for one in ids], 0, torch.int64, left=True),
+            }
+            for key in prompts[0]:
+                if key == "mm_token_type_ids":
+                    inputs[key] = padded([prompt[key][0].tolist() for prompt in prompts], 0, torch.int64, left=True)
+                elif key not in inputs:
+                    inputs[key] = joined(prompts, key)
+            inputs = {key: value.to(device) for key, value in inputs.items()}
+            limit = most if chosen[0].reason else max(most // 4, 16)
+            made = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=pad)
+            for place, row in zip(places, made[:, inputs["input_ids"].shape[1] :], strict=True):
+                found[place] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            done += len(places)
+            if progress is not None:
+                progress(done)
+    return found

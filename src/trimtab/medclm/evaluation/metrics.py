@@ -1,0 +1,92 @@
+"""The rules, each with an id: closed and open answers, grounding, reasoning."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from trimtab.medclm.evaluation.parsing import Reply, contains, words
+from trimtab.medclm.evaluation.questions import Question
+
+RULES = {
+    "closed.1": "closed questions: the answer contains exactly one of the choices, as whole words, and it is the right one; "
+    "where one choice stands inside another, the longer counts; a lone letter A, B, ... names a choice",
+    "exact.1": "open questions: the words are the same (lower case, without punctuation and articles)",
+    "f1.1": "open questions: harmonic mean of precision and recall of the words, counted with multiplicity",
+    "recall.1": "open questions: share of the right answer's words that the answer has",
+    "box-given.1": "reasoning asked for and a box known: the reasoning quotes a box [x0, y0, x1, y1] in 0-1",
+    "iou.1": "as box-given.1: intersection over union of the first box quoted with the gold box, 0 without one",
+    "iou50.1": "as box-given.1: share with iou.1 of 0.5 or more",
+    "organ.1": "reasoning asked for and the host organ known: reasoning or answer name it",
+    "side.1": 'reasoning asked for and the side known: the reasoning names one "patient\'s left" or "right", the right one',
+    "quotes.1": "as box-given.1: the first box quoted is the gold box to 0.001 in every corner",
+    "agrees.1": "reasoning asked for: the last sentence of the reasoning contains the answer given",
+}
+"""Rule id -> what it measures. A changed rule gets a new number."""
+
+_SIDE = re.compile(r"patient's (left|right)\b", re.IGNORECASE)
+
+
+def closed(answer: str, question: Question) -> float:
+    """Rule closed.1, 0 or 1."""
+    letter = re.fullmatch(r"\(?([A-Z])\)?[.:]?", answer.strip())
+    if letter and (place := ord(letter[1]) - ord("A")) < len(question.choices) and len(question.choices) > 2:
+        return float(words(question.choices[place]) == words(question.answer))
+    said = [choice for choice in question.choices if contains(answer, choice)]
+    said = [choice for choice in said if not any(choice != other and contains(other, choice) for other in said)]
+    return float(len(said) == 1 and words(said[0]) == words(question.answer))
+
+
+def overlap(answer: str, gold: str) -> tuple[float, float]:
+    """(f1.1, recall.1).
+
+    >>> overlap("left lung", "left lower lobe")
+    (0.4, 0.3333333333333333)
+    """
+    mine, right = words(answer), words(gold)
+    common = (Counter(mine) & Counter(right)).total()
+    if not common:
+        return 0.0, 0.0
+    return 2 * common / (len(mine) + len(right)), common / len(right)
+
+
+def iou(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1).
+
+    >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
+    0.3333333333333333
+    """
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return width * height / (areas - width * height)
+
+
+def scores(question: Question, reply: Reply) -> dict[str, float]:
+    """Rule id -> value in [0, 1], of the rules that apply to the question."""
+    found: dict[str, float] = {}
+    if question.choices:
+        found["closed.1"] = closed(reply.answer, question)
+    else:
+        found["exact.1"] = float(words(reply.answer) == words(question.answer))
+        found["f1.1"], found["recall.1"] = overlap(reply.answer, question.answer)
+    if not question.reason:
+        return found
+    if question.box is not None:
+        gold = question.box.corners
+        first = reply.boxes[0] if reply.boxes else None
+        found["box-given.1"] = float(first is not None)
+        found["iou.1"] = iou(first, gold) if first is not None else 0.0
+        found["iou50.1"] = float(found["iou.1"] >= 0.5)
+        found["quotes.1"] = float(
+            first is not None and all(abs(a - b) <= 1e-3 for a, b in zip(first, gold, strict=True))
+        )
+    if question.organ is not None:
+        found["organ.1"] = float(contains(f"{reply.reasoning} . {reply.answer}", question.organ))
+    if question.side is not None:
+        found["side.1"] = float({side.lower() for side in _SIDE.findall(reply.reasoning)} == {question.side})
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+", reply.reasoning) if part.strip()]
+    found["agrees.1"] = float(bool(sentences) and contains(sentences[-1], reply.answer))
+    return found

@@ -1,0 +1,81 @@
+"""The question as the evaluation sees it, from a MedCLM row or from a benchmark's file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.records import Box, SplitName
+from trimtab.medclm.training.rows import examples_of
+
+YES_NO = ("yes", "no")
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one image.
+
+    Attributes:
+        name: unique in its set.
+        image: file.
+        question, answer: texts; the answer is the right one.
+        cluster: patient (or image): what the bootstrap draws.
+        stage, domain, kind: groups of the report; "" where there is none.
+        choices: the possible answers of a closed question, empty for an open one.
+        reason: whether reasoning is asked for.
+        draw: draw the box on the image.
+        box, organ, side: what grounding is held against; None where unknown.
+    """
+
+    name: str
+    image: Path
+    question: str
+    answer: str
+    cluster: str
+    stage: str = ""
+    domain: str = ""
+    kind: str = ""
+    choices: tuple[str, ...] = field(default=())
+    reason: bool = False
+    draw: bool = False
+    box: Box | None = None
+    organ: str | None = None
+    side: str | None = None
+
+
+def choices_of(answer: str, kind: str = "") -> tuple[str, ...]:
+    """Choices of a closed question by its answer: yes and no, or (kind "side") left and right; else none.
+
+    >>> choices_of("Yes"), choices_of("left", "side"), choices_of("left lung")
+    (('yes', 'no'), ('left', 'right'), ())
+    """
+    word = answer.strip().lower()
+    if word in YES_NO:
+        return YES_NO
+    return SIDES if kind == "side" and word in SIDES else ()
+
+
+def questions_of(folder: DataSetFolder, splits: Iterable[SplitName], draw_boxes: bool = True) -> list[Question]:
+    """The rows of these splits of a built data set as questions.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = []
+    for example in examples_of(folder, splits):
+        row = example.row
+        host = row.host if row.box is not None else None
+        found.append(
+            Question(
+                name=row.row_id, image=example.image, question=row.question, answer=row.answer, cluster=row.patient,
+                stage=row.stage, domain=row.domain, kind=row.question_type,
+                choices=choices_of(row.answer, row.question_type), reason=bool(row.reasoning),
+                draw=draw_boxes and row.stage == "easy" and row.box is not None, box=row.box,
+                organ=host.organ if host is not None and host.organ != "unknown" else None,
+                side=host.side if host is not None and host.side in SIDES else None,
+            )
+        )  # fmt: skip
+    return found

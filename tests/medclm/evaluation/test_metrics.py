@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.medclm.training.blobs import blob_set
+from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.evaluation.benchmarks import load_benchmark
+from trimtab.medclm.evaluation.majority import Majority
+from trimtab.medclm.evaluation.metrics import RULES, closed, iou, overlap, scores
+from trimtab.medclm.evaluation.parsing import parse_reply
+from trimtab.medclm.evaluation.questions import Question, choices_of, questions_of
+from trimtab.medclm.evaluation.tables import interval, measured
+from trimtab.medclm.records import Box
+
+
+def ask(answer="yes", **settings):
+    settings = {"choices": choices_of(answer), **settings}
+    return Question("q", Path("x.png"), "Is it?", answer, "p", **settings)
+
+
+@pytest.mark.parametrize(
+    ("reply", "right"),
+    [
+        ("yes", 1), ("Yes.", 1), ("yes, it is", 1), ("no", 0), ("yes and no", 0), ("nodule", 0), ("", 0), ("yesterday", 0),
+        ("I know", 0),
+    ],
+)  # fmt: skip
+def test_closed_answers_need_exactly_one_choice_as_a_whole_word(reply, right):
+    assert closed(reply, ask("yes")) == right
+
+
+def test_no_is_not_found_inside_nodule():
+    assert closed("there is a nodule", ask("no")) == 0
+    assert closed("no nodule", ask("no")) == 1
+
+
+def test_choices_inside_others_and_letters():
+    question = ask("lung nodule", choices=("nodule", "lung nodule", "mass", "cyst"))
+    assert closed("a lung nodule", question) == 1
+    assert closed("B", question) == closed("(B).", question) == 1
+    assert closed("A", question) == closed("nodule", question) == 0
+
+
+def test_open_overlap_against_sets():
+    assert overlap("left lower lobe", "left lower lobe") == (1.0, 1.0)
+    assert overlap("the lobe lobe", "left lower lobe") == (pytest.approx(2 / 5), pytest.approx(1 / 3))
+    assert overlap("heart", "left lower lobe") == (0.0, 0.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=8, max_size=8))
+def test_iou_is_that_of_pixels(corners):
+    boxes = [(x, y, x + w + 1, y + h + 1) for x, y, w, h in (corners[:4], corners[4:])]
+    masks = []
+    for x0, y0, x1, y1 in boxes:
+        mask = np.zeros((25, 25), bool)
+        mask[y0:y1, x0:x1] = True
+        masks.append(mask)
+    expected = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+    assert iou(*boxes) == pytest.approx(expected)
+
+
+def test_grounding_and_reasoning_of_a_reply():
+    box = Box(x0=0.1, y0=0.2, x1=0.5, y1=0.6)
+    question = ask(
+        "right", kind="side", choices=("left", "right"), reason=True, box=box, organ="right lung", side="right"
+    )
+    seen = "Reasoning: Seen at [0.1000, 0.2000, 0.5000, 0.6000], the patient's right."
+    good = f"{seen} In the right lung. So it is right. Answer: right"
+    assert scores(question, parse_reply(good)) == dict.fromkeys(
+        ("closed.1", "box-given.1", "iou.1", "iou50.1", "quotes.1", "organ.1", "side.1", "agrees.1"), 1.0
+    )
+    bad = "Reasoning: Seen at [0.3, 0.2, 0.7, 0.6], on the patient's left. So it is left. Answer: right"
+    found = scores(question, parse_reply(bad))
+    assert found["iou.1"] == pytest.approx(1 / 3)
+    assert [found[rule] for rule in ("closed.1", "iou50.1", "quotes.1", "organ.1", "side.1", "agrees.1")] == [
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
+    none = scores(question, parse_reply("Reasoning: it goes on [1, 0, 0, 0]"))
+    assert not any(none.values())
+    assert set(found) <= set(RULES)
+
+
+def test_bootstrap_draws_patients_not_questions():
+    """One question per patient: the normal interval of a proportion. Tenfold copies per patient: no narrower."""
+    values = [1.0] * 60 + [0.0] * 40
+    patients = [str(place) for place in range(100)]
+    low, high = interval(values, patients)
+    half = 1.96 * (0.6 * 0.4 / 100) ** 0.5
+    assert (low, high) == (pytest.approx(0.6 - half, abs=0.02), pytest.approx(0.6 + half, abs=0.02))
+    tenfold = interval(values * 10, patients * 10)
+    assert tenfold == pytest.approx((low, high))
+    assert interval([1.0], ["a"]) == (None, None)
+
+
+def test_groups_and_majority():
+    questions = [ask("yes", stage="easy", kind="present"), ask("no", stage="hard", kind="present")]
+    rows = measured(questions, [{"closed.1": 1.0}, {"closed.1": 0.0}])
+    found = {(row.group, row.name): (row.n, row.value) for row in rows}
+    assert found == {
+        ("all", "all"): (2, 0.5), ("stage", "easy"): (1, 1.0), ("stage", "hard"): (1, 0.0), ("kind", "present"): (2, 0.5),
+    }  # fmt: skip
+    guess = Majority([ask("no", kind="present"), ask("no", kind="present"), ask("yes", kind="count")])
+    assert guess.answer(ask("?", kind="present")) == "no"
+    with pytest.raises(ValueError, match="needs training questions"):
+        Majority([])
+
+
+def test_questions_of_a_built_set(tmp_path):
+    found = questions_of(DataSetFolder(blob_set(tmp_path / "set", images=9)), ["test"])
+    assert {one.stage for one in found} == {"easy", "medium", "hard"}
+    easy, _, hard = found[:3]
+    assert easy.draw
+    assert easy.reason
+    assert not hard.draw
+    assert not hard.reason
+    assert easy.choices == ("left", "right")
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def test_vqa_rad_as_its_authors_ship_it(tmp_path):
+    picture(tmp_path / "VQA_RAD Image Folder" / "a.jpg")
+    given = [
+        ("a.jpg", "Yes", "test_freeform"),
+        ("a.jpg", 3, "para"),
+        ("gone.jpg", "no", "test_para"),
+        ("../a.jpg", "no", "test_para"),
+    ]
+    keys = ("image_name", "answer", "phrase_type")
+    same = {"image_organ": "HEAD", "question_type": "PRES", "question": "Is it?"}
+    rows = [{"qid": number, **dict(zip(keys, one, strict=True)), **same} for number, one in enumerate(given, start=1)]
+    (tmp_path / "VQA_RAD Dataset Public.json").write_text(json.dumps(rows))
+    test, train = (load_benchmark("vqa_rad", tmp_path, split) for split in ("test", "train"))
+    assert [(one.name, one.choices) for one in test.questions] == [("1", ("yes", "no"))]
+    assert [(one.row, one.reason[:12]) for one in test.rejected] == [("[2]", "no image gon"), ("[3]", "file name '.")]
+    assert [(one.answer, one.choices) for one in train.questions] == [("3", ())]
+
+
+def test_slake_path_vqa_and_pmc_vqa(tmp_path):
+    picture(tmp_path / "imgs" / "xmlab0" / "source.jpg")
+    picture(tmp_path / "images" / "test" / "p1.jpg")
+    picture(tmp_path / "images" / "f.jpg")
+    slake = {
+        "img_id": 0, "img_name": "xmlab0/source.jpg", "question": "What?", "answer": "Liver", "q_lang": "en",
+        "location": "Abdomen", "modality": "CT", "qid": 7, "content_type": "Organ",
+    }  # fmt: skip
+    (tmp_path / "validate.json").write_text(json.dumps([slake, {**slake, "q_lang": "zh", "qid": 8}, {"q_lang": "en"}]))
+    found = load_benchmark("slake", tmp_path, "validation")
+    assert [(one.name, one.domain) for one in found.questions] == [("7", "Abdomen CT")]
+    assert len(found.rejected) == 1
+    (tmp_path / "test_qa.jsonl").write_text('{"image": "p1", "question": "is it?", "answer": "no"}\nbroken\n')
+    found = load_benchmark("path_vqa", tmp_path, "test")
+    assert (found.questions[0].choices, found.rejected[0].row) == (("yes", "no"), "line 2")
+    (tmp_path / "test.csv").write_text(
+        "index,Figure_path,Question,Choice A,Choice B,Choice C,Choice D,Answer\n"
+        "0,f.jpg,Which?, A:CT , B:MRI, C:US, D:PET,B\n1,f.jpg,Which?, A:CT , B:MRI, C:US, D:PET,X-ray\n"
+    )
+    found = load_benchmark("pmc_vqa", tmp_path, "test")
+    assert (found.questions[0].answer, found.questions[0].choices) == ("MRI", ("CT", "MRI", "US", "PET"))
+    assert found.rejected[0].reason == "the answer is none of the choices"
+    assert closed("B", found.questions[0]) == 1
+    with pytest.raises(ValueError, match="unknown question set"):
+        load_benchmark("other", tmp_path, "test")
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        load_benchmark("slake", tmp_path, "train")
