@@ -61,14 +61,14 @@ def _quality_table(study: PrecisionStudy) -> Table:
                 quality_cell(found.train_loss, percent=False), quality_cell(found.loss, percent=False),
                 quality_cell(found.accuracy, percent=True), quality_cell(found.to_full, percent=True, signed=True),
                 number(median_of(runs, lambda own: own.q_median), 4), number(median_of(runs, lambda own: own.q_min), 4),
-                Cell((least or "").removesuffix(".weight")),
                 share(median_of(runs, lambda own: middle(own.dead))),
                 share(median_of(runs, lambda own: middle(own.overflow))),
+                Cell((least or "").removesuffix(".weight")),
             ]
         )  # fmt: skip
     head = [
         "format", "finished", "training loss", "test loss", "test accuracy, %", "against full, points", "q", "least q",
-        "layer of least q", "dead, %", "overflow, %",
+        "dead, %", "overflow, %", "layer of least q",
     ]  # fmt: skip
     return Table("formats", "Formats in numbers", head, rows)
 

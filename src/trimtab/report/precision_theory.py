@@ -17,7 +17,7 @@ from trimtab.experiments.precision_variants import BASELINE
 from trimtab.report.page import render_sections
 from trimtab.report.palette import looks
 from trimtab.report.parts import Cell, Figure, Section, Table, plain
-from trimtab.report.precision import number, precision_sections, share
+from trimtab.report.precision import MINUS, number, precision_sections, share
 
 GAP_AXIS = {"title": {"text": "F(w) \u2212 F*"}, "type": "log", "exponentformat": "power", "dtick": 1}
 
@@ -69,13 +69,14 @@ def logistic_section(found: Sequence[Descent]) -> Section:
     lowest = min(value for one in found for value in one.gap if value > 0)
     highest = max(value for one in found for value in (*one.gap, *(one.bound or [])))
     low, high = math.log10(lowest) - 0.3, math.log10(highest) + 0.2
+    floors = [f"{one.floor:.3g} ± {one.floor_half:.1g}".replace("-", MINUS) for one in found]
     rows = [
         [
             Cell(descent_label(one)), number(one.q, 4), number(one.q_min, 4), share(one.dead), number(one.noise),
-            Cell(f"{one.floor:.3g} ± {one.floor_half:.1g}", one.floor), number(one.floor_predicted), number(one.floor_bound),
+            Cell(text, one.floor), number(one.floor_predicted), number(one.floor_bound),
             Cell(one.why_no_bound),
         ]
-        for one in found
+        for one, text in zip(found, floors, strict=True)
     ]  # fmt: skip
     head = [
         "format", "q", "least q", "dead, %", "s\u00b2", "floor, measured", "predicted", "bound at the end", "why no bound",
