@@ -204,7 +204,7 @@ def test_settings_are_checked():
         Autoscale(0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="granularity"):
         Autoscale(granularity="row")  # type: ignore[arg-type]
-    assert repr(Autoscale()) == "Autoscale(scale='running_max', granularity='tensor', min_ndim=2)"
+    assert repr(Autoscale()) == "Autoscale(scale='log', granularity='tensor', min_ndim=2)"
 
 
 class _Reads(TorchDispatchMode):

@@ -152,7 +152,7 @@ class Cram(Section):
 class Autoscale(Section):
     """Gradient autoscaled normalisation (arXiv 2509.03677)."""
 
-    scale: Literal["running_max", "first", "ema", "log"] = "running_max"
+    scale: Literal["running_max", "first", "ema", "log"] = "log"
     """Rule of alpha_t [ours]."""
     granularity: Literal["tensor", "channel"] = "tensor"
     """What is centred."""

@@ -37,13 +37,15 @@ class Autoscale(GradientTransform):
 
     | `scale` | alpha_t |
     |---|---|
-    | `"running_max"` (default) | `sigma_t / max_{s <= t} sigma_s` |
+    | `"running_max"` | `sigma_t / max_{s <= t} sigma_s` |
     | `"first"` | `min(1, sigma_t / sigma_1)` |
     | `"ema"` | `min(1, sigma_t / EMA_t)`, EMA of sigma with decay 0.99, bias-corrected, step t included |
-    | `"log"` | `1 / (1 + max(0, ln(sigma_1 / sigma_t)))` |
+    | `"log"` (default) | `1 / (1 + max(0, ln(sigma_1 / sigma_t)))` |
 
     alpha_t is raised to the smallest normal float32 where a rule gives 0. A step whose sigma_t is not finite is scaled
     by 1 and forgotten: later steps go on as if it had not been [ours].
+
+    Why `"log"` is the default: docs/decisions/007-autoscale-follows-the-logarithm.md.
 
     Args:
         scale: a rule's name, or `f(sigma_t, history) -> alpha_t` with sigma_t a float and history the finite sigmas of all
@@ -68,12 +70,12 @@ class Autoscale(GradientTransform):
         ...     net.weight.grad = torch.tensor([[0.0, size]])
         ...     optimizer.step()
         >>> transform.signals()["alpha"].item(), net.weight.grad
-        (0.5, tensor([[-0.2500,  0.2500]]))
+        (0.590..., tensor([[-0.2953,  0.2953]]))
     """
 
     def __init__(
         self,
-        scale: ScaleRule | Callback = "running_max",
+        scale: ScaleRule | Callback = "log",
         granularity: Granularity = "tensor",
         rule: Rule | None = None,
     ) -> None:
