@@ -15,8 +15,8 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, counting_progress, print_json
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
+from trimtab.medclm.evaluation.evaluate import Evaluation, write
 from trimtab.medclm.evaluation.evaluate import evaluate as evaluate_model
-from trimtab.medclm.evaluation.evaluate import write
 from trimtab.medclm.evaluation.questions import Question, questions_of
 from trimtab.medclm.records import Stage
 
@@ -64,6 +64,23 @@ def evaluate(arguments: Sequence[str]) -> int:
         )
         console.print(f"{len(asked):,} questions: {written}", soft_wrap=True)
         return 0
+    about, found, page = measure(given, data, out, asked, training)
+    if given.output.json:
+        print_json({**about, **found.summary})
+        return 0
+    console.print(results_table(found.summary))
+    for rule, text in found.summary["rules"].items():
+        console.print(f"{rule}: {text}", highlight=False, markup=False)
+    if page is not None:
+        console.print(f"report: {page} (open it in a browser)", soft_wrap=True)
+    console.print(f"results: {out / 'evaluation.json'}, replies: {out / 'predictions.jsonl'}", soft_wrap=True)
+    return 0
+
+
+def measure(
+    given: EvaluateArguments, data: Path, out: Path, asked: Sequence[Question], training: Sequence[Question]
+) -> tuple[dict[str, str], Evaluation, Path | None]:
+    """Evaluate and write; returns (what was evaluated, results, report page of a run)."""
     from trimtab.medclm.training.models import load_finished
 
     model, processor = load_finished(given.run)
@@ -71,14 +88,12 @@ def evaluate(arguments: Sequence[str]) -> int:
         found = evaluate_model(model, processor, asked, training, given.batch, progress)
     about = {"data": str(data), "questions": given.questions, "split": given.split, "model": str(given.run)}
     write(found, out, about)
-    if given.output.json:
-        print_json({**about, **found.summary})
-        return 0
-    console.print(results_table(found.summary))
-    for rule, text in found.summary["rules"].items():
-        console.print(f"{rule}: {text}", highlight=False, markup=False)
-    console.print(f"results: {out / 'evaluation.json'}, replies: {out / 'predictions.jsonl'}", soft_wrap=True)
-    return 0
+    page = None
+    if out == given.run and (given.run / "run.json").is_file():
+        from trimtab.report.medclm_run import render_medclm_run
+
+        page = render_medclm_run(given.run)
+    return about, found, page
 
 
 def questions(given: EvaluateArguments, data: Path) -> tuple[list[Question], list[Question]]:

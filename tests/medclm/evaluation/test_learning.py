@@ -42,6 +42,15 @@ def test_an_evaluation_of_a_short_run_writes_all_files(tmp_path, capsys):
     assert list(printed["systems"]) == ["model", "text only", "majority"]
     assert printed["n"] == 5
     assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 5
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in (
+        "Stages over time",
+        "Losses by stage",
+        "Held-out questions: 5, split test",
+        "blob x picture",
+        "data:image/jpeg",
+    ):
+        assert text in page
     assert run(["evaluate", str(tmp_path / "run"), "--export", "vlmevalkit", "--quiet"]) == 0
     with pytest.raises(FileNotFoundError, match="say --data"):
         run(["evaluate", str(tmp_path / "other")])

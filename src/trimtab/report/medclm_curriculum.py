@@ -1,0 +1,82 @@
+"""What the curriculum of a MedCLM run did: shares of the stages over time by domain, reasons, smoothed losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.report.palette import Look
+from trimtab.report.parts import Cell, Figure, Section, Table, plain
+
+EPOCHS = {"title": {"text": "epoch of the scheduler"}, "zeroline": False}
+
+
+def _domains(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for one in decisions:
+        found.setdefault(one["domain"], []).append(one)
+    return found
+
+
+def _line(name: str, look: Look, points: Sequence[tuple[int, float]], **more: Any) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": plain(name), "x": [x for x, _ in points],
+        "y": [float(f"{y:.5g}") for _, y in points], "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "marker": {"color": look.colour, "symbol": look.marker, "size": 5}, "legendgroup": plain(name),
+        "hovertemplate": "%{fullData.name}, epoch %{x}: %{y:.3g}<extra></extra>", **more,
+    }  # fmt: skip
+
+
+def curriculum_sections(decisions: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> list[Section]:
+    """Shares and losses by domain.
+
+    Args:
+        decisions: lines of `stages.jsonl`.
+        looks: of the stages.
+    """
+    if not decisions:
+        return [Section("shares", "Stages over time", missing="The run wrote no decisions.")]
+    shares, losses, rows = [], [], []
+    for place, (domain, found) in enumerate(_domains(decisions).items()):
+        stages = list(found[0]["shares"])
+        lines = [
+            _line(stage, looks[stage], [(one["epoch"], 100 * one["shares"][stage]) for one in found], line={
+                "color": looks[stage].colour, "dash": looks[stage].dash, "width": 2, "shape": "hv"})
+            for stage in stages
+        ]  # fmt: skip
+        layout = {"xaxis": EPOCHS, "height": 260, "margin": {"l": 48}}
+        shares.append(
+            Figure(
+                f"shares-{place}", f"Share of the draws of {domain} by stage, in percent.", {"": lines},
+                {**layout, "yaxis": {"title": {"text": "share, %"}, "range": [-4, 104], "zeroline": False}},
+                small=True, title=domain,
+            )
+        )  # fmt: skip
+        curves = [
+            _line(stage, looks[stage], points)
+            for stage in stages
+            if (points := [(one["epoch"], one["losses"][stage]) for one in found if one["losses"][stage] is not None])
+        ]
+        if curves:
+            losses.append(
+                Figure(
+                    f"losses-{place}", f"Smoothed loss of {domain} by stage.", {"": curves},
+                    {**layout, "yaxis": {"title": {"text": "loss"}, "rangemode": "tozero"}}, small=True, title=domain,
+                )
+            )  # fmt: skip
+        before: tuple[Any, str] = (None, "")
+        for one in found:
+            now = (one["shares"], one["reason"].split(":")[0])
+            if now != before:
+                text = ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in one["shares"].items())
+                rows.append([Cell(domain), Cell(str(one["epoch"]), one["epoch"]), Cell(text), Cell(one["reason"])])
+            before = now
+    reasons = Table("reasons", "Decisions that changed something, and why", ["domain", "epoch", "shares", "reason"], rows,
+                    folded=len(rows) > 40)  # fmt: skip
+    return [
+        Section("shares", "Stages over time", ["Which share of a domain's draws came from which stage, by epoch of the "
+                "scheduler."], shares, [reasons]),
+        Section("losses", "Losses by stage", ["As the scheduler saw them when it decided; a stage has no point before it was "
+                "measured. Stages that are not shown are measured by probe batches where the scheduler asks for them."], losses,
+                missing="" if losses else "The scheduler looks at no losses, or none was measured."),
+    ]  # fmt: skip

@@ -1,0 +1,168 @@
+"""What a MedCLM model answered: rules by stage beside the baselines, and examples with their boxes."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from trimtab.report.palette import Look
+from trimtab.report.parts import Cell, Figure, Section, Table, plain
+
+SIDE = 256
+
+
+def _cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell("", None)
+    bounds = "" if row["low"] is None else f" ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+    return Cell(f"{100 * row['value']:.1f}{bounds}", round(100 * row["value"], 4))
+
+
+def _table(summary: Mapping[str, Any], group: str, title: str, folded: bool) -> Table | None:
+    systems = summary["systems"]
+    found = {
+        (row["name"], row["rule"], system): row
+        for system, one in systems.items()
+        for row in one["rows"]
+        if row["group"] == group
+    }
+    names = list(dict.fromkeys(name for name, _, system in found if system == "model"))
+    rows = [
+        [
+            Cell(rule),
+            Cell(name),
+            Cell(f"{row['n']:,}", row["n"]),
+            *(_cell(found.get((name, rule, system))) for system in systems),
+        ]
+        for rule in summary["rules"]
+        for name in names
+        if (row := found.get((name, rule, "model"))) is not None
+    ]
+    head = ["rule", group, "n", *(f"{system}, %" for system in systems)]
+    return Table(f"rules-{group}", title, head, rows, folded=folded) if rows else None
+
+
+def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) -> Section:
+    """Rules over all questions and by stage, domain and kind, the systems side by side."""
+    systems = list(summary["systems"])
+    rules = [rule for rule in summary["rules"] if rule.split(".")[0] in ("closed", "f1", "exact", "iou", "agrees")]
+    traces = []
+    for system in systems:
+        rows = {row["rule"]: row for row in summary["systems"][system]["rows"] if row["group"] == "all"}
+        shown = [rule for rule in rules if rule in rows]
+        if not shown:
+            continue
+        look = looks[system]
+        values = [100 * rows[rule]["value"] for rule in shown]
+        lows = [0 if rows[rule]["low"] is None else 100 * (rows[rule]["value"] - rows[rule]["low"]) for rule in shown]
+        highs = [
+            0 if rows[rule]["high"] is None else 100 * (rows[rule]["high"] - rows[rule]["value"]) for rule in shown
+        ]
+        traces.append(
+            {
+                "type": "scatter", "mode": "markers", "name": plain(system), "x": shown, "y": values,
+                "marker": {"color": look.colour, "symbol": look.marker, "size": 10},
+                "error_y": {"type": "data", "symmetric": False, "array": highs, "arrayminus": lows, "color": look.colour},
+                "hovertemplate": "%{fullData.name}, %{x}: %{y:.1f} %<extra></extra>",
+            }
+        )  # fmt: skip
+    figure = Figure(
+        "rules", "The model, the same model without images, and the majority guess, over all questions; whiskers are 95 % "
+        "bootstrap intervals over patients.", {"": traces},
+        {"yaxis": {"title": {"text": "%"}, "range": [-4, 104], "zeroline": False}, "height": 360,
+         "xaxis": {"type": "category"}},
+    )  # fmt: skip
+    what = [f"{system}: {one['what']}." for system, one in summary["systems"].items()]
+    legend = Table("rule-ids", "The rules", ["rule", "what it measures"],
+                   [[Cell(rule), Cell(text)] for rule, text in summary["rules"].items()], folded=True)  # fmt: skip
+    tables = [
+        _table(summary, "all", "All questions", False), _table(summary, "stage", "By stage", False),
+        _table(summary, "kind", "By kind of question", True), _table(summary, "domain", "By domain", True), legend,
+    ]  # fmt: skip
+    return Section(
+        "evaluation", f"Held-out questions: {summary['n']:,}, split {summary['split']}",
+        ["In percent, with 95 % bootstrap intervals that draw whole patients. A model that does not beat the columns beside "
+         "it has learnt nothing from the images.", *what], [figure], [table for table in tables if table is not None],
+    )  # fmt: skip
+
+
+def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -> Section:
+    """Some questions with their images: right and wrong, with the gold box and the box the model quoted."""
+    chosen = _chosen(predictions, most)
+    if not chosen:
+        return Section("examples", "Examples", missing="There are no predictions.")
+    from trimtab.medclm.evaluation.parsing import parse_reply
+
+    figures, rows = [], []
+    for number, one in enumerate(chosen, start=1):
+        reply = parse_reply(one["replies"]["model"])
+        verdict = "right" if _right(one) else "wrong"
+        boxes = [("gold box", tuple(one["box"]), "@s3", "solid")] if one["box"] else []
+        boxes += [("quoted by the model", box, "@s2", "dash") for box in reply.boxes[:1]]
+        figures.append(_picture(number, one, f"{number}: {one['stage'] or one['kind']}, {verdict}", boxes))
+        rows.append(
+            [
+                Cell(str(number), number), Cell(one["stage"]), Cell(one["question"]), Cell(one["answer"]),
+                Cell(reply.answer or "(none)", note="" if verdict == "right" else "bad"), Cell(verdict), Cell(reply.reasoning),
+            ]
+        )  # fmt: skip
+    head = ["example", "stage", "question", "right answer", "model's answer", "verdict", "model's reasoning"]
+    return Section(
+        "examples", "Examples",
+        ["Chosen by rule, not by hand: evenly over the questions, right and wrong ones by turns. Solid: the gold box. Dashed: "
+         "the box that the model's reasoning quotes."],
+        figures, [Table("examples", "What was asked and said", head, rows)],
+    )  # fmt: skip
+
+
+def _right(one: Mapping[str, Any]) -> bool:
+    found = one["scores"]["model"]
+    return bool(found.get("closed.1", found.get("exact.1", 0)) == 1)
+
+
+def _chosen(predictions: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    groups = [[one for one in predictions if _right(one)], [one for one in predictions if not _right(one)]]
+    found: list[Mapping[str, Any]] = []
+    for place, group in enumerate(groups):
+        take = min(len(group), most - min(len(groups[1 - place]), most // 2))
+        found += [group[number * len(group) // take] for number in range(take)]
+    return found
+
+
+def _picture(
+    number: int, one: Mapping[str, Any], title: str, boxes: Sequence[tuple[str, tuple[float, ...], str, str]]
+) -> Figure:
+    with Image.open(Path(one["image"])) as file:
+        picture = file.convert("RGB")
+    picture.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=80)
+    source = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    traces = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": [x0, x1, x1, x0, x0], "y": [y0, y0, y1, y1, y0],
+            "line": {"color": colour, "dash": dash, "width": 3}, "hoverinfo": "name",
+        }
+        for name, (x0, y0, x1, y1), colour, dash in boxes
+    ]  # fmt: skip
+    axis = {"visible": False, "range": [0, 1], "fixedrange": True, "constrain": "domain"}
+    layout = {
+        "images": [
+            {
+                "source": source, "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": 1, "sizey": 1, "sizing": "stretch",
+                "layer": "below",
+            }
+        ],
+        "xaxis": axis,
+        "yaxis": {**axis, "range": [1, 0], "scaleanchor": "x", "scaleratio": picture.height / picture.width},
+        "height": 330, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "showlegend": True,
+    }  # fmt: skip
+    caption = f"{one['question']} Right answer: {one['answer']}."
+    blank = {"type": "scatter", "mode": "markers", "x": [0.5], "y": [0.5], "marker": {"opacity": 0}, "showlegend": False,
+             "hoverinfo": "skip"}  # fmt: skip
+    return Figure(f"example-{number}", caption, {"": [blank, *traces]}, layout, small=True, title=title)
