@@ -1,6 +1,6 @@
 """The figures of docs/evidence/curvature.md, from what the page's two commands leave.
 
-python benchmarks/curvature_evidence.py MEASURED OTHER    # their --out folders -> JSON files beside the page, its tables
+python benchmarks/curvature_evidence.py MEASURED [OTHER]    # their --out folders -> JSON files beside the page, its tables
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def over_seeds(values: Sequence[float]) -> str:
 
 def measured(rows: Sequence[CurvatureRow], sparsity: float) -> str:
     own = [row for row in rows if row.sparsity == sparsity]
+    if not own:
+        return "Not measured."
     lines = []
     for method in dict.fromkeys(row.method for row in own):
         seeds = [row for row in own if row.method == method]
@@ -149,9 +151,9 @@ def verdicts(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccuracy]) -> 
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    found, other = (kept(Path(folder), name) for folder, name in zip(sys.argv[1:], FIGURES, strict=True))
+    found, *others = (kept(Path(folder), name) for folder, name in zip(sys.argv[1:], FIGURES, strict=False))
     rows, pruned = found.rows, found.pruned
     few = [row for row in rows if row.method not in SPARSITY_PENALTIES]
     products = sorted(row.products for row in rows)
@@ -170,7 +172,7 @@ def main() -> None:
             "ratios": ratios(rows),
             "robustness": correlations(rows, pruned),
             "robustness without": correlations(few, [one for one in pruned if one.method not in SPARSITY_PENALTIES]),
-            "agreement": agreement(rows, other.rows),
+            "agreement": agreement(rows, others[0].rows) if others else "Not measured.",
         },
     )
 
