@@ -1,6 +1,8 @@
 """The figures of docs/evidence/curvature.md, from what the page's two commands leave.
 
-python benchmarks/curvature_evidence.py MEASURED [OTHER]    # their --out folders -> JSON files beside the page, its tables
+python benchmarks/curvature_evidence.py MEASURED [FOLDER ...]    # their --out folders -> JSON files beside the page, its tables
+
+Further folders hold other networks, which join those of the first, or the same on other images (--seed), which are compared.
 """
 
 from __future__ import annotations
@@ -37,13 +39,11 @@ SHORT = {"eigenvalue": "eigenvalue", "trace": "trace", "sharpness": "SAM sharpne
          "normalized_eigenvalue": "eigenvalue · norm²", "normalized_trace": "trace · norm² / n"}  # fmt: skip
 
 
-def kept(folder: Path, name: str) -> CurvatureSummary:
-    """What a command found, kept beside the page without the places of this machine."""
+def slim(folder: Path) -> CurvatureSummary:
+    """What a command found, without the places of its machine."""
     found = CurvatureSummary.model_validate_json((folder / "curvature.json").read_bytes())
     recipe = found.recipe | {"data": found.recipe["data"] | {"root": None}}
-    slim = found.model_copy(update={"recipe": recipe, "densities": [], "landscapes": []})
-    slim.write(FIGURES[name])
-    return slim
+    return found.model_copy(update={"recipe": recipe, "densities": [], "landscapes": []})
 
 
 def number(value: float) -> str:
@@ -151,10 +151,16 @@ def verdicts(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccuracy]) -> 
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    found, *others = (kept(Path(folder), name) for folder, name in zip(sys.argv[1:], FIGURES, strict=False))
-    rows, pruned = found.rows, found.pruned
+    found = [slim(Path(folder)) for folder in sys.argv[1:]]
+    same = [one for one in found if one.settings.seed == found[0].settings.seed]
+    others = [one for one in found if one.settings.seed != found[0].settings.seed]
+    places = {(row.method, row.seed, row.sparsity): row for one in same for row in one.rows}
+    rows, pruned = [places[place] for place in sorted(places)], found[0].pruned
+    found[0].model_copy(update={"rows": rows, "command": "; ".join(one.command for one in same)}).write(FIGURES["main"])
+    for other in others:
+        other.write(FIGURES["other"])
     few = [row for row in rows if row.method not in SPARSITY_PENALTIES]
     products = sorted(row.products for row in rows)
     errors = sorted(row.trace_error / row.trace for row in rows)
