@@ -31,7 +31,9 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
         texts = (f"{instruction(one.row.question, bool(one.row.reasoning))} {one.row.target}" for one in examples)
         model, processor = tiny_llava(texts, options.seed)
     else:
-        model, processor = _pretrained(options.model, getattr(torch, options.precision))
+        # LoRA rests on frozen weights, which bfloat16 holds well enough; weights that learn need float32's small steps
+        dtype = getattr(torch, options.precision) if options.lora else torch.float32
+        model, processor = _pretrained(options.model, dtype)
     if options.freeze_vision:
         towers = [module for name, module in model.named_modules() if name.endswith(("vision_tower", "visual"))]
         if not towers:

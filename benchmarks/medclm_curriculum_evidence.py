@@ -1,0 +1,149 @@
+"""The figures of docs/evidence/medclm-curriculum.md: five schedules, three seeds, equal optimizer steps, held-out patients.
+
+python FILE study SET STUDY [STEPS BATCH QUESTIONS]   # goes on where it stopped
+python FILE read STUDY NAME                           # -> docs/evidence/medclm-curriculum.json
+python FILE tables                                    # the JSON file's figures into the page
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evidence_page import fill, spread, table
+
+from trimtab.experiments.statistics import Estimate, estimate
+from trimtab.files import write_text
+
+FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
+PAGE, FIGURES = FOLDER / "medclm-curriculum.md", FOLDER / "medclm-curriculum.json"
+SCHEDULES = ("adaptive", "released", "linear", "mixed", "easy_only")
+SEEDS = (0, 1, 2)
+RULES = (
+    ("closed.1", "all", "all"), ("f1.1", "all", "all"), ("closed.1", "stage", "hard"), ("f1.1", "stage", "hard"),
+    ("iou.1", "stage", "medium"), ("box-given.1", "stage", "medium"), ("agrees.1", "stage", "medium"),
+)  # fmt: skip
+
+
+def study(data: Path, out: Path, steps: int = 120, batch: int = 8, limit: int = 120) -> None:
+    """Every run trained, then evaluated on the test split."""
+    import torch
+
+    from trimtab.cli.arguments import Output
+    from trimtab.cli.medclm_evaluate import EvaluateArguments, measure, questions
+    from trimtab.medclm.training.options import TrainOptions
+    from trimtab.medclm.training.run import train
+
+    torch.set_num_threads(1)
+    for seed in SEEDS:
+        for schedule in SCHEDULES:
+            run = out / f"{schedule}-{seed}"
+            options = TrainOptions(
+                schedule=schedule, steps=steps, epochs=24, batch=batch, lr=2e-3, seed=seed, save_every=steps
+            )
+            found = train(data, run, options)
+            if not (run / "evaluation.json").is_file():
+                given = EvaluateArguments(run, limit=limit, output=Output(quiet=True))
+                measure(given, data, run, *questions(given, data))
+            print(f"{schedule} {seed}: trained in {found['seconds']:.0f} s", flush=True)
+
+
+def read(out: Path, name: str) -> None:
+    """Add the runs of a study to the JSON file."""
+    rows = []
+    for schedule in SCHEDULES:
+        for seed in SEEDS:
+            run = out / f"{schedule}-{seed}"
+            if not (run / "evaluation.json").is_file():
+                continue
+            about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+            found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+            decisions = [json.loads(line) for line in (run / "stages.jsonl").read_text(encoding="utf-8").splitlines()]
+            used = [
+                one for one in decisions if one["epoch"] < about["options"]["epochs"] and any(one["shares"].values())
+            ]
+            shares = {
+                stage: sum(one["shares"][stage] for one in used) / len(used) for stage in ("easy", "medium", "hard")
+            }
+            values = {
+                f"{system}/{row['rule']}/{row['group']}/{row['name']}": [row["value"], row["n"]]
+                for system, one in found["systems"].items()
+                for row in one["rows"]
+                if (row["rule"], row["group"], row["name"]) in RULES
+            }
+            kept = {key: about["options"][key] for key in ("steps", "epochs", "batch", "lr")}
+            rows.append({"schedule": schedule, "seed": seed, "shares": shares, "values": values, **kept})
+    everything: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+    write_text(FIGURES, json.dumps({**everything, name: rows}, indent=1) + "\n")
+    print(f"{name}: {len(rows)} runs")
+
+
+def _of(rows: Sequence[dict[str, Any]], schedule: str, key: str) -> dict[int, float]:
+    return {row["seed"]: row["values"][key][0] for row in rows if row["schedule"] == schedule and key in row["values"]}
+
+
+def _estimate(values: Sequence[float]) -> Estimate | None:
+    return estimate(values) if values else None
+
+
+def _results(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for system, schedules in (("model", SCHEDULES), ("text only", ("adaptive",)), ("majority", ("adaptive",))):
+        for schedule in schedules:
+            cells = []
+            for rule, group, name in RULES:
+                found = list(_of(rows, schedule, f"{system}/{rule}/{group}/{name}").values())
+                alike = system == "majority" and found
+                cells.append(f"{100 * found[0]:.1f}" if alike else spread(_estimate(found), 100, 1))
+            label = {"model": schedule, "text only": "*adaptive, images grey*", "majority": "*majority guess*"}[system]
+            lines.append([label, *cells])
+    counts = next(row["values"] for row in rows)
+    head = [f"{rule}, {name} (n {counts[f'model/{rule}/{group}/{name}'][1]})" for rule, group, name in RULES]
+    return table(["schedule", *head], lines)
+
+
+def _differences(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for schedule in SCHEDULES:
+        if schedule == "mixed":
+            continue
+        cells = []
+        for rule, group, name in RULES:
+            key = f"model/{rule}/{group}/{name}"
+            mine, plain = _of(rows, schedule, key), _of(rows, "mixed", key)
+            cells.append(spread(_estimate([mine[seed] - plain[seed] for seed in mine if seed in plain]), 100, 1, True))
+        lines.append([schedule, *cells])
+    return table(["schedule - mixed", *(f"{rule}, {name}" for rule, _, name in RULES)], lines)
+
+
+def _shares(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for schedule in SCHEDULES:
+        found = [row["shares"] for row in rows if row["schedule"] == schedule]
+        cells = [spread(_estimate([one[stage] for one in found]), 100, 1) for stage in ("easy", "medium", "hard")]
+        lines.append([schedule, str(len(found)), *cells])
+    return table(["schedule", "seeds", "easy, %", "medium, %", "hard, %"], lines)
+
+
+def tables() -> None:
+    """Fill the page."""
+    everything = json.loads(FIGURES.read_text(encoding="utf-8"))
+    blocks = {}
+    for name, rows in everything.items():
+        blocks |= {
+            f"{name} results": _results(rows), f"{name} differences": _differences(rows), f"{name} shares": _shares(rows)
+        }  # fmt: skip
+    fill(PAGE, blocks)
+
+
+if __name__ == "__main__":
+    command, *rest = sys.argv[1:]
+    if command == "study":
+        study(Path(rest[0]), Path(rest[1]), *map(int, rest[2:]))
+    elif command == "read":
+        read(Path(rest[0]), rest[1])
+    else:
+        tables()
