@@ -17,7 +17,7 @@ import torch
 from evidence_page import fill, spread, table
 from torch import nn
 
-from trimtab.experiments.logistic_study import Descent, descend
+from trimtab.experiments.logistic_study import STEP, Descent, breast_cancer, descend
 from trimtab.experiments.precision_results import PrecisionStudy
 from trimtab.experiments.precision_statistics import comparisons, quality
 from trimtab.files import write_text
@@ -138,12 +138,13 @@ def theory_tables() -> dict[str, str]:
             [[r["rule"], f"{r['q']:.4f} ± {r['error']:.4f}", f"{r['noise']:.4f}"] for r in found["mx_rules"]],
         ),
         "logistic": table(
-            ["format", "rounding", "scale", "q", "least q", "dead, %", "half-way step", "floor, measured", "predicted",
-             "over full", "bound"],
+            ["format", "rounding", "scale", "q", "least q", "dead, %", "steps to a tenth", "full's / q", "bound's",
+             "floor, measured", "predicted", "over full", "bound"],
             [
                 [
                     one.format, one.rounding.replace("_", " "), one.scaling, "" if one.q is None else f"{one.q:.4f}",
-                    f"{one.q_min:.4f}", f"{100 * one.dead:.1f}", half_way(one), f"{one.floor:.2e} ± {one.floor_half:.0e}",
+                    f"{one.q_min:.4f}", f"{100 * one.dead:.1f}", *to_a_tenth(one, full),
+                    f"{one.floor:.2e} ± {one.floor_half:.0e}",
                     "" if one.floor_predicted is None else f"{one.floor_predicted:.2e}", f"{one.floor / full.floor:.2f}",
                     f"{one.floor_bound:.2g}" if one.floor_bound is not None else "none",
                 ]
@@ -153,11 +154,17 @@ def theory_tables() -> dict[str, str]:
     }  # fmt: skip
 
 
-def half_way(found: Descent) -> str:
-    """The first shown step at which the gap is below a tenth of the start's."""
-    return next(
-        (str(step) for step, gap in zip(found.steps, found.gap, strict=True) if gap < 0.1 * found.gap[0]), "never"
-    )
+def to_a_tenth(found: Descent, full: Descent) -> list[str]:
+    """Steps until the gap is a tenth of the first: measured, those of full precision over q, by the bound's contraction."""
+
+    def measured(one: Descent) -> int | None:
+        return next((step for step, gap in zip(one.steps, one.gap, strict=True) if gap < 0.1 * one.gap[0]), None)
+
+    steps, of_full, problem = measured(found), measured(full), breast_cancer()
+    expected = "" if found.q is None or of_full is None else f"{of_full / found.q:.0f}"
+    factor = 1 - STEP / problem.smoothness * problem.convexity * min(found.q_min, 1.0)
+    bound = f"{math.log(0.1) / math.log(factor):.0f}" if found.q_min > 0 else "none"
+    return ["never" if steps is None else str(steps), expected, bound]
 
 
 def network_tables(folder: Path) -> dict[str, str]:
