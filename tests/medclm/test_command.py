@@ -200,7 +200,7 @@ def test_every_command_says_what_it_did_as_json(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_demo_draws_builds_checks_and_shows(tmp_path, capsys):
-    words = ["--images", "8", "--size", "128", "--workers", "1", "--quiet"]
+    words = ["--images", "8", "--size", "128", "--workers", "1", "--no-train", "--quiet"]
     assert main(["medclm", "demo", "--out", str(tmp_path / "demo"), *words]) == 0
     assert main(["medclm", "check", str(tmp_path / "demo" / "set"), "--decode", "--quiet"]) == 0
     assert (tmp_path / "demo" / "set" / "view.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -128,10 +129,10 @@ def build(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """`trimtab medclm demo [--out DIR]`: draws chest X-rays with findings and organ masks, builds a question set from them, checks it, and makes the viewer; nothing is downloaded. --data DIR takes a folder with annotations_coco.json, images/ and organ annotations of an optic disc instead."""  # noqa: E501
+    """`trimtab medclm demo [--out DIR]`: draws chest X-rays with findings and organ masks, builds a question set from them, makes the viewer, trains tiny-llava on it from easy to hard, evaluates it, and writes the report; nothing is downloaded. --data DIR takes a folder with annotations_coco.json, images/ and organ annotations of an optic disc instead."""  # noqa: E501
 
     out: Path = Path("medclm-demo")
-    """Folder: source/ (drawn images), set/ (the data set), set/view.html."""
+    """Folder: source/ (drawn images), set/ (the data set), set/view.html, run/ (the model), run/report.html."""
     data: Path | None = None
     """Real data: a folder with annotations_coco.json and images/."""
     images: int = 48
@@ -142,11 +143,13 @@ class DemoArguments:
     """Of drawing and wording."""
     workers: int = min(os.cpu_count() or 1, 2)
     """Processes for the images."""
+    train: bool = True
+    """Train and evaluate tiny-llava as well (needs trimtab[training])."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Draw (or take real data), build, check, view."""
+    """Draw (or take real data), build, view, train, evaluate."""
     given = parse(DemoArguments, arguments, "medclm demo")
     if given.data is not None:
         options = real_options(given.data, given.seed)
@@ -173,6 +176,13 @@ def demo(arguments: Sequence[str]) -> int:
     page = write_view(result.folder, title=title)
     if not given.output.json:
         console.print(f"viewer: {page} (open it in a browser)", soft_wrap=True)
+    if given.train:
+        if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("accelerate") is None:
+            console.print("not trained: pip install 'trimtab[training]'", markup=False)
+            return 0
+        from trimtab.cli.medclm_demo import train_and_evaluate
+
+        train_and_evaluate(result.folder.path, given.out, given.seed, given.output)
     return 0
 
 
