@@ -60,8 +60,8 @@ NOT_CONCLUDED = "answer does not follow from the reasoning's conclusion"
         ("what", lambda r: {"reasoning": _swap(r.reasoning, "'s right", "'s left")}, "text contradicts the record's side"),
         ("what", lambda r: {"reasoning": "Nodule."}, "reasoning is too short"),
         ("what", lambda r: {"reasoning": r.reasoning * 20}, "reasoning is too long"),
-        ("what", lambda r: {"reasoning": GERMAN}, "text is not English"),
-        ("what", lambda r: {"question": RUSSIAN[0], "reasoning": RUSSIAN[1]}, "text is not English"),
+        ("what", lambda r: {"reasoning": GERMAN}, "reasoning is not English"),
+        ("what", lambda r: {"question": RUSSIAN[0], "reasoning": RUSSIAN[1]}, "question is not English"),
     ],
 )  # fmt: skip
 def test_each_fault_is_found(kind, damage, reason):

@@ -113,16 +113,16 @@ def _spans(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def _language(row: Row) -> Iterator[tuple[str, str]]:
-    text = f"{row.question} {row.reasoning}"
-    foreign = letters = 0
-    if not text.isascii():
-        letters = sum(map(str.isalpha, text))
-        foreign = sum(1 for character in text if ord(character) > 0x24F and character.isalpha())
-    words = [word.strip(".,;:?!") for word in text.lower().split()]
-    english = sum(word in _ENGLISH for word in words)
-    others = sum(word in _OTHERS for word in words)
-    if foreign > 0.1 * max(letters, 1) or others > english:
-        yield "text is not English", text[:80]
+    for name, text in (("question", row.question), ("reasoning", row.reasoning)):
+        foreign = letters = 0
+        if not text.isascii():
+            letters = sum(map(str.isalpha, text))
+            foreign = sum(1 for character in text if ord(character) > 0x24F and character.isalpha())
+        words = [word.strip(".,;:?!") for word in text.lower().split()]
+        english = sum(word in _ENGLISH for word in words)
+        others = sum(word in _OTHERS for word in words)
+        if foreign > 0.1 * max(letters, 1) or others > english:
+            yield f"{name} is not English", text[:80]
 
 
 def _source(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tuple[str, str]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 from typing import Protocol
 
@@ -119,8 +119,10 @@ def checked_box(
     Boxes may reach `tolerance` (in the unit of the corners) beyond the edge; they are cut there.
     """
     x0, y0, x1, y1 = corners
+    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:  # nearly all boxes
+        return Box.of_checked(x0=x0 / width, y0=y0 / height, x1=x1 / width, y1=y1 / height), False
     value = f"x0 {x0:g}, y0 {y0:g}, x1 {x1:g}, y1 {y1:g} in {width:g} x {height:g}"
-    if not all(map(math.isfinite, corners)):
+    if not (isfinite(x0) and isfinite(y0) and isfinite(x1) and isfinite(y1)):
         return "box has a corner that is not a number", value
     if x0 > x1 or y0 > y1:
         return "box has swapped corners (negative width or height)", value
@@ -179,13 +181,17 @@ def assembled(
         )
         return
     lesions = tuple(
-        Lesion.model_construct(  # all values are checked above; validation again would cost more than the reading
+        Lesion.of_checked(  # all values are checked above; validation again would cost more than the reading
             lesion_id=f"{image.image_id}/{raw.key}",
             image_id=image.image_id,
             label=options.rename.get(raw.label, raw.label),
             box=box,
+            host=None,
+            area_fraction=None,
             source_row=f"{image.annotations}:{raw.row}",
-            flags=tuple(sorted({*raw.flags, *([CLIPPED] if cut else []), *([INCOMPLETE] if broken else [])})),
+            flags=tuple(sorted({*raw.flags, *([CLIPPED] if cut else []), *([INCOMPLETE] if broken else [])}))
+            if raw.flags or cut or broken
+            else (),
         )
         for raw, box, cut in kept
     )

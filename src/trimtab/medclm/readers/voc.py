@@ -62,13 +62,15 @@ class VocReader(ReaderOptions):
         boxes, broken = [], 0
         for index, found in enumerate(root.iterfind("object")):
             row = f"object {index + 1}"
-            label = (found.findtext("name") or "").strip()
+            fields = {child.tag: child for child in reversed(found)}  # of a tag that occurs twice the first
+            label = _text(fields.get("name"))
             if not label:
                 broken += 1
                 yield Rejected(file=file.name, row=row, reason="object without name")
                 continue
-            x0, y0, x1, y1 = (number(found.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
-            flags = tuple(key for key in ("difficult", "truncated") if (found.findtext(key) or "").strip() == "1")
+            corners = {child.tag: child.text for child in reversed(fields.get("bndbox", ()))}
+            x0, y0, x1, y1 = (number(corners.get(key)) for key in ("xmin", "ymin", "xmax", "ymax"))
+            flags = tuple(key for key in ("difficult", "truncated") if _text(fields.get(key)) == "1")
             shift = float(self.first_pixel)
             boxes.append(RawBox(str(index + 1), label, (x0 - shift, y0 - shift, x1, y1), row, flags))
         image = RawImage(
@@ -81,6 +83,10 @@ class VocReader(ReaderOptions):
             source=source,
         )
         yield from assembled(image, boxes, images, self)
+
+
+def _text(element: Any) -> str:
+    return "" if element is None else (element.text or "").strip()
 
 
 def _parsed(file: Path) -> Any:
