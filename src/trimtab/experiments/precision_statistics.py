@@ -110,6 +110,12 @@ def comparisons(study: PrecisionStudy) -> list[Compared]:
     return sorted(found, key=lambda one: one.what)
 
 
+def _named(label: str) -> str:
+    """A label whose commas do not mix with those of a list."""
+    format, *more = label.split(", ")
+    return f"{format} ({', '.join(more)})" if more else format
+
+
 def in_words(study: PrecisionStudy) -> str:
     """One sentence: full precision's accuracy, the formats not told apart from it, those below, those that diverged."""
     full = quality(study, BASELINE).accuracy
@@ -124,13 +130,13 @@ def in_words(study: PrecisionStudy) -> str:
             continue
         found = quality(study, label)
         if found.accuracy is None:
-            diverged.append(label)
+            diverged.append(_named(label))
         elif found.to_full is None or found.to_full.low is None:
-            single.append(f"{label} {100 * found.accuracy.mean:.1f} %")
+            single.append(f"{_named(label)} {100 * found.accuracy.mean:.1f} %")
         elif not found.to_full.excludes_zero:
-            alike.append(label)
+            alike.append(_named(label))
         else:
-            change = f"{label} ({100 * found.to_full.mean:+.1f} points)".replace("-", "\N{MINUS SIGN}")
+            change = f"{_named(label)} by {100 * abs(found.to_full.mean):.1f} points"
             (below if found.to_full.mean < 0 else above).append(change)
     clauses = [
         f"{words} {', '.join(labels)}"

@@ -15,6 +15,10 @@ from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sent
 STEP_AXIS = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
 Q_AXIS = {"title": {"text": "projection q"}, "range": [-0.03, 1.13], "zeroline": False}
 MINUS = "\N{MINUS SIGN}"
+FEW = 5
+"""Lines up to which a small figure has a legend of its own."""
+HIGHEST = 1.2
+"""q above it is drawn as this: one wild step of a dead layer would take the colours of all others away."""
 
 
 def number(value: float | None, digits: int = 3) -> Cell:
@@ -146,7 +150,7 @@ def _shrinkage_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Sect
             "Projection q of all rounded gradients together over training: 1 keeps the step, 0.5 halves it. Mean over seeds; "
             "no line where the gradient before rounding was zero or not finite.",
             {"": lines},
-            {"xaxis": STEP_AXIS, "yaxis": Q_AXIS, "height": 380},
+            {"xaxis": STEP_AXIS, "yaxis": Q_AXIS, "height": 320 + 18 * len(lines)},
         )
     ]
     return Section(
@@ -172,7 +176,8 @@ def _noise_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section 
                     {
                         "xaxis": STEP_AXIS,
                         "yaxis": {"rangemode": "tozero"},
-                        "height": 290 + 18 * min(len(traces), 12),
+                        "height": 290 if len(traces) > FEW else 290 + 18 * len(traces),
+                        "showlegend": len(traces) <= FEW,
                         "margin": {"l": 48},
                         "legend": {"font": {"size": 11}},
                     },
@@ -185,7 +190,7 @@ def _noise_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section 
     return Section(
         "precision-noise", "Dead entries, overflow, noise",
         ["Dead: non-zero entries that became zero. Overflowing: non-zero entries beyond the format's largest number. Noise to "
-         "signal: ||g~ \u2212 q g|| / ||g||."],
+         "signal: ||g~ \u2212 q g|| / ||g||. Colours and dashes are those of the figure of q above."],
         figures,
     )  # fmt: skip
 
@@ -200,7 +205,7 @@ def _layers_section(study: PrecisionStudy) -> Section | None:
     if not found:
         return None
     values = [value for *_, own in found for layer in own.layers for value in layer.curve if value is not None]
-    span = (min(0.0, *values), max(1.0, *values)) if len(values) > 1 else (0.0, 1.0)
+    span = (max(-HIGHEST, min(0.0, *values)), min(HIGHEST, max(1.0, *values))) if len(values) > 1 else (0.0, 1.0)
     maps = [
         heat_map(
             f"precision-layers-{place}",
@@ -224,7 +229,8 @@ def _layers_section(study: PrecisionStudy) -> Section | None:
     head = ["layer", "format", "q", "dead, %", "overflow, %"]
     return Section(
         "precision-layers", "Layer by layer",
-        ["Colour: projection q, one scale for all maps. Of each format the first seed is shown."], maps,
+        [f"Colour: projection q, one scale for all maps, which ends at {HIGHEST:g}. Of each format the first seed is shown."],
+        maps,
         [Table("precision-layers", "The layers in numbers: medians over the metered steps", head, rows, folded=True)],
     )  # fmt: skip
 
