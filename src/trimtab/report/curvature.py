@@ -17,7 +17,18 @@ from trimtab.report.curvature_scatter import scatter_section
 from trimtab.report.curvature_track import track_section
 from trimtab.report.page import render_sections
 from trimtab.report.palette import Look, looks
-from trimtab.report.parts import Cell, Figure, Section, Table, halvings, plain, seeds_sentence, sparsity_axis
+from trimtab.report.parts import (
+    Cell,
+    Figure,
+    Section,
+    Table,
+    halvings,
+    log_ticks,
+    plain,
+    seeds_sentence,
+    significant,
+    sparsity_axis,
+)
 
 MINUS = "\N{MINUS SIGN}"
 HEADS = [
@@ -30,7 +41,7 @@ FLOOR = 1e-6  # of the density's greatest value: what is drawn of it on a logari
 
 def number(value: float, digits: int = 3) -> str:
     """A number with three digits and a true minus sign."""
-    return f"{value:,.{digits}g}".replace("-", MINUS)
+    return significant(value, digits).replace("-", MINUS)
 
 
 def _spread(values: Sequence[float]) -> Cell:
@@ -124,17 +135,6 @@ def _eigenvalue_traces(rows: Sequence[CurvatureRow], found: Mapping[str, Look]) 
     return traces
 
 
-def _ticks(values: Sequence[float]) -> dict[str, Any]:
-    """1, 2, 5, 10, ... written out on a logarithmic axis; where fewer than two lie within, the axis chooses its own."""
-    low, high = math.log10(min(values)), math.log10(max(values))
-    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
-    steps = (1,) if high - low > 3 else (1, 2, 5)
-    inside = sorted(
-        {f * 10.0**power for power in powers for f in steps if min(values) <= f * 10.0**power <= max(values)}
-    )
-    return {"tickvals": inside, "ticktext": [f"{value:,.6g}" for value in inside]} if len(inside) > 1 else {}
-
-
 def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Section:
     """The largest eigenvalues, each within its residual."""
     rows = summary.rows
@@ -151,7 +151,7 @@ def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) ->
                 "title": {"text": "eigenvalue"},
                 "type": "log" if positive else "linear",
                 "zeroline": False,
-                **(_ticks([value for row in rows for value in row.eigenvalues]) if positive else {}),
+                **(log_ticks([value for row in rows for value in row.eigenvalues]) if positive else {}),
             },
             "height": 420,
         },

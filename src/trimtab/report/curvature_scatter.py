@@ -8,7 +8,7 @@ from trimtab.experiments.curvature import CurvatureRow, CurvatureSummary
 from trimtab.experiments.curvature_statistics import MEASURES, SCALE_FREE, RankCorrelation, robustness
 from trimtab.experiments.statistics import sparsity_label
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, halvings, plain
+from trimtab.report.parts import Cell, Figure, Section, Table, halvings, log_ticks, plain
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -40,6 +40,7 @@ def _scatter(
                 "type": "log",
                 "zeroline": False,
                 "nticks": 5,
+                **(log_ticks([value(row) for row in own]) if own else {}),
             },
             "yaxis": {"tickformat": ".3~p", "title": {"text": metric}, "zeroline": False},
             "height": 300,

@@ -137,3 +137,30 @@ def bytes_text(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size:.0f} B"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with that many digits, written out up to a million.
+
+    Example:
+        >>> significant(1334.5), significant(0.04567), significant(2.5e9)
+        ('1,330', '0.0457', '2.5e+09')
+    """
+    text = f"{value:.{digits}g}"
+    return f"{float(text):,.10g}" if abs(value) < 1e6 else text
+
+
+def log_ticks(values: Sequence[float]) -> dict[str, Any]:
+    """1, 2, 5, 10, ... written out on a logarithmic axis; where fewer than two lie within, the axis chooses its own.
+
+    Example:
+        >>> log_ticks([3.0, 24.0])["ticktext"]
+        ['5', '10', '20']
+    """
+    low, high = math.log10(min(values)), math.log10(max(values))
+    powers = range(math.floor(low) - 1, math.ceil(high) + 1)
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    inside = sorted(
+        {f * 10.0**power for power in powers for f in steps if min(values) <= f * 10.0**power <= max(values)}
+    )
+    return {"tickvals": inside, "ticktext": [f"{value:,.6g}" for value in inside]} if len(inside) > 1 else {}

@@ -11,6 +11,7 @@ from rich.text import Text
 from trimtab.experiments.curvature import CurvatureRow
 from trimtab.experiments.statistics import Entry, main_rows, sparsity_label, table
 from trimtab.experiments.summary import Summary
+from trimtab.report.parts import significant
 
 
 def _cell(entry: Entry | None, best: bool, stacked: bool) -> Text:
@@ -89,9 +90,10 @@ def curvature_table(rows: Sequence[CurvatureRow], sparsity: float) -> Table:
     for row in rows:
         if row.sparsity == sparsity:
             mark = "" if row.converged else "?"
+            top = f"{significant(row.eigenvalues[0])}±{significant(row.residuals[0], 1)}{mark}"
+            trace = f"{significant(row.trace)}±{significant(row.trace_error, 1)}"
             found.add_row(
-                Text(f"{row.method}, {row.seed}"), f"{row.eigenvalues[0]:.3g}±{row.residuals[0]:.1g}{mark}",
-                f"{row.trace:,.3g}±{row.trace_error:.1g}", f"{row.sharpness:.3g}", f"{row.adaptive_sharpness:.3g}",
-                f"{row.normalized_eigenvalue:,.3g}", f"{100 * row.accuracy:.1f}",
+                Text(f"{row.method}, {row.seed}"), top, trace, f"{row.sharpness:.3g}", f"{row.adaptive_sharpness:.3g}",
+                significant(row.normalized_eigenvalue), f"{100 * row.accuracy:.1f}",
             )  # fmt: skip
     return found
