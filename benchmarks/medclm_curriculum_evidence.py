@@ -2,12 +2,14 @@
 
 python FILE study SET STUDY [STEPS BATCH QUESTIONS]   # goes on where it stopped
 python FILE read STUDY NAME                           # -> docs/evidence/medclm-curriculum.json
+python FILE simulate                                   # the schedulers on given losses, no training
 python FILE tables                                    # the JSON file's figures into the page
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from evidence_page import fill, spread, table
 
+from trimtab.curricula import create
 from trimtab.experiments.statistics import Estimate, estimate
 from trimtab.files import write_text
 
@@ -98,7 +101,9 @@ def _results(rows: Sequence[dict[str, Any]]) -> str:
                 found = list(_of(rows, schedule, f"{system}/{rule}/{group}/{name}").values())
                 alike = system == "majority" and found
                 cells.append(f"{100 * found[0]:.1f}" if alike else spread(_estimate(found), 100, 1))
-            label = {"model": schedule, "text only": "*adaptive, images grey*", "majority": "*majority guess*"}[system]
+            label = {"model": schedule, "text only": "*adaptive, images of others*", "majority": "*majority guess*"}[
+                system
+            ]
             lines.append([label, *cells])
     counts = next(row["values"] for row in rows)
     head = [f"{rule}, {name} (n {counts[f'model/{rule}/{group}/{name}'][1]})" for rule, group, name in RULES]
@@ -128,10 +133,39 @@ def _shares(rows: Sequence[dict[str, Any]]) -> str:
     return table(["schedule", "seeds", "easy, %", "medium, %", "hard, %"], lines)
 
 
+def simulate(epochs: int = 100) -> None:
+    """Shares when every stage's loss falls as 0.3 + exp(-epoch / 20), Medium's and Hard's a constant multiple of Easy's."""
+    rows = []
+    for medium in (0.45, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0):
+        for name in ("released", "adaptive"):
+            scheduler, factor = create(name), {"easy": 1.0, "medium": medium, "hard": 1.25 * medium}
+            scheduler.add_domain("d")
+            shares = []
+            for epoch in range(epochs):
+                shares.append(scheduler.shares("d"))
+                shown = {stage for stage, share in shares[-1].items() if share > 1e-4} | set(scheduler.stale("d"))
+                for stage in shown:
+                    scheduler.observe("d", stage, factor[stage] * (0.3 + math.exp(-epoch / 20)))
+                scheduler.end_epoch()
+            means = {stage: sum(one[stage] for one in shares) / epochs for stage in scheduler.stages}
+            rows.append({"schedule": name, "medium": medium, "shares": means})
+    everything = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+    write_text(FIGURES, json.dumps({**everything, "simulation": rows}, indent=1) + "\n")
+
+
+def _simulation(rows: Sequence[dict[str, Any]]) -> str:
+    head = ["loss of Medium / loss of Easy", *(f"{name}: easy, medium, hard, %" for name in ("released", "adaptive"))]
+    lines = []
+    for medium in dict.fromkeys(row["medium"] for row in rows):
+        found = [row["shares"] for row in rows if row["medium"] == medium]
+        lines.append([f"{medium:g}", *(", ".join(f"{100 * share:.1f}" for share in one.values()) for one in found)])
+    return table(head, lines)
+
+
 def tables() -> None:
     """Fill the page."""
     everything = json.loads(FIGURES.read_text(encoding="utf-8"))
-    blocks = {}
+    blocks = {"simulation": _simulation(everything.pop("simulation"))}
     for name, rows in everything.items():
         blocks |= {
             f"{name} results": _results(rows), f"{name} differences": _differences(rows), f"{name} shares": _shares(rows)
@@ -143,6 +177,8 @@ if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     if command == "study":
         study(Path(rest[0]), Path(rest[1]), *map(int, rest[2:]))
+    elif command == "simulate":
+        simulate()
     elif command == "read":
         read(Path(rest[0]), rest[1])
     else:

@@ -10,7 +10,7 @@ from trimtab.cli.medclm_evaluate import EvaluateArguments, measure, questions, r
 from trimtab.cli.medclm_train import TrainArguments, train_with_levers
 from trimtab.medclm.training.options import TrainOptions
 
-STEPS, QUESTIONS = 240, 96
+STEPS, QUESTIONS = 360, 96
 """So that the whole takes a minute or two on one core."""
 
 

@@ -14,6 +14,7 @@ from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table, plain
 
 SIDE = 256
+STAGES = ("easy", "medium", "hard")
 
 
 def _cell(row: Mapping[str, Any] | None) -> Cell:
@@ -32,6 +33,7 @@ def _table(summary: Mapping[str, Any], group: str, title: str, folded: bool) -> 
         if row["group"] == group
     }
     names = list(dict.fromkeys(name for name, _, system in found if system == "model"))
+    names.sort(key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     rows = [
         [
             Cell(rule),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from trimtab.medclm.evaluation.tables import as_dicts, measured
 
 SYSTEMS = {
     "model": "the trained model",
-    "text only": "the same model, every image replaced by plain grey",
+    "text only": "the same model, every image replaced by one of another patient, no box drawn: only the text can help",
     "majority": "the most common training answer to such a question",
 }
 OPEN_AND_CLOSED = ("closed.1", "exact.1", "f1.1", "recall.1")
@@ -65,7 +65,7 @@ def evaluate(
 
     said = {
         "model": replies(model, processor, questions, batch=batch, progress=tell("model")),
-        "text only": replies(model, processor, questions, blank=True, batch=batch, progress=tell("text only")),
+        "text only": replies(model, processor, with_wrong_images(questions), batch=batch, progress=tell("text only")),
     }
     if training:
         majority = Majority(training)
@@ -96,6 +96,25 @@ def evaluate(
         "systems": systems,
     }
     return Evaluation(summary, predictions)
+
+
+def with_wrong_images(questions: Sequence[Question]) -> list[Question]:
+    """The same questions, each with the image of the next question of another patient and without a drawn box.
+
+    A real image of the set tells as little as a blank one, and is no stranger to the model than those it was trained on.
+
+    Raises:
+        ValueError: all questions are of one patient.
+    """
+    number = len(questions)
+    found = []
+    for place, question in enumerate(questions):
+        others = (questions[(place + step) % number] for step in range(number // 2, number // 2 + number))
+        other = next((one for one in others if one.cluster != question.cluster), None)
+        if other is None:
+            raise ValueError(f"all {number} questions are of one patient: no image of another one can be shown instead")
+        found.append(replace(question, image=other.image, draw=False))
+    return found
 
 
 def write(found: Evaluation, folder: Path, about: dict[str, Any]) -> None:

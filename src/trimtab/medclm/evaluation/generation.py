@@ -12,14 +12,10 @@ from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.training.collator import encoded_prompts, joined, padded
 from trimtab.medclm.training.rows import instruction, with_box
 
-GREY = (128, 128, 128)
 
-
-def picture_of(question: Question, blank: bool = False) -> Image.Image:
-    """The image as the model gets it: RGB, box drawn where asked for; `blank` gives plain grey of the same size."""
+def picture_of(question: Question) -> Image.Image:
+    """The image as the model gets it: RGB, box drawn where asked for."""
     with Image.open(question.image) as file:
-        if blank:
-            return Image.new("RGB", file.size, GREY)
         picture = file.convert("RGB")
     return with_box(picture, question.box) if question.draw and question.box is not None else picture
 
@@ -29,7 +25,6 @@ def replies(
     model: Any,
     processor: Any,
     questions: Sequence[Question],
-    blank: bool = False,
     batch: int = 32,
     most: int = 192,
     progress: Callable[[int], None] | None = None,
@@ -39,7 +34,6 @@ def replies(
     Args:
         model, processor: from `training.models`.
         questions: what is asked.
-        blank: show plain grey instead of the images: the text-only baseline.
         batch: questions at a time.
         most: tokens of a reply; without reasoning a quarter of it.
         progress: called with the number of questions done.
@@ -59,7 +53,7 @@ def replies(
             prompts = encoded_prompts(
                 processor,
                 [instruction(one.question, one.reason) for one in chosen],
-                [picture_of(one, blank) for one in chosen],
+                [picture_of(one) for one in chosen],
             )
             ids = [prompt["input_ids"][0].tolist() for prompt in prompts]
             inputs: dict[str, Any] = {
