@@ -7,6 +7,7 @@ Further folders hold other networks, which join those of the first, or the same 
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from scipy.stats import spearmanr
 from trimtab.experiments.curvature import CurvatureRow, CurvatureSummary, PrunedAccuracy
 from trimtab.experiments.curvature_statistics import MEASURES, SCALE_FREE, RankCorrelation, ratio_to, robustness
 from trimtab.experiments.statistics import Estimate, estimate, sparsity_label
+from trimtab.report.parts import significant
 
 FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE = FOLDER / "curvature.md"
@@ -46,13 +48,9 @@ def slim(folder: Path) -> CurvatureSummary:
     return found.model_copy(update={"recipe": recipe, "densities": [], "landscapes": []})
 
 
-def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def over_seeds(values: Sequence[float]) -> str:
     found = estimate(values)
-    return number(found.mean) if found.half is None else f"{number(found.mean)} ± {found.half:.2g}"
+    return significant(found.mean) + ("" if found.half is None else f" ± {significant(found.half, 2)}")
 
 
 def measured(rows: Sequence[CurvatureRow], sparsity: float) -> str:
@@ -85,7 +83,8 @@ def ratios(rows: Sequence[CurvatureRow]) -> str:
     for sparsity in sorted({row.sparsity for row in rows}):
         for method, baseline in PAIRS:
             cells = [ratio(ratio_to(rows, method, baseline, name, sparsity)) for name in MEASURES]
-            lines.append([sparsity_label(sparsity), f"{method} / {baseline}", *cells])
+            if any(cells):
+                lines.append([sparsity_label(sparsity), f"{method} / {baseline}", *cells])
     return table(["", "ratio", *SHORT.values()], lines)
 
 
@@ -134,11 +133,12 @@ def side(low: float | None, high: float | None, below: str, above: str) -> str:
 def verdicts(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccuracy]) -> str:
     lines = []
     for method, baseline in (("var", "sgd"), ("var+sam", "sam"), ("var+cram+", "cram+"), ("sam", "sgd")):
-        for name in MEASURES:
-            found = ratio_to(rows, method, baseline, name, 0.0)
+        for sparsity, name in itertools.product(sorted({row.sparsity for row in rows}), MEASURES):
+            found = ratio_to(rows, method, baseline, name, sparsity)
             if found is not None:
                 told = side(found.low, found.high, "**flatter**", "**sharper**")
-                lines.append([f"{method} is flatter than {baseline}, dense", SHORT[name], told, ratio(found)])
+                claim = f"{method} is flatter than {baseline}, {sparsity_label(sparsity)}"
+                lines.append([claim, SHORT[name], told, ratio(found)])
     few = [row for row in rows if row.method not in SPARSITY_PENALTIES]
     for group, own in (("all methods", rows), ("without L1 and Hoyer-Square", few)):
         for one in robustness(own, [item for item in pruned if item.method in {row.method for row in own}]):
