@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,20 +100,22 @@ def evaluate(
 
 
 def with_wrong_images(questions: Sequence[Question]) -> list[Question]:
-    """The same questions, each with the image of the next question of another patient and without a drawn box.
+    """The same questions, each with the image of another patient, drawn at random with a fixed seed, and without a drawn box.
 
     A real image of the set tells as little as a blank one, and is no stranger to the model than those it was trained on.
 
     Raises:
         ValueError: all questions are of one patient.
     """
-    number = len(questions)
-    found = []
-    for place, question in enumerate(questions):
-        others = (questions[(place + step) % number] for step in range(number // 2, number // 2 + number))
-        other = next((one for one in others if one.cluster != question.cluster), None)
-        if other is None:
-            raise ValueError(f"all {number} questions are of one patient: no image of another one can be shown instead")
+    chance, found = random.Random(0), []
+    if len({question.cluster for question in questions}) < 2:
+        raise ValueError(
+            f"all {len(questions)} questions are of one patient: no image of another one can be shown instead"
+        )
+    for question in questions:
+        other = question
+        while other.cluster == question.cluster:
+            other = chance.choice(questions)
         found.append(replace(question, image=other.image, draw=False))
     return found
 
