@@ -9,7 +9,7 @@ from trimtab.cli.medclm_command import run
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.run import train
 
-STEPS = 300
+STEPS = 400
 
 
 def accuracy(folder, system="model"):
@@ -19,10 +19,12 @@ def accuracy(folder, system="model"):
 
 @pytest.mark.slow
 def test_blob_left_or_right_is_learnt_and_not_from_shuffled_pictures(tmp_path):
-    options = TrainOptions(steps=STEPS, epochs=10, batch=16, lr=2e-3, schedule="mixed", save_every=STEPS, seed=1)
+    options = TrainOptions(
+        steps=STEPS, epochs=10, batch=16, lr=5e-3, warmup=0.1, schedule="mixed", save_every=STEPS, seed=1
+    )
     held_out = blob_set(tmp_path / "held-out", images=120, seed=9)
     for name, shuffled in (("right", False), ("shuffled", True)):
-        data = blob_set(tmp_path / name, images=240, shuffled=shuffled)
+        data = blob_set(tmp_path / name, images=300, shuffled=shuffled)
         train(data, tmp_path / f"{name}-run", options)
         assert (
             run(["evaluate", str(tmp_path / f"{name}-run"), "--data", str(held_out), "--stages", "hard", "--quiet"])
