@@ -97,3 +97,16 @@ def test_spans_cut_the_texts_out_of_the_target() -> None:
 def test_wrong_spans_are_refused(spans: dict[str, tuple[int, int]], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         _row(spans=spans)
+
+
+def test_records_of_checked_values_are_records_as_any_other():
+    import pickle
+
+    plain = Box(x0=0.1, y0=0.2, x1=0.3, y1=0.4)
+    quick = Box.of_checked(x0=0.1, y0=0.2, x1=0.3, y1=0.4)
+    assert quick == plain
+    assert hash(quick) == hash(plain)
+    assert quick.model_dump_json() == plain.model_dump_json()
+    assert pickle.loads(pickle.dumps(quick)).model_copy(update={"x0": 0.0}).x0 == 0.0
+    with pytest.raises(ValueError, match="frozen"):
+        quick.x0 = 0.0
