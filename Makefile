@@ -2,23 +2,29 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+USER_STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed-dev
 
 .PHONY: help setup demo test test-slow lint bench docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml constraints.txt
+$(USER_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Trimtab needs Python 3.11 or newer (set PYTHON=...)"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(STAMP): $(USER_STAMP)
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 setup: $(STAMP)  ## create .venv with everything needed to develop
 
-demo: $(STAMP)  ## the whole job on embedded data: train, prune, report (under three minutes)
+demo: $(USER_STAMP)  ## the whole job on embedded data: train, prune, report (under three minutes)
 	$(BIN)/trimtab demo --out demo
 
 test: $(STAMP)  ## the default test suite, doctests included
