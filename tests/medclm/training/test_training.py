@@ -10,10 +10,12 @@ from trimtab.curricula import SpanWeights
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box
 from trimtab.medclm.training.collator import Collator, encoded_prompts, prompt_text
+from trimtab.medclm.training.models import load
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.rows import RowData, examples_of, instruction, with_box
 from trimtab.medclm.training.run import train
 from trimtab.medclm.training.tiny import tiny_llava
+from trimtab.medclm.training.trainer import CurriculumTrainer
 from trimtab.observe import GradientTracker
 from trimtab.penalties import VarianceAmplifier
 
@@ -65,7 +67,7 @@ def test_image_expansion_does_not_shift_spans(pieces):
     assert batch["input_ids"][0].tolist() == list(ours.ids)
     assert batch["labels"][0].tolist() == list(ours.labels)
     assert torch.equal(batch["weights"][0], torch.tensor(ours.weights))
-    assert encoded_prompts(processor, [text], [item["image"]])[0]["input_ids"].shape[1] == len(short) + 3
+    assert len(encoded_prompts(processor, [text], [item["image"]]).ids[0]) == len(short) + 3
 
 
 def test_boxes_are_drawn_for_easy_rows_on_copies_only(pieces):
@@ -145,3 +147,45 @@ def test_wrong_options_are_refused(settings, message):
 def test_a_set_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(NotADirectoryError, match="is not a folder"):
         train(tmp_path / "none", tmp_path / "run", TrainOptions(**QUICK))
+
+
+def trainer_of(blobs, folder, **settings):
+    options = TrainOptions(**{**QUICK, **settings})
+    examples = examples_of(DataSetFolder(blobs), ["train"])
+    model, processor = load(options, examples)
+    return CurriculumTrainer(model, processor, RowData(examples), options, folder)
+
+
+def test_the_loss_is_that_of_all_logits(blobs, tmp_path):
+    trainer = trainer_of(blobs, tmp_path, answer=0.9, reasoning=0.1)
+    batch = trainer.data_collator([trainer.train_dataset[place] for place in (0, 4, 8, 2)])
+    labels, weights = batch["labels"], batch["weights"]
+    inputs = {key: value for key, value in batch.items() if key not in ("labels", "weights", "rows")}
+    with torch.no_grad():
+        logits = trainer.model(**inputs).logits
+        found = trainer.compute_loss(trainer.model, batch)
+    total = 0.0
+    for row in range(4):
+        for place in range(1, labels.shape[1]):
+            if labels[row, place] != -100:
+                chance = logits[row, place - 1].softmax(0)[labels[row, place]]
+                total -= weights[row, place].item() * chance.log().item()
+    assert found.item() == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_two_accumulated_batches_step_as_one_of_both(blobs, tmp_path):
+    settings = {"steps": 2, "epochs": 2, "warmup": 0.0}
+    one = trainer_of(blobs, tmp_path / "one", batch=4, **settings)
+    two = trainer_of(blobs, tmp_path / "two", batch=2, accumulate=2, **settings)
+    for trainer in (one, two):
+        trainer.train()
+    assert one.state.log_history[0]["grad_norm"] == pytest.approx(two.state.log_history[0]["grad_norm"], rel=1e-4)
+    assert one.state.log_history[0]["loss"] == pytest.approx(two.state.log_history[0]["loss"], rel=1e-4)
+
+
+def test_nothing_is_sent_over_the_network(blobs, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **told: sent.append(told))
+    monkeypatch.delenv("CI", raising=False)
+    trainer_of(blobs, tmp_path)
+    assert not sent

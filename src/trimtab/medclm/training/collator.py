@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,12 +24,36 @@ def prompt_text(processor: Any, text: str) -> str:
     return prompt
 
 
-def encoded_prompts(processor: Any, texts: Sequence[str], images: Sequence[Any]) -> list[dict[str, Tensor]]:
-    """What the processor makes of each prompt with its image, image tokens expanded; every tensor has a first dimension."""
-    return [
-        dict(processor(images=[image], text=[prompt_text(processor, text)], return_tensors="pt"))
-        for text, image in zip(texts, images, strict=True)
-    ]
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of a batch as the processor makes them, image tokens expanded, padding taken off again."""
+
+    ids: list[list[int]]
+    """Tokens of each prompt."""
+    types: list[list[int]] | None
+    """Which tokens are of an image, where the model wants `mm_token_type_ids`."""
+    images: dict[str, Tensor]
+    """Pixel values and what goes with them, of the whole batch."""
+
+
+def encoded_prompts(processor: Any, texts: Sequence[str], images: Sequence[Any]) -> Prompts:
+    """The prompts with their images through one call of the processor; a tokenizer without padding token pads with its end."""
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    found = dict(
+        processor(
+            images=list(images), text=[prompt_text(processor, text) for text in texts], return_tensors="pt",
+            padding=True, padding_side="right",
+        )
+    )  # fmt: skip
+    real = found.pop("attention_mask").bool()
+
+    def parts(values: Tensor) -> list[list[int]]:
+        return [row[kept].tolist() for row, kept in zip(values, real, strict=True)]
+
+    ids, types = parts(found.pop("input_ids")), found.pop("mm_token_type_ids", None)
+    tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+    return Prompts(ids, None if types is None else parts(types), tensors)
 
 
 def padded(rows: Sequence[Sequence[Any]], value: float, dtype: torch.dtype, left: bool = False) -> Tensor:
@@ -38,11 +63,6 @@ def padded(rows: Sequence[Sequence[Any]], value: float, dtype: torch.dtype, left
         [*[value] * (length - len(row)), *row] if left else [*row, *[value] * (length - len(row))] for row in rows
     ]
     return torch.tensor(filled, dtype=dtype)
-
-
-def joined(parts: Sequence[dict[str, Tensor]], key: str) -> Tensor:
-    """The tensors of images (pixel values, grids) of a batch."""
-    return torch.cat([part[key] for part in parts])
 
 
 class Collator:
@@ -71,19 +91,19 @@ class Collator:
         texts = [instruction(item["row"].question, bool(item["row"].reasoning)) for item in items]
         prompts = encoded_prompts(self.processor, texts, [item["image"] for item in items])
         made = []
-        for item, prompt in zip(items, prompts, strict=True):
+        for item, prompt in zip(items, prompts.ids, strict=True):
             row: Row = item["row"]
             target = tokenizer(row.target, add_special_tokens=False, return_offsets_mapping=True)
             try:
                 made.append(
                     self.weights[row.stage].tokens(
-                        prompt["input_ids"][0].tolist(), target["input_ids"], target["offset_mapping"],
+                        prompt, target["input_ids"], target["offset_mapping"],
                         dict(row.spans.items()), tokenizer.eos_token_id,
                     )
                 )  # fmt: skip
             except ValueError as error:
                 raise ValueError(f"row {row.row_id!r}: {error}") from error
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        pad = tokenizer.pad_token_id
         batch: dict[str, Any] = {
             "input_ids": padded([one.ids for one in made], pad, torch.int64),
             "attention_mask": padded([[1] * len(one) for one in made], 0, torch.int64),
@@ -91,13 +111,8 @@ class Collator:
             "weights": padded([one.weights for one in made], 0.0, torch.float32),
             "rows": [item["row"] for item in items],
         }
-        for key, value in prompts[0].items():
-            if key in batch:
-                continue
-            if key == "mm_token_type_ids":
-                batch[key] = padded([part[key][0].tolist() for part in prompts], 0, torch.int64)
-                short = batch["input_ids"].shape[1] - batch[key].shape[1]
-                batch[key] = torch.nn.functional.pad(batch[key], (0, short))
-            elif isinstance(value, Tensor):
-                batch[key] = joined(prompts, key)
-        return batch
+        if prompts.types is not None:
+            batch["mm_token_type_ids"] = padded(
+                [types + [0] * (len(one) - len(types)) for types, one in zip(prompts.types, made, strict=True)], 0, torch.int64
+            )  # fmt: skip
+        return batch | prompts.images

@@ -17,7 +17,7 @@ LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|u
 
 
 def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module, Any]:
-    """(model, processor) ready to train: in float32 or bfloat16, frozen parts frozen, LoRA in place.
+    """(model, processor) to train: in float32 or bfloat16, frozen parts frozen; LoRA comes with the trainer (see `lora`).
 
     Args:
         options: which model and how.
@@ -25,7 +25,7 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
 
     Raises:
         FileNotFoundError: the model is neither a local folder nor to be had from the hub.
-        ValueError: LoRA or freezing finds no layer to act on.
+        ValueError: freezing finds no layer to act on.
     """
     if options.model == TINY:
         texts = (f"{instruction(one.row.question, bool(one.row.reasoning))} {one.row.target}" for one in examples)
@@ -40,16 +40,18 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
             raise ValueError(f"{options.model} has no module vision_tower or visual to freeze")
         for tower in towers:
             tower.requires_grad_(False)
-    if options.lora:
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=options.lora, lora_alpha=2 * options.lora, lora_dropout=0.0, target_modules=LANGUAGE_LAYERS
-        )
-        model = get_peft_model(model, config)
     if options.attention:
         model.set_attn_implementation("eager")
     return model, processor
+
+
+def lora(options: TrainOptions) -> Any:
+    """peft's `LoraConfig` on all linear layers of the language model: alpha twice the rank, no dropout (ours); None for 0."""
+    if not options.lora:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(r=options.lora, lora_alpha=2 * options.lora, lora_dropout=0.0, target_modules=LANGUAGE_LAYERS)
 
 
 def _pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` with a curriculum: its sampler, its loss, its levers."""
+"""TRL's `SFTTrainer` with a curriculum: its sampler, its loss, its levers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
+from datasets import Dataset
 from trimtab.adapters.hugging_face import TrimtabCallback
 from trimtab.curricula import CurriculumSampler, create, row_losses
+from trimtab.curricula.spans import IGNORED
 from trimtab.levers import Lever
 from trimtab.medclm.training.collator import Collator
 from trimtab.medclm.training.course import Course
 from trimtab.medclm.training.grounding import anchor_loss, anchor_words, attention_loss
+from trimtab.medclm.training.models import lora
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.rows import RowData
 from trimtab.observe import GradientTracker
 
 
-def arguments(options: TrainOptions, folder: Path) -> TrainingArguments:
-    """The Trainer's arguments."""
+def arguments(options: TrainOptions, folder: Path) -> SFTConfig:
+    """The trainer's arguments."""
     steps = options.epoch_steps * options.epochs
-    return TrainingArguments(
+    return SFTConfig(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate, learning_rate=options.lr,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(options.lr_end, options.lr)},
         warmup_steps=round(options.warmup * steps), weight_decay=options.weight_decay, adam_beta1=0.9, adam_beta2=0.98,
         max_grad_norm=options.clip, bf16=options.precision == "bfloat16",
-        activation_checkpointing=options.checkpointing, seed=options.seed, data_seed=options.seed,
+        activation_checkpointing=options.checkpointing, seed=options.seed, data_seed=options.seed, max_length=None,
         dataloader_num_workers=options.workers, dataloader_drop_last=True, dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="steps", save_steps=options.save_every or max(steps // 10, 1), save_total_limit=2,
         logging_steps=max(options.epoch_steps, 1), report_to=[], remove_unused_columns=False, disable_tqdm=True,
@@ -39,14 +43,28 @@ def arguments(options: TrainOptions, folder: Path) -> TrainingArguments:
     )  # fmt: skip
 
 
-class CurriculumTrainer(Trainer):  # type: ignore[misc]
+def _forward(
+    model: nn.Module, inputs: dict[str, Any], labels: Tensor, weights: Tensor, **extra: Any
+) -> tuple[Any, Tensor]:
+    """(outputs, loss of each row); logits only from the position that predicts the batch's first learnt token on."""
+    start = max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
+    outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - start, **extra)
+    return outputs, row_losses(outputs.logits, labels[:, start:], weights[:, start:])
+
+
+class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains on `RowData` in the order of a stage scheduler with the span-weighted loss, and resumes exactly.
 
     `trainer.train(resume_from_checkpoint=...)` goes on as if it had not stopped: weights, optimizer, learning rate, scheduler,
     sampler. Levers act as with any Trainer (see `TrimtabCallback`).
 
+    From TRL come: LoRA put in place from the run's seed and in the types that the distributed strategy needs, gradients at a
+    LoRA model's inputs under checkpointing, the refusal of `nn.DataParallel` (it would part rows and tensors), and
+    `SFTConfig`'s settings. Ours are the data, the order and the loss. TRL's fused head is not used: on a CPU it takes 1.3 to 3
+    times as long, and the logits from the first learnt position on are few. Its model cards and its telemetry are off.
+
     Args:
-        model, processor: from `models.load`.
+        model, processor: from `models.load`; LoRA is put in place here.
         data: the training rows.
         options: of the run.
         folder: for checkpoints and the curriculum's tables.
@@ -77,13 +95,23 @@ class CurriculumTrainer(Trainer):  # type: ignore[misc]
         chosen: list[TrainerCallback] = [self.course, *callbacks]
         if levers or tracker is not None:
             chosen.append(TrimtabCallback(levers=levers, tracker=tracker))
+        # SFTTrainer takes no data set but its own kind, and looks at one row to see that there are images
+        stand_in = Dataset.from_dict({"image": [""]})
         super().__init__(
-            model=model, args=given, train_dataset=data, processing_class=processor, callbacks=chosen,
-            data_collator=Collator(processor, options.answer, options.reasoning),
+            model=model, args=given, train_dataset=stand_in, processing_class=processor, callbacks=chosen,
+            data_collator=Collator(processor, options.answer, options.reasoning), peft_config=lora(options),
         )  # fmt: skip
+        self.train_dataset = data
         self.remove_callback(PrinterCallback)
-        # our loss is a mean over rows, so the Trainer must divide by the accumulated batches
-        self.model_accepts_loss_kwargs = False
+
+    # our loss is a mean over rows, so the trainer must divide it by the accumulated batches
+    loss_is_scaled_for_ga = False
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: what a run was is told by its `run.json`."""
+
+    def _send_telemetry(self) -> None:
+        """Tell nobody that a model is trained here."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> CurriculumSampler:
         return self.sampler
@@ -95,8 +123,7 @@ class CurriculumTrainer(Trainer):  # type: ignore[misc]
         rest = dict(inputs)
         rows, labels, weights = rest.pop("rows"), rest.pop("labels"), rest.pop("weights")
         extra = {"output_attentions": True} if self.options.attention else {}
-        outputs = model(**rest, use_cache=False, **extra)
-        losses = row_losses(outputs.logits, labels, weights)
+        outputs, losses = _forward(model, rest, labels, weights, **extra)
         self.course.see(rows, losses)
         loss = losses.mean()
         if self.options.attention:
@@ -150,8 +177,7 @@ class CurriculumTrainer(Trainer):  # type: ignore[misc]
                 batch.pop("rows")
                 labels, weights = batch.pop("labels"), batch.pop("weights")
                 with self.compute_loss_context_manager():
-                    outputs = self.model_wrapped(**batch, use_cache=False)
-                found += row_losses(outputs.logits, labels, weights).tolist()
+                    found += _forward(self.model_wrapped, batch, labels, weights)[1].tolist()
         finally:
             self.model_wrapped.train(training)
         return found
