@@ -31,7 +31,7 @@ RULES = (
 )  # fmt: skip
 
 
-def study(data: Path, out: Path, steps: int = 120, batch: int = 8, limit: int = 120) -> None:
+def study(data: Path, out: Path, steps: int = 300, batch: int = 16, limit: int = 0) -> None:
     """Every run trained, then evaluated on the test split."""
     import torch
 
@@ -45,7 +45,7 @@ def study(data: Path, out: Path, steps: int = 120, batch: int = 8, limit: int = 
         for schedule in SCHEDULES:
             run = out / f"{schedule}-{seed}"
             options = TrainOptions(
-                schedule=schedule, steps=steps, epochs=24, batch=batch, lr=2e-3, seed=seed, save_every=steps
+                schedule=schedule, steps=steps, epochs=30, batch=batch, lr=2e-3, seed=seed, save_every=steps
             )
             found = train(data, run, options)
             if not (run / "evaluation.json").is_file():

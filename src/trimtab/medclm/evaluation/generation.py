@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from trimtab.medclm.evaluation.questions import Question
-from trimtab.medclm.training.collator import encoded_prompts, joined, padded
+from trimtab.medclm.training.collator import encoded_prompts, padded
 from trimtab.medclm.training.rows import instruction, with_box
 
 
@@ -40,7 +40,6 @@ def replies(
     """
     model.eval()
     tokenizer = processor.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     device = next(model.parameters()).device
     order = sorted(range(len(questions)), key=lambda place: (questions[place].reason, len(questions[place].question)))
     groups = [[place for place in order if questions[place].reason is reason] for reason in (False, True)]
@@ -55,19 +54,16 @@ def replies(
                 [instruction(one.question, one.reason) for one in chosen],
                 [picture_of(one) for one in chosen],
             )
-            ids = [prompt["input_ids"][0].tolist() for prompt in prompts]
             inputs: dict[str, Any] = {
-                "input_ids": padded(ids, pad, torch.int64, left=True),
-                "attention_mask": padded([[1] * len(one) for one in ids], 0, torch.int64, left=True),
+                "input_ids": padded(prompts.ids, tokenizer.pad_token_id, torch.int64, left=True),
+                "attention_mask": padded([[1] * len(one) for one in prompts.ids], 0, torch.int64, left=True),
+                **prompts.images,
             }
-            for key in prompts[0]:
-                if key == "mm_token_type_ids":
-                    inputs[key] = padded([prompt[key][0].tolist() for prompt in prompts], 0, torch.int64, left=True)
-                elif key not in inputs:
-                    inputs[key] = joined(prompts, key)
+            if prompts.types is not None:
+                inputs["mm_token_type_ids"] = padded(prompts.types, 0, torch.int64, left=True)
             inputs = {key: value.to(device) for key, value in inputs.items()}
             limit = most if chosen[0].reason else max(most // 4, 16)
-            made = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=pad)
+            made = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
             for place, row in zip(places, made[:, inputs["input_ids"].shape[1] :], strict=True):
                 found[place] = tokenizer.decode(row, skip_special_tokens=True).strip()
             done += len(places)
