@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ def train(arguments: Sequence[str]) -> int:
     """Parse and train."""
     given = parse(TrainArguments, arguments, "medclm train")
     found = train_with_levers(given)
+    if int(os.environ.get("RANK", "0")):  # the first process speaks for all
+        return 0
     if given.output.json:
         print_json(found)
         return 0
@@ -56,7 +59,8 @@ def train_with_levers(given: TrainArguments) -> dict[str, Any]:
 
     levers = [VarianceAmplifier(strength=given.var)] if given.var else []
     tracker = GradientTracker(folder=given.out) if given.track else None
-    with measuring_progress(f"train {given.options.schedule}", None, given.output.silent) as report:
+    silent = given.output.silent or int(os.environ.get("RANK", "0")) > 0
+    with measuring_progress(f"train {given.options.schedule}", None, silent) as report:
 
         def progress(step: int, steps: int, loss: float | None) -> None:
             report(step, f"step {step}/{steps}" + ("" if loss is None else f"  loss {float(loss):.3f}"), steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -41,19 +42,21 @@ def train(
         What `run.json` holds.
 
     Raises:
-        ValueError: `out` holds a run with other options or other data.
+        ValueError: `out` holds a run with other options, other data, other levers or another number of processes.
     """
     folder = DataSetFolder(data)
     examples = examples_of(folder, ["train"])
     file = out / "run.json"
-    wanted = {"options": asdict(options), "data": str(data), "levers": [repr(lever) for lever in levers]}
+    wanted = {
+        "options": asdict(options), "data": str(data), "levers": [repr(lever) for lever in levers],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }  # fmt: skip
     if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = {"processes": 1, **json.loads(file.read_text(encoding="utf-8"))}
         if any(found.get(key) != value for key, value in wanted.items()):
             changed = [key for key, value in asdict(options).items() if found["options"].get(key) != value]
-            raise ValueError(
-                f"{out} holds a run with other settings ({', '.join(changed) or 'data or levers'}); choose another --out"
-            )
+            what = ", ".join(changed) or "data, levers or number of processes"
+            raise ValueError(f"{out} holds a run with other settings ({what}); choose another --out")
         if found["state"] == "finished":
             return found
     from transformers import TrainerCallback
@@ -99,5 +102,6 @@ def train(
             "parameters": sum(p.numel() for p in model.parameters()),
         }  # fmt: skip
         write_text(file, json.dumps(done, indent=1) + "\n")
+    trainer.accelerator.wait_for_everyone()  # the others read what the first process wrote
     loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return loaded
