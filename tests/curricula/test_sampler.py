@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -148,3 +149,43 @@ def test_a_domain_without_open_stages_is_left_out_and_named():
 def test_wrong_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_bucketing_keeps_what_is_drawn_and_sorts_batches_by_length():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 100, (120,), generator=generator).tolist()
+    plain, bucketed = sampler(length=96, seed=3), sampler(length=96, seed=3, lengths=lengths, bucket=8)
+    for _ in range(3):
+        drawn, order = list(plain), list(bucketed)
+        assert sorted(drawn) == sorted(order)
+        batches = [[lengths[item] for item in order[start : start + 8]] for start in range(0, 96, 8)]
+        spans = sorted((min(batch), max(batch)) for batch in batches)
+        assert all(first[1] <= second[0] for first, second in pairwise(spans))
+        assert [min(batch) for batch in batches] != sorted(min(batch) for batch in batches)  # batches are shuffled
+        padded = sum(8 * max(batch) for batch in batches)
+        mixed = sum(8 * max(lengths[item] for item in drawn[start : start + 8]) for start in range(0, 96, 8))
+        assert padded < 0.75 * mixed
+        plain.scheduler.end_epoch(), bucketed.scheduler.end_epoch()
+
+
+def test_bucketed_ranks_share_the_epoch_and_resume():
+    lengths = [float(place % 17) for place in range(120)]
+    ranks = [sampler(length=70, lengths=lengths, bucket=8, rank=rank, world=2) for rank in (0, 1)]
+    orders = [list(one) for one in ranks]
+    assert [len(order) for order in orders] == [32, 32]
+    whole = sampler(length=64, lengths=lengths, bucket=8)
+    assert sorted(orders[0] + orders[1]) == sorted(whole)
+    again = sampler(length=64, lengths=lengths, bucket=8)
+    handed = iter(again)
+    first = [next(handed) for _ in range(10)]
+    fresh = sampler(length=64, lengths=lengths, bucket=8)
+    fresh.load_state_dict(again.state_dict())
+    assert first + list(fresh) == list(sampler(length=64, lengths=lengths, bucket=8))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bucket": 4}, {"lengths": [1.0]}, {"lengths": [1.0] * 120, "batch": 2}, {"bucket": 0}]
+)
+def test_bucketing_needs_lengths(settings):
+    with pytest.raises(ValueError, match="one length per item"):
+        sampler(**settings)

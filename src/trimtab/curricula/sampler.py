@@ -23,7 +23,9 @@ class CurriculumSampler(Sampler[int]):
     * The items of a stage and domain are drawn in a shuffled order that goes on from epoch to epoch and is shuffled anew when
       all were drawn: none is drawn again before all others of its stage and domain were. Then the epoch is shuffled as a whole.
     * A domain whose open stages have no items sits the epoch out (see `StageScheduler.add_domain`); its draws go to the others.
-    * The order is a function of seed, epoch, shares and the numbers drawn so far, nothing else.
+    * With `lengths`, the epoch's items are sorted by length, cut into batches of `bucket`, and the batches are shuffled: less
+      padding, and batches that hold items alike, so often of one stage. Which items an epoch draws does not change.
+    * The order is a function of seed, epoch, shares, lengths and the numbers drawn so far, nothing else.
 
     Call `scheduler.end_epoch()` between epochs; the sampler takes the new shares when it is iterated next.
 
@@ -35,12 +37,14 @@ class CurriculumSampler(Sampler[int]):
         seed: of all draws.
         batch: items in a row that are of one domain, for batches of one domain; `length` is rounded down to a multiple.
             Default 1.
+        lengths: length of every item, in any unit. Default none: no bucketing.
+        bucket: items of a batch, for bucketing by length; `length` is rounded down to a multiple. Needs `lengths`.
         rank, world: this process and their number: rank r gets blocks r, r + world, ... of one shared order, the tail that does
             not fill all ranks is left out. Leave them where the loop shards the sampler itself, as accelerate does.
 
     Raises:
-        ValueError: no items, lists of unequal length, an unknown stage, or a length too short for one block per rank; (when
-            iterated) no domain has items in its open stages.
+        ValueError: no items, lists of unequal length, an unknown stage, a length too short for one block per rank, or lengths
+            with `batch` above 1; (when iterated) no domain has items in its open stages.
 
     Example:
         >>> from trimtab.curricula import Mixed
@@ -59,6 +63,8 @@ class CurriculumSampler(Sampler[int]):
         batch: int = 1,
         rank: int = 0,
         world: int = 1,
+        lengths: Sequence[float] | None = None,
+        bucket: int = 1,
     ) -> None:
         if not len(stages):
             raise ValueError("a curriculum needs at least one item, got none")
@@ -68,10 +74,18 @@ class CurriculumSampler(Sampler[int]):
             raise ValueError(
                 f"rank must lie in 0 .. world - 1 and batch be 1 or more, got rank {rank}, world {world}, batch {batch}"
             )
+        given = 0 if lengths is None else len(lengths)
+        if given != (len(stages) if bucket > 1 or given else 0) or bucket < 1 or (lengths is not None and batch > 1):
+            raise ValueError(
+                f"bucketing takes one length per item, batch 1 and a bucket of 1 or more, got {given} lengths for "
+                f"{len(stages)} items, batch {batch}, bucket {bucket}"
+            )
         self.scheduler, self.seed, self.batch, self.rank, self.world = scheduler, seed, batch, rank, world
-        self.length = (len(stages) if length is None else length) // (batch * world) * batch * world
+        self.lengths, self.bucket = lengths, bucket
+        block = batch * bucket
+        self.length = (len(stages) if length is None else length) // (block * world) * block * world
         if self.length < 1:
-            raise ValueError(f"length {length} is too short for one block of {batch} on each of {world} ranks")
+            raise ValueError(f"length {length} is too short for one block of {block} on each of {world} ranks")
         self._pools: dict[str, dict[str, list[int]]] = {}
         for item, stage in enumerate(stages):
             if stage not in scheduler.stages:
@@ -176,6 +190,12 @@ class CurriculumSampler(Sampler[int]):
             order = torch.randperm(len(items), generator=generator).tolist()
             blocks += [[items[i] for i in order[k : k + self.batch]] for k in range(0, len(items), self.batch)]
         mixed = torch.randperm(len(blocks), generator=generator).tolist()
+        if self.lengths is not None:
+            length = self.lengths
+            blocks = [blocks[place] for place in mixed]  # sorted() keeps this order among items of one length
+            every = sorted((item for block in blocks for item in block), key=lambda item: length[item])
+            blocks = [every[start : start + self.bucket] for start in range(0, len(every), self.bucket)]
+            mixed = torch.randperm(len(blocks), generator=generator).tolist()
         return [item for place in mixed[self.rank :: self.world] for item in blocks[place]]
 
     def _next(self, domain: str, stage: str, number: int) -> list[int]:
