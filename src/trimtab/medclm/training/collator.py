@@ -12,6 +12,7 @@ from torch import Tensor
 from trimtab.curricula import SpanWeights
 from trimtab.curricula.spans import IGNORED
 from trimtab.medclm.records import Row
+from trimtab.medclm.training.grounding import view
 from trimtab.medclm.training.rows import instruction
 
 
@@ -73,15 +74,16 @@ class Collator:
     end-of-text token. Padding is on the right, masked, unlabelled.
 
     Args:
-        processor: of the model: `apply_chat_template`, `__call__(images, text)`, `tokenizer`.
+        processor: of the model: `apply_chat_template`, `__call__(images, text)`, `tokenizer`, `image_token_id`.
         answer, reasoning: weights of the spans in Easy and Medium; Hard has the answer only.
+        views: add `views`, what the grounding terms need to know of each image.
 
     Raises:
         ValueError: (at a batch) a row's spans do not fit its target's tokens; names the row.
     """
 
-    def __init__(self, processor: Any, answer: float = 0.8, reasoning: float = 0.2) -> None:
-        self.processor = processor
+    def __init__(self, processor: Any, answer: float = 0.8, reasoning: float = 0.2, views: bool = False) -> None:
+        self.processor, self.views = processor, views
         both = SpanWeights({"answer": answer, "reasoning": reasoning})
         self.weights = {"easy": both, "medium": both, "hard": SpanWeights({"answer": 1.0, "reasoning": 0.0})}
 
@@ -115,4 +117,13 @@ class Collator:
             batch["mm_token_type_ids"] = padded(
                 [types + [0] * (len(one) - len(types)) for types, one in zip(prompts.types, made, strict=True)], 0, torch.int64
             )  # fmt: skip
+        if self.views:
+            grids = prompts.images.get("image_grid_thw")
+            batch["views"] = [
+                view(
+                    item["row"].box, item["image"].size, ids.count(self.processor.image_token_id), self.processor,
+                    None if grids is None else grids[place].tolist(),
+                )
+                for place, (item, ids) in enumerate(zip(items, prompts.ids, strict=True))
+            ]  # fmt: skip
         return batch | prompts.images

@@ -13,6 +13,8 @@ from trimtab.medclm.training.options import TINY, TrainOptions
 from trimtab.medclm.training.rows import Example, instruction
 from trimtab.medclm.training.tiny import tiny_llava
 
+FAMILIES = ("llava", "vipllava", "qwen2_5_vl")
+"""Model types whose whole loop is tested: collator, training, resume, grounding terms, generation."""
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -25,7 +27,7 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
 
     Raises:
         FileNotFoundError: the model is neither a local folder nor to be had from the hub.
-        ValueError: freezing finds no layer to act on.
+        ValueError: the model is of no known family, freezing finds no layer to act on, or `pixels` has no meaning for it.
     """
     if options.model == TINY:
         texts = (f"{instruction(one.row.question, bool(one.row.reasoning))} {one.row.target}" for one in examples)
@@ -40,6 +42,8 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
             raise ValueError(f"{options.model} has no module vision_tower or visual to freeze")
         for tower in towers:
             tower.requires_grad_(False)
+    if options.pixels:
+        _limit(processor.image_processor, options)
     if options.attention:
         model.set_attn_implementation("eager")
     return model, processor
@@ -54,17 +58,56 @@ def lora(options: TrainOptions) -> Any:
     return LoraConfig(r=options.lora, lora_alpha=2 * options.lora, lora_dropout=0.0, target_modules=LANGUAGE_LAYERS)
 
 
+def _limit(pictures: Any, options: TrainOptions) -> None:
+    if not hasattr(pictures, "merge_size"):
+        raise ValueError(f"--pixels {options.pixels}: images of {options.model} have one fixed size; leave it at 0")
+    least = pictures.size["shortest_edge"]
+    if options.pixels < least:
+        raise ValueError(f"--pixels {options.pixels} is below the least of {options.model}, {least}")
+    pictures.size = {"shortest_edge": least, "longest_edge": options.pixels}
+
+
 def _pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        processor = AutoProcessor.from_pretrained(name)
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), processor
+        family = AutoConfig.from_pretrained(name).model_type
+        if family not in FAMILIES:
+            raise ValueError(f"model {name!r} is of the family {family}; training knows {', '.join(FAMILIES)}")
+        return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), processor_of(name, family)
     except OSError as error:
         raise FileNotFoundError(
             f"model {name!r} is no folder with a model and its processor, and could not be had from the hub: {error}; "
             f"{TINY} needs nothing"
         ) from error
+
+
+def processor_of(name: str, family: str) -> Any:
+    """The processor of a folder or hub name; of Qwen2.5-VL one for images alone where torchvision is missing.
+
+    Qwen2.5-VL's own processor also reads videos, for which it needs torchvision.
+    """
+    from transformers import AutoProcessor
+    from transformers.utils import is_torchvision_available
+
+    if family != "qwen2_5_vl" or is_torchvision_available():
+        return AutoProcessor.from_pretrained(name)
+    from transformers import Qwen2_5_VLProcessor as WithVideos
+    from transformers.processing_utils import ProcessorMixin
+
+    class Qwen2_5_VLProcessor(WithVideos):  # type: ignore[misc]  # noqa: N801  (saved folders name it)
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+                ["<|image_pad|>", "<|video_pad|>"]
+            )
+            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+        @property
+        def model_input_names(self) -> list[str]:
+            return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "mm_token_type_ids"]
+
+    return Qwen2_5_VLProcessor.from_pretrained(name)
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:

@@ -40,6 +40,8 @@ class TrainOptions:
     """Greatest gradient norm; 0 does not clip."""
     lora: int = 0
     """Rank of LoRA on the language model's linear layers; 0 trains all weights."""
+    pixels: int = 0
+    """Most pixels of an image for Qwen2.5-VL, a token for each 28 x 28; 0 keeps the model's own limit (up to 16,384 tokens)."""
     freeze_vision: bool = False
     """Keep the vision tower as it is."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -80,6 +82,7 @@ class TrainOptions:
             "weight_decay",
             "clip",
             "lora",
+            "pixels",
             "reasoning",
             "attention",
             "anchor",

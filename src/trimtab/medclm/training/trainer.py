@@ -18,7 +18,7 @@ from trimtab.curricula.spans import IGNORED
 from trimtab.levers import Lever
 from trimtab.medclm.training.collator import Collator
 from trimtab.medclm.training.course import Course
-from trimtab.medclm.training.grounding import anchor_loss, anchor_words, attention_loss
+from trimtab.medclm.training.grounding import View, anchor_loss, anchor_words, attention_loss
 from trimtab.medclm.training.models import lora
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.rows import RowData
@@ -99,7 +99,10 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
         stand_in = Dataset.from_dict({"image": [""]})
         super().__init__(
             model=model, args=given, train_dataset=stand_in, processing_class=processor, callbacks=chosen,
-            data_collator=Collator(processor, options.answer, options.reasoning), peft_config=lora(options),
+            data_collator=Collator(
+                processor, options.answer, options.reasoning, views=bool(options.attention or options.anchor)
+            ),
+            peft_config=lora(options),
         )  # fmt: skip
         self.train_dataset = data
         self.remove_callback(PrinterCallback)
@@ -122,15 +125,17 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
         """Mean over the rows of the weighted cross-entropy, with the grounding terms where they are on."""
         rest = dict(inputs)
         rows, labels, weights = rest.pop("rows"), rest.pop("labels"), rest.pop("weights")
-        extra = {"output_attentions": True} if self.options.attention else {}
-        outputs, losses = _forward(model, rest, labels, weights, **extra)
+        views: Sequence[View] = rest.pop("views", ())
+        asked = {"output_attentions": self.options.attention, "output_hidden_states": self.options.anchor}
+        outputs, losses = _forward(model, rest, labels, weights, **{key: True for key, on in asked.items() if on})
         self.course.see(rows, losses)
         loss = losses.mean()
+        images = rest["input_ids"] == self.processing_class.image_token_id
         if self.options.attention:
-            images = rest["input_ids"] == self._image_token()
-            loss = loss + self.options.attention * attention_loss(outputs.attentions[-1], images, weights > 0, rows)
+            loss = loss + self.options.attention * attention_loss(outputs.attentions[-1], images, weights > 0, views)
         if self.options.anchor:
-            loss = loss + self.options.anchor * anchor_loss(self._features(outputs, len(rows)), self._words(rows), rows)
+            features = [embedded[places] for embedded, places in zip(outputs.hidden_states[0], images, strict=True)]
+            loss = loss + self.options.anchor * anchor_loss(features, self._words(rows), views)
         return (loss, outputs) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -144,17 +149,6 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         whole.load_state_dict(type(whole).from_pretrained(resume_from_checkpoint, dtype=whole.dtype).state_dict())
-
-    def _image_token(self) -> int:
-        config = self.model.config
-        return int(getattr(config, "image_token_id", None) or config.image_token_index)
-
-    def _features(self, outputs: Any, rows: int) -> Tensor:
-        features = outputs.image_hidden_states
-        if isinstance(features, list | tuple):
-            features = torch.stack(list(features))
-        reshaped: Tensor = features.reshape(rows, -1, features.shape[-1])
-        return reshaped
 
     def _words(self, rows: Sequence[Any]) -> list[Tensor | None]:
         embed, tokenizer = self.model.get_input_embeddings(), self.processing_class.tokenizer
@@ -174,7 +168,8 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
             for start in range(0, len(items), self.options.batch):
                 chosen = [self.train_dataset[place] for place in items[start : start + self.options.batch]]
                 batch = self._prepare_inputs(self.data_collator(chosen))
-                batch.pop("rows")
+                for other in ("rows", "views"):
+                    batch.pop(other, None)
                 labels, weights = batch.pop("labels"), batch.pop("weights")
                 with self.compute_loss_context_manager():
                     found += _forward(self.model_wrapped, batch, labels, weights)[1].tolist()
