@@ -2,7 +2,7 @@
 and what bucketing by length gains. CPU time, tiny-llava.
 
 Both trainers run whole: their own loop, collator, loss, optimizer and logging, on the same rows in the same order (SFTTrainer
-is given the order that the curriculum's sampler drew), so texts and images are equally long. Timed are the steps, from the first
+is given the order that the sampler drew), so texts and images are equally long. Timed are the steps, from the first
 one's begin to the last one's end, data loading included, set-up left out. That both train on the same tokens and labels, with
 the same unweighted loss, is asserted.
 """
