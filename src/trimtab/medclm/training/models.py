@@ -36,6 +36,7 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
         # LoRA rests on frozen weights, which bfloat16 holds well enough; weights that learn need float32's small steps
         dtype = getattr(torch, options.precision) if options.lora else torch.float32
         model, processor = _pretrained(options.model, dtype)
+    freeze_unused(model)
     if options.freeze_vision:
         towers = [module for name, module in model.named_modules() if name.endswith(("vision_tower", "visual"))]
         if not towers:
@@ -47,6 +48,23 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
     if options.attention:
         model.set_attn_implementation("eager")
     return model, processor
+
+
+def freeze_unused(model: Any) -> None:
+    """Freeze what LLaVA and VipLlava never use: the vision layers above the deepest one taken, and the norm after the last.
+
+    They would have no gradient and so no optimizer state, which a sharded checkpoint must have of each trained weight.
+    """
+    taken = getattr(model.config, "vision_feature_layers", None) or getattr(model.config, "vision_feature_layer", None)
+    if taken is None:
+        return
+    tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
+    if not hasattr(tower, "encoder"):
+        return
+    layers, numbers = tower.encoder.layers, [taken] if isinstance(taken, int) else taken
+    deepest = max(number if number >= 0 else len(layers) + 1 + number for number in numbers)
+    for module in (*layers[deepest:], tower.post_layernorm):
+        module.requires_grad_(False)
 
 
 def lora(options: TrainOptions) -> Any:
@@ -115,6 +133,24 @@ def save(model: Any, processor: Any, folder: Path) -> None:
     whole = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
     whole.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def gathered(model: nn.Module) -> dict[str, Any]:
+    """The weights of a sharded model, whole and on the CPU of the first process; all processes must call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def rebuilt(options: TrainOptions, examples: Sequence[Example], state: dict[str, Any]) -> Any:
+    """A model that is not sharded, with these weights."""
+    model: Any = load(options, examples)[0]
+    if (config := lora(options)) is not None:
+        from peft import get_peft_model
+
+        model = get_peft_model(model, config)
+    model.load_state_dict(state)
+    return model
 
 
 def load_finished(folder: Path) -> tuple[Any, Any]:

@@ -63,7 +63,7 @@ def train(
     from transformers.trainer_utils import get_last_checkpoint
     from transformers.utils.logging import disable_progress_bar
 
-    from trimtab.medclm.training.models import load, save
+    from trimtab.medclm.training.models import gathered, load, rebuilt, save
     from trimtab.medclm.training.trainer import CurriculumTrainer
 
     class Shown(TrainerCallback):  # type: ignore[misc]
@@ -78,21 +78,19 @@ def train(
         model, processor, RowData(examples, options.draw_boxes), options, out, levers, tracker, [Shown()]
     )
     main = trainer.is_world_process_zero()
-    if main:
-        write_text(file, json.dumps({**wanted, "state": "running"}, indent=1) + "\n")
-        trainer.course.write()
     checkpoints = out / "checkpoints"
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if main:
+        write_text(file, json.dumps({**wanted, "state": "running"}, indent=1) + "\n")
+        if last is None:
+            trainer.course.write()
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=last)
     seconds = time.perf_counter() - start
-    if options.fsdp:
-        trainer.save_model(str(out / "model"))
+    state = gathered(trainer.model) if options.fsdp else None
     if main:
-        if options.fsdp:
-            processor.save_pretrained(out / "model")
-        else:
-            save(trainer.accelerator.unwrap_model(trainer.model), processor, out / "model")
+        whole = trainer.accelerator.unwrap_model(trainer.model) if state is None else rebuilt(options, examples, state)
+        save(whole, processor, out / "model")
         lines = [json.dumps(line) for line in trainer.state.log_history]
         write_text(out / "history.jsonl", "\n".join(lines) + "\n")
         trainer.course.write()

@@ -25,22 +25,48 @@ from trimtab.medclm.training.rows import RowData
 from trimtab.observe import GradientTracker
 
 
-def arguments(options: TrainOptions, folder: Path) -> SFTConfig:
-    """The trainer's arguments."""
+def arguments(options: TrainOptions, folder: Path, model: nn.Module) -> SFTConfig:
+    """The trainer's arguments; FSDP shards layer by layer.
+
+    Raises:
+        ValueError: FSDP without accelerators: accelerate (1.15) would silently copy the whole model to every process.
+    """
     steps = options.epoch_steps * options.epochs
+    # FSDP's own recomputing renames the layers, under which peft finds no adapter to load when a run is resumed
+    recomputing = options.checkpointing and options.fsdp and not options.lora
+    sharding = None
+    if options.fsdp:
+        if not torch.accelerator.is_available():
+            raise ValueError(
+                "--fsdp needs GPUs: on CPUs accelerate shards nothing and copies the model to every process"
+            )
+        sharding = {
+            "version": 2, "state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": recomputing,
+            "transformer_layer_cls_to_wrap": sorted(layer_classes(model)),
+        }  # fmt: skip
     return SFTConfig(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=options.batch,
         gradient_accumulation_steps=options.accumulate, learning_rate=options.lr,
         lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(options.lr_end, options.lr)},
         warmup_steps=round(options.warmup * steps), weight_decay=options.weight_decay, adam_beta1=0.9, adam_beta2=0.98,
         max_grad_norm=options.clip, bf16=options.precision == "bfloat16",
-        activation_checkpointing=options.checkpointing, seed=options.seed, data_seed=options.seed, max_length=None,
+        activation_checkpointing=options.checkpointing and not recomputing, max_length=None,
+        seed=options.seed, data_seed=options.seed,
         dataloader_num_workers=options.workers, dataloader_drop_last=True, dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="steps", save_steps=options.save_every or max(steps // 10, 1), save_total_limit=2,
         logging_steps=max(options.epoch_steps, 1), report_to=[], remove_unused_columns=False, disable_tqdm=True,
         ddp_find_unused_parameters=True, use_cpu=not torch.cuda.is_available(),
-        fsdp=options.fsdp, fsdp_config={"version": 2} if options.fsdp else None,
+        fsdp=options.fsdp, fsdp_config=sharding,
     )  # fmt: skip
+
+
+def layer_classes(model: nn.Module) -> set[str]:
+    """Names of the classes of a model's repeated layers, vision and language.
+
+    The model's own list (`_no_split_modules`) also names classes that are not in it, which accelerate refuses.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return {type(layer).__name__ for layers in lists for layer in layers}
 
 
 def _forward(
@@ -85,7 +111,7 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> None:
         self.options = options
         rows = [one.row for one in data.examples]
-        given = arguments(options, folder / "checkpoints")
+        given = arguments(options, folder / "checkpoints", model)
         scheduler = create(options.schedule, **({"epochs": options.epochs} if options.schedule == "linear" else {}))
         self.sampler = CurriculumSampler(
             [row.stage for row in rows], scheduler, [row.domain for row in rows], seed=options.seed,
