@@ -154,7 +154,8 @@ def rebuilt(options: TrainOptions, examples: Sequence[Example], state: dict[str,
 
 
 def load_finished(folder: Path) -> tuple[Any, Any]:
-    """(model, processor) of a run's `model` folder, or of any folder or hub name, in evaluation mode."""
-    inner = folder / "model"
-    model, processor = _pretrained(str(inner if inner.is_dir() else folder), torch.float32)
-    return model.eval(), processor
+    """(model, processor) of a run's `model` folder, or of any folder or hub name, to evaluate; in bfloat16 on a GPU."""
+    inner, on_gpu = folder / "model", torch.cuda.is_available()
+    name = str(inner if inner.is_dir() else folder)
+    model, processor = _pretrained(name, torch.bfloat16 if on_gpu else torch.float32)
+    return model.to("cuda" if on_gpu else "cpu").eval(), processor
