@@ -9,7 +9,6 @@ the same unweighted loss, is asserted.
 
 from __future__ import annotations
 
-import random
 import statistics
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig, SFTTrainer
 
 from datasets import Dataset
+from trimtab.curricula import CurriculumSampler, Mixed
 from trimtab.medclm.building import BuildOptions, DataSetFolder, build
 from trimtab.medclm.phantom.files import write_phantom
 from trimtab.medclm.texts.template import TemplateGenerator
@@ -165,9 +165,13 @@ def tokens_per_second(examples: Sequence[Example], bucketed: bool) -> tuple[floa
     model, processor = pair(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     data, collate = RowData(examples, draw_boxes=False), Collator(processor)
-    order = random.Random(0).sample(range(len(examples)), BATCH * 8)
-    if bucketed:
-        order.sort(key=lambda place: len(examples[place].row.target))
+    rows = [one.row for one in examples]
+    order = list(
+        CurriculumSampler(
+            [row.stage for row in rows], Mixed(), length=BATCH * 8, bucket=BATCH if bucketed else 1,
+            lengths=[len(row.question) + len(row.target) for row in rows] if bucketed else None,
+        )
+    )  # fmt: skip
     real = every = 0
     start = time.process_time()
     for place in range(0, len(order), BATCH):

@@ -129,6 +129,18 @@ def test_lora_and_grounding_terms_train(blobs, tmp_path):
     assert history[-1]["train_loss"] > 0
 
 
+def test_bucketing_pads_less(pieces, tmp_path):
+    """The whole trainer's batches: the same rows, fewer padded places."""
+    examples, model, processor = pieces
+    padded = {}
+    for bucket in (False, True):
+        options = TrainOptions(**{**QUICK, "steps": 16, "epochs": 2}, bucket=bucket)
+        trainer = CurriculumTrainer(model, processor, RowData(examples), options, tmp_path / str(bucket))
+        batches = list(trainer.get_train_dataloader())
+        padded[bucket] = sum(int((batch["attention_mask"] == 0).sum()) for batch in batches)
+    assert padded[True] < padded[False]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

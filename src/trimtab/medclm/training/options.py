@@ -58,6 +58,8 @@ class TrainOptions:
     """Draw the box on the images of Easy rows."""
     seed: int = 42
     """Of weights and order."""
+    bucket: bool = False
+    """Batch the rows of an epoch by their length: less padding, but batches of rows alike, often of one stage."""
     workers: int = 0
     """Processes that read images."""
     save_every: int = 0

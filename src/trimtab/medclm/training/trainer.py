@@ -116,6 +116,8 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
         self.sampler = CurriculumSampler(
             [row.stage for row in rows], scheduler, [row.domain for row in rows], seed=options.seed,
             length=options.epoch_steps * options.batch * options.accumulate * given.world_size,
+            lengths=[len(row.question) + len(row.target) for row in rows] if options.bucket else None,
+            bucket=options.batch if options.bucket else 1,
         )  # fmt: skip
         self.course = Course(scheduler, self.sampler, rows, options.epoch_steps, self._probe, folder)
         chosen: list[TrainerCallback] = [self.course, *callbacks]
