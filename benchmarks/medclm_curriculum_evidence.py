@@ -28,7 +28,8 @@ SCHEDULES = ("adaptive", "released", "linear", "mixed", "easy_only")
 SEEDS = (0, 1, 2)
 RULES = (
     ("closed.1", "all", "all"), ("f1.1", "all", "all"), ("closed.1", "stage", "hard"), ("f1.1", "stage", "hard"),
-    ("iou.1", "stage", "medium"), ("box-given.1", "stage", "medium"), ("agrees.1", "stage", "medium"),
+    ("iou.1", "stage", "easy"), ("iou.1", "stage", "medium"),
+    ("box-given.1", "stage", "medium"), ("agrees.1", "stage", "medium"),
 )  # fmt: skip
 
 
@@ -110,14 +111,14 @@ def _estimate(values: Sequence[float]) -> Estimate | None:
 
 def _results(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for system, schedules in (("model", SCHEDULES), ("text only", ("adaptive",)), ("majority", ("adaptive",))):
+    for system, schedules in (("model", SCHEDULES), ("text only", SCHEDULES), ("majority", ("adaptive",))):
         for schedule in schedules:
             cells = []
             for rule, group, name in RULES:
                 found = list(_of(rows, schedule, f"{system}/{rule}/{group}/{name}").values())
                 alike = system == "majority" and found
                 cells.append(f"{100 * found[0]:.1f}" if alike else spread(_estimate(found), 100, 1))
-            label = {"model": schedule, "text only": "*adaptive, images of others*", "majority": "*majority guess*"}[
+            label = {"model": schedule, "text only": f"*{schedule}, images of others*", "majority": "*majority guess*"}[
                 system
             ]
             lines.append([label, *cells])
@@ -126,18 +127,26 @@ def _results(rows: Sequence[dict[str, Any]]) -> str:
     return table(["schedule", *head], lines)
 
 
+def _paired(rows: Sequence[dict[str, Any]], first: tuple[str, str], second: tuple[str, str]) -> list[str]:
+    """(system, schedule) minus another, paired by seed, one cell a rule; bold where the interval excludes zero."""
+    cells = []
+    for rule, group, name in RULES:
+        one, other = (_of(rows, schedule, f"{system}/{rule}/{group}/{name}") for system, schedule in (first, second))
+        found = _estimate([one[seed] - other[seed] for seed in one if seed in other])
+        told = found is not None and found.half is not None and abs(found.mean) > found.half
+        cells.append(f"**{spread(found, 100, 1, True)}**" if told else spread(found, 100, 1, True))
+    return cells
+
+
 def _differences(rows: Sequence[dict[str, Any]]) -> str:
-    lines = []
-    for schedule in SCHEDULES:
-        if schedule == "mixed":
-            continue
-        cells = []
-        for rule, group, name in RULES:
-            key = f"model/{rule}/{group}/{name}"
-            mine, plain = _of(rows, schedule, key), _of(rows, "mixed", key)
-            cells.append(spread(_estimate([mine[seed] - plain[seed] for seed in mine if seed in plain]), 100, 1, True))
-        lines.append([schedule, *cells])
-    return table(["schedule - mixed", *(f"{rule}, {name}" for rule, _, name in RULES)], lines)
+    lines = [
+        [f"{one} - mixed", *_paired(rows, ("model", one), ("model", "mixed"))] for one in SCHEDULES if one != "mixed"
+    ]
+    lines += [
+        [f"{one}: its own images - images of others", *_paired(rows, ("model", one), ("text only", one))]
+        for one in SCHEDULES
+    ]
+    return table(["difference", *(f"{rule}, {name}" for rule, _, name in RULES)], lines)
 
 
 def _shares(rows: Sequence[dict[str, Any]]) -> str:
