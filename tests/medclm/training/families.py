@@ -12,8 +12,9 @@ WIDTH = 32
 
 
 def save_llava(folder: Path, texts) -> Path:
-    """As the hub's LLaVA 1.5: the image's shorter side is fitted and the middle square is cut out."""
+    """As the hub's LLaVA 1.5: features of the last layer but one; the shorter side is fitted and the middle square cut out."""
     model, processor = tiny_llava(texts, image=16, patch=4, hidden=WIDTH, layers=2)
+    model.config.vision_feature_layer = -2
     processor.image_processor.do_center_crop = True
     processor.image_processor.size = {"shortest_edge": 16}
     return saved(model, processor, folder)
@@ -25,7 +26,7 @@ def save_vipllava(folder: Path, texts) -> Path:
     small, processor = tiny_llava(texts, image=16, patch=4, hidden=WIDTH, layers=2)
     config = VipLlavaConfig(
         vision_config=small.config.vision_config, text_config=small.config.text_config, image_token_index=3,
-        vision_feature_layers=[-1, -2], image_seq_length=16, tie_word_embeddings=True,
+        vision_feature_layers=[-2, 1], image_seq_length=16, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
     return saved(VipLlavaForConditionalGeneration(config), processor, folder)

@@ -87,8 +87,10 @@ def _limit(pictures: Any, options: TrainOptions) -> None:
 
 def _pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.utils.logging import disable_progress_bar
 
     try:
+        disable_progress_bar()
         family = AutoConfig.from_pretrained(name).model_type
         if family not in FAMILIES:
             raise ValueError(f"model {name!r} is of the family {family}; training knows {', '.join(FAMILIES)}")

@@ -55,7 +55,7 @@ def arguments(options: TrainOptions, folder: Path, model: nn.Module) -> SFTConfi
         dataloader_num_workers=options.workers, dataloader_drop_last=True, dataloader_pin_memory=torch.cuda.is_available(),
         save_strategy="steps", save_steps=options.save_every or max(steps // 10, 1), save_total_limit=2,
         logging_steps=max(options.epoch_steps, 1), report_to=[], remove_unused_columns=False, disable_tqdm=True,
-        ddp_find_unused_parameters=True, use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False, use_cpu=not torch.cuda.is_available(),
         fsdp=options.fsdp, fsdp_config=sharding,
     )  # fmt: skip
 
