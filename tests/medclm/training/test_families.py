@@ -19,6 +19,7 @@ from trimtab.medclm.training.rows import RowData, examples_of
 from trimtab.medclm.training.run import train
 from trimtab.medclm.training.trainer import CurriculumTrainer
 
+SLOW_LLAVA, SLOW_VIPLLAVA = (pytest.param(family, marks=pytest.mark.slow) for family in ("llava", "vipllava"))
 IMAGE_TOKENS = {"llava": 16, "vipllava": 16, "qwen2_5_vl": 16}
 
 
@@ -74,7 +75,7 @@ def test_batches_are_right(family, folders, blobs):
         assert batch["pixel_values"].shape == (4, 3, 16, 16)
 
 
-@pytest.mark.parametrize("family", [pytest.param("llava", marks=pytest.mark.slow), "vipllava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", [SLOW_LLAVA, SLOW_VIPLLAVA, "qwen2_5_vl"])
 def test_training_resume_and_generation(family, folders, blobs, tmp_path):
     options = options_of(folders[family])
     train(blobs, tmp_path / "whole", options)
@@ -101,6 +102,7 @@ def test_training_resume_and_generation(family, folders, blobs, tmp_path):
     ]  # padding on the left does not count
 
 
+@pytest.mark.parametrize("family", [SLOW_LLAVA, "vipllava", "qwen2_5_vl"])
 def test_grounding_terms_reach_the_image(family, folders, blobs, tmp_path):
     """Each term by itself has gradients in the vision tower, and none where no row has a box."""
     examples = examples_of(DataSetFolder(blobs), ["train"])
