@@ -93,7 +93,7 @@ def test_released_refuses_an_infinite_start():
 
 def test_adaptive_promotes_when_the_harder_stage_is_near_and_not_the_other_way():
     """Sign of the rule: a harder stage with a far greater loss stays closed, one with a loss near the easier one's opens."""
-    near, far = Adaptive(patience=50, least=1), Adaptive(patience=50)
+    near, far = Adaptive(patience=50, least=1), Adaptive(patience=50, trial=0)
     assert run(near, lambda stage, _: {"easy": 1.0, "medium": 1.4, "hard": 9.0}[stage], 3)[1]["medium"] == 0.85
     falling = lambda stage, epoch: {"easy": 1.0, "medium": 1.6, "hard": 9.0}[stage] * 0.9**epoch  # noqa: E731
     assert all(one["easy"] == 1 for one in run(far, falling, 40))
@@ -101,7 +101,7 @@ def test_adaptive_promotes_when_the_harder_stage_is_near_and_not_the_other_way()
 
 
 def test_adaptive_never_rests_a_promotion_on_an_unmeasured_stage():
-    scheduler = Adaptive(patience=100)
+    scheduler = Adaptive(patience=100, trial=0)
     scheduler.add_domain("d")
     for _ in range(20):
         assert scheduler.shares("d")["easy"] == 1
@@ -113,7 +113,7 @@ def test_adaptive_never_rests_a_promotion_on_an_unmeasured_stage():
 
 
 def test_adaptive_leaves_a_level_that_teaches_no_more():
-    scheduler = Adaptive(patience=3)
+    scheduler = Adaptive(patience=3, trial=0)
     shares = run(scheduler, lambda stage, _: {"easy": 1.0, "medium": 9.0, "hard": 99.0}[stage], 12)
     assert [one["easy"] for one in shares[:4]] == [1.0] * 4
     assert shares[4]["medium"] == 0.85
@@ -126,8 +126,31 @@ def test_adaptive_stays_at_least_three_epochs_where_an_untrained_model_answers_a
     assert [one["hard"] for one in shares] == [0, 0, 0, 0, 0, 0, 0.7]
 
 
+def test_adaptive_tries_the_next_stage_so_that_what_only_showing_teaches_can_come():
+    """A stage whose loss rises unless it is shown: without a trial share its stage stays closed as long as the level falls."""
+
+    def hards(trial):
+        scheduler, loss = Adaptive(trial=trial), {"easy": 3.0, "medium": 3.0, "hard": 6.0}
+        scheduler.add_domain("d")
+        found = []
+        for _ in range(30):
+            shares = scheduler.shares("d")
+            found.append(shares["hard"])
+            for stage, fall in (("easy", 0.9), ("medium", 0.9), ("hard", 0.8)):
+                loss[stage] *= fall if shares[stage] >= 0.1 else 1.02
+            for stage in {*scheduler.stale("d"), *(stage for stage, share in shares.items() if share)}:
+                scheduler.observe("d", stage, loss[stage])
+            scheduler.end_epoch()
+        return found
+
+    assert not any(hards(0))
+    tried = hards(0.1)
+    assert 0.1 in tried
+    assert tried[-1] == 0.7
+
+
 def test_adaptive_keeps_a_floor_for_every_open_stage_and_each_domain_climbs_alone():
-    scheduler = Adaptive(floor=0.1, least=1)
+    scheduler = Adaptive(floor=0.1, least=1, trial=0.05)
     scheduler.add_domain("quick")
     scheduler.add_domain("slow")
     for epoch in range(3):
@@ -136,7 +159,7 @@ def test_adaptive_keeps_a_floor_for_every_open_stage_and_each_domain_climbs_alon
                 scheduler.observe(domain, stage, factor ** scheduler.stages.index(stage) * 0.8**epoch)
         scheduler.end_epoch()
     assert scheduler.shares("quick") == {"easy": 0.1, "medium": 0.1, "hard": 0.8}
-    assert scheduler.shares("slow") == {"easy": 1.0, "medium": 0.0, "hard": 0.0}
+    assert scheduler.shares("slow") == {"easy": 0.95, "medium": 0.05, "hard": 0.0}
 
 
 def test_linear_climbs_and_stays():

@@ -13,9 +13,11 @@ class Adaptive(StageScheduler):
     """Each domain climbs the stages on its own; open stages are never left out, closed ones are measured by probes [ours].
 
     A domain stands at a level k, at first its easiest stage. Every open stage (those up to k) gets the share `floor`, the
-    level's stage the rest. Before a decision, `stale` names the stages up to k + 1 without a measurement of the running epoch;
-    a probe batch of each, without gradient, refreshes them. With smoothed losses `m <- (1 - r) m + r loss`, whose first value
-    is the first loss measured, the domain goes to k + 1 when
+    level's stage the rest. After `least` epochs at a level the next stage gets the share `trial`: what only showing it can
+    teach, such as the form of its answers, cannot come from other stages, and a stage never shown may never come near. Before
+    a decision, `stale` names the stages up to k + 1 without a measurement of the running epoch; a probe batch of each, without
+    gradient, refreshes them. With smoothed losses `m <- (1 - r) m + r loss`, whose first value is the first loss measured, the
+    domain goes to k + 1 when
 
         m_{k+1} <= ratio m_k                         (the harder stage is nearly as well answered), or
         m_k > (1 - progress) min of m_k before       for `patience` epochs in a row (the level teaches no more).
@@ -30,6 +32,8 @@ class Adaptive(StageScheduler):
         progress: relative fall of the level's loss that counts. Default 0.02.
         smoothing: r. Default 0.5.
         least: epochs that a level lasts at least, since an untrained model answers all stages alike. Default 3.
+        trial: share of the next, still closed stage after that. Default 0.1; with 0 runs on drawn X-rays stayed at Medium
+            while Hard's loss rose to 100 times Medium's (docs/evidence/medclm-curriculum.md).
 
     Raises:
         ValueError: a setting is out of range.
@@ -57,14 +61,16 @@ class Adaptive(StageScheduler):
         progress: float = 0.02,
         smoothing: float = 0.5,
         least: int = 3,
+        trial: float = 0.1,
     ) -> None:
         super().__init__(stages)
         if not (math.isfinite(ratio) and ratio > 0):
             raise ValueError(f"ratio must be finite and above 0, got {ratio}")
         self.ratio = ratio
         self.floor = fraction("floor", floor, zero=True)
-        if floor * len(self.stages) >= 1:
-            raise ValueError(f"floor {floor} times {len(self.stages)} stages must stay below 1")
+        self.trial = fraction("trial", trial, zero=True)
+        if floor * len(self.stages) >= 1 or floor * (len(self.stages) - 2) + trial >= 1:
+            raise ValueError(f"floor {floor} times {len(self.stages)} stages, and trial {trial}, must stay below 1")
         if patience < 1 or least < 1:
             raise ValueError(f"patience and least must be 1 or more, got {patience} and {least}")
         self.patience, self.least = patience, least
@@ -126,7 +132,11 @@ class Adaptive(StageScheduler):
         shares = dict.fromkeys(self.stages, 0.0)
         for stage in domain.available[:level]:
             shares[stage] = self.floor
-        shares[domain.available[level]] = round(1 - level * self.floor, 12)
+        rest = 1 - level * self.floor
+        if level + 1 < len(domain.available) and domain.notes.get("epochs", 0) >= self.least:
+            shares[domain.available[level + 1]] = self.trial
+            rest -= self.trial
+        shares[domain.available[level]] = round(rest, 12)
         name = next(key for key, value in self._domains.items() if value is domain)
         return shares, self._why.get(name, f"begins with {domain.available[0]}")
 
