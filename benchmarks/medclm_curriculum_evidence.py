@@ -25,6 +25,9 @@ from trimtab.files import write_text
 FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE, FIGURES = FOLDER / "medclm-curriculum.md", FOLDER / "medclm-curriculum.json"
 SCHEDULES = ("adaptive", "released", "linear", "mixed", "easy_only")
+BEFORE = "adaptive_trial_0"
+"""`Adaptive(trial=0)`, as it was when the study began."""
+MEASURED = (*SCHEDULES, BEFORE)
 SEEDS = (0, 1, 2)
 RULES = (
     ("closed.1", "all", "all"), ("f1.1", "all", "all"), ("closed.1", "stage", "hard"), ("f1.1", "stage", "hard"),
@@ -74,7 +77,7 @@ def study(data: Path, out: Path, steps: int = 600, batch: int = 16, limit: int =
 def read(out: Path, name: str) -> None:
     """Add the runs of a study to the JSON file."""
     rows = []
-    for schedule in SCHEDULES:
+    for schedule in MEASURED:
         for seed in SEEDS:
             run = out / f"{schedule}-{seed}"
             if not (run / "evaluation.json").is_file():
@@ -111,7 +114,7 @@ def _estimate(values: Sequence[float]) -> Estimate | None:
 
 def _results(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for system, schedules in (("model", SCHEDULES), ("text only", SCHEDULES), ("majority", ("adaptive",))):
+    for system, schedules in (("model", MEASURED), ("text only", MEASURED), ("majority", ("adaptive",))):
         for schedule in schedules:
             cells = []
             for rule, group, name in RULES:
@@ -140,18 +143,18 @@ def _paired(rows: Sequence[dict[str, Any]], first: tuple[str, str], second: tupl
 
 def _differences(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
-        [f"{one} - mixed", *_paired(rows, ("model", one), ("model", "mixed"))] for one in SCHEDULES if one != "mixed"
+        [f"{one} - mixed", *_paired(rows, ("model", one), ("model", "mixed"))] for one in MEASURED if one != "mixed"
     ]
     lines += [
         [f"{one}: its own images - images of others", *_paired(rows, ("model", one), ("text only", one))]
-        for one in SCHEDULES
+        for one in MEASURED
     ]
     return table(["difference", *(f"{rule}, {name}" for rule, _, name in RULES)], lines)
 
 
 def _shares(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
-    for schedule in SCHEDULES:
+    for schedule in MEASURED:
         found = [row["shares"] for row in rows if row["schedule"] == schedule]
         cells = [spread(_estimate([one[stage] for one in found]), 100, 1) for stage in ("easy", "medium", "hard")]
         lines.append([schedule, str(len(found)), *cells])
