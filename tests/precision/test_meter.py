@@ -143,15 +143,20 @@ def test_what_is_not_finite_is_counted_and_makes_no_number_up(bad, column):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 200), st.floats(0.01, 100), st.sampled_from(["nearest", "toward_zero", "stochastic"]))
-def test_invariants(size, spread, rounding):
-    g = torch.randn(size) * spread
-    rounded = quantize(g, "e3m2", rounding)
+@given(
+    st.integers(1, 200), st.floats(0.01, 100), st.sampled_from(["nearest", "toward_zero", "stochastic"]),
+    st.integers(0, 10**6),
+)  # fmt: skip
+def test_invariants(size, spread, rounding, seed):
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.randn(size, generator=generator) * spread
+    rounded = quantize(g, "e3m2", rounding, generator=generator)
     row = shrinkage(shrinkage_sums(g, rounded))
     # Pythagoras: the two parts of g~ are orthogonal
     assert row.norm_ratio.item() ** 2 == pytest.approx(row.projection.item() ** 2 + row.noise_to_signal.item() ** 2)
     if rounding == "toward_zero":
-        assert 0 <= row.projection.item() <= row.norm_ratio.item() <= 1
+        slack = 1 + 1e-12  # of the sums' own rounding: of one entry both are the same number, computed in two ways
+        assert 0 <= row.projection.item() <= slack * row.norm_ratio.item() <= slack**2
     scaled = shrinkage(shrinkage_sums(g, 0.25 * g))
     assert scaled.projection.item() == pytest.approx(0.25)
     assert scaled.noise_to_signal.item() == pytest.approx(0, abs=1e-7)
