@@ -184,7 +184,8 @@ def test_bucketed_ranks_share_the_epoch_and_resume():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"bucket": 4}, {"lengths": [1.0]}, {"lengths": [1.0] * 120, "batch": 2}, {"bucket": 0}]
+    "settings",
+    [{"bucket": 4}, {"lengths": []}, {"lengths": [1.0]}, {"lengths": [1.0] * 120, "batch": 2}, {"bucket": 0}],
 )
 def test_bucketing_needs_lengths(settings):
     with pytest.raises(ValueError, match="one length per item"):

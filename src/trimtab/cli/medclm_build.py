@@ -177,7 +177,7 @@ def demo(arguments: Sequence[str]) -> int:
     if not given.output.json:
         console.print(f"viewer: {page} (open it in a browser)", soft_wrap=True)
     if given.train:
-        if importlib.util.find_spec("transformers") is None or importlib.util.find_spec("accelerate") is None:
+        if any(importlib.util.find_spec(name) is None for name in ("transformers", "trl", "peft")):
             console.print("not trained: pip install 'trimtab[training]'", markup=False)
             return 0
         from trimtab.cli.medclm_demo import train_and_evaluate

@@ -11,7 +11,7 @@ from trimtab.cli.medclm_train import TrainArguments, train_with_levers
 from trimtab.medclm.training.options import TrainOptions
 
 STEPS, QUESTIONS = 360, 96
-"""So that the whole takes a minute or two on one core."""
+"""So that the whole takes about two minutes on two cores."""
 
 
 def train_and_evaluate(data: Path, out: Path, seed: int, output: Output) -> None:

@@ -74,8 +74,8 @@ class CurriculumSampler(Sampler[int]):
             raise ValueError(
                 f"rank must lie in 0 .. world - 1 and batch be 1 or more, got rank {rank}, world {world}, batch {batch}"
             )
-        given = 0 if lengths is None else len(lengths)
-        if given != (len(stages) if bucket > 1 or given else 0) or bucket < 1 or (lengths is not None and batch > 1):
+        if bucket != 1 if lengths is None else (len(lengths) != len(stages) or batch != 1 or bucket < 1):
+            given = "no" if lengths is None else len(lengths)
             raise ValueError(
                 f"bucketing takes one length per item, batch 1 and a bucket of 1 or more, got {given} lengths for "
                 f"{len(stages)} items, batch {batch}, bucket {bucket}"

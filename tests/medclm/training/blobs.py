@@ -4,11 +4,13 @@ import json
 import random
 from pathlib import Path
 
+import pytest
 from PIL import Image, ImageDraw
 
 from trimtab.medclm.building.folder import DataSetFolder, Manifest
 from trimtab.medclm.records import Box, Row
 from trimtab.medclm.texts.generator import target_of
+from trimtab.medclm.training.run import train
 
 SIZE = 32
 
@@ -49,3 +51,14 @@ def blob_set(folder: Path, images: int = 48, seed: int = 0, shuffled: bool = Fal
         Manifest(trimtab="test", state="complete", options={}, inputs={}, counts={"rows": len(rows), "images": images})
     )
     return folder
+
+
+def train_until(step, data, out, options):
+    """A run that is interrupted after this step."""
+
+    def die(done, steps, loss):
+        if done == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, out, options, progress=die)

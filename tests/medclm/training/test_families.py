@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.medclm.training.blobs import blob_set
+from tests.medclm.training.blobs import blob_set, train_until
 from tests.medclm.training.families import FAMILIES, WIDTH
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.generation import replies
@@ -80,12 +80,7 @@ def test_training_resume_and_generation(family, folders, blobs, tmp_path):
     options = options_of(folders[family])
     train(blobs, tmp_path / "whole", options)
 
-    def die(step, steps, loss):
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(blobs, tmp_path / "run", options, progress=die)
+    train_until(4, blobs, tmp_path / "run", options)
     assert train(blobs, tmp_path / "run", options)["resumed"]
     before = load_file(f"{folders[family]}/model.safetensors")
     whole, cut = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.medclm.training.blobs import blob_set
+from tests.medclm.training.blobs import blob_set, train_until
 from tests.medclm.training.families import FAMILIES
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.training.collator import Collator
@@ -81,12 +81,7 @@ def test_a_resumed_run_with_adapters_is_the_same(blobs, examples, tmp_path):
     assert load(options, examples)[0].dtype == torch.bfloat16
     train(blobs, tmp_path / "whole", options)
 
-    def die(step, steps, loss):
-        if step == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(blobs, tmp_path / "cut", options, progress=die)
+    train_until(2, blobs, tmp_path / "cut", options)
     assert [one.name for one in (tmp_path / "cut" / "checkpoints").iterdir()] == ["checkpoint-1"]
     assert train(blobs, tmp_path / "cut", options)["resumed"]
     whole, cut = (tmp_path / name / "checkpoints" / "checkpoint-4" for name in ("whole", "cut"))

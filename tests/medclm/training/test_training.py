@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.medclm.training.blobs import blob_set
+from tests.medclm.training.blobs import blob_set, train_until
 from trimtab.curricula import SpanWeights
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box
@@ -88,12 +88,7 @@ def test_resumed_training_equals_one_that_was_not_stopped(blobs, tmp_path):
     options = TrainOptions(**{**QUICK, "schedule": "adaptive"})
     train(blobs, tmp_path / "whole", options)
 
-    def die(step, steps, loss):
-        if step == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(blobs, tmp_path / "cut", options, progress=die)
+    train_until(4, blobs, tmp_path / "cut", options)
     found = train(blobs, tmp_path / "cut", options)
     assert found["resumed"]
     assert found["steps"] == 8

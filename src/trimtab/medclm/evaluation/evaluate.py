@@ -1,4 +1,4 @@
-"""`evaluate`: the model, the same model without images, and the majority guess, on one set of questions."""
+"""`evaluate`: the model, the same model with images of other patients, and the majority guess, on one set of questions."""
 
 from __future__ import annotations
 
