@@ -13,7 +13,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-COMPILED, PARALLEL = "_orig_mod.", "module."  # what torch.compile and DistributedDataParallel put into names
+from trimtab.wrappers import own_modules, without_marks
+from trimtab.wrappers import unwrapped as unwrapped
+
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -27,8 +29,8 @@ class Entry:
         output_axis: dimension that indexes output units: 0 for Linear, convolutions and Embedding, 1 for
             transposed convolutions, None when the owner is unknown or the tensor has fewer than two dimensions.
         named: False when `name` is a placeholder, so that patterns cannot be matched against it.
-        aliases: further names of the same tensor: tied weights in the model's order, then names without what
-            `torch.compile` and DistributedDataParallel put into them. Patterns see all of them.
+        aliases: further names of the same tensor: tied weights in the model's order, and the optimizer's name where
+            wrappers (`torch.compile`, DistributedDataParallel) put something into it. Patterns see all of them.
         owner: the module that holds it, if a model was given.
     """
 
@@ -125,47 +127,35 @@ def output_axis(owner: nn.Module | None, parameter: Tensor) -> int | None:
     return 1 if isinstance(owner, TRANSPOSED_CONVOLUTIONS) else 0
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside `torch.compile` and DistributedDataParallel wrappers, whose names it keeps."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        else:
-            return model
-
-
 def _entries_of_module(model: nn.Module) -> Iterator[Entry]:
     names: dict[int, list[str]] = {}
     found: dict[int, tuple[Tensor, nn.Module]] = {}
-    for prefix, module in unwrapped(model).named_modules(remove_duplicate=False):
+    for prefix, module in own_modules(model, remove_duplicate=False):
         for label, parameter in module.named_parameters(recurse=False):
             name = f"{prefix}.{label}" if prefix else label
             names.setdefault(id(parameter), []).append(name)
             found.setdefault(id(parameter), (parameter, module))
-    for key, (parameter, module) in found.items():
-        first, *rest = _with_bare_names(names[key])
-        yield Entry(first, parameter, output_axis(module, parameter), aliases=tuple(rest), owner=module)
+    for key, (tensor, owner) in found.items():
+        first, *rest = names[key]
+        yield Entry(first, tensor, output_axis(owner, tensor), aliases=tuple(rest), owner=owner)
 
 
-def _with_bare_names(names: Sequence[str], prefix: str = "") -> tuple[str, ...]:
-    """The names, then those without what `torch.compile` and data-parallel wrappers (`prefix`) put into them."""
-    bare = [name.replace(COMPILED, "").removeprefix(prefix) for name in names]
-    return tuple(dict.fromkeys([*names, *bare]))
+def _entries_by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[Entry]:
+    """Entries of tensors whose model is not at hand, by their names without what wrappers put into them."""
+    for name, own, tensor in zip(names, without_marks(names), tensors, strict=True):
+        yield Entry(own, tensor, output_axis(None, tensor), aliases=() if own == name else (name,))
 
 
 def _entries_of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Entry]:
-    held = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-    parallel = bool(held) and all(name.replace(COMPILED, "").startswith(PARALLEL) for name in held)
-    for number, group in enumerate(optimizer.param_groups):
-        names = group.get("param_names")
+    groups = optimizer.param_groups
+    held = [pair for group in groups for pair in zip(group.get("param_names", ()), group["params"], strict=False)]
+    named = _entries_by_name([name for name, _ in held], [tensor for _, tensor in held])
+    for number, group in enumerate(groups):
         for position, parameter in enumerate(group["params"]):
-            if names is None:
+            if group.get("param_names") is None:
                 yield Entry(f"group{number}.{position}", parameter, output_axis(None, parameter), named=False)
             else:
-                first, *rest = _with_bare_names([names[position]], PARALLEL if parallel else "")
-                yield Entry(first, parameter, output_axis(None, parameter), aliases=tuple(rest))
+                yield next(named)
 
 
 def entries(source: Source) -> list[Entry]:
@@ -191,13 +181,16 @@ def entries(source: Source) -> list[Entry]:
             "expected a model, an optimizer or an iterable of tensors, got a single tensor; wrap it in a list"
         )
     listed: dict[int, Entry] = {}
-    for position, item in enumerate(source):
+    items = list(source)
+    pairs = [item for item in items if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)]
+    named = _entries_by_name([str(name) for name, _ in pairs], [tensor for _, tensor in pairs])
+    for position, item in enumerate(items):
         if isinstance(item, Entry):
             entry = item
         elif isinstance(item, Tensor):
             entry = Entry(f"group0.{position}", item, output_axis(None, item), named=False)
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
-            entry = Entry(str(item[0]), item[1], output_axis(None, item[1]))
+            entry = next(named)
         else:
             raise TypeError(
                 f"item {position} must be a tensor, a (name, tensor) pair or an Entry, got {type(item).__name__}"

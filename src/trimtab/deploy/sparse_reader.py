@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.deploy import positions
 from trimtab.deploy.store_format import DTYPES, Index, as_integers, content_hash, read_index, read_metadata
+from trimtab.wrappers import load_own_state, own_state, without_marks
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
@@ -73,11 +74,15 @@ def _decode(index: Index, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state | {alias: state[name] for alias, name in index.aliases.items()}
 
 
-def _check_model(index: Index, model: nn.Module) -> None:
-    """Names, shapes and dtypes are the model's, before anything is copied."""
-    rows = {row.name: row for row in index.rows}
-    rows |= {alias: rows[name] for alias, name in index.aliases.items()}
-    state = model.state_dict()
+def _names_in_model(index: Index, model: nn.Module) -> dict[str, str]:
+    """Name in the file -> name in the network, when names, shapes and dtypes are its own; before anything is copied."""
+    held = {row.name: row for row in index.rows}
+    held |= {alias: held[name] for alias, name in index.aliases.items()}
+    state = own_state(model)
+    names = {name: name for name in held}
+    if set(held) != set(state) and set(bare := without_marks(list(held))) == set(state):
+        names = dict(zip(held, bare, strict=True))  # of the state dict of a wrapped network
+    rows = {names[name]: row for name, row in held.items()}
     missing, unexpected = sorted(set(state) - set(rows)), sorted(set(rows) - set(state))
     if missing or unexpected:
         raise ValueError(f"it does not fit {type(model).__name__}: missing {missing}, unexpected {unexpected}")
@@ -88,6 +93,7 @@ def _check_model(index: Index, model: nn.Module) -> None:
                 f"it does not fit {type(model).__name__}: {name} is {row.dtype} {row.shape} in the file and "
                 f"{str(dtype).removeprefix('torch.')} {shape} in the model"
             )
+    return names
 
 
 def load_sparse(
@@ -100,7 +106,8 @@ def load_sparse(
 
     Args:
         path: file of `save_sparse`.
-        model: takes the tensors over; names, shapes and dtypes must be its own, else it is left untouched.
+        model: takes the tensors over; names, shapes and dtypes must be its own, else it is left untouched. Wrappers
+            (`torch.compile`, DataParallel, DDP, AveragedModel) are looked through, around the model and in the file's names.
         max_bytes: most bytes the tensors may take. Default [ours]: 1 GiB or 1,000 times the file, whichever is more.
 
     Returns:
@@ -129,12 +136,12 @@ def load_sparse(
         index = read_index(entries["index"])
         _check_sizes(index, entries, limit)
         if model is not None:
-            _check_model(index, model)
+            names = _names_in_model(index, model)
         state = _decode(index, entries)
     except ValueError as error:
         raise ValueError(f"could not read {path}: {error}") from error
     if model is not None:
-        model.load_state_dict(state, strict=True)
+        load_own_state(model, {names[name]: tensor for name, tensor in state.items()})
     return state
 
 

@@ -30,13 +30,14 @@ from trimtab.deploy.store_format import (
 )
 from trimtab.deploy.store_report import Form, StoreReport, TensorRow, dense_file_bytes, mask_entropy_bits
 from trimtab.files import replace_atomically
+from trimtab.wrappers import own_state
 
 Source = nn.Module | Mapping[str, Tensor]
 
 
 def _tensors(source: Source) -> dict[str, Tensor]:
-    """The state dict of `source`, checked."""
-    state = source.state_dict() if isinstance(source, nn.Module) else source
+    """The state dict of `source`, checked; a model's by the network's own names, without wrappers."""
+    state = own_state(source) if isinstance(source, nn.Module) else source
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(f"{name!r} is {type(tensor).__name__}; a sparse file holds named tensors only")
@@ -149,7 +150,9 @@ def save_sparse(
     are stored once. The file appears at `path` as a whole or not at all.
 
     Args:
-        source: a model or a state dict of dense tensors, on any device.
+        source: a model or a state dict of dense tensors, on any device. Names are those of the network inside wrappers
+            (`torch.compile`, DataParallel, DDP, AveragedModel), so that the file fits it with or without them; those of a
+            state dict stay as they are.
         path: file to write; folders are made.
         metadata: strings to keep beside the tensors.
         drop_negative_zeros: store -0.0 as 0.0. Such zeros come from `weight * mask` with negative weights and would each

@@ -23,6 +23,7 @@ from trimtab.collectives import is_distributed
 from trimtab.experiments.imports import without
 from trimtab.experiments.recipe import Recipe
 from trimtab.levers import innermost
+from trimtab.wrappers import load_own_state, own_state, unwrapped
 
 with without(
     "torchmetrics"
@@ -103,7 +104,7 @@ class Devices:
     def model_and_optimizer_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """State of both, gathered from the shards; the same on one rank and on many."""
         if not self.sharded:
-            return {"model": plain_module(model).state_dict(), "optimizer": optimizer.state_dict()}
+            return {"model": own_state(model), "optimizer": optimizer.state_dict()}
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return {
             "model": get_model_state_dict(model, options=options),
@@ -115,7 +116,7 @@ class Devices:
     ) -> None:
         """Put a state of `model_and_optimizer_state` back."""
         if not self.sharded:
-            plain_module(model).load_state_dict(state["model"])
+            load_own_state(model, state["model"])
             optimizer.load_state_dict(state["optimizer"])
             return
         options = StateDictOptions(full_state_dict=True)
@@ -125,17 +126,12 @@ class Devices:
     def whole_model(self, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
         """The network itself, gathered into a plain module when it is sharded."""
         if not self.sharded:
-            return plain_module(model)
+            return unwrapped(model)
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         whole = build()
         if self.rank == 0:
             whole.load_state_dict(state)
         return whole
-
-
-def plain_module(model: nn.Module) -> nn.Module:
-    """The network inside a DDP wrapper, whose forward pass is no collective; any other module itself."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _shard(model: nn.Module, mesh: Any) -> nn.Module:

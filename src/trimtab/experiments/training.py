@@ -28,10 +28,11 @@ from trimtab.experiments.evaluation import evaluate
 from trimtab.experiments.machine import hardware, versions
 from trimtab.experiments.methods import Steering, steer
 from trimtab.experiments.objective import learning_rate_factor, task_loss
-from trimtab.experiments.parallel import Devices, launch, plain_module
+from trimtab.experiments.parallel import Devices, launch
 from trimtab.experiments.recipe import Data, Recipe
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.observe import GradientTracker
+from trimtab.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class TrainingRun:
         if self.tracker is not None:
             self.tracker.subscribe(self._look)
         self.steering: Steering = steer(
-            recipe, plain_module(self.model), self.tracker, folder=folder.path, reducing=self.model
+            recipe, unwrapped(self.model), self.tracker, folder=folder.path, reducing=self.model
         )
         self.steps_per_epoch = len(self.train_batches) // recipe.accumulate
         self.epoch, self.step_in_epoch = 0, 0
@@ -327,14 +328,14 @@ class TrainingRun:
                 )
         if (self.epoch + 1) % self.recipe.validate_every == 0 or self.epoch + 1 == self.recipe.epochs:
             quality = evaluate(
-                plain_module(self.model),
+                unwrapped(self.model),
                 self.validation_batches,
                 self.data.num_classes,
                 autocast=self.devices.autocast(),
             )
             row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
         if self.curvature is not None and self.curvature.due(self.epoch + 1):
-            row |= self.curvature.measure(plain_module(self.model))
+            row |= self.curvature.measure(unwrapped(self.model))
         self.rows.append(row)
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.epoch_loss.zero_()

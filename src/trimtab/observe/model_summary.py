@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
 from trimtab.observe.untouched import untouched
-from trimtab.parameters import PRUNABLE, Rule, entries, select, unwrapped
+from trimtab.parameters import PRUNABLE, Rule, entries, select
+from trimtab.wrappers import own_modules, unwrapped
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _run(
         return hook
 
     with ExitStack() as stack:
-        for name, module in model.named_modules():
+        for name, module in own_modules(model):
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(leave(name)).remove)
         if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
@@ -265,7 +266,7 @@ def summary(
             dense_multiply_adds=booked.get(name, Count()).dense if ran else None,
             sparse_multiply_adds=booked.get(name, Count()).sparse if ran else None,
         )
-        for name, module in model.named_modules(remove_duplicate=False)
+        for name, module in own_modules(model, remove_duplicate=False)
         if name in held or name in booked
     )
     chosen = select(model, PRUNABLE if rule is None else rule).chosen

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from trimtab.parameters import unwrapped
 from trimtab.precision.straight_through import _Rounded
+from trimtab.wrappers import own_modules
 
 LAYERS = (
     nn.Linear,
@@ -36,7 +36,7 @@ class ActivationHooks:
         self._round = round
         self._hooks: list[RemovableHandle] = []
         known = {id(weight) for weight in weights}
-        for name, module in unwrapped(model).named_modules():
+        for name, module in own_modules(model):
             if isinstance(module, LAYERS) and id(module.weight) in known:
                 self._hooks.append(module.register_forward_hook(self._hook_of(name)))
         if not self._hooks:

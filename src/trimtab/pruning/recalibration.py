@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trimtab.collectives import is_distributed, sum_over_ranks
-from trimtab.parameters import unwrapped
+from trimtab.wrappers import unwrapped
 
 
 @dataclass(frozen=True)

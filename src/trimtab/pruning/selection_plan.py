@@ -14,6 +14,7 @@ from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
 from trimtab.pruning.scopes import IN_GROUPS, SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
 from trimtab.selection import Threshold, checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
+from trimtab.wrappers import is_sharding_wrapper
 
 DEFAULT_RULE = PRUNABLE
 
@@ -50,6 +51,11 @@ class SelectionPlan:
         if scope not in SCOPES:
             raise ValueError(f"unknown scope {scope!r}; allowed are {', '.join(SCOPES)}")
         self.scope = scope if self.groups is None else IN_GROUPS
+        if any(is_sharding_wrapper(module) for module in model.modules()):
+            raise ValueError(
+                f"{type(model).__name__} holds its parameters as flat parts (FullyShardedDataParallel); gather the model into "
+                "one process before pruning"
+            )
         selection = select(model, DEFAULT_RULE if rule is None else rule)
         self.chosen, self.left_out = list(selection.chosen), list(selection.left_out)
         if keep_first and self.chosen:

@@ -17,7 +17,8 @@ from trimtab.collectives import is_sharded, sum_over_ranks
 from trimtab.observe.curvature.data import Batch, Batches, Count, Loss, arguments, count_of, reduction_of
 from trimtab.observe.curvature.intact import RandomState, intact
 from trimtab.observe.curvature.results import Setting
-from trimtab.parameters import Rule, entries, select, unwrapped
+from trimtab.parameters import Rule, entries, select
+from trimtab.wrappers import unwrapped
 
 POLICIES = ("frozen", "batch")
 
@@ -79,8 +80,10 @@ class Objective:
         self.device = self._one_device()
         self.dtype = _computation_dtype([entry.parameter for entry in self.entries], dtype)
         chosen = {id(entry.parameter) for entry in self.entries}
+        keys = {id(parameter): name for name, parameter in self.model.named_parameters()}  # wrapped parts and all
+        self._keys = [keys[id(entry.parameter)] for entry in self.entries]
         self._constants = {
-            e.name: self._copy(e.parameter) for e in entries(self.model) if id(e.parameter) not in chosen
+            keys[id(e.parameter)]: self._copy(e.parameter) for e in entries(self.model) if id(e.parameter) not in chosen
         }
         self._buffers = {name: self._copy(buffer) for name, buffer in self.model.named_buffers()}
         self.weights = [self._copy(entry.parameter) for entry in self.entries]
@@ -145,7 +148,7 @@ class Objective:
 
     def outputs(self, parameters: Sequence[Tensor], batch: Batch) -> Any:
         """What the network gives for the batch's inputs with these parameters; call inside `evaluating`."""
-        named = {entry.name: parameter for entry, parameter in zip(self.entries, parameters, strict=True)}
+        named = dict(zip(self._keys, parameters, strict=True))
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         positional, keywords = arguments(batch[0])
         return functional_call(self.model, {**self._constants, **buffers, **named}, positional, keywords)
