@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from trimtab.files import replace_atomically, write_text
+from trimtab.files import alone, errno_of, replace_atomically, write_text
 
 
 def test_writes_into_a_new_folder_and_replaces(tmp_path):
@@ -74,3 +77,42 @@ def test_file_is_readable_by_others(tmp_path):
     path = tmp_path / "file.txt"
     write_text(path, "x")
     assert path.stat().st_mode & 0o444 == 0o444
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_a_file_follows_from_the_umask(tmp_path, mask, mode):
+    path = tmp_path / "file.txt"
+    before = os.umask(mask)
+    try:
+        write_text(path, "x")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_the_systems_number_is_found_where_a_library_wrapped_it():
+    assert errno_of(OSError(errno.ENOSPC, "full")) == errno.ENOSPC
+    assert errno_of(OSError("I/O error: No space left on device (os error 28)")) == errno.ENOSPC
+    assert errno_of(RuntimeError("Error: [Errno 28] error writing bytes to file")) == errno.ENOSPC
+    assert errno_of(ValueError("28")) is None
+
+
+def test_a_folder_that_another_process_holds_is_refused_by_name(tmp_path):
+    holder = (
+        "import sys, pathlib; from trimtab.files import alone\n"
+        "with alone(pathlib.Path(sys.argv[1]), 'x'): print('held', flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "new"
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(ValueError, match=r"another process is writing into .*new; wait"),
+            alone(folder, "writing into"),
+        ):
+            pass
+        process.kill()
+    with alone(folder, "writing into"):  # the system freed the lock
+        pass

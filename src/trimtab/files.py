@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, rename it to `path`.
 
-    On any error (a full disk, Ctrl-C) the temporary file is removed and an earlier `path` stays as it was.
+    On any error (a full disk, Ctrl-C) the temporary file is removed and an earlier `path` stays as it was. Who may read the
+    file follows from the umask, as for any new file.
 
     Raises:
         OSError: the file could not be written; the message names `path`. Any other error of `write` passes through with
@@ -19,23 +24,58 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
-    os.close(descriptor)
-    temporary = Path(name)
     try:
         write(temporary)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+            raise OSError(errno_of(error), f"could not write {path}: {error.strerror or error}") from error
         error.add_note(f"while writing {path}")
         raise
+
+
+def errno_of(error: BaseException) -> int | None:
+    """The system's number of an error, also where a library wrapped it and kept it in the text alone.
+
+    Example:
+        >>> errno_of(RuntimeError("I/O error: No space left on device (os error 28)"))
+        28
+    """
+    number = getattr(error, "errno", None)
+    if isinstance(number, int):
+        return number
+    found = re.search(r"\((?:os error|errno) (\d+)\)|\[Errno (\d+)\]", str(error), re.IGNORECASE)
+    return int(found.group(1) or found.group(2)) if found else None
+
+
+@contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Keep other processes out of `folder`; the system frees the lock of a killed process.
+
+    Args:
+        folder: made where it is missing; the lock is its file `.lock`.
+        doing: what the message says the other process does, such as "training into".
+
+    Raises:
+        ValueError: another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(f"another process is {doing} {folder}; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

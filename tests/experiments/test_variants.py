@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from trimtab.experiments.comparison import compare
 from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.variants import run_label, variants
+from trimtab.files import alone
 
 
 def test_a_varied_field_applies_to_the_methods_that_read_it() -> None:
@@ -74,3 +78,10 @@ def test_fixed_transforms_stand_in_every_label() -> None:
     assert [v.label for v in found] == [
         f"{method}[transforms=centralize+autoscale,autoscale.scale=ema]" for method in ("sgd", "var")
     ]
+
+
+def test_a_study_that_another_process_runs_is_refused_by_name(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    with alone(study, "x"), pytest.raises(ValueError, match=r"another process is running the study in .*study; wait"):
+        compare(variants(Recipe(), ["sgd"], [0]), study)
+    assert [path.name for path in study.iterdir()] == [".lock"]

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from trimtab.datasets.dataset import Split
-from trimtab.datasets.reading import Source, damage_named, image_tensor, joined, label_tensor, require_root
+from trimtab.datasets.reading import Source, image_tensor, joined, label_tensor, require_root
 from trimtab.datasets.restricted_pickle import read_pickle
+from trimtab.inputs import named
 
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = 3 * 32 * 32
@@ -64,7 +65,7 @@ def _split(rows: np.ndarray[Any, np.dtype[np.uint8]], labels: Any, form: _Form, 
 
 
 def _binary(path: Path, form: _Form) -> Split:
-    with damage_named(path):
+    with named(path):
         content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     record = form.label_bytes + PIXELS
     if not len(content) or len(content) % record:
@@ -74,7 +75,7 @@ def _binary(path: Path, form: _Form) -> Split:
 
 
 def _python(path: Path, form: _Form) -> Split:
-    with damage_named(path):
+    with named(path):
         found = read_pickle(path)
     for key in ("data", form.label_key):
         if key not in found:
@@ -107,7 +108,7 @@ def _shard(path: Path, form: _Form) -> Split:
 
     images, labels = [], []
     strips: dict[int, np.ndarray[Any, np.dtype[np.uint8]]] = {}
-    with damage_named(path), zipfile.ZipFile(path) as archive:
+    with named(path), zipfile.ZipFile(path) as archive:
         rows = _label_rows(archive)
         key = _label_key(rows)
         for row in rows:
@@ -124,7 +125,7 @@ def _shard(path: Path, form: _Form) -> Split:
 def _archive(path: Path, form: _Form) -> tuple[Split, Split]:
     """One .npz: train_images (N, 32, 32, 3) uint8, train_labels (N,), test_images, test_labels."""
     parts = []
-    with damage_named(path), np.load(path, allow_pickle=False) as arrays:
+    with named(path), np.load(path, allow_pickle=False) as arrays:
         for split in ("train", "test"):
             images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
             if images.shape[1:] != (32, 32, 3) or len(images) != len(labels):
@@ -163,7 +164,7 @@ def _class_names(root: Path, form: _Form) -> tuple[str, ...]:
             if len(lines) == form.classes:
                 return tuple(lines)
     for path in sorted(root.glob(f"{form.name}_test_*.zip")):
-        with damage_named(path), zipfile.ZipFile(path) as archive:
+        with named(path), zipfile.ZipFile(path) as archive:
             rows = _label_rows(archive)
             found = {int(row[_label_key(rows)]): row["class"] for row in rows if row.get("class")}
         if sorted(found) == list(range(form.classes)):

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from trimtab.datasets.dataset import Split
-from trimtab.datasets.reading import Source, damage_named, require_root
+from trimtab.datasets.reading import Source, require_root
 from trimtab.datasets.seeds import generator
+from trimtab.inputs import named
 
 FILE = "hippocampus_uint8.npz"
 PLANES = {"sagittal": (0, 2, 1), "coronal": (1, 0, 2), "axial": (2, 0, 1)}
@@ -71,7 +72,7 @@ def read_hippocampus(root: Path | None, plane: str = "sagittal", empty_share: fl
     images: list[Volume] = []
     masks: list[Volume] = []
     groups: list[int] = []
-    with damage_named(path), np.load(path, allow_pickle=False) as arrays:
+    with named(path), np.load(path, allow_pickle=False) as arrays:
         for case in arrays["case_ids"].tolist():
             key = f"{int(case):03d}"
             volume, label = arrays[f"image_{key}"], arrays[f"label_{key}"]

@@ -10,11 +10,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from trimtab.datasets.dataset import Split
-from trimtab.datasets.reading import Source, damage_named, image_tensor, label_tensor, require_root
+from trimtab.datasets.reading import Source, image_tensor, label_tensor, require_root
+from trimtab.inputs import named
 
 FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+
 UNSIGNED_BYTE = 8
 MAX_VALUES = 2**31
 
@@ -40,7 +42,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray[Any, np.dtype[np.uint8]]
     Raises:
         ValueError: the file is damaged, cut short, too long, or has another type or number of dimensions.
     """
-    with damage_named(path), path.open("rb") as raw:
+    with named(path), path.open("rb") as raw:
         if path.suffix != ".gz":
             return _parse(raw, path, dimensions)
         with gzip.GzipFile(fileobj=raw) as compressed:

@@ -9,12 +9,12 @@ import numpy as np
 from trimtab.datasets.dataset import Split
 from trimtab.datasets.reading import (
     Source,
-    damage_named,
     duplicates,
     image_tensor,
     label_tensor,
     require_root,
 )
+from trimtab.inputs import named
 
 KEYS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
@@ -46,7 +46,7 @@ def read_npz(root: Path | None, classes: str = "") -> Source:
             )
         path = found[0]
     splits: dict[str, Split] = {}
-    with damage_named(path), np.load(path, allow_pickle=False) as arrays:
+    with named(path), np.load(path, allow_pickle=False) as arrays:
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it is not a zip of arrays")
         for name, prefixes in KEYS.items():

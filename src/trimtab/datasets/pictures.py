@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.datasets.reading import damage_named
+from trimtab.inputs import named
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -33,7 +33,7 @@ def read_picture(path: Path, channels: int, size: tuple[int, int] | None) -> Pix
 
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), got {channels}")
-    with damage_named(path), Image.open(path, formats=FORMATS) as picture:
+    with named(path), Image.open(path, formats=FORMATS) as picture:
         if picture.mode.startswith(("I", "F")):
             raise ValueError(f"mode {picture.mode}: more than 8 bits per channel; convert it first")
         upright = ImageOps.exif_transpose(picture).convert("L" if channels == 1 else "RGB")
@@ -51,7 +51,7 @@ def read_mask(path: Path, size: tuple[int, int] | None) -> Pixels:
     """
     from PIL import Image
 
-    with damage_named(path), Image.open(path, formats=FORMATS) as picture:
+    with named(path), Image.open(path, formats=FORMATS) as picture:
         if picture.mode not in ("L", "P", "1"):
             raise ValueError(f"mode {picture.mode}: a mask must be grey, black and white or of a palette, 8 bits")
         mask = picture.convert("L") if picture.mode == "1" else picture

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,19 +38,6 @@ def require_root(root: Path | None, name: str, expected: str) -> Path:
     if not root.exists():
         raise FileNotFoundError(f"data set {name!r}: {root} does not exist; root must be {expected}")
     return root
-
-
-@contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Turn every way in which a file can be unreadable into one ValueError that names it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, KeyError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, ValueError) and str(path) in str(error):
-            raise
-        raise ValueError(f"{path} is damaged or not of the expected format: {error}") from error
 
 
 def image_tensor(images: NDArray[np.uint8], path: Path) -> Tensor:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from trimtab.datasets.dataset import Split
-from trimtab.datasets.reading import Source, damage_named, joined, label_tensor, require_root
+from trimtab.datasets.reading import Source, joined, label_tensor, require_root
+from trimtab.inputs import named
 
 
 def _mat(path: Path) -> Split:
@@ -17,7 +18,7 @@ def _mat(path: Path) -> Split:
 
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it is at http://ufldl.stanford.edu/housenumbers/")
-    with damage_named(path):
+    with named(path):
         found = loadmat(path, variable_names=["X", "y"])
         images, labels = found["X"], np.asarray(found["y"]).reshape(-1)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):

@@ -21,7 +21,7 @@ from trimtab.experiments.prune_run import Split, prune_run
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.training import Progress, load_data, train
 from trimtab.experiments.variants import Variant
-from trimtab.files import write_text
+from trimtab.files import alone, write_text
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,22 @@ def compare(
         report: called about twice a second with the `Standing`.
 
     Raises:
-        ValueError: `jobs` is not positive.
+        ValueError: `jobs` is not positive, or another process is running the study in this folder.
         KeyboardInterrupt: Ctrl-C; every run at work has left a checkpoint.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be 1 or more, got {jobs}")
+    with alone(folder, "running the study in"):
+        return _compare(variants, folder, jobs, splits, report)
+
+
+def _compare(
+    variants: Sequence[Variant],
+    folder: Path,
+    jobs: int,
+    splits: tuple[Split, ...],
+    report: Callable[[Standing], None] | None,
+) -> list[Outcome]:
     paths = {folder / "runs" / variant.folder: variant for variant in variants}
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)

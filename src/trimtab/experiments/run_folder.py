@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from trimtab.experiments.checkpoint import load_checkpoint, save_checkpoint
 from trimtab.experiments.recipe import Recipe, load_recipe
-from trimtab.files import write_text
+from trimtab.files import alone, write_text
+from trimtab.inputs import read_json_lines, read_json_mapping
 
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
@@ -107,32 +106,14 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         recipe.write(self.recipe_file)
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other processes out of the folder while training into it; the system frees the lock of a killed process.
-
-        Raises:
-            ValueError: another process is training into this folder.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise ValueError(
-                f"another process is training into {self.path}; wait for it, or choose another folder"
-            ) from None
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the folder while training into it; ValueError when one is at it."""
+        return alone(self.path, "training into")
 
     def info(self) -> dict[str, Any]:
         """Contents of `run.json`, empty before the first checkpoint."""
         file = self.path / "run.json"
-        if not file.is_file():
-            return {}
-        try:
-            data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is damaged: {error}") from error
-        return data
+        return read_json_mapping(file) if file.is_file() else {}
 
     def write_info(self, **changes: Any) -> None:
         """Merge `changes` into `run.json`."""
@@ -145,15 +126,7 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of `metrics.jsonl`."""
-        if not self.metrics_file.is_file():
-            return []
-        rows = []
-        for number, line in enumerate(self.metrics_file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{self.metrics_file}, line {number} is damaged: {error}") from error
-        return rows
+        return read_json_lines(self.metrics_file) if self.metrics_file.is_file() else []
 
     def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace `metrics.jsonl`."""

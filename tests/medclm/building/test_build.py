@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.medclm.samples import source
+from trimtab.files import alone
 from trimtab.medclm.building import DataSetFolder, build
 from trimtab.medclm.building.checking import check
 from trimtab.medclm.texts import TemplateGenerator
@@ -208,3 +209,11 @@ def test_ray_gives_the_same_rows(tmp_path):
         ray.shutdown()
     here, there = (sorted(_texts(tmp_path / name)["rows.jsonl"].splitlines()) for name in ("local", "ray"))
     assert here == there
+
+
+def test_a_second_build_into_one_folder_is_refused_by_name(tmp_path):
+    options = source(tmp_path / "source")
+    with alone(tmp_path / "out", "x"), pytest.raises(ValueError, match=r"another process is building into .*out; wait"):
+        build(options, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    build(options, tmp_path / "out")

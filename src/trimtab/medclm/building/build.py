@@ -11,10 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from trimtab.files import write_text
+from trimtab.files import alone, write_text
 from trimtab.medclm import readers
 from trimtab.medclm.building.finishing import finish
 from trimtab.medclm.building.folder import DataSetFolder, Manifest, fingerprint
@@ -111,13 +110,7 @@ def build(
     reader = readers.create(options.format, **options.reader)
     rules = host_rules(options.preset, options.rule)
     split_of("", "", options.fractions)
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{out} is being written by another build") from None
-    with lock:
+    with alone(out, "building into"):
         manifest = _begun(folder, options, generator.name)
         if manifest.state == "complete":
             return BuildResult(folder, folder.statistics())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from trimtab.inputs import csv_fields
+from trimtab.inputs import utf8 as utf8
 from trimtab.medclm.pixels import is_picture
 from trimtab.medclm.records import Rejected
 
@@ -34,59 +35,63 @@ def require_folder(path: Path, what: str) -> Path:
     return path
 
 
-def utf8(path: Path) -> str:
-    """Text of a file, strictly UTF-8, a byte order mark dropped.
-
-    Raises:
-        ValueError: names the file and the line of the first byte that is not UTF-8.
-    """
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}: line {line} is not UTF-8 (byte 0x{raw[error.start]:02x})") from error
-
-
 Line = tuple[str, list[str]]
 
 
 def csv_table(path: Path) -> tuple[list[str], Iterator[Line | Rejected]]:
     """(header, rows) of a file of comma-separated values, one line a row: ("line N", fields), bad lines as Rejected.
 
+    Lines end with a line feed; in a file without any, with a carriage return (old Macintosh).
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is empty or its header is not UTF-8.
     """
     require_file(path, "a file of comma-separated values")
-    with path.open("rb") as handle:
-        first = handle.readline()
+    first = next(_raw_lines(path), b"")
     try:
-        header = [field.strip() for field in next(csv.reader([first.decode("utf-8-sig")]), [])]
+        header = csv_fields(first.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: line 1 is not UTF-8") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: line 1 is not a header: {error}") from error
     if not any(header):
         raise ValueError(f"{path} is empty; its first line must name the columns")
     return header, _lines(path, len(header))
 
 
-def _lines(path: Path, fields_wanted: int) -> Iterator[Line | Rejected]:
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file with their ends, one at a time."""
     with path.open("rb") as handle:
-        handle.readline()
-        for number_of_line, raw in enumerate(handle, start=2):
-            row = f"line {number_of_line}"
-            try:
-                fields = [field.strip() for field in next(csv.reader([raw.decode("utf-8")], skipinitialspace=True), [])]
-            except UnicodeDecodeError:
-                yield Rejected(file=path.name, row=row, reason="line is not UTF-8", value=repr(raw[:60]))
-                continue
-            if not any(fields):
-                continue
-            if len(fields) != fields_wanted:
-                found = f"{len(fields)} fields, {fields_wanted} in the header"
-                yield Rejected(file=path.name, row=row, reason="line has another number of fields", value=found)
-            else:
-                yield row, fields
+        first = handle.readline()
+        if not first.endswith(b"\n") and b"\r" in first:  # no line feed in the whole file
+            yield from first.splitlines(keepends=True)
+        elif first:
+            yield first
+            yield from handle
+
+
+def _lines(path: Path, fields_wanted: int) -> Iterator[Line | Rejected]:
+    for number_of_line, raw in enumerate(_raw_lines(path), start=1):
+        if number_of_line == 1:
+            continue
+        row = f"line {number_of_line}"
+        try:
+            fields = csv_fields(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            yield Rejected(file=path.name, row=row, reason="line is not UTF-8", value=repr(raw[:60]))
+            continue
+        except ValueError as error:
+            reason = f"line is not comma-separated values: {error}"
+            yield Rejected(file=path.name, row=row, reason=reason, value=repr(raw[:60]))
+            continue
+        if not any(fields):
+            continue
+        if len(fields) != fields_wanted:
+            found = f"{len(fields)} fields, {fields_wanted} in the header"
+            yield Rejected(file=path.name, row=row, reason="line has another number of fields", value=found)
+        else:
+            yield row, fields
 
 
 def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, str]] | Rejected]:
