@@ -73,6 +73,8 @@ class BuildArguments:
     """Images whose masks cannot be had: keep them with unknown hosts, or reject them. Both are reported."""
     anatomy: Literal["general", "chest", "retina"] = "general"
     """Hierarchy, allow-lists, sides and zones."""
+    host_in: tuple[str, ...] = ()
+    """Organs that may hold a class, as CLASS=ORGAN or CLASS=[ORGAN, ORGAN]; beside the allow-list of --anatomy."""
     rule: RuleName = "inside_fraction"
     """How the host organ is decided."""
     generator: Literal["template", "chat"] = "template"
@@ -113,6 +115,10 @@ def build(arguments: Sequence[str]) -> int:
         without_organs=given.without_organs,
         preset=given.anatomy,
         rule=given.rule,
+        allowed={
+            label: tuple(organs) if isinstance(organs, list) else (str(organs),)
+            for label, organs in pairs(given.host_in, "--host-in").items()
+        },
         split=given.split,
         fractions=given.fractions,
         stages=given.stages,

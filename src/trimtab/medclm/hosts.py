@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
+from trimtab.medclm.findings import FINDINGS, LUNGS, RETINA_PARTS, finding_of, tidied
 from trimtab.medclm.places import Convention, Zones, bounds, side_and_conflict, zone_of
 from trimtab.medclm.records import UNKNOWN_ORGAN, Box, HostDecision, ImageRecord, Lesion, Record
 
@@ -32,8 +35,9 @@ class HostRules(Record):
             the highest score wins; equal scores go to the more specific organ, then to the first by name.
         minimum: least score of a host, in (0, 1]; without it 0.5 for "inside_fraction", anything above 0 for the others.
         parents: organ -> the organ that contains it, such as "right lung" -> "thorax".
-        allowed: lesion class -> organs it may lie in; an organ inside an allowed one is allowed too. Classes not listed may
-            lie anywhere.
+        allowed: lesion class -> organs it may lie in; an organ inside an allowed one is allowed too, and a class without
+            organs has no host. Any spelling of a class that `findings` knows stands for it ("Nodules" for "nodule"). Where
+            the list is empty all classes may lie anywhere; else a class that is not listed has no host.
         reach: without a host the nearest allowed organ is taken, flagged "host_fallback", if it is no farther from the box
             than this fraction of the image's diagonal; else the organ is "unknown". 0 allows only organs the box touches.
         convention: "radiological" (the patient's right is on the left of the picture), "neurological" (not mirrored), "eye"
@@ -70,43 +74,82 @@ class HostRules(Record):
             chain.append(organ)
         return tuple(chain)
 
+    def class_of(self, label: str) -> str:
+        """The name of a class in records and texts: as the allow-list has it, whatever its spelling; else tidied.
+
+        >>> host_rules("chest").class_of("Effusion"), host_rules("general").class_of("Effusion")
+        ('pleural effusion', 'effusion')
+        """
+        return self._listed_name(label) or tidied(label)
+
+    def organs_of(self, label: str) -> tuple[str, ...] | None:
+        """The organs that may hold a class; None where any may: the list is empty. Of a class that is not listed: none."""
+        if not self.allowed:
+            return None
+        name = self._listed_name(label)
+        return () if name is None else self._names[name.lower()][1]
+
+    def lists(self, label: str) -> bool:
+        """Whether the allow-list has the class, or is empty."""
+        return not self.allowed or self._listed_name(label) is not None
+
     def allows(self, label: str, organ: str) -> bool:
         """Whether a lesion of class `label` may lie in `organ`."""
-        listed = self.allowed.get(label)
+        listed = self.organs_of(label)
         return listed is None or organ in listed or any(parent in listed for parent in self.ancestors(organ))
 
+    def _listed_name(self, label: str) -> str | None:
+        for name in (tidied(label).lower(), _meaning(label)):
+            if name in self._names:
+                return self._names[name][0]
+        return None
 
-_LUNGS = ("left lung", "right lung")
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Tidied name, and name of the finding that is meant -> (tidied name, organs); the former goes first."""
+        listed = [(tidied(label), tuple(organs)) for label, organs in self.allowed.items()]
+        return {
+            **{_meaning(name): (name, organs) for name, organs in listed},
+            **{one[0].lower(): one for one in listed},
+        }
+
+
+def _meaning(label: str) -> str:
+    """What all spellings of a class have in common."""
+    finding = finding_of(label)
+    return (finding.name if finding is not None else tidied(label)).lower()
+
+
 _CHEST_PARENTS = {
     **{f"{side} {part} lobe": f"{side} lung" for side in ("left", "right") for part in ("upper", "middle", "lower")},
-    **dict.fromkeys((*_LUNGS, "heart", "ribs", "spine", "diaphragm", "mediastinum", "aorta"), "thorax"),
+    **dict.fromkeys((*LUNGS, "heart", "ribs", "spine", "diaphragm", "mediastinum", "aorta"), "thorax"),
 }
-_RETINA_PARTS = tuple(f"{a} {b} retina" for a in ("superior", "inferior") for b in ("temporal", "nasal"))
 
 PRESETS: Mapping[str, HostRules] = {
     "general": HostRules(),
     "chest": HostRules(
         parents=_CHEST_PARENTS,
-        allowed={
-            "nodule": _LUNGS,
-            "mass": (*_LUNGS, "mediastinum"),
-            "consolidation": _LUNGS,
-            "effusion": (*_LUNGS, "diaphragm"),
-            "cardiomegaly": ("heart",),
-        },
+        allowed={one.name: one.organs for one in FINDINGS if one.anatomy == "chest"},
         zones="lung_thirds",
     ),
     "retina": HostRules(
-        parents={**dict.fromkeys((*_RETINA_PARTS, "optic disc"), "retina")},
-        allowed={"hard_exudates": (*_RETINA_PARTS, "retina")},
+        parents={**dict.fromkeys((*RETINA_PARTS, "optic disc"), "retina")},
+        allowed={one.name: one.organs for one in FINDINGS if one.anatomy == "retina"},
         convention="eye",
         zones="disc_distance",
     ),
 }
 
 
-def host_rules(preset: str, rule: RuleName = "inside_fraction") -> HostRules:
+def host_rules(
+    preset: str, rule: RuleName = "inside_fraction", allowed: Mapping[str, tuple[str, ...]] | None = None
+) -> HostRules:
     """The rules called `preset`, deciding by `rule`.
+
+    Args:
+        preset: general, chest or retina.
+        rule: see `HostRules`.
+        allowed: further classes -> organs they may lie in, beside or instead of those of the preset.
 
     Raises:
         ValueError: there is no such preset or rule.
@@ -116,7 +159,32 @@ def host_rules(preset: str, rule: RuleName = "inside_fraction") -> HostRules:
     """
     if preset not in PRESETS:
         raise ValueError(f"no host rules are called {preset!r}; there are {', '.join(PRESETS)}")
-    return HostRules.model_validate({**PRESETS[preset].model_dump(), "rule": rule})
+    further = {label: tuple(organs) for label, organs in (allowed or {}).items()}
+    meant = {_meaning(label) for label in further}
+    kept = {label: organs for label, organs in PRESETS[preset].allowed.items() if _meaning(label) not in meant}
+    changed = {"rule": rule, "allowed": {**kept, **further} if kept else {}}
+    if further and not kept:
+        raise ValueError(
+            f"the rules {preset!r} have no allow-list to add {', '.join(further)} to: all may lie anywhere"
+        )
+    return HostRules.model_validate({**PRESETS[preset].model_dump(), **changed})
+
+
+_WARNED: set[str] = set()
+
+
+def warn_unlisted(labels: Iterable[str], rules: HostRules) -> tuple[str, ...]:
+    """The classes that the allow-list does not have, with one warning (a class is warned of once in a process)."""
+    unlisted = tuple(sorted({label for label in labels if not rules.lists(label)}))
+    new = [label for label in unlisted if label not in _WARNED]
+    if new:
+        _WARNED.update(new)
+        warnings.warn(
+            f"no organ is known for the classes {', '.join(map(repr, new))}: their hosts stay unknown; say where they may lie "
+            '(`allowed`, --host-in CLASS=ORGANS), or take the rules "general"',
+            stacklevel=3,
+        )
+    return unlisted
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +225,12 @@ def assign_hosts(record: ImageRecord, masks: Mapping[str, Mask], rules: HostRule
     'rib'
     """
     rules = rules or HostRules()
+    warn_unlisted((lesion.label for lesion in record.lesions), rules)
+    return decided_hosts(record, masks, rules)
+
+
+def decided_hosts(record: ImageRecord, masks: Mapping[str, Mask], rules: HostRules) -> ImageRecord:
+    """`assign_hosts` without its warning, for many processes at once."""
     organs = _organs(record, masks)
     lesions = tuple(_decided(lesion, organs, record.width / record.height, rules) for lesion in record.lesions)
     return record.model_copy(update={"lesions": lesions, "organs": tuple(organs)})
@@ -232,7 +306,7 @@ def _decided(lesion: Lesion, organs: Mapping[str, _Organ], aspect: float, rules:
         organ = holding[0]
         reason = _reason(rules, organ, scores[organ], minimum)
     else:
-        organ, reason = _nearest(lesion.box, organs, ranked, scores, rules, minimum)
+        organ, reason = _nearest(lesion, organs, ranked, scores, rules, minimum)
         fallback = organ != UNKNOWN_ORGAN
         flags.add(FALLBACK if fallback else UNKNOWN)
     boxes = {name: found.around for name, found in organs.items()}
@@ -264,7 +338,7 @@ def _reason(rules: HostRules, organ: str, score: float, minimum: float) -> str:
 
 
 def _nearest(
-    box: Box,
+    lesion: Lesion,
     organs: Mapping[str, _Organ],
     ranked: list[str],
     scores: Mapping[str, float],
@@ -273,9 +347,13 @@ def _nearest(
 ) -> tuple[str, str]:
     if not organs:
         return UNKNOWN_ORGAN, "the image has no organ masks"
+    if not rules.lists(lesion.label):
+        return UNKNOWN_ORGAN, f"the class {lesion.label!r} is not in the allow-list"
+    if rules.organs_of(lesion.label) == ():
+        return UNKNOWN_ORGAN, "a finding of this class has no one host organ"
     if not ranked:
         return UNKNOWN_ORGAN, f"none of the organs in the image ({', '.join(organs)}) is allowed for this class"
-    distances = {name: round(_distance(box, organs[name].mask), 9) for name in ranked}
+    distances = {name: round(_distance(lesion.box, organs[name].mask), 9) for name in ranked}
     nearest = min(ranked, key=lambda name: (distances[name], ranked.index(name)))
     short = f"no allowed organ reaches a score of {minimum:g} (best: {ranked[0]} {scores[ranked[0]]:.4f})"
     where = f"{nearest} is the nearest, {distances[nearest]:.2%} of the diagonal away"

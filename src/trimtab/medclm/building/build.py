@@ -21,7 +21,7 @@ from trimtab.medclm.building.journal import Journal, journal_items
 from trimtab.medclm.building.launchers import Launcher, run_local, run_ray
 from trimtab.medclm.building.preparing import OnText, Preparation, Prepared, as_text
 from trimtab.medclm.building.writing import write_rows
-from trimtab.medclm.hosts import RuleName, host_rules
+from trimtab.medclm.hosts import RuleName, host_rules, warn_unlisted
 from trimtab.medclm.planning import STAGES
 from trimtab.medclm.records import ImageRecord, Rejected, Stage
 from trimtab.medclm.splits import FRACTIONS, split_of, without_leaks
@@ -41,7 +41,7 @@ class BuildOptions(BaseModel):
         reader: options of the reader.
         organs: (name, options) of the organ sources, see `organs.names`; none leaves hosts unknown.
         without_organs: "keep" images whose masks cannot be had, or "reject" them.
-        preset, rule: host rules, see `hosts.host_rules`.
+        preset, rule, allowed: host rules, see `hosts.host_rules`.
         split: "patient" = by hash of the patient; "source" = as the source says.
         fractions: train, validation, test of the split by patient.
         stages, balance, cap, seed: see `planning.Planner`.
@@ -58,6 +58,7 @@ class BuildOptions(BaseModel):
     without_organs: Literal["keep", "reject"] = "keep"
     preset: str = "general"
     rule: RuleName = "inside_fraction"
+    allowed: Mapping[str, tuple[str, ...]] = {}
     split: Literal["patient", "source"] = "patient"
     fractions: tuple[float, float, float] = FRACTIONS
     stages: tuple[Stage, ...] = STAGES
@@ -108,7 +109,7 @@ def build(
     generator = generator or TemplateGenerator()
     folder = DataSetFolder(out)
     reader = readers.create(options.format, **options.reader)
-    rules = host_rules(options.preset, options.rule)
+    rules = host_rules(options.preset, options.rule, options.allowed)
     split_of("", "", options.fractions)
     with alone(out, "building into"):
         manifest = _begun(folder, options, generator.name)
@@ -194,12 +195,14 @@ def _prepare(
                     progress("images", journal.lines)
         write_text(done, f"{journal.lines}\n")
     labels: set[str] = set()
+    named: set[tuple[str, str]] = set()
     usable = 0
     for item in journal_items(path):
         found = Prepared.model_validate(item)
         if found.record is not None:
             usable += 1
             labels |= {lesion.label for lesion in found.record.lesions}
+            named |= found.classes.items()
     if not usable:
         first = next(
             (str(one) for item in journal_items(path) for one in Prepared.model_validate(item).rejected),
@@ -208,6 +211,8 @@ def _prepare(
         raise ValueError(
             f"nothing usable is left of {preparation.images}: no image could be taken; first fault: {first}"
         )
+    if preparation.organ_sources:
+        warn_unlisted((source for source, _ in named), preparation.rules)
     return sorted(labels)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from trimtab.medclm.building.folder import Manifest
 
 _TABLES = (
-    "images with lesions", "images by split", "lesions by class", "lesions by organ", "lesions by side", "lesions by zone",
+    "images with lesions", "images by split", "classes by name of the source", "lesions by class", "lesions by organ",
+    "lesions by side", "lesions by zone",
     "lesions by flag", "rows by split", "rows by stage", "rows by question type", "rows by domain", "yes and no",
     "rejected by reason", "not asked", "generator",
 )  # fmt: skip

@@ -34,8 +34,10 @@ def finish(
     statistics = Statistics()
     reasons: Counter[str] = Counter()
     number = 0
+    classes: dict[str, str] = {}
     for item in journal_items(folder.work / "prepared.jsonl"):
         reasons.update(one["reason"] for one in item["rejected"])
+        classes |= item["classes"]
     rejected_rows = 0
     for item in journal_items(folder.work / "rows.jsonl"):
         reasons.update(one["reason"] for one in item["rejected"])
@@ -73,6 +75,7 @@ def finish(
     _write_lines(folder.rejected_file, rejected())
     shards = write_splits(folder.rows(), folder.path, embed)
     summary = statistics.summary(reasons, left_out, usage)
+    summary["classes by name of the source"] = dict(sorted(classes.items()))
     summary["rejected"] = {"rows": rejected_rows, "all": reasons.total()}
     write_text(folder.statistics_file, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_text(folder.card_file, card(summary, manifest, sorted(shards)))

@@ -1,4 +1,4 @@
-"""What is done once per image: check and copy it, get its organ masks, decide the hosts, store the masks."""
+"""What is done once per image: check and copy it, name its classes, get organ masks, decide the hosts, store the masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimtab.medclm import organs
-from trimtab.medclm.hosts import HostRules, assign_hosts
+from trimtab.medclm.hosts import HostRules, decided_hosts
 from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
 from trimtab.medclm.pixels import PictureError, read_picture
@@ -25,10 +25,17 @@ SHIPPED = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Prepared(Record):
-    """What became of one item of the reader: a record ready for questions, or rows of the report."""
+    """What became of one item of the reader: a record ready for questions, or rows of the report.
+
+    Attributes:
+        record: with hosts, its classes named as the rules name them.
+        rejected: rows of the report.
+        classes: class name of the source -> that of the record.
+    """
 
     record: ImageRecord | None = None
     rejected: tuple[Rejected, ...] = ()
+    classes: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -72,14 +79,17 @@ class Preparation:
                 rejected = (error.rejected,)
                 if self.without_organs == "reject":
                     return Prepared(rejected=rejected)
-        record = assign_hosts(item, masks, self.rules)
+        classes = {lesion.label: self.rules.class_of(lesion.label) for lesion in item.lesions}
+        lesions = tuple(lesion.model_copy(update={"label": classes[lesion.label]}) for lesion in item.lesions)
+        record = decided_hosts(item.model_copy(update={"lesions": lesions}), masks, self.rules)
         organ_file = None
         if masks:
             organ_file = PurePosixPath(shipped).with_suffix(PurePosixPath(shipped).suffix + ".json").as_posix()
             _replace(
                 self.out / "organs" / organ_file, lambda path: path.write_text(organs_text(masks), encoding="utf-8")
             )
-        return Prepared(record=record.model_copy(update={"file": shipped, "organ_file": organ_file}), rejected=rejected)
+        record = record.model_copy(update={"file": shipped, "organ_file": organ_file})
+        return Prepared(record=record, rejected=rejected, classes=classes)
 
     def _ship(self, source: str, pixels: NDArray[np.uint8]) -> str:
         """Write the image under the data set's folder; returns its path there."""
