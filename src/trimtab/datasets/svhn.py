@@ -8,25 +8,24 @@ import numpy as np
 import torch
 
 from trimtab.datasets.dataset import Split
+from trimtab.datasets.mat_file import read_mat
 from trimtab.datasets.reading import Source, joined, label_tensor, require_root
 from trimtab.inputs import named
 
 
 def _mat(path: Path) -> Split:
     """X (32, 32, 3, N) uint8 and y (N, 1) with 1..10, where 10 stands for the digit 0."""
-    from scipy.io import loadmat
-
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; it is at http://ufldl.stanford.edu/housenumbers/")
     with named(path):
-        found = loadmat(path, variable_names=["X", "y"])
+        found = read_mat(path, ("X", "y"))
         images, labels = found["X"], np.asarray(found["y"]).reshape(-1)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
             raise ValueError(f"X must be uint8 (32, 32, 3, N), got {images.dtype} {images.shape}")
         if len(labels) != images.shape[3] or not len(labels):
             raise ValueError(f"{images.shape[3]} images and {len(labels)} labels")
-        if labels.min() < 1 or labels.max() > 10:
-            raise ValueError(f"y must lie in 1..10, found {labels.min()}..{labels.max()}")
+        if not np.isin(labels, np.arange(1, 11)).all():
+            raise ValueError(f"y must hold whole numbers in 1..10, found {np.setdiff1d(labels, np.arange(1, 11))[:5]}")
     targets = label_tensor(labels.astype(np.int64) % 10, 10, path)
     return Split(torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1))), targets)
 

@@ -160,7 +160,8 @@ def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(user), sort_keys=True).encode())
     for name in sorted(entries):
         tensor = entries[name]
-        digest.update(json.dumps([name, NAMES[tensor.dtype], list(tensor.shape)]).encode())
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        digest.update(json.dumps([name, dtype, list(tensor.shape)]).encode())
         digest.update(as_bytes(tensor))
     return digest.hexdigest()
 

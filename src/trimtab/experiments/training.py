@@ -16,12 +16,11 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from trimtab import datasets, models
 from trimtab.collectives import sum_over_ranks
-from trimtab.experiments.checkpoint import write_safetensors
+from trimtab.experiments.checkpoint import load_network, save_network
 from trimtab.experiments.curvature_tracking import CurvatureTracking
 from trimtab.experiments.dynamics import Latest, columns_of, latest
 from trimtab.experiments.evaluation import evaluate
@@ -31,6 +30,7 @@ from trimtab.experiments.objective import learning_rate_factor, task_loss
 from trimtab.experiments.parallel import Devices, launch
 from trimtab.experiments.recipe import Data, Recipe
 from trimtab.experiments.run_folder import RunFolder
+from trimtab.inputs import named
 from trimtab.observe import GradientTracker
 from trimtab.wrappers import unwrapped
 
@@ -180,11 +180,15 @@ class TrainingRun:
         state = self.folder.load_checkpoint()
         if state is None:
             return
-        if state["world_size"] != self.devices.world_size:
+        if state.get("world_size") != self.devices.world_size:
             raise ValueError(
-                f"{self.folder.checkpoint_file} was left by {state['world_size']} process(es), this run has "
+                f"{self.folder.checkpoint_file} was left by {state.get('world_size')} process(es), this run has "
                 f"{self.devices.world_size}; the batches would differ, so go on with as many or choose another folder"
             )
+        with named(self.folder.checkpoint_file, "does not fit this run"):
+            self._take_over(state)
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.devices.load_model_and_optimizer(self.model, self.steering.optimizer, state)
         self.steering.handle.load_state_dict(state["levers"])
         if self.devices.scaler is not None:
@@ -346,7 +350,7 @@ class TrainingRun:
         model = self.devices.whole_model(self.model, lambda: build_model(self.recipe, self.data))
         if self.devices.rank == 0:
             in_memory_order(model, torch.contiguous_format)
-            write_safetensors(self.folder.model_file, lambda path: save_model(model, str(path)))
+            save_network(self.folder.model_file, model)
             self.folder.write_info(
                 status="finished",
                 steps=self.epoch * self.steps_per_epoch,
@@ -421,18 +425,12 @@ def trained_model(folder: RunFolder, data: datasets.DataSet) -> nn.Module:
     Raises:
         ValueError: the run is not finished, or its file is damaged or does not fit the recipe's network.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
-
     if not folder.model_file.is_file():
         raise ValueError(
             f"{folder.path} holds no trained network (status {folder.info().get('status', 'not started')!r})"
         )
     model = build_model(folder.recipe, data)
-    try:
-        load_model(model, str(folder.model_file))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder.model_file} is damaged or of another network: {error}") from error
+    load_network(folder.model_file, model)
     return model.eval()
 
 
