@@ -28,6 +28,11 @@ def _inner_labels(module: nn.Module) -> tuple[str, ...]:
     return ("module",) if isinstance(module, HOLDERS) else ()
 
 
+def is_wrapper(module: nn.Module) -> bool:
+    """True when `module` wraps a network: what it runs may be a copy, a graph or parts of what it holds."""
+    return bool(_inner_labels(module))
+
+
 def is_sharding_wrapper(module: nn.Module) -> bool:
     """True for a FullyShardedDataParallel, whose parameters are flat parts outside its own forward pass."""
     return _inner_labels(module) == (SHARDED,)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +48,67 @@ def test_program_of_several_inputs(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.export.load(file).module()(x, y), net(x, y))
 
 
+def decorated(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def wrapper(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    @decorated
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, power: float = 1.0, deep: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        out: Tensor = self.layer(x) * (1.0 if scale is None else scale) ** power
+        return out if deep is None else out + deep["shift"]
+
+
+def of_batch(batch: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(batch)
+    x, scale = torch.randn(batch, 4, generator=generator), torch.rand(batch, 1, generator=generator)
+    return {"scale": scale, "power": 2.0, "x": x, "deep": {"shift": torch.rand(batch, 2, generator=generator)}}
+
+
+@pytest.mark.parametrize("names", [("x",), ("x", "scale"), ("scale", "x"), ("scale", "power", "x", "deep")])
+def test_program_of_a_decorated_forward_with_named_inputs(tmp_path: Path, names: tuple[str, ...]) -> None:
+    net = Scaled()
+    example, inputs = ({name: of_batch(batch)[name] for name in names} for batch in (1, 5))
+    again = torch.export.load(export_program(net, tmp_path / "net.pt2", example)).module()
+    torch.testing.assert_close(again(**inputs), net(**inputs))
+
+
+def test_program_of_a_decorated_forward_and_of_many_inputs(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return torch.stack(inputs).sum(0)
+
+    net = torch.compile(Scaled(), backend="eager")
+    x, scale = of_batch(5)["x"], of_batch(5)["scale"]
+    file = export_program(net, tmp_path / "net.pt2", (torch.zeros(1, 4), torch.ones(1, 1)))
+    torch.testing.assert_close(torch.export.load(file).module()(x, scale), net(x, scale))
+    file = export_program(Sum(), tmp_path / "sum.pt2", (torch.zeros(3, 4), torch.ones(3, 4)))
+    torch.testing.assert_close(torch.export.load(file).module()(x, x + 1), 2 * x + 1)
+
+
+def test_onnx_of_named_inputs_in_any_order(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    net = Scaled()
+    example, inputs = ({name: of_batch(batch)[name] for name in ("scale", "x")} for batch in (1, 5))
+    session = onnxruntime.InferenceSession(
+        str(export_onnx(net, tmp_path / "net.onnx", example)), providers=["CPUExecutionProvider"]
+    )
+    assert {each.name for each in session.get_inputs()} == {"x", "scale"}
+    (out,) = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    torch.testing.assert_close(torch.from_numpy(out), net(**inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_untraceable_or_unsuitable_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="could not trace Steered"):
         export_program(Steered(), tmp_path / "f", torch.ones(2, 3))
@@ -54,6 +118,10 @@ def test_untraceable_or_unsuitable_models(tmp_path: Path) -> None:
         export_program(nn.Linear(2, 2), tmp_path / "f", torch.tensor(1.0))
     with pytest.raises(ValueError, match="batch size 3, the first has 2"):
         export_program(nn.Bilinear(3, 4, 2), tmp_path / "f", (torch.zeros(2, 3), torch.zeros(3, 4)))
+    with pytest.raises(ValueError, match=r"argument x\[1\] of example_input must be .* got object"):
+        export_program(nn.Linear(2, 2), tmp_path / "f", {"x": [torch.ones(1), object()]})
+    with pytest.raises(ValueError, match="must hold a tensor with a batch dimension, got dict"):
+        export_program(nn.Linear(2, 2), tmp_path / "f", {"x": 3.0})
     assert not list(tmp_path.iterdir())
 
 
@@ -83,7 +151,7 @@ def test_onnx_that_disagrees_is_not_written(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("onnxscript")
     traced = export._program
 
-    def other(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    def other(model: nn.Module, inputs: Any) -> torch.export.ExportedProgram:
         return traced(nn.Linear(2, 2), inputs)
 
     monkeypatch.setattr(export, "_program", other)
@@ -95,7 +163,13 @@ def test_onnx_that_disagrees_is_not_written(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "vit_tiny", "unet_small"])
 def test_networks_of_the_library(tmp_path: Path, name: str) -> None:
-    pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     net = create(name, num_classes=5)
-    export_onnx(net, tmp_path / "net.onnx", torch.zeros(1, 3, 32, 32))
-    export_program(net, tmp_path / "net.pt2", torch.zeros(1, 3, 32, 32))
+    file = export_onnx(net, tmp_path / "net.onnx", torch.zeros(1, 3, 32, 32))
+    again = torch.export.load(export_program(net, tmp_path / "net.pt2", torch.zeros(1, 3, 32, 32))).module()
+    net.eval()
+    x = torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(again(x), net(x))
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), net(x), rtol=1e-4, atol=1e-4)

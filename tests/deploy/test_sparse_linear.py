@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -177,3 +178,63 @@ def test_a_gain_is_measured_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compare_twice(lambda: None, lambda: None).ratio == 0.9
     assert compare_twice(lambda: None, lambda: None).ratio == 0.8
     assert next(results) == 7.0
+
+
+class ReadsWeight(nn.Module):
+    """Two of three layers are read by other code, as language models do to learn a dtype or to tie by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, *, scale: Tensor | None = None) -> Tensor:
+        x = self.third(self.second(self.first(x).to(self.second.weight.dtype)))
+        return nn.functional.linear(x, self.first.weight * (1 if scale is None else scale))
+
+
+@pytest.mark.usefixtures("_sparse_wins")
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_layers_whose_weight_other_code_reads_stay(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = ReadsWeight().eval()
+    x = torch.randn(3, 8)
+    fast, report = to_sparse_linear(wrap(net), {"x": x, "scale": torch.tensor(2.0)}, budget=0.001)
+    verdicts = {row.name: row.verdict for row in report.rows}
+    read = "left: other code reads its weight, which a sparse layer does not hold"
+    assert verdicts["first"] == verdicts["second"] == read
+    assert verdicts["third"].startswith("replaced")
+    torch.testing.assert_close(fast(x, scale=torch.tensor(2.0)), net(x, scale=torch.tensor(2.0)))
+    assert [type(module) for module in net.children()] == [nn.Linear] * 3
+    assert not {"rows", "weight_was_read", "_inside"} & set(vars(net.first))
+
+
+@pytest.mark.usefixtures("_sparse_wins")
+def test_a_call_by_keyword_counts_as_a_call() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.layer(input=x)
+            return out
+
+    fast, report = to_sparse_linear(Named(), torch.ones(5, 4), budget=0.001)
+    assert (report.rows[0].batch, report.replaced) == (5, 1)
+    assert fast(torch.ones(2, 4)).shape == (2, 4)
+
+
+@pytest.mark.usefixtures("_sparse_wins")
+def test_a_layer_that_is_wrapped_itself_stays() -> None:
+    net = nn.Sequential(torch.compile(nn.Linear(4, 4), backend="eager"), nn.Linear(4, 4))
+    _, report = to_sparse_linear(net, torch.ones(5, 4), budget=0.001)
+    assert [(row.name, row.replaced) for row in report.rows] == [("0", False), ("1", True)]
+    assert report.rows[0].verdict == "left: OptimizedModule wraps it"
+
+
+@pytest.mark.usefixtures("_sparse_wins")
+def test_an_example_that_fails_leaves_the_layers_as_they_were() -> None:
+    net = ReadsWeight()
+    with pytest.raises(RuntimeError):
+        to_sparse_linear(net, torch.ones(2, 5))
+    assert type(net.first) is nn.Linear
+    assert "rows" not in vars(net.first)

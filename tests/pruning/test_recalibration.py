@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -123,8 +125,8 @@ def test_bad_loaders() -> None:
         recalibrate(net, [])
     with pytest.raises(ValueError, match="batches must be 1 or more, got 0"):
         recalibrate(net, batches(), batches=0)
-    with pytest.raises(TypeError, match="dict"):
-        recalibrate(net, [{"x": torch.ones(1)}])
+    with pytest.raises(TypeError, match="must be a tensor, a mapping of inputs, or start with one, got list of str"):
+        recalibrate(net, [["a.png", "b.png"]])
     assert bits(net) == before
 
 
@@ -165,3 +167,57 @@ def test_two_ranks_equal_one_process() -> None:
         assert "loader is empty" in found["both empty"]
         assert "running mean [7.0]" in found["both empty"]  # as before
         torch.testing.assert_close(found["alone"], _alone(batches()[rank : rank + 1]))
+
+
+class TwoInputs(nn.Module):
+    """A norm whose input depends on both inputs, and on the optional third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, a: Tensor, mask: Tensor, shift: float = 0.0) -> Tensor:
+        out: Tensor = self.norm(a * mask + shift)
+        return out
+
+
+A, MASK = torch.arange(32.0).view(8, 4), torch.tensor([1.0, 0.0, 2.0, -1.0]).expand(8, 4)
+TARGET = torch.full((8,), 7.0)
+
+
+@pytest.mark.parametrize(
+    ("batch", "shift"),
+    [
+        ((A, MASK), 0.0),
+        ([A, MASK, TARGET], 0.0),
+        (((A, MASK), TARGET), 0.0),
+        (((A, MASK, 3.0), TARGET), 3.0),
+        ({"mask": MASK, "a": A, "labels": TARGET}, 0.0),
+        (({"mask": MASK, "a": A, "shift": 3.0}, TARGET), 3.0),
+        (UserDict(a=A, mask=MASK), 0.0),
+    ],
+)
+def test_several_and_named_inputs(batch: object, shift: float) -> None:
+    net = TwoInputs()
+    assert recalibrate(net, [batch]) == Recalibration(modules=1, batches=1)
+    assert net.norm.running_mean is not None
+    torch.testing.assert_close(net.norm.running_mean, (A * MASK).mean(0) + shift)
+
+
+def test_a_loader_of_any_form_through_forward() -> None:
+    net = TwoInputs()
+    batches = [{"views": [A, A + 1], "mask": MASK}, {"views": [A, A + 3], "mask": MASK}]
+
+    def run(model: nn.Module, batch: dict[str, Any]) -> None:
+        model(batch["views"][1], batch["mask"])
+
+    assert recalibrate(net, batches, forward=run) == Recalibration(modules=1, batches=2)
+    assert net.norm.running_mean is not None
+    torch.testing.assert_close(net.norm.running_mean, ((A + 2) * MASK).mean(0))
+
+
+def test_batches_that_lack_an_input() -> None:
+    with pytest.raises(TypeError, match=r"TwoInputs.forward needs 2 inputs \(a, mask\), the batch holds 1 items"):
+        recalibrate(TwoInputs(), [(A,)])
+    with pytest.raises(TypeError, match=r"TwoInputs.forward needs mask, the batch holds a, labels"):
+        recalibrate(TwoInputs(), [{"a": A, "labels": TARGET}])

@@ -80,11 +80,11 @@ class CsrLinear(nn.Module):
         """The weight as a dense tensor (out, in)."""
         return self._csr().to_dense()
 
-    def forward(self, given: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""
         if self.training:
             raise RuntimeError("CsrLinear is for inference only: call model.eval(), or train the dense model")
-        flat = given.reshape(-1, self.in_features)
+        flat = input.reshape(-1, self.in_features)
         # The kernel wants the sparse matrix on the left and contiguous columns on the right: 2 to 20 times faster
         # here than F.linear with a CSR weight.
         columns = flat.t().contiguous()
@@ -92,7 +92,7 @@ class CsrLinear(nn.Module):
             out = self._csr() @ columns
         else:
             out = torch.addmm(self.bias[:, None], self._csr(), columns)
-        return out.t().contiguous().reshape(*given.shape[:-1], self.out_features)
+        return out.t().contiguous().reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Sizes and number of non-zeros."""

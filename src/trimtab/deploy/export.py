@@ -6,40 +6,71 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_leaves
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils._pytree import tree_leaves, tree_map
 
+from trimtab.arguments import Arguments, arguments
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.files import replace_atomically
 from trimtab.observe.untouched import untouched
+from trimtab.wrappers import unwrapped
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def _inputs(example_input: Any) -> tuple[Tensor, ...]:
-    """The arguments, at least two examples each: a batch of one would be taken for a constant."""
-    given = tuple(example_input) if isinstance(example_input, tuple | list) else (example_input,)
-    for position, tensor in enumerate(given):
-        if not isinstance(tensor, Tensor) or tensor.ndim == 0 or len(tensor) == 0:
-            raise ValueError(f"argument {position} of example_input must be a tensor with a batch dimension")
-        if len(tensor) != len(given[0]):
-            raise ValueError(f"argument {position} has batch size {len(tensor)}, the first has {len(given[0])}")
-    return tuple(torch.cat([tensor, tensor]) if len(tensor) == 1 else tensor for tensor in given)
+CONSTANTS = (bool, int, float, str, type(None))
 
 
-def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def _inputs(example_input: Any) -> Arguments:
+    """The arguments, at least two examples in each tensor: a batch of one would be taken for a constant."""
+    positional, keywords = arguments(example_input)
+    sizes: list[int] = []
+
+    def at_least_two(label: str, item: Any) -> Any:
+        if isinstance(item, CONSTANTS):
+            return item
+        if isinstance(item, Mapping):
+            return {key: at_least_two(f"{label}[{key!r}]", value) for key, value in item.items()}
+        if isinstance(item, tuple | list):
+            return type(item)(at_least_two(f"{label}[{place}]", value) for place, value in enumerate(item))
+        if not isinstance(item, Tensor) or item.ndim == 0 or len(item) == 0:
+            raise ValueError(
+                f"{label} of example_input must be a tensor with a batch dimension, got {_described(item)}"
+            )
+        sizes.append(len(item))
+        if len(item) != sizes[0]:
+            raise ValueError(f"{label} has batch size {len(item)}, the first has {sizes[0]}")
+        return (
+            torch.cat([item, item]) if len(item) == 1 else item.detach()
+        )  # an object of its own: it has a shape of its own
+
+    positional = tuple(at_least_two(f"argument {place}", item) for place, item in enumerate(positional))
+    keywords = {name: at_least_two(f"argument {name}", item) for name, item in keywords.items()}
+    if not sizes:
+        raise ValueError(f"example_input must hold a tensor with a batch dimension, got {_described(example_input)}")
+    return positional, keywords
+
+
+def _described(item: Any) -> str:
+    return f"shape {tuple(item.shape)}" if isinstance(item, Tensor) else type(item).__name__
+
+
+def _program(model: nn.Module, inputs: Arguments) -> ExportedProgram:
     if any(isinstance(module, CsrLinear) for module in model.modules()):
         raise ValueError("the model holds CsrLinear layers, which have no exported form; export the dense model")
-    shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
+    shapes: Any = ShapesCollection()  # type: ignore[no-untyped-call]  # by tensor, whatever the signature of a decorated forward says
+    for leaf in tree_leaves(inputs):
+        if isinstance(leaf, Tensor):
+            shapes[leaf] = {0: Dim.DYNAMIC}
     try:
-        return torch.export.export(model, inputs, dynamic_shapes=(shapes,) if _takes_many(model) else shapes)
+        return torch.export.export(model, *inputs, dynamic_shapes=shapes)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -47,19 +78,14 @@ def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         ) from error
 
 
-def _takes_many(model: nn.Module) -> bool:
-    """Whether `forward` takes `*args`, whose shapes torch.export wants as one nested tuple."""
-    code = getattr(type(model).forward, "__code__", None)
-    return bool(code and code.co_flags & 0x04 and code.co_argcount == 1)
-
-
 def export_program(model: nn.Module, path: str | os.PathLike[str], example_input: Any) -> Path:
     """Save the network in evaluation mode as a `torch.export` program with a free batch dimension.
 
     Args:
-        model: any module that `torch.export` can trace; left as it is.
+        model: any module that `torch.export` can trace; left as it is. The network inside wrappers is taken.
         path: file to write, usually `.pt2`.
-        example_input: a tensor or a tuple of tensors, batch first.
+        example_input: a tensor, a tuple of arguments or a mapping of named ones, tensors batch first. Numbers, strings and None
+            become constants of the file.
 
     Returns:
         The path. `torch.export.load(path).module()` gives the network back.
@@ -78,6 +104,7 @@ def export_program(model: nn.Module, path: str | os.PathLike[str], example_input
         True
     """
     path = Path(path)
+    model = unwrapped(model)
     with untouched(model), torch.no_grad():
         program = _program(model, _inputs(example_input))
 
@@ -104,7 +131,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _check_agreement(model: nn.Module, file: Path, inputs: tuple[Tensor, ...], tolerance: float) -> None:
+def _check_agreement(model: nn.Module, file: Path, inputs: Arguments, tolerance: float) -> None:
     """Run the file in onnxruntime at the given batch size and at one more."""
     import onnxruntime
 
@@ -113,16 +140,18 @@ def _check_agreement(model: nn.Module, file: Path, inputs: tuple[Tensor, ...], t
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
-    for batch in (inputs, tuple(torch.cat([tensor, tensor[:1]]) for tensor in inputs)):
-        wanted = [leaf for leaf in tree_leaves(model(*batch)) if isinstance(leaf, Tensor)]
-        fed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in batch), strict=True))
+    longer = tree_map(lambda leaf: torch.cat([leaf, leaf[:1]]) if isinstance(leaf, Tensor) else leaf, inputs)
+    for positional, keywords in (inputs, longer):
+        wanted = [leaf for leaf in tree_leaves(model(*positional, **keywords)) if isinstance(leaf, Tensor)]
+        given = [leaf for leaf in tree_leaves((positional, keywords)) if isinstance(leaf, Tensor)]
+        fed = dict(zip(names, (tensor.detach().cpu().numpy() for tensor in given), strict=True))
         for expected, got in zip(wanted, session.run(None, fed), strict=True):
             found = torch.from_numpy(got)
             gap = float((found.double() - expected.detach().cpu().double()).abs().max()) if found.numel() else 0.0
             allowed = tolerance * max(1.0, float(expected.detach().abs().max()) if expected.numel() else 0.0)
             if found.shape != expected.shape or not gap <= allowed:
                 raise RuntimeError(
-                    f"onnxruntime and PyTorch differ by {gap:.3g} (allowed {allowed:.3g}) at batch {len(batch[0])}"
+                    f"onnxruntime and PyTorch differ by {gap:.3g} (allowed {allowed:.3g}) at batch {len(given[0])}"
                 )
 
 
@@ -133,9 +162,10 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: A
     batch size and at one more; nothing is written when it fails.
 
     Args:
-        model: any module that `torch.export` can trace; left as it is.
+        model: any module that `torch.export` can trace; left as it is. The network inside wrappers is taken.
         path: file to write.
-        example_input: a tensor or a tuple of tensors, batch first.
+        example_input: a tensor, a tuple of arguments or a mapping of named ones, tensors batch first. Numbers, strings and None
+            become constants of the file.
         tolerance: largest difference allowed, relative to the largest output where that is above 1. Default 1e-3 [ours].
 
     Returns:
@@ -151,7 +181,7 @@ def export_onnx(model: nn.Module, path: str | os.PathLike[str], example_input: A
     if missing:
         raise ImportError(f"export to ONNX needs {', '.join(missing)}: pip install 'trimtab[onnx]'")
     path = Path(path)
-    inputs = _inputs(example_input)
+    model, inputs = unwrapped(model), _inputs(example_input)
     with untouched(model), torch.no_grad():
         with _quiet():
             program = torch.onnx.export(_program(model, inputs), dynamo=True, verbose=False)

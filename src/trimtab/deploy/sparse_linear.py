@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from trimtab.arguments import arguments
 from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
 from trimtab.deploy.timing import Comparison, compare_twice
-from trimtab.observe.untouched import untouched
+from trimtab.observe.untouched import uncompiled, untouched
+from trimtab.wrappers import is_wrapper, own_modules, unwrapped
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 READS_WEIGHTS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)
@@ -76,32 +76,59 @@ def _sparsity(weight: Tensor) -> float:
     return 1 - int(torch.count_nonzero(weight)) / max(weight.numel(), 1)
 
 
-@contextmanager
-def _rows_recorded(model: nn.Module) -> Iterator[dict[str, int]]:
-    """Most rows each Linear was called with."""
-    seen: dict[str, int] = {}
+class _Watched(nn.Linear):
+    """A Linear that remembers whether other code reads its weight, and how many rows it was called with."""
 
-    def recorder(name: str) -> Callable[..., None]:
-        def hook(module: nn.Linear, given: tuple[Tensor, ...], out: object) -> None:
-            if given:
-                seen[name] = max(seen.get(name, 0), given[0].numel() // module.in_features)
+    weight_was_read: bool
+    rows: int | None
+    _inside: bool
 
-        return hook
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and not self.__dict__["_inside"]:
+            self.__dict__["weight_was_read"] = True
+        return super().__getattr__(name)
 
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_hook(recorder(name)) for name, module in linear]
+    def forward(self, input: Tensor) -> Tensor:
+        self.rows = max(self.rows or 0, input.numel() // self.in_features)
+        self._inside = True
+        try:
+            return super().forward(input)
+        finally:
+            self._inside = False
+
+
+@dataclass(frozen=True)
+class _Use:
+    """How the example used a Linear."""
+
+    rows: int | None
+    weight_was_read: bool
+
+
+def _uses(model: nn.Module, positional: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, dict[int, _Use]]:
+    """What the model gives, and how it used each plain Linear on the way; they are as before afterwards."""
+    linear = [module for module in model.modules() if type(module) is nn.Linear]
     try:
-        yield seen
+        for module in linear:
+            module.__dict__ |= {"weight_was_read": False, "rows": None, "_inside": False}
+            module.__class__ = _Watched
+        with uncompiled(model):
+            out = model(*positional, **keywords)
+        return out, {id(module): _Use(vars(module)["rows"], vars(module)["weight_was_read"]) for module in linear}
     finally:
-        for handle in handles:
-            handle.remove()
+        for module in linear:
+            module.__class__ = nn.Linear
+            for name in ("weight_was_read", "rows", "_inside"):
+                module.__dict__.pop(name, None)
 
 
-def _reason_against(name: str, module: nn.Linear, model: nn.Module, shared: set[int], seen: dict[str, int]) -> str:
+def _reason_against(module: nn.Linear, parents: list[nn.Module], shared: set[int], use: _Use | None) -> str:
     """Why a Linear must stay as it is; empty when it may be measured."""
-    parent = model.get_submodule(name.rpartition(".")[0]) if name else None
-    if isinstance(parent, READS_WEIGHTS):
-        return f"left: {type(parent).__name__} reads its weight directly"
+    for parent in parents:
+        if is_wrapper(parent):
+            return f"left: {type(parent).__name__} wraps it"
+        if isinstance(parent, READS_WEIGHTS):
+            return f"left: {type(parent).__name__} reads its weight directly"
     if type(module) is not nn.Linear:
         return f"left: {type(module).__name__} is not a plain Linear"
     if module.weight.dtype not in DTYPES or module.weight.device.type != "cpu":
@@ -110,24 +137,22 @@ def _reason_against(name: str, module: nn.Linear, model: nn.Module, shared: set[
         return "left: its weight is shared with another layer"
     if module._forward_hooks or module._forward_pre_hooks or "weight" not in module._parameters:
         return "left: it has hooks or a computed weight"
-    if name not in seen:
+    if use is None or use.rows is None:
         return "left: the example input does not reach it"
+    if use.weight_was_read:
+        return "left: other code reads its weight, which a sparse layer does not hold"
     return ""
 
 
-def _arguments(example: Any) -> tuple[Any, ...]:
-    return tuple(example) if isinstance(example, tuple | list) else (example,)
-
-
 def _judge(
-    model: nn.Module, seen: dict[str, int], min_gain: float, budget: float
-) -> tuple[list[LinearRow], dict[str, CsrLinear]]:
-    """A row for each layer, and the sparse layers that pay."""
+    model: nn.Module, uses: dict[int, _Use], min_gain: float, budget: float
+) -> tuple[list[LinearRow], dict[int, CsrLinear]]:
+    """A row for each layer, and the sparse layers that pay, by the identity of the dense one."""
     holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     shared = {key for key, modules in holders.items() if modules > 1}
     rows: list[LinearRow] = []
-    sparse: dict[str, CsrLinear] = {}
-    for name, module in model.named_modules():
+    sparse: dict[int, CsrLinear] = {}
+    for name, module in own_modules(model):
         if isinstance(module, CONVOLUTIONS):
             weight = module.weight.detach()
             rows.append(
@@ -140,13 +165,16 @@ def _judge(
             continue
         weight = module.weight.detach()
         batch, ratio = None, None
-        verdict = _reason_against(name, module, model, shared, seen)
+        use = uses.get(id(module))
+        parents = [parent for parent in model.modules() if any(child is module for child in parent.children())]
+        verdict = _reason_against(module, parents, shared, use)
         if not verdict:
-            candidate = CsrLinear(module)
-            batch = seen[name]
+            assert use is not None
+            assert use.rows is not None
+            candidate, batch = CsrLinear(module), use.rows
             ratio = compare_linear(module, candidate, batch, budget).ratio
             if ratio > min_gain:
-                sparse[name] = candidate
+                sparse[id(module)] = candidate
                 verdict = f"replaced: {ratio:.2f} times the speed of dense at {batch} rows"
             else:
                 verdict = f"left: sparse would run at {ratio:.2f} times the speed of dense at {batch} rows"
@@ -158,23 +186,28 @@ def _judge(
                 _sparsity(weight),
                 batch,
                 ratio,
-                name in sparse,
+                id(module) in sparse,
                 verdict,
             )
         )
     return rows, sparse
 
 
-def _replace(model: nn.Module, sparse: dict[str, CsrLinear]) -> nn.Module:
+def _replace(model: nn.Module, sparse: dict[int, CsrLinear]) -> nn.Module:
     """The model with the layers put in, under every name they have."""
-    by_identity = {id(model.get_submodule(name)): layer for name, layer in sparse.items()}
-    if id(model) in by_identity:
-        return by_identity[id(model)]
+    if id(model) in sparse:
+        return sparse[id(model)]
     for parent in list(model.modules()):
         for label, child in list(parent._modules.items()):
-            if id(child) in by_identity:
-                setattr(parent, label, by_identity[id(child)])
+            if id(child) in sparse:
+                setattr(parent, label, sparse[id(child)])
     return model
+
+
+def _replaced_copy(model: nn.Module, sparse: dict[int, CsrLinear]) -> nn.Module:
+    twin = copy.deepcopy(model)
+    pairs = zip(model.modules(), twin.modules(), strict=True)
+    return _replace(twin, {id(other): sparse[id(one)] for one, other in pairs if id(one) in sparse})
 
 
 def _agree(before: Any, after: Any) -> bool:
@@ -193,13 +226,14 @@ def to_sparse_linear(
     """Put a `CsrLinear` where it is faster than the dense Linear, measured on this machine for each layer.
 
     The example input tells how many rows each layer gets; both forms are then timed in turn with the layer's own
-    weights. Convolutions are left: PyTorch has no sparse kernel for them on a CPU. Layers that other code reads
-    directly (attention, transformer layers), share a weight, carry hooks or have no float32 / float64 weights on the CPU
-    are left too, each with its reason. The result is for inference.
+    weights. Convolutions are left: PyTorch has no sparse kernel for them on a CPU. Layers whose weight other code reads
+    (attention, transformer layers, any `layer.weight` outside the layer while the example runs), that share a weight,
+    carry hooks or have no float32 / float64 weights on the CPU are left too, each with its reason. The result is for
+    inference.
 
     Args:
-        model: any module, pruned.
-        example_input: a tensor or a tuple of arguments, with the batch size that matters to you.
+        model: any module, pruned; the network inside wrappers is taken.
+        example_input: a tensor, a tuple of arguments or a mapping of named ones, with the batch size that matters to you.
         min_gain: a layer is replaced when dense time / sparse time is above it. Default 1.
         inplace: change `model` itself instead of a copy. A model that is itself one Linear is returned anew.
         budget: seconds to spend on each measurement.
@@ -223,16 +257,16 @@ def to_sparse_linear(
     """
     if not min_gain > 0:
         raise ValueError(f"min_gain must be positive, got {min_gain}")
-    arguments = _arguments(example_input)
+    model = unwrapped(model)
+    positional, keywords = arguments(example_input)
     with untouched(model), torch.no_grad():
-        with _rows_recorded(model) as seen:
-            expected = model(*arguments)
-        rows, sparse = _judge(model, seen, min_gain, budget)
+        expected, uses = _uses(model, positional, keywords)
+        rows, sparse = _judge(model, uses, min_gain, budget)
         if not sparse:
             return (model if inplace else copy.deepcopy(model)).eval(), SparseLinearReport(tuple(rows), None)
-        trial = _replace(copy.deepcopy(model), sparse).eval()
-        if not _agree(expected, trial(*arguments)):
+        trial = _replaced_copy(model, sparse).eval()
+        if not _agree(expected, trial(*positional, **keywords)):
             raise RuntimeError("the model with sparse layers does not agree with the dense one on the example input")
-        whole = compare_twice(lambda: model(*arguments), lambda: trial(*arguments), budget)
+        whole = compare_twice(lambda: model(*positional, **keywords), lambda: trial(*positional, **keywords), budget)
     result = _replace(model, sparse).eval() if inplace else trial
     return result, SparseLinearReport(tuple(rows), whole)

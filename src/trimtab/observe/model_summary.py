@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from trimtab.arguments import arguments
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
-from trimtab.observe.untouched import untouched
+from trimtab.observe.untouched import uncompiled, untouched
 from trimtab.parameters import PRUNABLE, Rule, entries, select
 from trimtab.wrappers import own_modules, unwrapped
 
@@ -174,8 +175,7 @@ def _run(
         for name, module in own_modules(model):
             stack.callback(module.register_forward_pre_hook(enter(name)).remove)
             stack.callback(module.register_forward_hook(leave(name)).remove)
-        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(uncompiled(model))
         stack.enter_context(untouched(model))
         stack.enter_context(_unfused(model))
         stack.enter_context(torch.no_grad())
@@ -192,9 +192,7 @@ def _arguments(
             raise ValueError(f"input_shape must hold positive integers, got {tuple(input_shape)}")
         like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.empty(0))
         return (torch.zeros(*input_shape, dtype=like.dtype, device=like.device),), {}
-    if isinstance(example_input, Mapping):
-        return (), example_input
-    return (example_input if isinstance(example_input, tuple | list) else (example_input,)), {}
+    return arguments(example_input)
 
 
 def summary(

@@ -37,6 +37,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(before)
 
 
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Every part of `model` runs eagerly inside, where hooks and counters see it, compiled or not."""
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False

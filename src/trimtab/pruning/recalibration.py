@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trimtab.arguments import arguments_of_batch, moved
 from trimtab.collectives import is_distributed, sum_over_ranks
 from trimtab.wrappers import unwrapped
 
@@ -22,13 +23,6 @@ class Recalibration:
 
     modules: int
     batches: int
-
-
-def _inputs(batch: Any) -> Tensor:
-    found = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(found, Tensor):
-        raise TypeError(f"a batch must be a tensor or start with one, got {type(batch).__name__}")
-    return found
 
 
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,6 +91,7 @@ def recalibrate(
     batches: int | None = None,
     device: torch.device | str | None = None,
     across_ranks: bool = True,
+    forward: Callable[[nn.Module, Any], object] | None = None,
 ) -> Recalibration:
     """Replace the running mean and variance of every BatchNorm module by those of training batches.
 
@@ -107,24 +102,30 @@ def recalibrate(
     Args:
         model: any module; wrappers (DDP, `torch.compile`) are looked through. Instance and layer norms, and BatchNorm
             without running statistics, are left alone; so are modules that the forward pass does not reach.
-        loader: yields inputs, or tuples that start with them. Training images, never test images.
+        loader: yields inputs: a tensor, a mapping of keyword arguments (those that `model.forward` takes are used), or a tuple
+            or list that starts with its inputs: a mapping, a tuple, or as many tensors as `forward` has arguments without
+            a default. Training images, never test images.
         batches: use only the first so many, on each rank; default all.
         device: where to move the inputs; default where the model is.
         across_ranks: in a process group every rank runs its own batches and all get the mean over all of them; every
             rank must then call. False keeps to this rank.
+        forward: runs the model on a batch of any other form, `forward(model, batch)`, tensors already on the device; what it
+            returns is not used.
 
     Returns:
         `Recalibration(modules, batches)`; modules is 0 when the model has no BatchNorm, and the loader is not read then.
 
     Raises:
         ValueError: the loader is empty (on every rank) or `batches` is not positive.
-        TypeError: a batch is something else.
+        TypeError: a batch is something else, or lacks an input that `model.forward` needs.
         After an error of any kind the statistics are as before.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
         >>> recalibrate(net, [torch.randn(8, 2), torch.randn(8, 2)])
         Recalibration(modules=1, batches=2)
+        >>> recalibrate(net, [{"pixels": torch.randn(8, 2)}], forward=lambda net, batch: net(batch["pixels"]))
+        Recalibration(modules=1, batches=1)
     """
     if batches is not None and batches < 1:
         raise ValueError(f"batches must be 1 or more, got {batches}")
@@ -139,7 +140,11 @@ def recalibrate(
     seen = 0
     with _estimating(model, norms):
         for batch in islice(loader, batches):
-            model(_inputs(batch).to(target))
+            if forward is not None:
+                forward(model, moved(batch, target))
+            else:
+                positional, keywords = moved(arguments_of_batch(model, batch), target)
+                model(*positional, **keywords)
             seen += 1
         if shared:
             seen = int(sum_over_ranks(torch.tensor(seen, device=target)))

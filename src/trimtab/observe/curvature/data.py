@@ -84,10 +84,3 @@ def _items(inputs: Inputs) -> Iterable[Any]:
     if isinstance(inputs, Mapping):
         return inputs.values()
     return inputs if isinstance(inputs, tuple | list) else (inputs,)
-
-
-def arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model: a tuple gives the first, a mapping the second."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}

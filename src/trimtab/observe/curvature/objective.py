@@ -13,8 +13,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from trimtab.arguments import arguments
 from trimtab.collectives import is_sharded, sum_over_ranks
-from trimtab.observe.curvature.data import Batch, Batches, Count, Loss, arguments, count_of, reduction_of
+from trimtab.observe.curvature.data import Batch, Batches, Count, Loss, count_of, reduction_of
 from trimtab.observe.curvature.intact import RandomState, intact
 from trimtab.observe.curvature.results import Setting
 from trimtab.parameters import Rule, entries, select
