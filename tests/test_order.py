@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import trimtab
 from tests.distributed import on_two_ranks
-from tests.test_levers import Recorder
+from tests.levers.test_attach import Recorder
 from trimtab.parameters import Entry
 
 INPUTS = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
@@ -161,9 +161,9 @@ def test_closure_step():
         optimizer.zero_grad()
         return accumulate(net, lambda loss: loss)
 
-    assert float(optimizer.step(closure)) == pytest.approx(
-        nn.functional.cross_entropy(network()(INPUTS), LABELS).item()
-    )
+    penalty = STRENGTH * float(sum(w.abs().sum() for w in before if w.ndim > 1))
+    loss = nn.functional.cross_entropy(network()(INPUTS), LABELS).item()
+    assert float(optimizer.step(closure)) == pytest.approx(loss + penalty)
     check(places, net, before, gradients_at(before))
 
 

@@ -225,7 +225,7 @@ def test_signals_are_recorded_at_the_logged_steps() -> None:
     net = network()
     handle = train(net, tracker, 1, scale, other, clip)
     alphas.append(scale.signals()["alpha"].item())
-    optimizer = handle._optimizer
+    optimizer = handle.optimizers[0]
     for step in (1, 2):
         backward(net, 0.5, seed=step)
         optimizer.step()
@@ -261,10 +261,11 @@ def test_subnormal_is_of_the_named_format(name: str) -> None:
     assert rows_of(tracker)[0, "gradients", "group0.0"]["subnormal"] == below
 
 
-def test_a_closure_called_several_times_is_one_step_with_its_last_gradients() -> None:
+def test_a_closure_called_several_times_is_one_step_from_the_weights_before_it() -> None:
     net = nn.Linear(3, 2)
     optimizer = torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3)
-    tracker, seen = GradientTracker(), []
+    tracker, seen = GradientTracker(("gradients", "weights", "updates")), []
+    before = net.weight.detach().clone()
     trimtab.attach(optimizer, tracker, model=net)
 
     def closure() -> Tensor:
@@ -276,8 +277,10 @@ def test_a_closure_called_several_times_is_one_step_with_its_last_gradients() ->
 
     optimizer.step(closure)
     assert len(seen) > 1
-    assert [key[0] for key in rows_of(tracker)] == [0, 0]
-    assert_row(rows_of(tracker)[0, "gradients", "weight"], seen[-1])
+    assert [key[0] for key in rows_of(tracker)] == [0] * 6
+    assert_row(rows_of(tracker)[0, "gradients", "weight"], seen[0])
+    assert_row(rows_of(tracker)[0, "weights", "weight"], before)
+    assert_row(rows_of(tracker)[0, "updates", "weight"], net.weight.detach() - before)
 
 
 def test_a_step_that_fails_is_not_logged() -> None:

@@ -73,6 +73,8 @@ class Autoscale(GradientTransform):
         (0.590..., tensor([[-0.2953,  0.2953]]))
     """
 
+    one_optimizer = "it remembers one sigma of all tensors together; make one for each optimizer"
+
     def __init__(
         self,
         scale: ScaleRule | Callback = "log",

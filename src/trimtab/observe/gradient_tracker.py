@@ -52,7 +52,8 @@ class GradientTracker:
     the order those that the levers before it leave. "weights" are those the gradient was taken at, "updates" what the step
     added to them; a step that GradScaler skips is neither logged nor counted. Sums go to a buffer on the device and are
     fetched together: between flushes nothing waits for the device. Sharded tensors (FSDP2) are summed over the ranks by at most
-    four collectives of a few numbers per layer. With a folder only rank 0 writes.
+    four collectives of a few numbers per layer. With a folder only rank 0 writes. Where the optimizer calls its closure
+    several times (LBFGS), gradients and weights are those of the first call.
 
     Args:
         track: some of "gradients", "weights", "updates". Updates keep a copy of the tracked weights.
@@ -79,6 +80,8 @@ class GradientTracker:
         >>> tracker.table().select(["step", "layer", "mean", "std"]).to_pylist()[0]
         {'step': 0, 'layer': 'weight', 'mean': 2.0, 'std': 1.0}
     """
+
+    observes = True
 
     def __init__(
         self,
@@ -114,6 +117,7 @@ class GradientTracker:
         self._before: list[Tensor] = []
         self._changing: list[int] = []
         self._slot: Tensor | None = None
+        self._taken: set[int] = set()
         self._opened = False
         self._folder = None if folder is None else Path(folder)
         self._tables: tuple[Parts, Parts] | None = None
@@ -122,9 +126,8 @@ class GradientTracker:
 
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:
-        """Take the sums of gradients and weights; called by `trimtab.attach`."""
+        """Take the sums of gradients and weights; called by `trimtab.attach`, for each optimizer of a step."""
         self._open()
-        self._slot = None
         if not (self.every(self.step) if callable(self.every) else self.step % self.every == 0):
             return
         self._choose(parameters)
@@ -134,27 +137,34 @@ class GradientTracker:
             self._check_dense(self._layers[at])
         device = self._layers[0].parameter.device
         shape = (len(self.track), len(self._layers), len(RAW))
-        if not self._sums.fits(shape, device):
-            self.flush()
-        self._slot = self._sums.slot(shape, device)
+        if fresh := self._slot is None or not self._taken.isdisjoint(with_gradient):  # the step before may have failed
+            if not self._sums.fits(shape, device):
+                self.flush()
+            self._slot, self._taken = self._sums.slot(shape, device), set()
+        self._taken.update(with_gradient)
         if "gradients" in self.track:
             gradients = [self._layers[at].parameter.grad for at in with_gradient]
             self._take("gradients", with_gradient, [gradient for gradient in gradients if gradient is not None])
         if "weights" in self.track:
-            self._take("weights", here, [self._layers[at].parameter for at in here])
+            weights_at = here if fresh else with_gradient  # those of later optimizers as they are before their own step
+            self._take("weights", weights_at, [self._layers[at].parameter for at in weights_at])
         if "updates" in self.track:
             self._remember(with_gradient)
 
     @torch.no_grad()
     def after_step(self, parameters: Sequence[Entry]) -> None:
-        """Take the sums of the updates and the watched signals; called by `trimtab.attach`."""
+        """Take the sums of the updates; called by `trimtab.attach`, for each optimizer of a step."""
+        if self._slot is not None and "updates" in self.track:
+            updates = [self._before[at] for at in self._changing]
+            if updates:
+                torch._foreach_neg_(updates)
+                torch._foreach_add_(updates, [local_part(self._layers[at].parameter) for at in self._changing])
+            self._take("updates", self._changing, updates)
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """Take the watched signals and count the step; called by `trimtab.attach` when all its optimizers have stepped."""
         if self._slot is not None:
-            if "updates" in self.track:
-                updates = [self._before[at] for at in self._changing]
-                if updates:
-                    torch._foreach_neg_(updates)
-                    torch._foreach_add_(updates, [local_part(self._layers[at].parameter) for at in self._changing])
-                self._take("updates", self._changing, updates)
             self._take_signals(self._slot.device)
             self._sums.commit(self.step)
             self._slot = None
@@ -172,7 +182,7 @@ class GradientTracker:
             raise ValueError(f"{self!r} fits none of the optimizer's {len(parameters)} parameters")
         if self._sums.steps:
             self.flush()
-        self._layers, self._before = layers, []
+        self._layers, self._before, self._slot = layers, [], None
         self._judged, self._judged_number = parameters, len(parameters)
 
     def _check_dense(self, entry: Entry) -> None:

@@ -57,6 +57,8 @@ class Compensate:
         tensor([[2.5000]])
     """
 
+    one_optimizer = "it follows its LowPrecision, which acts on one; make one for each optimizer"
+
     def __init__(
         self,
         lever: LowPrecision,

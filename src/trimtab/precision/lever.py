@@ -82,6 +82,8 @@ class LowPrecision:
         tensor([[0.5000, 2.0000]])
     """
 
+    one_optimizer = "it counts steps and keeps the momentum of one; make one for each optimizer"
+
     def __init__(
         self,
         gradients: FormatOrName | None = None,

@@ -272,6 +272,7 @@ def test_state_survives_a_weights_only_load():
     other.load_state_dict(state)
     assert torch.equal(other_recorder.seen[-1]["group0.0"], recorder.seen[-1]["group0.0"])
     assert other_penalty.strength == 3e-4
+    other.remove()
     reordered = trimtab.attach(torch.optim.SGD(net.parameters()), other_penalty, other_recorder)
     with pytest.raises(ValueError, match=r"saved levers are \['Recorder', 'VarianceAmplifier'\]"):
         reordered.load_state_dict(state)
@@ -294,13 +295,14 @@ def test_model_gives_names_so_that_rules_can_choose():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     penalty = trimtab.penalties.L1(1.0, rule=Rule(exclude=("1.*",)))
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    trimtab.attach(optimizer, penalty, model=net)
+    handle = trimtab.attach(optimizer, penalty, model=net)
     before = [item.detach().clone() for item in net.parameters()]
     for item in net.parameters():
         item.grad = torch.zeros_like(item)
     optimizer.step()
     changed = [not torch.equal(item, old) for item, old in zip(net.parameters(), before, strict=True)]
     assert changed == [True, False, False, False]
+    handle.remove()
     unnamed = torch.optim.SGD(net.parameters(), lr=1.0)
     trimtab.attach(unnamed, penalty)
     with pytest.raises(ValueError, match="has no name"):
@@ -348,7 +350,7 @@ def test_a_lever_is_told_of_binding_steps_and_removal(closure):
     base = torch.optim.SGD(net.parameters(), lr=0.1)
     handle = trimtab.attach(Wrapper(base) if closure else base, Bound(log, "a"), Recorder(), Bound(log, "b"), model=net)
     backward(net)
-    handle._optimizer.step((lambda: backward(net)) if closure else None)
+    handle.optimizers[0].step((lambda: backward(net)) if closure else None)
     handle.remove()
     handle.remove()
     base.step()

@@ -1,0 +1,13 @@
+"""The lever protocol and `attach`: how a method acts on a training run without owning its loop.
+
+A lever is called once per optimizer step, just before the step, with the gradients that the step will use: unscaled,
+accumulated and reduced. `attach` hooks it to any `torch.optim.Optimizer`.
+"""
+
+from trimtab.levers.attaching import attach, attached
+from trimtab.levers.handle import Handle
+from trimtab.levers.nonfinite import any_nonfinite
+from trimtab.levers.protocol import Lever, members
+from trimtab.levers.wrappers import innermost
+
+__all__ = ["Handle", "Lever", "any_nonfinite", "attach", "attached", "innermost", "members"]

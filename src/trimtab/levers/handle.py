@@ -1,0 +1,290 @@
+"""What `attach` returns: the hooks on the optimizers, and what happens in them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.collectives import local_part
+from trimtab.levers.nonfinite import NonFinite
+from trimtab.levers.protocol import Lever, call, members, observes
+from trimtab.levers.replaced import Whereabouts, warn_of_orphans
+from trimtab.parameters import Entry, entries, with_names
+
+Optimizer = torch.optim.Optimizer
+
+live: weakref.WeakSet[Handle] = weakref.WeakSet()
+"""Every handle that is at work; its optimizers' hooks keep it alive."""
+
+
+def handles_on(optimizer: Optimizer) -> list[Handle]:
+    """The handles at work on this very optimizer, in the order attached."""
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
+    return [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Handle)]
+
+
+def _unscale_fused(optimizer: Optimizer) -> bool:
+    """Undo a GradScaler's factor where a fused kernel would have done it; return False when the step will be skipped.
+
+    `GradScaler.step` leaves the division to optimizers that support it: it sets `grad_scale` and `found_inf` on them and
+    calls `step`. Levers must see true gradients, so the division is done here and `grad_scale` cleared.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None and bool(found_inf.item()):
+        return False
+    if scale is not None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    gradient = local_part(parameter.grad)
+                    gradient.div_(scale.to(gradient.device))
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+    return True
+
+
+def _ids(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _together(optimizers: Sequence[Optimizer], model: nn.Module | None) -> list[list[Entry]]:
+    """The entries of each optimizer; names that two of them share get the optimizer's place in front."""
+    lists = [entries(optimizer) if model is None else with_names(optimizer, model) for optimizer in optimizers]
+    names = [entry.name for listed in lists for entry in listed]
+    if len(set(names)) == len(names):
+        return lists
+    return [
+        [replace(entry, name=f"optimizer{place}.{entry.name}") for entry in listed]
+        for place, listed in enumerate(lists)
+    ]
+
+
+@contextmanager
+def _without_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Take the gradients off inside, so that nobody acts on them."""
+    kept = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+
+
+class Handle:
+    """What `attach` returns: removes the levers again and carries their state.
+
+    Works as a context manager that removes the levers at its end.
+
+    Attributes:
+        levers: what was attached, in order.
+        optimizers: those that take the steps.
+    """
+
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        levers: tuple[Lever, ...],
+        model: nn.Module | None,
+        on_nonfinite: str = "pass",
+    ) -> None:
+        self.levers = levers
+        self._acting = list(members(levers))
+        self._policy = NonFinite(on_nonfinite)
+        # with observers alone nothing is handed on, and a tracker counts what is not finite itself
+        self._judges = on_nonfinite != "pass" or not all(map(observes, self._acting))
+        self.optimizers = tuple(optimizers)
+        self._model = model
+        self._known_ids: list[list[int]] = []
+        self._lists: list[list[Entry]] = []
+        self._entries: list[Entry] = []
+        self._whereabouts: Whereabouts | None = None
+        self._applied, self._skipping = False, False
+        self._calls = 0
+        self._withheld: list[tuple[Tensor, Tensor]] = []
+        self._stepped: set[int] = set()
+        parameters = self._current_entries()
+        self._bound: list[Lever] = []
+        try:
+            for lever in self._acting:
+                call(lever, "bind", self.optimizers[0], model, parameters)
+                self._bound.append(lever)
+        except BaseException:
+            self._unbind()
+            raise
+        self._hooks = []
+        for optimizer in self.optimizers:
+            self._hooks += [
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+            ]
+        live.add(self)
+
+    @property
+    def skipped(self) -> int:
+        """Steps that `on_nonfinite="skip"` skipped so far."""
+        return self._policy.skipped
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Of these, the last ones without a step in between."""
+        return self._policy.in_a_row
+
+    def _current_entries(self) -> list[Entry]:
+        moved = self._whereabouts is not None and self._whereabouts.moved()
+        ids = [_ids(optimizer) for optimizer in self.optimizers]
+        if moved and self._model is not None:
+            if orphans := self._whereabouts.orphans(self._entries):  # type: ignore[union-attr]
+                warn_of_orphans(orphans, self._model)
+                self._whereabouts = None  # said once
+            else:  # only wrapped or renamed
+                self._known_ids = []
+        if ids != self._known_ids:
+            self._lists = _together(self.optimizers, self._model)
+            self._entries = [entry for listed in self._lists for entry in listed]
+            self._known_ids = ids
+            self._whereabouts = None if self._model is None else Whereabouts(self._model, self._entries)
+        return self._entries
+
+    def _place(self, optimizer: Optimizer) -> int:
+        return next(place for place, own in enumerate(self.optimizers) if own is optimizer)
+
+    def _of_others(self, place: int) -> list[Tensor]:
+        """Parameters whose gradients are not those of this optimizer's step."""
+        if len(self._lists) == 1:
+            return []
+        own = {id(entry.parameter) for entry in self._lists[place]}
+        return [entry.parameter for entry in self._entries if id(entry.parameter) not in own]
+
+    def _apply(self, place: int) -> None:
+        optimizer = self.optimizers[place]
+        if not _unscale_fused(optimizer):
+            return
+        parameters = self._current_entries()
+        first, self._calls = self._calls == 0, self._calls + 1
+        # an earlier handle may have taken the gradients off already
+        withheld = any(handle._withheld for handle in handles_on(optimizer) if handle is not self)
+        with _without_gradients(self._of_others(place)):
+            self._skipping = withheld or (self._judges and self._policy.skips(self._lists[place]))
+            for lever in self._acting:
+                if first if observes(lever) else not self._skipping:
+                    lever.before_step(parameters)
+        if self._skipping:  # optimizers pass over parameters without a gradient: no moment, no decay, no count moves
+            held = [entry.parameter for entry in self._lists[place] if entry.parameter.grad is not None]
+            self._withheld = [(parameter, parameter.grad) for parameter in held if parameter.grad is not None]
+            for parameter in held:
+                parameter.grad = None
+        self._applied = True
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._applied, self._skipping, self._calls = False, False, 0
+        self._withheld = []
+        place = self._place(optimizer)
+        if place in self._stepped:  # it steps again before all others have: a step of its own
+            self._end_step()
+        # args[0] is the optimizer itself: torch hands the hook the arguments of the unbound `step`.
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._apply(place)
+            return None
+        # The step computes its gradients by this closure, so the levers act after each of its calls.
+        wrapped = self._after(closure, place)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    def _after(self, closure: Callable[[], Any], place: int) -> Callable[[], Any]:
+        def closure_and_levers() -> Any:
+            loss = closure()
+            with torch.no_grad():
+                self._apply(place)
+                return loss if self._skipping else self._objective(loss, place)
+
+        return closure_and_levers
+
+    def _objective(self, loss: Any, place: int) -> Any:
+        """The loss plus the value of every lever that has one: what the gradients that the levers left belong to."""
+        if not self._applied or not isinstance(loss, Tensor | float | int):
+            return loss
+        for lever in self._acting:
+            if callable(value := getattr(lever, "value", None)):
+                term = value(self._lists[place])
+                loss = loss + (term.to(loss.device) if isinstance(loss, Tensor) else float(term))
+        return loss
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for parameter, gradient in self._withheld:
+            parameter.grad = gradient
+        self._withheld = []
+        if not self._applied:
+            return
+        place = self._place(optimizer)
+        with _without_gradients(self._of_others(place)):
+            for lever in self._acting:
+                if observes(lever) or not self._skipping:
+                    call(lever, "after_step", self._entries)
+        self._stepped.add(place)
+        if len(self._stepped) == len(self.optimizers):
+            self._end_step()
+
+    def _end_step(self) -> None:
+        """Count the step of all optimizers."""
+        if self._stepped:
+            self._stepped.clear()
+            for lever in self._acting:
+                if observes(lever) or not self._skipping:
+                    call(lever, "end_step")
+
+    def _unbind(self) -> None:
+        while self._bound:
+            call(self._bound.pop(), "unbind")
+
+    def remove(self) -> None:
+        """Detach the levers; calling it again does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        live.discard(self)
+        self._end_step()
+        self._policy.read()
+        self._unbind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of every lever, in order. With several optimizers it ends a step that only some of them have taken."""
+        self._end_step()
+        self._policy.read()
+        return {
+            "levers": [{"type": type(lever).__name__, "state": lever.state_dict()} for lever in self.levers],
+            "skipped": self.skipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; ValueError when the levers differ in number or type."""
+        saved = [item["type"] for item in state["levers"]]
+        present = [type(lever).__name__ for lever in self.levers]
+        if saved != present:
+            raise ValueError(
+                f"the saved levers are {saved}, the attached ones {present}; attach the same levers in the same order"
+            )
+        for lever, item in zip(self.levers, state["levers"], strict=True):
+            lever.load_state_dict(item["state"])
+        self._policy.skipped = int(state.get("skipped", 0))
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+        return f"Handle({names}: {' -> '.join(map(repr, self.levers)) or 'no lever'})"

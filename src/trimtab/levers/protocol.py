@@ -1,0 +1,61 @@
+"""What a lever is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from trimtab.parameters import Entry
+
+
+@runtime_checkable
+class Lever(Protocol):
+    """An object that acts on gradients or weights just before an optimizer's step.
+
+    `state_dict` holds plain tensors, numbers, strings, lists and dicts only, so that `torch.load(weights_only=True)`
+    and JSON + safetensors can carry it.
+
+    More is used where a lever has it:
+
+    * `after_step(parameters)`: called when the optimizer has stepped; not for a step that `GradScaler` skipped.
+    * `end_step()`: called after that, when the step counts; once for all the optimizers of one `attach`.
+    * `bind(optimizer, model, parameters)`: called by `attach`, with the optimizer that takes the step, the model given to
+      `attach` (or None) and the parameters that `before_step` will get.
+    * `unbind()`: called by `Handle.remove`.
+    * `value(parameters)`: the term of the objective whose gradient `before_step` adds. `optimizer.step(closure)` gets
+      closure's loss plus this value, so that an optimizer which searches along a line sees one objective.
+    * `observes` (True): it changes nothing. Where an optimizer calls its closure several times, it is called at the first
+      call alone, at the weights before the step; it also sees a step that `on_nonfinite="skip"` skips.
+    * `one_optimizer` (a reason): it does not fit several optimizers at once; `attach` refuses with that reason.
+    * `transforms`: levers that stand for this one, as in `Chain`.
+    """
+
+    def before_step(self, parameters: Sequence[Entry]) -> None:
+        """Act on the gradients (`entry.parameter.grad`) of the optimizer's parameters, in place."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as if it had not stopped."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state over; raise ValueError when it does not fit."""
+
+
+def members(levers: Sequence[Lever]) -> Iterator[Lever]:
+    """The levers that act, in order: those of a chain instead of the chain."""
+    for lever in levers:
+        inner = getattr(lever, "transforms", None)
+        if isinstance(inner, tuple):
+            yield from members(inner)
+        else:
+            yield lever
+
+
+def call(lever: Lever, method: str, *arguments: Any) -> None:
+    """Call a method that a lever need not have."""
+    if callable(found := getattr(lever, method, None)):
+        found(*arguments)
+
+
+def observes(lever: Lever) -> bool:
+    """Whether the lever says that it changes nothing."""
+    return bool(getattr(lever, "observes", False))

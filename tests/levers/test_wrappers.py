@@ -1,0 +1,109 @@
+"""innermost: through wrappers to the optimizer that takes the step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import trimtab
+from tests.levers.test_attach import Recorder
+from trimtab.levers import innermost
+from trimtab.optimizers import SAM
+
+
+class WithoutHooks(torch.optim.Optimizer):
+    """The shape of timm's Lookahead: its constructor does not call Optimizer's."""
+
+    def __init__(self, base: torch.optim.Optimizer, where: str) -> None:
+        setattr(self, where, base)
+        self.where = where
+        self.param_groups, self.defaults, self.state = base.param_groups, base.defaults, defaultdict(dict)
+
+    def step(self, closure: Any = None) -> Any:
+        return getattr(self, self.where).step(closure)
+
+
+class NoOptimizer:
+    """The shape of schedule-free's wrapper: not an Optimizer at all."""
+
+    def __init__(self, base: torch.optim.Optimizer) -> None:
+        self.base = base
+
+    @property
+    def param_groups(self) -> Any:
+        return self.base.param_groups
+
+    def step(self) -> None:
+        self.base.step()
+
+
+@pytest.mark.parametrize("where", ["base", "optimizer", "_optimizer", "base_optimizer", "fast"])
+def test_levers_and_masks_act_through_wrappers(where: str) -> None:
+    net = nn.Linear(3, 2)
+    base = torch.optim.SGD(net.parameters(), lr=0.1)
+    wrapper, recorder = WithoutHooks(base, where), Recorder()
+    assert innermost(wrapper) is base
+    trimtab.attach(wrapper, recorder, model=net)
+    trimtab.pruning.keep_masks(wrapper, trimtab.pruning.one_shot(net, 0.5).masks, net)
+    net(torch.ones(1, 3)).sum().backward()
+    wrapper.step()
+    assert len(recorder.seen) == 1
+    assert int((net.weight == 0).sum()) == 3
+
+
+def test_nested_wrappers_and_wrappers_that_are_no_optimizers() -> None:
+    base = torch.optim.SGD(nn.Linear(3, 2).parameters(), lr=0.1)
+    assert innermost(WithoutHooks(SAM(base), "optimizer")) is base
+    assert innermost(NoOptimizer(base)) is base
+    recorder = Recorder()
+    trimtab.attach(NoOptimizer(base), recorder)
+    NoOptimizer(base).step()
+    assert len(recorder.seen) == 1
+
+
+def test_an_optimizer_of_other_parameters_inside_is_not_the_one_that_steps() -> None:
+    class Both(torch.optim.SGD):
+        """Steps matrices itself and leaves the rest to another."""
+
+        def __init__(self, net: nn.Linear) -> None:
+            super().__init__([net.weight], lr=0.1)
+            self.optimizer = torch.optim.Adam([net.bias])
+
+    both = Both(nn.Linear(3, 2))
+    assert innermost(both) is both
+
+
+def test_a_wrapper_that_shows_nothing_is_named_with_the_way_out() -> None:
+    net = nn.Linear(3, 2)
+    hidden = WithoutHooks(torch.optim.SGD(net.parameters()), "base")
+    hidden.base = [hidden.base]
+    for act in (lambda: trimtab.attach(hidden), lambda: trimtab.pruning.keep_masks(hidden, {}, net)):
+        with pytest.raises(
+            TypeError, match=r"WithoutHooks has no step hooks.*attach to the optimizer that takes the step"
+        ):
+            act()
+
+
+@pytest.mark.skipif(find_spec("accelerate") is None, reason="needs accelerate")
+def test_accelerate() -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    net = nn.Linear(4, 2, bias=False)
+    data = torch.utils.data.DataLoader(torch.randn(32, 4), batch_size=4)
+    prepared, optimizer, loader = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=0.1), data)
+    tracker = trimtab.observe.GradientTracker()
+    trimtab.attach(optimizer, tracker, trimtab.gradients.ClipNorm(1e-3), model=prepared)
+    before = net.weight.detach().clone()
+    for inputs in loader:
+        with accelerator.accumulate(prepared):
+            accelerator.backward(prepared(inputs).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert tracker.step == 2
+    assert float((net.weight - before).norm()) <= 2e-4
