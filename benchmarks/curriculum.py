@@ -28,10 +28,11 @@ from datasets import Dataset
 from trimtab.curricula import CurriculumSampler, Mixed
 from trimtab.medclm.building import BuildOptions, DataSetFolder, build
 from trimtab.medclm.phantom.files import write_phantom
+from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.texts.template import TemplateGenerator
 from trimtab.medclm.training.collator import Collator, prompt_text
 from trimtab.medclm.training.options import TrainOptions
-from trimtab.medclm.training.rows import Example, RowData, examples_of, instruction
+from trimtab.medclm.training.rows import Example, RowData, examples_of
 from trimtab.medclm.training.tiny import tiny_llava
 from trimtab.medclm.training.trainer import CurriculumTrainer
 
@@ -66,7 +67,7 @@ def completions(examples: Sequence[Example], order: Sequence[int], processor: An
         items = [data[place] for place in batch["place"]]
         rows = [item["row"] for item in items]
         return {
-            "prompt": [prompt_text(processor, instruction(row.question, bool(row.reasoning))) for row in rows],
+            "prompt": [prompt_text(processor, prompt_of(row)) for row in rows],
             "completion": [row.target + "</s>" for row in rows],
             "images": [[item["image"]] for item in items],
         }
@@ -95,7 +96,7 @@ def phantom(folder: Path) -> list[Example]:
 
 def pair(examples: Sequence[Example]) -> tuple[Any, Any]:
     """(model, processor), the same weights each time."""
-    return tiny_llava(f"{instruction(one.row.question, bool(one.row.reasoning))} {one.row.target}" for one in examples)
+    return tiny_llava(f"{prompt_of(one.row)} {one.row.target}" for one in examples)
 
 
 def options(**others: Any) -> TrainOptions:

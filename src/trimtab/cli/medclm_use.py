@@ -134,8 +134,8 @@ class ExportArguments:
     """How boxes stand in texts: unit (0-1), thousand (0-1000), qwen2.5 (pixels of the resized image)."""
     stages: tuple[Stage, ...] = ("easy", "medium", "hard")
     """Which stages."""
-    absolute: bool = False
-    """Absolute image paths; else relative to DIR."""
+    absolute: bool = True
+    """Absolute image paths; --no-absolute: relative to DIR."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 

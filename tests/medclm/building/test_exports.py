@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from tests.medclm.samples import source
+from tests.medclm.samples import LABELS, source, two_classes
 from trimtab.medclm.building import DataSetFolder, build
 from trimtab.medclm.building.dialects import in_dialect, resized, written
-from trimtab.medclm.building.exports import export
+from trimtab.medclm.building.exports import _swift, export, rows_with_records
 from trimtab.medclm.records import Box
+from trimtab.medclm.texts import TemplateGenerator, asks
+from trimtab.medclm.texts.prompts import prompt_of
+from trimtab.medclm.texts.wording import boxes_in
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def test_llava_has_one_image_token_and_the_target(folder, tmp_path):
 
 
 def test_sharegpt_has_as_many_image_tokens_as_images_and_is_registered(folder, tmp_path):
-    files = export(folder, "sharegpt", tmp_path, absolute=True)
+    files = export(folder, "sharegpt", tmp_path)
     found = list(_entries(files))
     assert len(found) == _count(folder)
     for entry in found:
@@ -77,6 +82,54 @@ def test_swift_has_a_box_for_every_placeholder(folder, tmp_path):
     assert placeholders >= sum(row.stage == "easy" for row in rows)
 
 
+def test_every_box_of_a_count_is_written_as_itself():
+    image = two_classes()
+    asked = next(ask for ask in asks(image, image.lesions[1], "easy", LABELS) if ask.kind == "count")
+    row = TemplateGenerator().generate(image, image.lesions[1], "easy", 0, asked)
+    first, second = (one.box for one in image.lesions[:2])
+    assert boxes_in(f"{row.question} {row.reasoning}") == [box.corners for box in (second, second, first, second)]
+    there = in_dialect(row, image, "thousand")
+    assert re.findall(r"\[[\d, ]+\]", there.question) == ["[100, 500, 300, 700]"]
+    assert re.findall(r"\[[\d, ]+\]", there.reasoning) == [
+        "[100, 500, 300, 700]", "[100, 200, 200, 300]", "[100, 500, 300, 700]"
+    ]  # fmt: skip
+    entry = _swift(row, "i.png", image, "unit")
+    assert entry["objects"]["bbox"] == [[10, 40, 30, 56], [10, 40, 30, 56], [10, 16, 20, 24], [10, 40, 30, 56]]
+    assert [message["content"].count("<bbox>") for message in entry["messages"]] == [1, 3]
+    with pytest.raises(ValueError, match="the box of no lesion of its image"):
+        in_dialect(row, image.model_copy(update={"lesions": image.lesions[:1]}), "thousand")
+
+
+@pytest.mark.parametrize("to", ["llava", "sharegpt", "trl", "swift"])
+def test_prompts_are_the_trainers_and_no_prompt_has_two_target_forms(folder, tmp_path, to):
+    wanted = Counter(prompt_of(row) for row, _ in folder.rows()) if to != "swift" else None
+    prompts, forms = Counter(), {}
+    for entry in _entries(export(folder, to, tmp_path)):
+        if to == "llava":
+            prompt, target = (part["value"].removeprefix("<image>\n") for part in entry["conversations"])
+            image = entry["image"]
+        elif to == "trl":
+            prompt, target = entry["prompt"][0]["content"][1]["text"], entry["completion"][0]["content"][0]["text"]
+            (image,) = entry["images"]
+        else:
+            prompt, target = (part["content"].removeprefix("<image>") for part in entry["messages"])
+            (image,) = entry["images"]
+        prompts[prompt] += 1
+        assert prompt.endswith(("Answer only.", "Reason first, then answer."))
+        forms.setdefault(prompt, set()).add(target.startswith("Reasoning:"))
+        assert Path(image).is_absolute()
+        assert Path(image).is_file()
+    assert wanted is None or prompts == wanted
+    assert all(len(found) == 1 for found in forms.values())
+    assert set.union(*forms.values()) == {True, False}
+
+
+def test_relative_paths_on_request(folder, tmp_path):
+    for entry in _entries(export(folder, "llava", tmp_path, absolute=False)):
+        assert not Path(entry["image"]).is_absolute()
+        assert (folder.path / entry["image"]).is_file()
+
+
 def test_coco_is_read_by_pycocotools_and_keeps_every_lesion(folder, tmp_path):
     from pycocotools.coco import COCO
 
@@ -107,8 +160,8 @@ def test_resized_is_what_transformers_computes():
 
 
 def test_texts_in_a_dialect_quote_the_box_in_it(folder):
-    row = next(row for row, _ in folder.rows() if row.stage == "easy")
-    there = in_dialect(row, 40, 40, "qwen2.5")
+    row, _, record = next(found for found in rows_with_records(folder) if found[0].stage == "easy")
+    there = in_dialect(row, record, "qwen2.5")
     assert written(row.box, 40, 40, "qwen2.5") in there.question
     assert there.target[slice(*there.spans["answer"])] == row.answer
     assert there.target[slice(*there.spans["reasoning"])] == there.reasoning

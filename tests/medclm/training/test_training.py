@@ -9,10 +9,11 @@ from tests.medclm.training.blobs import blob_set, train_until
 from trimtab.curricula import SpanWeights
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box
+from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.training.collator import Collator, encoded_prompts, prompt_text
 from trimtab.medclm.training.models import load
 from trimtab.medclm.training.options import TrainOptions
-from trimtab.medclm.training.rows import RowData, examples_of, instruction, with_box
+from trimtab.medclm.training.rows import RowData, examples_of, with_box
 from trimtab.medclm.training.run import train
 from trimtab.medclm.training.tiny import tiny_llava
 from trimtab.medclm.training.trainer import CurriculumTrainer
@@ -58,7 +59,7 @@ def test_image_expansion_does_not_shift_spans(pieces):
     item = RowData(examples)[1]
     row, tokenizer = item["row"], processor.tokenizer
     batch = Collator(processor)([item])
-    text = instruction(row.question, bool(row.reasoning))
+    text = prompt_of(row)
     short = tokenizer(prompt_text(processor, text), add_special_tokens=False)["input_ids"]
     target = tokenizer(row.target, add_special_tokens=False, return_offsets_mapping=True)
     weights = SpanWeights({"answer": 0.8, "reasoning": 0.2})

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Literal
 
-from trimtab.medclm.records import Box, Row
+from trimtab.medclm.records import Box, ImageRecord, Row
 from trimtab.medclm.texts.generator import target_of
 from trimtab.medclm.texts.wording import quoted
 
@@ -65,16 +66,32 @@ def written(box: Box, width: int, height: int, dialect: Dialect) -> str:
     return f"[{round(x0 * wide)}, {round(y0 * high)}, {round(x1 * wide)}, {round(y1 * high)}]"
 
 
-def in_dialect(row: Row, width: int, height: int, dialect: Dialect) -> Row:
-    """`row` with its box written as the dialect does in all texts, and the spans that follow from it."""
-    if row.box is None or dialect == "unit":
+def in_dialect(row: Row, record: ImageRecord, dialect: Dialect) -> Row:
+    """`row` with every box written as the dialect does in all texts, and the spans that follow from it."""
+    if dialect == "unit":
         return row
-    return replaced(row, written(row.box, width, height, dialect))
+    return replaced(row, record, lambda box: written(box, record.width, record.height, dialect))
 
 
-def replaced(row: Row, box: str) -> Row:
-    """`row` with each quoted box replaced by the text `box`."""
-    question, reasoning, answer = (_QUOTED.sub(box, text) for text in (row.question, row.reasoning, row.answer))
+def replaced(row: Row, record: ImageRecord, write: Callable[[Box], str]) -> Row:
+    """`row` with each quoted box replaced by what `write` makes of the lesion's box; in the order of the text.
+
+    Args:
+        row: the row.
+        record: its image, which says of each quoted box which exact one it is.
+        write: text of a box.
+
+    Raises:
+        ValueError: a text quotes a box that no lesion of the image has.
+    """
+    exact = {quoted(lesion.box): lesion.box for lesion in record.lesions}
+
+    def text_of(found: re.Match[str]) -> str:
+        if found[0] not in exact:
+            raise ValueError(f"row {row.row_id!r} quotes {found[0]}, the box of no lesion of its image")
+        return write(exact[found[0]])
+
+    question, reasoning, answer = (_QUOTED.sub(text_of, text) for text in (row.question, row.reasoning, row.answer))
     target, reasoning_span, answer_span = target_of(reasoning, answer)
     changed = {"question": question, "reasoning": reasoning, "answer": answer, "target": target}
     return row.model_copy(update={**changed, "spans": {"reasoning": reasoning_span, "answer": answer_span}})

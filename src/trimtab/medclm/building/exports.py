@@ -10,7 +10,8 @@ from typing import Any, Literal
 from trimtab.files import replace_atomically, write_text
 from trimtab.medclm.building.dialects import DIALECTS, Dialect, in_dialect, replaced
 from trimtab.medclm.building.folder import DataSetFolder
-from trimtab.medclm.records import ImageRecord, Row, SplitName, Stage
+from trimtab.medclm.records import Box, ImageRecord, Row, SplitName, Stage
+from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.texts.wording import shown
 
 Target = Literal["llava", "sharegpt", "trl", "swift", "coco"]
@@ -24,14 +25,17 @@ def export(
     out: Path,
     dialect: Dialect = "unit",
     stages: tuple[Stage, ...] = ("easy", "medium", "hard"),
-    absolute: bool = False,
+    absolute: bool = True,
 ) -> dict[str, Path]:
     """Write one file per split into `out`; returns split -> file.
+
+    The prompt is that of the trainer (`prompts.prompt_of`): the question and "Answer only." or "Reason first, then answer.",
+    since the question does not show which of the two forms its target has.
 
     llava: json list of {id, image, conversations}. sharegpt: json list of {messages, images}, as many "<image>" as images,
     with the dataset_info.json that LLaMA-Factory reads. trl: JSON lines of conversational {prompt, completion, images} and the
     spans. swift: JSON lines of {messages, images, objects}, with "<bbox>" in the texts and boxes in pixels of the original.
-    coco: json of the lesions as boxes, with `host`, `side`, `zone`.
+    coco: json of the lesions as boxes, with `host`, `side`, `zone`; its files are named relative to the folder of the data set.
 
     Args:
         folder: a finished data set.
@@ -39,7 +43,7 @@ def export(
         out: folder for the files.
         dialect: how boxes stand in texts; swift writes its own, coco has no texts.
         stages: rows of these stages only.
-        absolute: write images as absolute paths; else relative to the folder of the data set.
+        absolute: write images as absolute paths, which every trainer finds; else relative to the folder of the data set.
 
     Raises:
         ValueError: an unknown format or dialect, or a dialect for a format that has its own.
@@ -63,7 +67,7 @@ def export(
             if row.split == split and row.stage in stages
         )
         path = out / f"{split}.{'jsonl' if lines else 'json'}"
-        if _write(path, (entry(_said(row, record, to, dialect), image, record) for row, image, record in rows), lines):
+        if _write(path, (entry(row, image, record, dialect) for row, image, record in rows), lines):
             written[split] = path
     if to == "sharegpt":
         write_text(out / "dataset_info.json", json.dumps(_factory_info(written), indent=1) + "\n")
@@ -88,46 +92,49 @@ def rows_with_records(folder: DataSetFolder) -> Iterator[tuple[Row, str, ImageRe
         yield row, image, record
 
 
-def _said(row: Row, record: ImageRecord, to: Target, dialect: Dialect) -> Row:
-    return replaced(row, "<bbox>") if to == "swift" else in_dialect(row, record.width, record.height, dialect)
-
-
-def _llava(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
-    talk = [{"from": "human", "value": f"<image>\n{row.question}"}, {"from": "gpt", "value": row.target}]
+def _llava(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
+    said = in_dialect(row, record, dialect)
+    talk = [{"from": "human", "value": f"<image>\n{prompt_of(said)}"}, {"from": "gpt", "value": said.target}]
     return {"id": row.row_id, "image": image, "conversations": talk, "stage": row.stage, "domain": row.domain}
 
 
 def _messages(row: Row) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"<image>{row.question}"}, {"role": "assistant", "content": row.target}]
+    return [{"role": "user", "content": f"<image>{prompt_of(row)}"}, {"role": "assistant", "content": row.target}]
 
 
-def _sharegpt(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
-    return {"messages": _messages(row), "images": [image]}
+def _sharegpt(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
+    return {"messages": _messages(in_dialect(row, record, dialect)), "images": [image]}
 
 
-def _trl(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
-    question = [{"type": "image", "text": None}, {"type": "text", "text": row.question}]
+def _trl(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
+    said = in_dialect(row, record, dialect)
+    prompt = [{"type": "image", "text": None}, {"type": "text", "text": prompt_of(said)}]
     return {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": [{"type": "text", "text": row.target}]}],
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": said.target}]}],
         "images": [image],
         "row_id": row.row_id,
         "stage": row.stage,
         "domain": row.domain,
-        "reasoning_span": list(row.spans["reasoning"]),
-        "answer_span": list(row.spans["answer"]),
+        "reasoning_span": list(said.spans["reasoning"]),
+        "answer_span": list(said.spans["answer"]),
     }
 
 
-def _swift(row: Row, image: str, record: ImageRecord) -> dict[str, Any]:
-    found: dict[str, Any] = {"messages": _messages(row), "images": [image]}
-    number = sum(message["content"].count("<bbox>") for message in found["messages"])
-    if number and row.box_pixels is not None:
-        found["objects"] = {"ref": [], "bbox": [list(row.box_pixels)] * number}
+def _swift(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
+    boxes: list[list[int]] = []
+
+    def placeholder(box: Box) -> str:
+        boxes.append(list(box.pixels(record.width, record.height)))
+        return "<bbox>"
+
+    found: dict[str, Any] = {"messages": _messages(replaced(row, record, placeholder)), "images": [image]}
+    if boxes:
+        found["objects"] = {"ref": [], "bbox": boxes}
     return found
 
 
-_ENTRIES: dict[str, Callable[[Row, str, ImageRecord], dict[str, Any]]] = {
+_ENTRIES: dict[str, Callable[[Row, str, ImageRecord, Dialect], dict[str, Any]]] = {
     "llava": _llava,
     "sharegpt": _sharegpt,
     "trl": _trl,

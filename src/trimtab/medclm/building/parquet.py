@@ -9,6 +9,7 @@ from typing import Any
 
 from trimtab.files import replace_atomically
 from trimtab.medclm.records import Row
+from trimtab.medclm.texts.prompts import prompt_of
 
 GROUP = 512
 """Rows a row group; an image that several rows share is stored once in it (dictionary encoding)."""
@@ -16,14 +17,14 @@ DICTIONARY_BYTES = 256 << 20
 
 
 def features() -> Any:
-    """The columns as `datasets.Features`; boxes are lists of four numbers, hosts are JSON text."""
+    """The columns as `datasets.Features`; `prompt` is what the trainer asks (`prompts.prompt_of`), boxes are lists of four numbers, hosts are JSON text."""
     from datasets import Features, Image, List, Value
 
     text, whole = Value("string"), Value("int64")
     return Features(
         {
             "row_id": text, "image": Image(), "image_id": text, "patient": text, "split": text, "stage": text, "domain": text,
-            "question_type": text, "question": text, "reasoning": text, "answer": text, "target": text,
+            "question_type": text, "question": text, "prompt": text, "reasoning": text, "answer": text, "target": text,
             "reasoning_span": List(whole, length=2), "answer_span": List(whole, length=2),
             "box": List(Value("float64")), "box_pixels": List(whole), "lesion_id": text, "seed_text": text, "host": text,
             "generator": text, "prompt_id": text, "seed": whole, "flags": List(text),
@@ -66,6 +67,7 @@ class ParquetWriter:
         data = row.model_dump(mode="json")
         spans = data.pop("spans")
         data["reasoning_span"], data["answer_span"] = list(spans["reasoning"]), list(spans["answer"])
+        data["prompt"] = prompt_of(row)
         data["image"] = {"bytes": self._image[1], "path": image}
         data["box"] = list(row.box.corners) if row.box is not None else None
         data["host"] = json.dumps(data["host"]) if data["host"] is not None else None

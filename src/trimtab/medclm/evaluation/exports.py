@@ -12,7 +12,7 @@ from pathlib import Path
 from trimtab.files import replace_atomically, write_text
 from trimtab.medclm.evaluation.generation import picture_of
 from trimtab.medclm.evaluation.questions import Question
-from trimtab.medclm.training.rows import instruction
+from trimtab.medclm.texts.prompts import instruction
 
 TASK = """task: {name}
 dataset_path: parquet

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from trimtab.medclm.evaluation.questions import Question
+from trimtab.medclm.texts.prompts import instruction
 from trimtab.medclm.training.collator import encoded_prompts, padded
-from trimtab.medclm.training.rows import instruction, with_box
+from trimtab.medclm.training.rows import with_box
 
 
 def picture_of(question: Question) -> Image.Image:

@@ -12,8 +12,8 @@ from torch import Tensor
 from trimtab.curricula import SpanWeights
 from trimtab.curricula.spans import IGNORED
 from trimtab.medclm.records import Row
+from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.training.grounding import view
-from trimtab.medclm.training.rows import instruction
 
 
 def prompt_text(processor: Any, text: str) -> str:
@@ -90,7 +90,7 @@ class Collator:
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Items of `RowData` as one batch."""
         tokenizer = self.processor.tokenizer
-        texts = [instruction(item["row"].question, bool(item["row"].reasoning)) for item in items]
+        texts = [prompt_of(item["row"]) for item in items]
         prompts = encoded_prompts(self.processor, texts, [item["image"] for item in items])
         made = []
         for item, prompt in zip(items, prompts.ids, strict=True):

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.training.options import TINY, TrainOptions
-from trimtab.medclm.training.rows import Example, instruction
+from trimtab.medclm.training.rows import Example
 from trimtab.medclm.training.tiny import tiny_llava
 
 FAMILIES = ("llava", "vipllava", "qwen2_5_vl")
@@ -30,7 +31,7 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
         ValueError: the model is of no known family, freezing finds no layer to act on, or `pixels` has no meaning for it.
     """
     if options.model == TINY:
-        texts = (f"{instruction(one.row.question, bool(one.row.reasoning))} {one.row.target}" for one in examples)
+        texts = (f"{prompt_of(one.row)} {one.row.target}" for one in examples)
         model, processor = tiny_llava(texts, options.seed)
     else:
         # LoRA rests on frozen weights, which bfloat16 holds well enough; weights that learn need float32's small steps

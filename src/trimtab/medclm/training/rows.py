@@ -14,8 +14,6 @@ from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box, Row, SplitName
 
 BOX_COLOUR = (255, 40, 40)
-ANSWER_ONLY = "Answer only."
-REASON_FIRST = "Reason first, then answer."
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,6 @@ def examples_of(folder: DataSetFolder, splits: Iterable[SplitName]) -> list[Exam
     if not found:
         raise ValueError(f"{folder.path} has no rows of the splits {', '.join(sorted(wanted))}")
     return found
-
-
-def instruction(question: str, reason: bool) -> str:
-    """The question with a word on the form of the reply (ours): the question does not show whether reasoning is wanted."""
-    return f"{question} {REASON_FIRST if reason else ANSWER_ONLY}"
 
 
 def with_box(picture: Image.Image, box: Box) -> Image.Image:
