@@ -114,6 +114,13 @@ def test_an_unknown_name_is_not_hosted_by_luck_and_warns_once(monkeypatch):
     assert (other.host.organ, other.host.reason) == ("unknown", "a finding of this class has no one host organ")
 
 
+def test_a_side_in_the_class_name_that_the_box_contradicts_leaves_the_host_unknown():
+    right, wrong = (_decided(f"{side} nodule", host_rules("chest")) for side in ("Right", "Left"))
+    assert (right.host.organ, right.host.side, right.flags) == ("right lung", "right", ())
+    assert (wrong.host.organ, wrong.host.side, wrong.flags) == ("unknown", None, ("host_unknown", "side_conflict"))
+    assert "says left" in wrong.host.reason
+
+
 def test_an_own_entry_stands_before_the_presets_and_keeps_its_name():
     rules = host_rules("chest", allowed={"effusion": ("heart",)})
     assert rules.organs_of("Pleural Effusion") == ("heart",)

@@ -33,6 +33,8 @@ def _swap(text, old, new):
 
 
 BOX = "[0.1000, 0.2000, 0.2000, 0.3000]"
+SECOND = "[0.1000, 0.5000, 0.3000, 0.7000]"
+NOT_LISTED = "reasoning counts boxes that it does not quote"
 RUSSIAN = (f"Что показывает снимок в области {BOX}?", f"Видно уплотнение {BOX}: nodule.")
 GERMAN = f"Die Stelle {BOX} ist auf der Lunge, das ist ein nodule."
 OTHER_BOX = "reasoning quotes a box that is not the lesion's"
@@ -54,6 +56,8 @@ NOT_CONCLUDED = "answer does not follow from the reasoning's conclusion"
         ("present", lambda r: {"answer": "yes and no"}, "yes or no disagrees with the record"),
         ("what", lambda r: {"reasoning": _swap(r.reasoning, "[0.1000", "[0.1500")}, OTHER_BOX),
         ("what", lambda r: {"reasoning": _swap(r.reasoning, BOX, "the box")}, NO_BOX),
+        ("count", lambda r: {"reasoning": _swap(r.reasoning, SECOND, "[0.1000, 0.5000, 0.3000, 0.8000]")}, OTHER_BOX),
+        ("count", lambda r: {"reasoning": _swap(r.reasoning, f" and {SECOND}", "")}, NOT_LISTED),
         ("what", lambda r: {"question": "What is the finding in the marked region?"}, UNMARKED),
         ("what", lambda r: {"question": r.question + " Is it a nodule?"}, "question gives the answer away"),
         ("what", lambda r: {"reasoning": r.reasoning + " So this is unclear to me."}, NOT_CONCLUDED),

@@ -70,7 +70,7 @@ def is_mass_noun(text: str) -> bool:
 
 
 def plural_of(text: str) -> str:
-    """The plural of a phrase: of its head, of both sides of a slash.
+    """The plural of a phrase: of its head, of both sides of a slash or an "or".
 
     >>> [plural_of(text) for text in ("lung opacity", "mass", "nodule/mass", "carcinoma in situ", "metastasis", "RBC", "tooth")]
     ['lung opacities', 'masses', 'nodules/masses', 'carcinomas in situ', 'metastases', 'RBCs', 'teeth']
@@ -78,8 +78,9 @@ def plural_of(text: str) -> str:
     rest = _AFTER_HEAD.search(text)
     if rest:
         return plural_of(text[: rest.start()]) + rest[0]
-    if "/" in text:
-        return "/".join(plural_of(part) for part in text.split("/"))
+    parts = re.split(r"(/| or | and )", text)
+    if len(parts) > 1:
+        return "".join(part if number % 2 else plural_of(part) for number, part in enumerate(parts))
     start, word = text[: -len(head_of(text))], head_of(text)
     if is_plural_noun(text):
         return text
@@ -99,15 +100,16 @@ def _plural_word(word: str) -> str:
     return f"{word}es" if lower.endswith(("s", "x", "ch", "sh", "z")) else f"{word}s"
 
 
-def article_of(text: str) -> str:
-    """ "a" or "an", by the sound the phrase begins with.
+def with_article(text: str) -> str:
+    """A noun with "a" or "an", by the sound it begins with.
 
-    >>> [article_of(text) for text in ("ulcer", "uniform mass", "RBC", "MA", "ureter stone", "nodule", "X-ray", "opacity")]
-    ['an', 'a', 'an', 'an', 'a', 'a', 'an', 'an']
+    >>> [with_article(text) for text in ("ulcer", "uniform mass", "RBC", "MA", "ureter stone", "X-ray", "other lesion")]
+    ['an ulcer', 'a uniform mass', 'an RBC', 'an MA', 'a ureter stone', 'an X-ray', 'another lesion']
     """
     word = re.split(r"[\s/-]", text)[0]
+    if word.lower() == "other":
+        return f"an{text}"
     if _ACRONYM.fullmatch(word) or len(word) == 1:
-        return "an" if word[0].upper() in _LETTERS_AN else "a"
-    if word.lower().startswith(("hour", "honest", "heir")):
-        return "an"
-    return "a" if _SPOKEN_YOU.match(word) or word[:1].lower() not in "aeiou" else "an"
+        return f"{'an' if word[0].upper() in _LETTERS_AN else 'a'} {text}"
+    spoken = word.lower().startswith(("hour", "honest", "heir")) or word[:1].lower() in "aeiou"
+    return f"{'an' if spoken and not _SPOKEN_YOU.match(word) else 'a'} {text}"

@@ -163,7 +163,8 @@ def tidied(label: str) -> str:
         word = found[0]
         letters = re.sub(r"[^A-Za-z]", "", word)
         capitals = sum(letter.isupper() for letter in letters)
-        if word in _PROPER or len(letters) == 1 < len(text) or (any(map(str.isdigit, word)) and capitals > 1):
+        numbered = capitals > 1 and any(map(str.isdigit, word))
+        if word in _PROPER or word.startswith("X-") or numbered or len(letters) == 1 < len(text):
             return word
         if capitals > 1 and (len(letters) <= 3 or not loud):  # RBC, mRNA, PICC line, RBCs
             return word

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 
-from trimtab.medclm.findings import FINDINGS, LUNGS, RETINA_PARTS, finding_of, tidied
+from trimtab.medclm.findings import FINDINGS, LUNGS, RETINA_PARTS, finding_of, side_in, tidied
 from trimtab.medclm.places import Convention, Zones, bounds, side_and_conflict, zone_of
 from trimtab.medclm.records import UNKNOWN_ORGAN, Box, HostDecision, ImageRecord, Lesion, Record
 
@@ -313,6 +313,11 @@ def _decided(lesion: Lesion, organs: Mapping[str, _Organ], aspect: float, rules:
     side, conflict = side_and_conflict(lesion.box, organ, boxes, rules.convention)
     if conflict:
         flags.add(SIDE_CONFLICT)
+    named = side_in(lesion.label)
+    if {side, named} == {"left", "right"}:
+        flags = (flags - {FALLBACK}) | {SIDE_CONFLICT, UNKNOWN}
+        reason = f"the class {lesion.label!r} says {named}, but {reason} ({organ}), on the patient's {side}"
+        organ, fallback, side = UNKNOWN_ORGAN, False, None
     runners_up = tuple((name, scores[name]) for name in ranked if name != organ and scores[name] > 0)[:3]
     host = HostDecision(
         organ=organ,

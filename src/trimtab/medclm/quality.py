@@ -77,7 +77,12 @@ class QualityControl:
         """All faults of a row; none means it passes. Reasons are the same words for the same fault, to be counted."""
         lesion = next((found for found in record.lesions if found.lesion_id == row.lesion_id), None)
         found = [*_spans(row), *self._lengths(row), *_language(row), *_source(row, record, lesion)]
-        found += [*_boxes(row, lesion), *_answer(row, record, lesion), *_reasoning(row, record, lesion), *_leak(row)]
+        found += [
+            *_boxes(row, record, lesion),
+            *_answer(row, record, lesion),
+            *_reasoning(row, record, lesion),
+            *_leak(row),
+        ]
         found += self._duplicate(row)
         return [Rejected(file="rows.jsonl", row=row.row_id, reason=reason, value=value) for reason, value in found]
 
@@ -134,13 +139,32 @@ def _source(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tu
         yield "row has another box than its lesion", str(row.box)
 
 
-def _boxes(row: Row, lesion: Lesion | None) -> Iterator[tuple[str, str]]:
-    def gold(found: tuple[float, ...]) -> bool:
-        return lesion is not None and all(abs(a - b) <= 1e-4 for a, b in zip(found, lesion.box.corners, strict=True))
+def _counted(row: Row, record: ImageRecord) -> list[Lesion]:
+    """The lesions that a reasoning must list, because it says how many they are; see `asking.counted`."""
+    if row.stage == "hard":
+        return []
+    about = row.row_id.rsplit(f":{row.stage}:", 1)[-1]
+    if row.question_type != "count" and not about.startswith(("compare-number", "compare-biggest")):
+        return []
+    names = {row.domain.rsplit(f" x {record.modality}", 1)[0]}
+    if about.startswith("compare-number"):
+        other = about.rsplit(":", 1)[-1]
+        names |= {shown(one.label) for one in record.lesions if shown(one.label).replace(" ", "-") == other}
+    return [one for one in record.lesions if shown(one.label) in names]
 
+
+def _boxes(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tuple[str, str]]:
+    def is_of(found: tuple[float, ...], one: Lesion | None) -> bool:
+        return one is not None and all(abs(a - b) <= 1e-4 for a, b in zip(found, one.box.corners, strict=True))
+
+    def gold(found: tuple[float, ...]) -> bool:
+        return is_of(found, lesion)
+
+    listed = _counted(row, record)
     for name, text in (("question", row.question), ("reasoning", row.reasoning), ("answer", row.answer)):
         quoted = boxes_in(text)
-        wrong = [found for found in quoted if not gold(found)]
+        allowed = listed if name == "reasoning" else []
+        wrong = [found for found in quoted if not gold(found) and not any(is_of(found, one) for one in allowed)]
         if wrong:
             yield f"{name} quotes a box that is not the lesion's", str(wrong[0])
         needed = lesion is not None and (name == "reasoning" and row.stage != "hard")
@@ -148,6 +172,9 @@ def _boxes(row: Row, lesion: Lesion | None) -> Iterator[tuple[str, str]]:
             yield f"{name} does not quote the lesion's box", text[:80]
         if name == "question" and row.stage != "easy" and quoted:
             yield "question about the whole image quotes a box", text[:80]
+        left_out = [one for one in allowed if not any(is_of(found, one) for found in quoted)]
+        if left_out:
+            yield "reasoning counts boxes that it does not quote", f"{len(left_out)} of {len(allowed)}"
 
 
 def _answer(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tuple[str, str]]:

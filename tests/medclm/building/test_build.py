@@ -167,6 +167,7 @@ def test_parquet_opens_with_datasets_and_shows_the_images(tmp_path):
     assert first["image"].size == (40, 40)
     start, end = first["answer_span"]
     assert first["target"][start:end] == first["answer"]
+    assert first["prompt"].startswith(first["question"] + " ")
 
 
 def test_check_finds_what_was_changed_by_hand(tmp_path):

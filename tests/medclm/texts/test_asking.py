@@ -9,6 +9,7 @@ from tests.medclm.samples import LABELS, host, lesion, record, two_classes
 from trimtab.medclm.quality import QualityControl
 from trimtab.medclm.records import Row
 from trimtab.medclm.texts import TemplateGenerator, asks
+from trimtab.medclm.texts.asking import MOST_COUNTED, counted
 from trimtab.medclm.texts.wording import boxes_in, quoted, seed_text
 
 
@@ -62,6 +63,66 @@ def test_without_a_known_organ_nothing_is_asked_about_place():
     assert kinds.isdisjoint({"where", "organ", "side"})
 
 
+def _kinds(image, stage):
+    return {(ask.kind, ask.variant) for ask in asks(image, image.lesions[0], stage, LABELS)}
+
+
+def test_a_state_of_an_organ_is_neither_counted_nor_looked_for_by_its_name():
+    image = record(
+        lesion(1, "cardiomegaly", (0.3, 0.4, 0.7, 0.8), host("heart", "midline")),
+        lesion(2, "nodule", (0.1, 0.1, 0.2, 0.2), host()),
+    )
+    assert _kinds(image, "easy") == {
+        ("what", "box"),
+        ("where", "box"),
+        ("organ", "box"),
+        ("side", "box"),
+        ("present", "box"),
+    }
+    assert _kinds(image, "medium") == {("present", "image")}
+    assert not any(
+        ask.kind in ("count", "compare") for ask in asks(image, image.lesions[1], "medium", LABELS) if ask.other
+    )
+    absent = {(ask.kind, ask.label) for ask in asks(image, None, "medium", ["cardiomegaly", "mass", "scoliosis"])}
+    assert absent == {("present", "mass"), ("count", "mass"), ("present", "scoliosis")}
+
+
+def test_a_finding_of_the_pleura_lies_beside_its_host():
+    image = record(lesion(1, "pleural effusion", (0.1, 0.6, 0.4, 0.9), host(zone="lower zone")))
+    found = {(ask.kind, ask.variant): ask.answer for ask in asks(image, image.lesions[0], "easy", LABELS)}
+    assert found["where", "box"] == "pleural space beside the lower zone of the right lung"
+    assert ("organ", "box") not in found
+    row = TemplateGenerator().generate(
+        image,
+        image.lesions[0],
+        "easy",
+        0,
+        next(a for a in asks(image, image.lesions[0], "easy", LABELS) if a.kind == "what"),
+    )
+    assert row.reasoning.endswith(
+        "So this is a pleural effusion in the pleural space beside the lower zone of the right lung."
+    )
+    assert "lies over the right lung (lower zone), beside which is the pleural space" in row.reasoning
+    near = record(lesion(1, "pleural effusion", (0.1, 0.6, 0.4, 0.9), host(fallback=True)))
+    assert "near the right lung" in seed_text(near, near.lesions[0])
+
+
+def test_a_class_name_that_holds_a_side_does_not_give_the_side_away():
+    image = record(lesion(1, "right nodule", (0.1, 0.1, 0.2, 0.2), host()))
+    assert _kinds(image, "medium") == {("what", "image"), ("present", "image"), ("count", "image")}
+
+
+def test_more_boxes_than_a_reasoning_can_list_are_not_counted_with_one():
+    many = [
+        lesion(n, "nodule", (0.03 * n, 0.1, 0.03 * n + 0.02 + n / 1e4, 0.2), host()) for n in range(MOST_COUNTED + 1)
+    ]
+    for number, asked in ((MOST_COUNTED, True), (MOST_COUNTED + 1, False)):
+        image = record(*many[:number])
+        for stage in ("easy", "medium"):
+            assert (("count", "image" if stage == "medium" else "box") in _kinds(image, stage)) is asked
+        assert ("count", "image") in _kinds(image, "hard")
+
+
 def test_a_negative_is_asked_what_it_does_not_show():
     answers = {(ask.kind, ask.answer) for ask in asks(record(), None, "medium", LABELS)}
     assert answers == {("present", "no"), ("count", "0"), ("what", "no finding")}
@@ -86,7 +147,9 @@ boxes = st.tuples(st.floats(0, 0.6), st.floats(0, 0.6), st.floats(0.01, 0.4), st
 organs_ = st.sampled_from(
     [host(), host("left lung", "left", zone="upper zone"), host("heart", "midline"), None, host("unknown", None)]
 )
-lesions_ = st.lists(st.tuples(st.sampled_from([*LABELS, "hard_exudates"]), boxes, organs_), max_size=5)
+lesions_ = st.lists(
+    st.tuples(st.sampled_from([*LABELS, "hard_exudates", "cardiomegaly", "left nodule"]), boxes, organs_), max_size=5
+)
 
 
 @settings(deadline=None, max_examples=25)
@@ -104,7 +167,9 @@ def test_every_template_row_passes_quality_control_and_validates(drawn, seed):
                 assert row.target[slice(*row.spans["answer"])] == ask.answer
                 assert (row.reasoning == "") == (stage == "hard")
                 if one is not None and stage != "hard":
-                    assert boxes_in(row.reasoning) == boxes_in(quoted(one.box))
+                    cited = (one, *counted(image, ask))
+                    assert set(boxes_in(row.reasoning)) == {boxes_in(quoted(other.box))[0] for other in cited}
+                    assert boxes_in(row.reasoning)[0] == boxes_in(quoted(one.box))[0]
 
 
 def test_wordings_differ_by_seed():
@@ -116,7 +181,7 @@ def test_wordings_differ_by_seed():
 def test_the_seed_sentence_names_class_place_size_and_count():
     image = two_classes()
     assert seed_text(image, image.lesions[0]) == (
-        "A nodule in the right lung, covering 10.0% of the right lung; 2 of this class in the image."
+        "A nodule in the right lung, its box covering 10.0% of the right lung; 2 of this class in the image."
     )
     fallback = record(lesion(1, "nodule", (0.1, 0.2, 0.2, 0.3), host(fallback=True)))
     assert seed_text(fallback, fallback.lesions[0]).startswith("A nodule near the right lung")

@@ -17,7 +17,8 @@ DICTIONARY_BYTES = 256 << 20
 
 
 def features() -> Any:
-    """The columns as `datasets.Features`; `prompt` is what the trainer asks (`prompts.prompt_of`), boxes are lists of four numbers, hosts are JSON text."""
+    """The columns as `datasets.Features`; boxes are lists of four numbers, hosts are JSON text, `prompt` is the trainer's
+    (`prompts.prompt_of`)."""
     from datasets import Features, Image, List, Value
 
     text, whole = Value("string"), Value("int64")

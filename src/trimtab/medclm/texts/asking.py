@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from trimtab.medclm.findings import side_in
 from trimtab.medclm.records import ImageRecord, Lesion, QuestionType, Stage
-from trimtab.medclm.texts.wording import is_eye, known, place, same_class, shown
+from trimtab.medclm.texts.wording import beside, is_counted, is_eye, known, place, same_class, shown
 
 CLEARLY = 1.1
 """One box is called larger than another if its area is at least this many times the other's (ours)."""
+MOST_COUNTED = 20
+"""More boxes than these are not counted where the reasoning has to list them (ours)."""
 INCOMPLETE = "incomplete_image"
 NO_FINDING = "no finding"
 
@@ -51,12 +54,24 @@ def is_complete(record: ImageRecord) -> bool:
     return not any(flag in (INCOMPLETE, "crowd") for lesion in record.lesions for flag in lesion.flags)
 
 
+def counted(record: ImageRecord, ask: Ask) -> tuple[Lesion, ...]:
+    """The lesions whose number the reasoning states, and which it lists therefore: of counts and comparisons of numbers."""
+    if ask.kind == "count" or (ask.kind, ask.variant) == ("compare", "biggest"):
+        return same_class(record, ask.label)
+    if (ask.kind, ask.variant) == ("compare", "number"):
+        return same_class(record, ask.label) + same_class(record, ask.other)
+    return ()
+
+
 def asks(record: ImageRecord, lesion: Lesion | None, stage: Stage, labels: Collection[str]) -> list[Ask]:
     """All questions about `lesion` (or, without one, about what the image does not show), in a fixed order.
 
     Easy points at the lesion by its box. Medium and Hard ask about the image; the lesion must then be singled out by its
     class, its place, or as clearly the largest of its class, else the question is left out. Questions that need a known
-    organ or side, or a complete image (counts, absences), are left out where these are missing.
+    organ or side, or a complete image (counts, absences), are left out where these are missing. So are those that the class
+    name answers: where a state of an organ lies ("cardiomegaly"), the side of "left effusion"; the organ of a finding of the
+    pleura, which lies beside its host; counts of states; counts of more than `MOST_COUNTED` boxes where they would have to be
+    listed.
 
     Args:
         record: the image.
@@ -66,7 +81,8 @@ def asks(record: ImageRecord, lesion: Lesion | None, stage: Stage, labels: Colle
     """
     if lesion is None:
         return [] if stage == "easy" else list(_absent(record, labels))
-    return list(_easy(record, lesion, labels) if stage == "easy" else _whole(record, lesion))
+    found = _easy(record, lesion, labels) if stage == "easy" else _whole(record, lesion)
+    return [ask for ask in found if stage == "hard" or len(counted(record, ask)) <= MOST_COUNTED]
 
 
 def _absent(record: ImageRecord, labels: Collection[str]) -> Iterator[Ask]:
@@ -75,7 +91,8 @@ def _absent(record: ImageRecord, labels: Collection[str]) -> Iterator[Ask]:
     present = {lesion.label for lesion in record.lesions}
     for label in sorted(set(labels) - present):
         yield Ask("present", "image", label, "no")
-        yield Ask("count", "image", label, "0")
+        if is_counted(label):
+            yield Ask("count", "image", label, "0")
     if not present:
         yield Ask("what", "image", NO_FINDING, NO_FINDING)
 
@@ -85,15 +102,16 @@ def _easy(record: ImageRecord, lesion: Lesion, labels: Collection[str]) -> Itera
     yield Ask("what", "box", label, shown(label))
     host = known(lesion.host)
     if host is not None:
-        yield Ask("where", "box", label, place(record, host))
-        yield Ask("organ", "box", label, host.organ)
+        yield Ask("where", "box", label, place(record, host, label))
+        if not beside(label, host):
+            yield Ask("organ", "box", label, host.organ)
         if host.side and not is_eye(record):
             yield Ask("side", "box", label, host.side)
     yield Ask("present", "box", label, "yes")
     for absent in sorted(set(labels) - {label}):
         yield Ask("present", "box", absent, "no")
     alike = same_class(record, label)
-    if is_complete(record):
+    if is_complete(record) and is_counted(label):
         yield Ask("count", "box", label, str(len(alike)))
         if len(alike) > 1:
             others = max(other.box.area for other in alike if other.lesion_id != lesion.lesion_id)
@@ -108,27 +126,31 @@ def _whole(record: ImageRecord, lesion: Lesion) -> Iterator[Ask]:
     alike = same_class(record, label)
     classes = sorted({other.label for other in record.lesions})
     host = known(lesion.host)
+    tells = (
+        not is_counted(label) or side_in(label) is not None
+    )  # the name says where: of a state the organ, or the side
     if len(classes) == 1:
         yield Ask("what", "image", label, shown(label))
-    elif host is not None:
+    elif host is not None and not tells and not beside(label, host):
         place_here = place(record, host)
         there = {other.label for other in record.lesions if known(other.host) is None or _at(record, other, place_here)}
         if there == {label}:
             yield Ask("what", "organ", label, shown(label))
     variant = _singled_out(lesion, alike)
-    if variant and host is not None:
-        yield Ask("where", variant, label, place(record, host))
-        yield Ask("organ", variant, label, host.organ)
+    if variant and host is not None and not tells:
+        yield Ask("where", variant, label, place(record, host, label))
+        if not beside(label, host):
+            yield Ask("organ", variant, label, host.organ)
     if host is not None and host.side:
         if is_eye(record):
             yield Ask("side", "image", label, host.side)
-        elif len({other.host.side if other.host else None for other in alike}) == 1:
+        elif not tells and len({other.host.side if other.host else None for other in alike}) == 1:
             yield Ask("side", "only", label, host.side)
     yield Ask("present", "image", label, "yes")
-    if is_complete(record):
+    if is_complete(record) and is_counted(label):
         yield Ask("count", "image", label, str(len(alike)))
         for other in classes:
-            if other != label:
+            if other != label and is_counted(other):
                 yield from _comparisons(record, label, other)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trimtab.medclm.records import ImageRecord, Lesion, Row, Stage
-from trimtab.medclm.texts.asking import Ask, asks
+from trimtab.medclm.texts.asking import Ask, asks, counted
 from trimtab.medclm.texts.generator import GenerationError, Text, finished_row, row_name, seed_of
 from trimtab.medclm.texts.replies import Reply, ReplyCache, prompt_hash
 from trimtab.medclm.texts.template import TemplateGenerator
@@ -24,7 +24,7 @@ INSTRUCTIONS = """You word one question for a data set that teaches a vision-lan
 You are given facts and a draft. Keep every fact. Change only the wording, so that it reads like a careful radiologist.
 Rules:
 - "question": ask what the draft asks. Never give the answer away. Quote the box exactly as given if and only if the draft's question does.
-- "reasoning": three to six sentences in the order look, locate, organ, describe, conclude. Quote the box exactly as given, and no other box. The last sentence states the answer word for word. Leave empty if the draft's reasoning is empty.
+- "reasoning": three to six sentences in the order look, locate, organ, describe, conclude. Quote the box exactly as given, and no other box; where "counted" lists boxes, quote each of these. The last sentence states the answer word for word. Leave empty if the draft's reasoning is empty.
 - "answer": exactly the given answer.
 - Sides are the patient's. Add no finding, diagnosis, severity or measurement that the facts do not have. Write English."""  # noqa: E501
 
@@ -157,6 +157,7 @@ class ChatGenerator:
             "question type": ask.kind,
             "class": shown(ask.label),
             "box": quoted(lesion.box) if lesion is not None else None,
+            "counted": [quoted(one.box) for one in counted(record, ask)] if stage != "hard" else [],
             "organ": host.organ if host is not None else None,
             "side": host.side if host is not None else None,
             "zone": host.zone if host is not None else None,

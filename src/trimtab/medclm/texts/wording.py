@@ -5,32 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from trimtab.medclm.english import is_mass_noun, is_plural_noun, plural_of, with_article
+from trimtab.medclm.findings import Grammar, finding_of, tidied
 from trimtab.medclm.records import UNKNOWN_ORGAN, Box, HostDecision, ImageRecord, Lesion
 
-_WITHOUT_NUMBER = (
-    "cardiomegaly atelectasis emphysema fibrosis pneumonia edema oedema infiltration calcification pleural_thickening "
-    "pneumothorax consolidation covid tuberculosis"
-)
-_UNCOUNTABLE = frozenset(_WITHOUT_NUMBER.split())
 _BOX = re.compile(r"\[\s*(\d*\.\d+|[01])\s*,\s*(\d*\.\d+|[01])\s*,\s*(\d*\.\d+|[01])\s*,\s*(\d*\.\d+|[01])\s*\]")
 
 SMALL, LARGE = 0.05, 0.25
 """A lesion below 5 % of its organ is called small, above 25 % large (ours)."""
 
+_STATES = ("megaly", "enlargement", "tortuosity", "shift", "scoliosis", "kyphosis")
 
-def shown(label: str) -> str:
-    """A class name as it stands in a sentence.
+shown = tidied
+"""A class name as it stands in a sentence: `findings.tidied`."""
 
-    >>> shown("hard_exudates")
-    'hard exudates'
+
+def grammar_of(label: str) -> Grammar:
+    """How a class name is counted: as the table of findings says, else by its ending.
+
+    >>> grammar_of("nodule"), grammar_of("consolidation"), grammar_of("cardiomegaly"), grammar_of("hard_exudates")
+    ('one', 'mass', 'state', 'many')
     """
-    return " ".join(label.replace("_", " ").split())
+    text, finding = tidied(label), finding_of(label)
+    if finding is not None and (text.lower().endswith(finding.name.lower()) or text.isupper()):
+        return finding.grammar
+    if is_plural_noun(text):
+        return "many"
+    return "state" if text.endswith(_STATES) else "mass" if is_mass_noun(text) else "one"
 
 
 def is_plural(label: str) -> bool:
-    """Whether the class name is already a plural ("hard exudates"), by its ending."""
-    word = shown(label).lower()
-    return word.endswith("s") and not word.endswith(("ss", "is", "us"))
+    """Whether the class name is already a plural ("hard exudates")."""
+    return grammar_of(label) == "many"
+
+
+def is_counted(label: str) -> bool:
+    """Whether it makes sense to ask how many there are: not of a state such as cardiomegaly."""
+    return grammar_of(label) != "state"
 
 
 def indefinite(label: str) -> str:
@@ -39,26 +50,49 @@ def indefinite(label: str) -> str:
     >>> indefinite("effusion"), indefinite("nodule"), indefinite("hard_exudates"), indefinite("cardiomegaly")
     ('an effusion', 'a nodule', 'hard exudates', 'cardiomegaly')
     """
-    text = shown(label)
-    if is_plural(label) or label.lower().replace(" ", "_") in _UNCOUNTABLE:
-        return text
-    return f"{'an' if text[0].lower() in 'aeiou' else 'a'} {text}"
+    text = tidied(label)
+    return with_article(text) if grammar_of(label) == "one" else text
 
 
 def regions(label: str, number: int | None = None) -> str:
     """The class name where it is counted; `number` is put before it.
 
-    >>> regions("nodule", 1), regions("mass", 2), regions("hard_exudates", 1), regions("cardiomegaly")
-    ('1 nodule', '2 masses', '1 region of hard exudates', 'regions of cardiomegaly')
+    >>> regions("nodule", 1), regions("lung opacity", 2), regions("hard_exudates", 1), regions("consolidation")
+    ('1 nodule', '2 lung opacities', '1 region of hard exudates', 'regions of consolidation')
     """
-    text = shown(label)
-    if is_plural(label) or label.lower().replace(" ", "_") in _UNCOUNTABLE:
-        noun = f"{'region' if number == 1 else 'regions'} of {text}"
-    elif number == 1:
-        noun = text
+    text = tidied(label)
+    if grammar_of(label) == "one":
+        noun = text if number == 1 else plural_of(text)
     else:
-        noun = f"{text}es" if text.endswith(("s", "x", "ch", "sh")) else f"{text}s"
+        noun = f"{'region' if number == 1 else 'regions'} of {text}"
     return noun if number is None else f"{number} {noun}"
+
+
+def sought(label: str) -> str:
+    """What one looks for without knowing how many there are.
+
+    >>> sought("nodule"), sought("consolidation"), sought("cardiomegaly")
+    ('nodules', 'consolidation', 'cardiomegaly')
+    """
+    return plural_of(tidied(label)) if grammar_of(label) == "one" else tidied(label)
+
+
+def definite(label: str, number: int = 1) -> str:
+    """The lesions of a class in an image that has `number` of them.
+
+    >>> definite("nodule"), definite("nodule", 2), definite("consolidation"), definite("consolidation", 2)
+    ('the nodule', 'the nodules', 'the consolidation', 'the regions of consolidation')
+    """
+    return f"the {tidied(label)}" if number == 1 else f"the {regions(label)}"
+
+
+def the_largest(label: str, number: int) -> str:
+    """The largest lesion of a class in an image that has `number` of them.
+
+    >>> the_largest("nodule", 1), the_largest("nodule", 2), the_largest("consolidation", 1)
+    ('the nodule', 'the largest of the nodules', 'the consolidation')
+    """
+    return definite(label) if number == 1 else f"the largest of {definite(label, number)}"
 
 
 def quoted(box: Box) -> str:
@@ -105,18 +139,34 @@ def known(host: HostDecision | None) -> HostDecision | None:
     return host if host is not None and host.organ != UNKNOWN_ORGAN else None
 
 
-def place(record: ImageRecord, host: HostDecision) -> str:
+def beside(label: str, host: HostDecision) -> str:
+    """The space beside its host in which a finding lies: of the pleura where the host is a lung or the diaphragm; else "".
+
+    >>> beside("pleural effusion", HostDecision(organ="right lung", score=1.0, rule="r", reason="x"))
+    'pleural space'
+    """
+    finding = finding_of(label)
+    if finding is None or not finding.place.startswith("pleura") or host.fallback:
+        return ""
+    return finding.place if host.organ.endswith(("lung", "lobe", "diaphragm")) else ""
+
+
+def place(record: ImageRecord, host: HostDecision, label: str = "") -> str:
     """Organ, zone and side in words; the side is the patient's (or says which eye), unless the organ's name has it.
+
+    A finding of the pleura, by its `label`, lies beside its host.
 
     >>> host = HostDecision(organ="right lung", score=1.0, rule="r", reason="x", side="right", zone="upper zone")
     >>> record = ImageRecord(image_id="a", file="a.png", width=9, height=9, patient="p", modality="X-ray", source="s")
-    >>> place(record, host)
-    'upper zone of the right lung'
+    >>> place(record, host), place(record, host, "effusion")
+    ('upper zone of the right lung', 'pleural space beside the upper zone of the right lung')
     """
     words = host.organ
     apart = host.zone is not None and "disc" in host.zone  # a distance, not a part of the organ
     if host.zone and not apart:
         words = f"{host.zone} of the {words}"
+    if space := beside(label, host):
+        words = f"{space} beside the {words}"
     if host.side and is_eye(record):
         words += f" of the {host.side} eye"
     elif host.side == "midline":
@@ -128,9 +178,15 @@ def place(record: ImageRecord, host: HostDecision) -> str:
     return words
 
 
-def the_place(record: ImageRecord, host: HostDecision) -> str:
-    """`place` with its article."""
-    return f"the {place(record, host)}"
+def preposition(label: str, host: HostDecision) -> str:
+    """How a finding lies to its `place`: near it (a fallback), at it (the pleura, a state of the organ), or in it."""
+    at = beside(label, host) == "pleura" or grammar_of(label) == "state"
+    return "near" if host.fallback else "at" if at else "in"
+
+
+def lies_at(record: ImageRecord, label: str, host: HostDecision) -> str:
+    """`place` with its preposition and article: "in the right lung"."""
+    return f"{preposition(label, host)} the {place(record, host, label)}"
 
 
 def size_word(fraction: float | None) -> str:
@@ -173,8 +229,8 @@ def seed_text(record: ImageRecord, lesion: Lesion | None) -> str:
     if host is None:
         text += f" at {quoted(lesion.box)}, in an organ that is not known"
     else:
-        text += f" {'near' if host.fallback else 'in'} {the_place(record, host)}"
+        text += f" {lies_at(record, lesion.label, host)}"
     if host is not None and lesion.area_fraction is not None and not host.fallback:
-        text += f", covering {lesion.area_fraction:.1%} of the {host.organ}"
+        text += f", its box covering {lesion.area_fraction:.1%} of the {host.organ}"
     text += f"; {number} of this class in the image" if number > 1 else "; the only one of this class in the image"
     return text[0].upper() + text[1:] + "."
