@@ -11,7 +11,17 @@ import yaml
 from PIL import Image
 from safetensors import SafetensorError
 
-from trimtab.inputs import bad_input, csv_fields, named, read_json, read_json_lines, read_json_mapping, shortened, utf8
+from trimtab.inputs import (
+    bad_input,
+    check_expansion,
+    csv_fields,
+    named,
+    read_json,
+    read_json_lines,
+    read_json_mapping,
+    shortened,
+    utf8,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +100,22 @@ def test_a_line_of_comma_separated_values():
         csv_fields("a,b\rc,d\n")
     with pytest.raises(ValueError, match="131072"):
         csv_fields("a," + "x" * 140_000)
+
+
+def test_documents_that_stand_for_huge_ones_are_refused_without_writing_them_out():
+    check_expansion({"a": [1, 2, {"b": (3,)}], **{str(number): 0 for number in range(40_000)}})
+    for _ in range(2):
+        part = ["x"]
+        for _ in range(200):
+            part = [part, part]
+        with pytest.raises(ValueError, match="more than 100,000 parts"):
+            check_expansion({"k": part})
+    part = []
+    part.append(part)
+    with pytest.raises(ValueError, match="holds itself"):
+        check_expansion(part)
+
+
+def test_a_missing_file_inside_is_named_itself(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"inner\.txt"), named(tmp_path):
+        (tmp_path / "inner.txt").read_text()

@@ -81,6 +81,8 @@ def named(where: object, what: str = "is damaged or not of the expected format")
     try:
         yield
     except FileNotFoundError as error:
+        if error.filename is not None and str(error.filename) != str(where):
+            raise  # another file, which it names
         raise FileNotFoundError(f"{where} does not exist") from error
     except damage() as error:
         if isinstance(error, ValueError) and str(where) in str(error):
@@ -89,6 +91,42 @@ def named(where: object, what: str = "is damaged or not of the expected format")
             type(error), f"missing {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         )
         raise ValueError(f"{where} {what}: {shortened(cause)}") from error
+
+
+def check_expansion(document: object, limit: int = 100_000) -> None:
+    """Refuse a document whose parts stand for each other so often that written out it would be huge, or without end.
+
+    YAML's anchors make 2 kB of text a document of a billion parts; each part is looked at once.
+
+    Raises:
+        ValueError: it has more than `limit` parts [ours], or holds itself.
+
+    Example:
+        >>> part = ["x"] * 10
+        >>> for _ in range(9):
+        ...     part = [part] * 10
+        >>> check_expansion(part)
+        Traceback (most recent call last):
+        ...
+        ValueError: written out it has more than 100,000 parts
+    """
+    sizes: dict[int, int | None] = {}
+
+    def size(part: object) -> int:
+        if not isinstance(part, dict | list | tuple | set):
+            return 1
+        if id(part) not in sizes:
+            sizes[id(part)] = None
+            items = (item for pair in part.items() for item in pair) if isinstance(part, dict) else part
+            sizes[id(part)] = 1 + sum(map(size, items))
+        found = sizes[id(part)]
+        if found is None:
+            raise ValueError("it holds itself")
+        if found > limit:
+            raise ValueError(f"written out it has more than {limit:,} parts")
+        return found
+
+    size(document)
 
 
 def utf8(path: Path) -> str:

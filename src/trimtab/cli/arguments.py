@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from trimtab.experiments.recipe import Recipe, load_recipe, problems
+from trimtab.inputs import named, shortened
 
 T = TypeVar("T")
 
@@ -67,7 +68,8 @@ def parse_vary(items: Sequence[str]) -> dict[str, list[Any]]:
         field, equals, values = item.partition("=")
         if not equals or not field or not values:
             raise ValueError(f"--vary takes FIELD=VALUE,VALUE such as var.strength=1e-6,1e-5, got {item!r}")
-        found[field] = [_number_or_text(value) for value in values.split(",")]
+        with named(f"--vary {shortened(item, 80)}", "is not readable as YAML"):
+            found[field] = [_number_or_text(value) for value in values.split(",")]
     return found
 
 

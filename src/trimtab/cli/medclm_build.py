@@ -17,6 +17,7 @@ from rich.table import Table
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, counting_progress, print_json
 from trimtab.cli.medclm_use import write_view
+from trimtab.inputs import named, shortened
 from trimtab.medclm import organs
 from trimtab.medclm.building import BuildOptions, BuildResult
 from trimtab.medclm.building import build as build_set
@@ -280,7 +281,8 @@ def pairs(items: Sequence[str], flag: str) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not key or not equals:
             raise ValueError(f"{flag} takes KEY=VALUE, got {item!r}")
-        found[key] = yaml.safe_load(value)
+        with named(f"{flag} {shortened(item, 80)}", "is not readable as YAML"):
+            found[key] = yaml.safe_load(value)
     return found
 
 

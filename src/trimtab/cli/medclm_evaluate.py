@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, counting_progress, print_json
+from trimtab.inputs import named, read_json_mapping
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
 from trimtab.medclm.evaluation.evaluate import Evaluation, write
@@ -120,7 +120,8 @@ def _data_of(run: Path) -> Path:
     file = run / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{run} has no run.json, so it is no run of `trimtab medclm train`: say --data")
-    return Path(json.loads(file.read_text(encoding="utf-8"))["data"])
+    with named(file):
+        return Path(read_json_mapping(file)["data"])
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:

@@ -22,6 +22,7 @@ from trimtab.experiments.summary import Cost, CurvatureTrack, Dynamics, Histogra
 from trimtab.experiments.training import load_data
 from trimtab.experiments.variants import METHOD_SECTIONS
 from trimtab.files import write_text
+from trimtab.inputs import named, read_json_mapping
 
 OF_THE_METHOD = {"method", "seed", "optimizer", "transforms", *METHOD_SECTIONS, *TRANSFORMS}
 """Recipe fields in which the runs of one table may differ."""
@@ -223,8 +224,6 @@ def kept_measurements(folder: Path) -> tuple[list[Cost], list[Latency]]:
     file = folder / "measurements.json"
     if not file.is_file():
         return [], []
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+    with named(file, "is damaged; delete it to measure again"):
+        data = read_json_mapping(file)
         return [Cost(**item) for item in data["costs"]], [Latency(**item) for item in data["latencies"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error

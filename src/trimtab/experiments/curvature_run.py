@@ -23,6 +23,7 @@ from trimtab.experiments.summary import Row
 from trimtab.experiments.training import batches_of, load_data, trained_model
 from trimtab.experiments.variants import run_label, safe_name
 from trimtab.files import write_text
+from trimtab.inputs import named, read_json_mapping
 from trimtab.observe.curvature import (
     Hessian,
     SpectralDensity,
@@ -224,11 +225,9 @@ def _kept(file: Path, identity: dict[str, Any]) -> Measured | None:
     """What a file holds, None when there is none or it is of another network or setting."""
     if not file.is_file():
         return None
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+    with named(file, "is damaged; delete it to measure again"):
+        held = read_json_mapping(file)
         return Measured(row=held["row"], density=held["density"]) if held["identity"] == identity else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error
 
 
 def _density(found: SpectralDensity, row: CurvatureRow) -> Density:

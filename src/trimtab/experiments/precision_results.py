@@ -21,6 +21,7 @@ from trimtab.experiments.recipe import Recipe
 from trimtab.experiments.run_folder import INCIDENTAL, RunFolder
 from trimtab.experiments.training import batches_of, load_data, trained_model
 from trimtab.files import write_text
+from trimtab.inputs import named, read_json_mapping
 from trimtab.observe import read_table
 
 SCHEMA = "trimtab.precision/1"
@@ -162,11 +163,9 @@ def quality_on_test(folder: RunFolder) -> dict[str, float]:
     """
     file = folder.path / "quality-test.json"
     if file.is_file():
-        try:
-            kept: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        with named(file, "is damaged; delete it to measure again"):
+            kept = read_json_mapping(file)
             return {name: float(kept[name]) for name in ("accuracy", "loss")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error
     recipe = folder.recipe
     data = load_data(recipe)
     model = trained_model(folder, data)
@@ -201,7 +200,7 @@ def _rate(recipe: Recipe) -> float:
 def is_diverged(folder: RunFolder) -> bool:
     """Whether the run ended in a loss that is not finite."""
     file = folder.path / "error.txt"
-    return file.is_file() and file.read_text(encoding="utf-8").startswith("FloatingPointError")
+    return file.is_file() and file.read_bytes().startswith(b"FloatingPointError")
 
 
 def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:

@@ -26,6 +26,7 @@ from trimtab.experiments.summary import Histogram, Row, Storage
 from trimtab.experiments.training import batches_of, load_data, trained_model
 from trimtab.experiments.variants import run_label
 from trimtab.files import write_text
+from trimtab.inputs import named, utf8
 from trimtab.observe import summary as model_summary
 from trimtab.observe import weight_distribution
 
@@ -118,10 +119,8 @@ def _settings(recipe: Recipe, split: Split, label: str, model_file: Path) -> dic
 
 def read_pruned(file: Path) -> PrunedRun:
     """Read what `prune_run` kept; ValueError names the file when it is damaged."""
-    try:
-        return PrunedRun.model_validate_json(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); delete it to measure again") from error
+    with named(file, "is damaged; delete it to measure again"):
+        return PrunedRun.model_validate_json(utf8(file))
 
 
 def pruned_file(folder: RunFolder, split: Split) -> Path:

@@ -15,6 +15,7 @@ from trimtab.experiments.methods import METHODS, TRANSFORMS, check_method
 from trimtab.experiments.precision_section import Precision
 from trimtab.experiments.section import Section
 from trimtab.files import write_text
+from trimtab.inputs import check_expansion, named, shortened, utf8
 
 TRACKED = ("gradients", "weights", "updates", "curvature")
 Sparsity = Annotated[float, Field(ge=0, lt=1)]
@@ -363,7 +364,7 @@ def problems(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             found.append(f"unknown field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
         else:
-            found.append(f"{dotted}: {item['msg']} (got {item.get('input')!r})")
+            found.append(f"{dotted}: {item['msg']} (got {shortened(repr(item.get('input')), 200)})")
     return "; ".join(found)
 
 
@@ -403,7 +404,7 @@ def load_recipe(source: str | Path) -> Recipe:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise ValueError(f"no recipe file at {path}")
-        text, where = path.read_text(encoding="utf-8"), str(path)
+        text, where = utf8(path), str(path)
     elif str(source) in shipped_recipes():
         item = resources.files("trimtab.experiments") / "recipes" / f"{source}.yaml"
         text, where = item.read_text(encoding="utf-8"), f"recipe {source}"
@@ -412,10 +413,9 @@ def load_recipe(source: str | Path) -> Recipe:
         close = difflib.get_close_matches(str(source), names, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(close)}?" if close else f"shipped ones are {', '.join(names)}"
         raise ValueError(f"no recipe {str(source)!r}: neither a YAML file nor a shipped name; {hint}")
-    try:
+    with named(where, "is not readable as YAML"):
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not readable as YAML: {error}") from None
+        check_expansion(data)
     return _checked({} if data is None else data, where)
 
 

@@ -197,5 +197,8 @@ class Summary(_Record):
 
     @classmethod
     def read(cls, path: Path) -> Summary:
-        """Read a file that `write` left; ValueError names the field that does not fit."""
-        return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        """Read a file that `write` left; ValueError names the file and the field that does not fit."""
+        from trimtab.inputs import named, utf8
+
+        with named(path, "is no summary"):
+            return cls.model_validate_json(utf8(path))

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from trimtab.inputs import read_json_lines, read_json_mapping
 from trimtab.report.medclm_curriculum import curriculum_sections
 from trimtab.report.medclm_evaluation import evaluation_section, examples_section
 from trimtab.report.page import render_sections
@@ -16,9 +17,7 @@ from trimtab.report.parts import Section
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line] if file.is_file() else []
-    )
+    return read_json_lines(file) if file.is_file() else []
 
 
 def render_medclm_run(run: Path, path: Path | None = None) -> Path:
@@ -34,7 +33,7 @@ def render_medclm_run(run: Path, path: Path | None = None) -> Path:
     file = run / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{run} has no run.json; `trimtab medclm train` writes one")
-    about = json.loads(file.read_text(encoding="utf-8"))
+    about = read_json_mapping(file)
     options = about["options"]
     decisions = _lines(run / "stages.jsonl")
     stages = list(decisions[0]["shares"]) if decisions else []
@@ -42,7 +41,7 @@ def render_medclm_run(run: Path, path: Path | None = None) -> Path:
     evaluated = run / "evaluation.json"
     summary: dict[str, Any] = {}
     if evaluated.is_file():
-        summary = json.loads(evaluated.read_text(encoding="utf-8"))
+        summary = read_json_mapping(evaluated)
         systems = list(summary["systems"])
         sections += [
             evaluation_section(summary, looks(systems, "majority")),

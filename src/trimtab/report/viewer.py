@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from trimtab.files import write_text
+from trimtab.inputs import read_json_mapping
 from trimtab.report.page import script_json
 from trimtab.report.palette import THEMES
 
@@ -114,7 +114,7 @@ def _write_masks(folder: Path, masks: Path, entries: Sequence[Sequence[Any]]) ->
         found = {}
         for number, entry in enumerate(entries[start : start + CHUNK], start=start):
             if entry[3] is not None:
-                found[number] = json.loads((folder / entry[3]).read_text(encoding="utf-8"))
+                found[number] = read_json_mapping(folder / entry[3])
         names.append(f"{start // CHUNK}.js")
         masks.mkdir(exist_ok=True)
         (masks / names[-1]).write_text(

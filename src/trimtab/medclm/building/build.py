@@ -221,4 +221,4 @@ def _is_whole(journal: Path, done: Path) -> bool:
     if not done.is_file():
         return False
     with Journal(journal) as found:
-        return found.lines == int(done.read_text(encoding="utf-8") or -1)
+        return done.read_text(encoding="utf-8", errors="replace").strip() == str(found.lines)

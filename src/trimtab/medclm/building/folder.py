@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from trimtab.files import write_text
-from trimtab.medclm.records import ImageRecord, Rejected, Row
+from trimtab.inputs import named, read_json_mapping, utf8
+from trimtab.medclm.records import ImageRecord, Rejected, Row, inside
 
 FORMAT = 1
 
@@ -78,10 +79,8 @@ class DataSetFolder:
         """
         if not self.manifest_file.is_file():
             return None
-        try:
-            return Manifest.model_validate_json(self.manifest_file.read_text(encoding="utf-8"))
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.manifest_file} is not a manifest of format {FORMAT}: {error}") from error
+        with named(self.manifest_file, f"is not a manifest of format {FORMAT}"):
+            return Manifest.model_validate_json(utf8(self.manifest_file))
 
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
@@ -111,13 +110,12 @@ class DataSetFolder:
         Raises:
             ValueError: a line is not a row; names file and line.
         """
-        for number, line in enumerate(_lines(self.rows_file), start=1):
-            try:
+        for where, line in _lines(self.rows_file):
+            with named(where, "is not a row"):
                 data = json.loads(line)
-                image = data.pop("image")
-                yield Row.model_validate(data), image
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{self.rows_file}: line {number} is not a row: {error}") from error
+                image = inside(data.pop("image"))
+                row = Row.model_validate(data)
+            yield row, image
 
     def records(self) -> Iterator[ImageRecord]:
         """The records of the images, in order.
@@ -125,28 +123,29 @@ class DataSetFolder:
         Raises:
             ValueError: a line is not a record; names file and line.
         """
-        for number, line in enumerate(_lines(self.records_file), start=1):
-            try:
-                yield ImageRecord.model_validate_json(line)
-            except ValueError as error:
-                raise ValueError(f"{self.records_file}: line {number} is not a record: {error}") from error
+        for where, line in _lines(self.records_file):
+            with named(where, "is not a record"):
+                record = ImageRecord.model_validate_json(line)
+            yield record
 
     def rejected(self) -> Iterator[Rejected]:
-        """Rows of the sources and finished rows that were not taken."""
-        for line in _lines(self.rejected_file):
-            yield Rejected.model_validate_json(line)
+        """Rows of the sources and finished rows that were not taken; ValueError as `rows`."""
+        for where, line in _lines(self.rejected_file):
+            with named(where, "is not a rejected row"):
+                found = Rejected.model_validate_json(line)
+            yield found
 
     def statistics(self) -> dict[str, Any]:
-        """`statistics.json`."""
-        found: dict[str, Any] = json.loads(self.statistics_file.read_text(encoding="utf-8"))
-        return found
+        """`statistics.json`; ValueError where it is damaged."""
+        return read_json_mapping(self.statistics_file)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as handle:
-        for line in handle:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(file and line number, line) of all lines that are not empty."""
+    with path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
             if line.strip():
-                yield line
+                yield f"{path}: line {number}", line
 
 
 def listed_file(path: Path) -> ListedFile:

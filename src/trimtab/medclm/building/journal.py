@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trimtab.inputs import named
+
 
 class Journal:
     """Appends one line per item; a line cut off by a kill is dropped at the next opening.
@@ -52,12 +54,9 @@ def journal_items(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(handle, start=1):
             if not line.endswith("\n"):
                 return
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}: line {number} is damaged: {error}; remove the folder and build anew"
-                ) from error
+            with named(f"{path}: line {number}", "is damaged; remove the folder and build anew"):
+                item: dict[str, Any] = json.loads(line)
+            yield item
 
 
 def _mended(path: Path) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trimtab.inputs import named, parse_json, shortened
 from trimtab.medclm.evaluation.questions import Question, choices_of
 from trimtab.medclm.readers.files import require_file, utf8
 from trimtab.medclm.records import Rejected, inside
@@ -57,6 +58,8 @@ def load_benchmark(name: Benchmark, folder: Path, split: Part, language: str = "
     rejected: list[Rejected] = []
     for place, row in rows:
         try:
+            if isinstance(row, _RowError):
+                raise row
             question = make(row)
             if question is None:
                 continue
@@ -65,9 +68,9 @@ def load_benchmark(name: Benchmark, folder: Path, split: Part, language: str = "
             if not question.image.is_file():
                 raise _RowError(f"no image {question.image.name}")
             questions.append(question)
-        except (_RowError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-            rejected.append(Rejected(file=file.name, row=place, reason=reason, value=str(row)[:120]))
+            rejected.append(Rejected(file=file.name, row=place, reason=shortened(reason, 300), value=str(row)[:120]))
     if not questions:
         raise ValueError(f"{file}: no usable row of the split {split}; {len(rejected)} rejected, first: {rejected[:1]}")
     return Loaded(questions, rejected)
@@ -80,14 +83,14 @@ _Make = Callable[[Any], Question | None]
 def _json_rows(file: Path) -> _Rows:
     text = utf8(require_file(file, "a file of questions"))
     if file.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
-                    yield f"line {number}", json.loads(line)
+                    yield f"line {number}", parse_json(line, "it")
                 except ValueError as error:
-                    yield f"line {number}", f"not JSON: {error}"
+                    yield f"line {number}", _RowError(f"not JSON: {error}")
         return
-    found = json.loads(text)
+    found = parse_json(text, file)
     if not isinstance(found, list):
         raise ValueError(f"{file} must hold a list of questions")
     for number, row in enumerate(found):
@@ -160,7 +163,17 @@ _CHOICE = re.compile(r"^\s*[A-D]\s*[:.)]\s*")
 
 def _csv_rows(file: Path) -> _Rows:
     lines = utf8(require_file(file, "PMC-VQA's table of questions")).splitlines(keepends=True)
-    for number, row in enumerate(csv.DictReader(lines), start=2):
+    rows = csv.DictReader(lines)
+    with named(file):
+        _ = rows.fieldnames  # the header
+    for number in itertools.count(2):
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"row {number}", _RowError(f"not comma-separated values: {error}")
+            continue
         yield f"row {number}", row
 
 

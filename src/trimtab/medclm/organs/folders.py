@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.inputs import named, read_json_mapping
 from trimtab.medclm.organs.source import Mask, OrganError, beside, fitted, organ_name, without_empty
 from trimtab.medclm.pixels import PictureError, read_mask
 from trimtab.medclm.records import ImageRecord
@@ -112,10 +112,8 @@ def read_labels(path: Path) -> dict[int, str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f'{path} is missing; it names the values of the label maps: {{"1": "right lung", ...}}')
-    try:
-        labels = {int(value): str(name) for value, name in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} must be an object of values and names: {error}") from error
+    with named(path, "must be an object of values and names"):
+        labels = {int(value): str(name) for value, name in read_json_mapping(path).items()}
     if not labels or min(labels) < 1:
         raise ValueError(f"{path}: values must be 1 or more, 0 is the background; it has {sorted(labels)}")
     return labels

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from trimtab.files import write_text
+from trimtab.inputs import named, utf8
 
 
 class Reply(BaseModel):
@@ -63,10 +64,7 @@ class ReplyCache:
         path = self.folder / key[:2] / f"{name}.json"
         with self._held(name):
             if path.is_file():
-                try:
-                    return Reply.model_validate_json(path.read_text(encoding="utf-8"))
-                except ValueError as error:
-                    raise ValueError(f"{path} is not a reply: {error}; delete it to ask again") from error
+                return _read(path)
             reply = ask()
             write_text(path, reply.model_dump_json())
             return reply
@@ -75,7 +73,7 @@ class ReplyCache:
         """Number of replies on disk and the sums of their tokens."""
         found = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
         for path in self.folder.glob("*/*.json"):
-            reply = Reply.model_validate_json(path.read_text(encoding="utf-8"))
+            reply = _read(path)
             found["requests"] += 1
             found["prompt_tokens"] += reply.prompt_tokens
             found["completion_tokens"] += reply.completion_tokens
@@ -83,6 +81,11 @@ class ReplyCache:
 
     def _held(self, name: str) -> _Held:
         return _Held(self, name)
+
+
+def _read(path: Path) -> Reply:
+    with named(path, "is not a reply; delete it to ask again"):
+        return Reply.model_validate_json(utf8(path))
 
 
 class _Held:

@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from trimtab.curricula import CurriculumSampler, StageScheduler
 from trimtab.files import write_text
+from trimtab.inputs import named
 from trimtab.medclm.records import Row
 
 PROBE = 4
@@ -140,11 +141,12 @@ class Course(TrainerCallback, ExportableState):  # type: ignore[misc]
         entry = state.stateful_callbacks.get(type(self).__name__, {}).get("attributes", {})
         if "saved" not in entry:
             raise ValueError("the checkpoint holds no curriculum: it was not written by this trainer")
-        saved = json.loads(entry["saved"])
-        self.scheduler.load_state_dict(saved["scheduler"])
-        self.sampler.load_state_dict(saved["sampler"])
-        self._taken = [(str(domain), str(stage), float(loss)) for domain, stage, loss in saved["taken"]]
-        self.losses = list(saved["losses"])
+        with named("the curriculum in the checkpoint's trainer_state.json"):
+            saved = json.loads(entry["saved"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+            self.sampler.load_state_dict(saved["sampler"])
+            self._taken = [(str(domain), str(stage), float(loss)) for domain, stage, loss in saved["taken"]]
+            self.losses = list(saved["losses"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Close the epoch after its last step."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import write_text
+from trimtab.inputs import named, read_json_mapping
 from trimtab.levers import Lever
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.training.options import TrainOptions
@@ -52,12 +53,14 @@ def train(
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }  # fmt: skip
     if file.is_file():
-        found: dict[str, Any] = {"processes": 1, **json.loads(file.read_text(encoding="utf-8"))}
+        found: dict[str, Any] = {"processes": 1, **read_json_mapping(file)}
+        with named(file):
+            there, state = dict(found["options"]), found["state"]
         if any(found.get(key) != value for key, value in wanted.items()):
-            changed = [key for key, value in asdict(options).items() if found["options"].get(key) != value]
+            changed = [key for key, value in asdict(options).items() if there.get(key) != value]
             what = ", ".join(changed) or "data, levers or number of processes"
             raise ValueError(f"{out} holds a run with other settings ({what}); choose another --out")
-        if found["state"] == "finished":
+        if state == "finished":
             return found
     from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
@@ -101,5 +104,4 @@ def train(
         }  # fmt: skip
         write_text(file, json.dumps(done, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()  # the others read what the first process wrote
-    loaded: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return loaded
+    return read_json_mapping(file)
