@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from trimtab.inputs import bad_input, shortened
 
 COMMANDS = {
     "demo": "the whole job on embedded data, in under three minutes",
@@ -23,7 +27,11 @@ COMMANDS = {
     "medclm": "question data sets for vision-language models, from detection boxes and organ masks",
     "list": "list methods, models, datasets, recipes",
 }
-EPILOGUE = """exit codes: 0 done, 1 a run failed or the loss was not finite, 2 bad input, 130 stopped by Ctrl-C (run the same
+TRUST = "--trust-code"
+EPILOGUE = f"""{TRUST} (any command): run the package.module:function that a recipe or run folder names as its network; only
+names that you typed run without it. TRIMTAB_MODEL_CODE=any in the environment says the same for good.
+
+exit codes: 0 done, 1 a run failed or the loss was not finite, 2 bad input, 130 stopped by Ctrl-C (run the same
 command again to go on)"""
 
 
@@ -64,6 +72,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
         print(f"trimtab: no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    with _code_of_networks(rest):
+        return _run(name, [word for word in rest if word != TRUST])
+
+
+@contextmanager
+def _code_of_networks(words: Sequence[str]) -> Iterator[None]:
+    """Let the networks run that the user named in these words; any network with `TRUST`."""
+    from trimtab.models.registry import CODE_VARIABLE
+
+    before = os.environ.get(CODE_VARIABLE)
+    typed = [part for word in words for part in re.split("[=,]", word) if ":" in part]
+    os.environ[CODE_VARIABLE] = "any" if TRUST in words else before or ",".join(typed)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[CODE_VARIABLE]
+        else:
+            os.environ[CODE_VARIABLE] = before
+
+
+def _run(name: str, rest: list[str]) -> int:
     module = importlib.import_module(f"trimtab.cli.{name}_command")
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops like Ctrl-C
@@ -75,10 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ArithmeticError, RuntimeError, KeyError) as error:  # divergence, torch's own errors, damaged JSON
-        print(f"trimtab {name}: {error}", file=sys.stderr)
-        return 1
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"trimtab {name}: {error}", file=sys.stderr)
-        return 2
+    except (*bad_input(), ImportError) as error:
+        return _said(name, error, 2)
+    except (ArithmeticError, RuntimeError, LookupError) as error:  # divergence, torch's own errors
+        return _said(name, error, 1)
+    return code
+
+
+def _said(name: str, error: Exception, code: int) -> int:
+    print(f"trimtab {name}: {shortened(str(error) or type(error).__name__)}", file=sys.stderr)
     return code

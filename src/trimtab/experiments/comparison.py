@@ -22,6 +22,7 @@ from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.training import Progress, load_data, train
 from trimtab.experiments.variants import Variant
 from trimtab.files import alone, write_text
+from trimtab.inputs import bad_input
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | No
             prune_run(run, recipe=variant.recipe, label=variant.label, split=split, data=load_data(variant.recipe))
     except KeyboardInterrupt:
         raise
-    except (ValueError, TypeError, OSError, ArithmeticError) as error:
+    except (*bad_input(), ArithmeticError) as error:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return traceback.format_exc()

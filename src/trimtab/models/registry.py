@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -80,7 +81,18 @@ def names() -> dict[str, str]:
     return {name: description for name, (description, _) in _NETWORKS.items()}
 
 
+CODE_VARIABLE = "TRIMTAB_MODEL_CODE"
+"""Environment variable: which `package.module:function` may run. Unset: all, since who calls from Python is the caller.
+"any": all; else names separated by commas, those that the user typed. The command line sets it, also for its workers."""
+
+
 def _find(path: str) -> Callable[..., Any]:
+    allowed = os.environ.get(CODE_VARIABLE, "any")
+    if allowed != "any" and path not in allowed.split(","):
+        raise ValueError(
+            f"the recipe names the network {path!r}: building it runs code of that module with the recipe's arguments. If "
+            "the recipe is yours, or you have read it, add --trust-code, or name the network yourself with --model.name"
+        )
     module_name, _, function_name = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -140,7 +152,7 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Siz
 
     Raises:
         ValueError: an unknown name (the nearest ones are listed), an argument the network does not take, a size below
-            1, a user's module that cannot be imported.
+            1, a user's module that cannot be imported, or may not run by `CODE_VARIABLE`.
         TypeError: the user's function is not callable or did not return an `nn.Module`.
 
     Example:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -43,7 +44,12 @@ class Server:
 
             def _answer(self, body, action):
                 if isinstance(action, int):
-                    self._send(action, {"error": {"message": f"status {action}"}}, {"Retry-After": "0.01"})
+                    said = f"status {action} for {self.headers['Authorization']}"
+                    self._send(
+                        action,
+                        {"error": {"message": said}},
+                        {"Retry-After": "0.01"},
+                    )
                     return
                 if action == "slow":
                     time.sleep(1.5)
@@ -183,6 +189,17 @@ def test_a_wrong_key_stops_at_once(server, ask_one):
     with pytest.raises(ValueError, match="refuses every request: 401"):
         ask_one()[1]()
     assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [401, 400, 500])
+def test_what_a_server_says_never_carries_the_key(server, tmp_path, status):
+    (tmp_path / "i.png").write_bytes(b"the picture's bytes")
+    image, key = two_classes(), "sk-very-secret-0123456789"
+    server.script = [status] * 9
+    generator = ChatGenerator("tiny", tmp_path, tmp_path / "replies", server.url, key, retries=2, longest_pause=0.02)
+    with pytest.raises((ValueError, GenerationError), match=r"Bearer \(the key\)") as caught:
+        generator.generate(image, image.lesions[0], "easy", 0, asks(image, image.lesions[0], "easy", LABELS)[0])
+    assert key not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_build_is_killed_and_goes_on_without_paying_twice(server, tmp_path):

@@ -133,13 +133,13 @@ class ChatGenerator:
         for attempt in range(self._attempts):
             reply = self.cache.get(key, attempt, lambda: self._asked(name, request, image))
             if reply.refusal or reply.finish == "content_filter":
-                raise GenerationError(name, "the model refused", reply.refusal or reply.finish)
+                raise GenerationError(name, "the model refused", self._said(reply.refusal or reply.finish))
             text = _parsed(reply)
             if text is not None:
                 return finished_row(
                     text, record, lesion, stage, seed_of(seed, name), ask, f"chat:{self.model}", key, anchor
                 )
-        raise GenerationError(name, "no valid JSON in all attempts", reply.text[:200])
+        raise GenerationError(name, "no valid JSON in all attempts", self._said(reply.text))
 
     def usage(self) -> dict[str, Any]:
         """Replies in the cache, their tokens and cost, over all runs; tries repeated in this run."""
@@ -194,10 +194,17 @@ class ChatGenerator:
             return tries(self._send, request, image)
         except openai.APIStatusError as error:
             if error.status_code in (401, 403, 404):
-                raise ValueError(f"the server refuses every request: {error.status_code} {error.message}") from error
-            raise GenerationError(name, f"the server answered {error.status_code}", error.message[:200]) from error
+                raise ValueError(
+                    f"the server refuses every request: {error.status_code} {self._said(error.message)}"
+                ) from None
+            raise GenerationError(name, f"the server answered {error.status_code}", self._said(error.message)) from None
         except openai.APIConnectionError as error:
-            raise GenerationError(name, "the server did not reply", str(error.__cause__ or error)[:200]) from error
+            raise GenerationError(name, "the server did not reply", self._said(error.__cause__ or error)) from None
+
+    def _said(self, text: object) -> str:
+        """The start of what a server said, without the key: some repeat it, and this goes into files and terminals."""
+        key = self._client.api_key
+        return (str(text).replace(key, "(the key)") if key else str(text))[:200]
 
     def _send(self, request: dict[str, Any], image: Path) -> Reply:
         content = [
