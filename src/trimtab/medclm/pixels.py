@@ -7,16 +7,27 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
+
+from trimtab.medclm.dicoms import DICOM_SUFFIXES, PictureError, dicom_pixels, dicom_size
+from trimtab.medclm.stretching import Window, to_bytes
+
+__all__ = [
+    "DICOM_SUFFIXES",
+    "ORIENTATION",
+    "PICTURE_SUFFIXES",
+    "PictureError",
+    "Window",
+    "is_picture",
+    "picture_header",
+    "picture_size",
+    "read_mask",
+    "read_picture",
+]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-DICOM_SUFFIXES = (".dcm", ".dicom")
-
-Window = tuple[float, float]
-
-
-class PictureError(ValueError):
-    """A picture that cannot be opened or decoded; the message names the file."""
+ORIENTATION = 0x0112
+"""The EXIF tag."""
 
 
 def is_picture(path: Path) -> bool:
@@ -31,27 +42,33 @@ def picture_size(path: Path) -> tuple[int, int]:
         FileNotFoundError: there is no such file.
         PictureError: it is not a picture.
     """
+    return picture_header(path)[0]
+
+
+def picture_header(path: Path) -> tuple[tuple[int, int], int]:
+    """(width, height) in pixels as stored, and the EXIF orientation: 1 as stored, 2 to 4 mirrored or turned, 5 to 8 lying.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PictureError: it is not a picture.
+    """
     if path.name.lower().endswith(DICOM_SUFFIXES):
-        header = dicom(path, pixels=False)
-        size = (int(header.get("Columns", 0)), int(header.get("Rows", 0)))
-        if min(size) < 1:
-            raise PictureError(f"{path} has no Rows and Columns: it holds no image")
-        if int(header.get("NumberOfFrames", 1) or 1) != 1:
-            raise PictureError(f"{path} holds {header.NumberOfFrames} frames; one image of one frame is needed")
-        return size
+        return dicom_size(path), 1
     with _opened(path) as picture:
-        return picture.size
+        return picture.size, _orientation(picture)
 
 
-def read_picture(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
-    """Pixels (height, width) of a grey picture or (height, width, 3) of a coloured one, uint8, as stored.
+def read_picture(path: Path, window: Window | None = None, upright: bool = False) -> NDArray[np.uint8]:
+    """Pixels (height, width) of a grey picture or (height, width, 3) of a coloured one, uint8.
 
-    An EXIF rotation is not applied, because boxes are in stored pixels. DICOM: the modality LUT, then the file's VOI LUT or
-    window (its whole range where it has none), and MONOCHROME1 inverted. Pictures of 16 bits: `window`, or the whole range.
+    DICOM: a palette gives its colours; colours of more than 8 bits are scaled. Grey: the modality LUT, then the file's VOI LUT
+    or window (its whole range where it has none, or one of width 0), MONOCHROME1 inverted. Pixel padding has no part in the
+    range and is black (ours). Pictures of 16 bits: `window`, or the whole range.
 
     Args:
         path: the file.
         window: (lowest, highest) value shown, in stored values, or in modality units (Hounsfield) of a DICOM file.
+        upright: turn the picture as its EXIF orientation says; without it pixels are as stored.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,11 +78,12 @@ def read_picture(path: Path, window: Window | None = None) -> NDArray[np.uint8]:
     if window is not None and not window[0] < window[1]:
         raise ValueError(f"window {window} must have its first value below its second")
     if path.suffix.lower() in DICOM_SUFFIXES:
-        return _dicom_pixels(path, window)
-    with _opened(path) as picture:
+        return dicom_pixels(path, window)
+    with _opened(path) as opened:
         try:
+            picture = ImageOps.exif_transpose(opened) if upright else opened
             if picture.mode.startswith("I") or picture.mode == "F":
-                return _to_bytes(np.asarray(picture, dtype=np.float64), window)
+                return to_bytes(np.asarray(picture, dtype=np.float64), window)
             wanted = "L" if picture.mode in ("1", "L", "LA") else "RGB"
             return np.array(picture if picture.mode == wanted else picture.convert(wanted))
         except (OSError, SyntaxError, ValueError) as error:
@@ -88,51 +106,6 @@ def read_mask(path: Path) -> NDArray[np.integer[Any]]:
             raise PictureError(f"{path} cannot be decoded: {error}") from error
 
 
-def dicom(path: Path, pixels: bool = True) -> Any:
-    """The data set of a DICOM file, `pydicom.Dataset`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        PictureError: it is not DICOM.
-    """
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except FileNotFoundError:
-        raise
-    except (InvalidDicomError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise PictureError(f"{path} is not a readable DICOM file: {error}") from error
-
-
-def _dicom_pixels(path: Path, window: Window | None) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    data = dicom(path)
-    try:
-        values = data.pixel_array
-        if int(data.get("SamplesPerPixel", 1)) == 3:
-            return np.asarray(values, dtype=np.uint8)
-        if values.ndim != 2:
-            raise PictureError(f"{path} holds {values.shape[0]} frames; one image of one frame is needed")
-        values = apply_modality_lut(values, data)
-        if window is None:
-            values = apply_voi_lut(values, data, index=0)
-    except PictureError:
-        raise
-    except Exception as error:  # pydicom's decoders raise what they like
-        raise PictureError(f"{path}: pixels cannot be decoded: {error}") from error
-    grey = _to_bytes(np.asarray(values, dtype=np.float64), window)
-    return np.asarray(255 - grey if data.get("PhotometricInterpretation") == "MONOCHROME1" else grey)
-
-
-def _to_bytes(values: NDArray[np.float64], window: Window | None) -> NDArray[np.uint8]:
-    low, high = window if window is not None else (float(values.min()), float(values.max()))
-    scaled = (values - low) / max(high - low, np.finfo(np.float64).tiny)
-    return np.round(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
 def _opened(path: Path) -> Image.Image:
     try:
         return Image.open(path)
@@ -140,3 +113,15 @@ def _opened(path: Path) -> Image.Image:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise PictureError(f"{path} is not a readable picture: {error}") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation; 1 where there is none, where it is damaged, and for TIFF, which Pillow turns itself."""
+    told = picture.info.keys() & {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+    if picture.format == "TIFF" or (picture.format == "PNG" and not told):
+        return 1  # of a PNG Pillow would decode all pixels to look behind them
+    try:
+        found = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF raises whatever the byte at fault leads to; viewers then show the pixels as stored
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1

@@ -151,6 +151,8 @@ class ImageRecord(Record):
         image_id: unique in the data set.
         file: path of the image relative to the image folder, with forward slashes, never leaving the folder.
         width, height: pixels.
+        upright: the boxes see the picture as its EXIF orientation turns it, and so do width and height; False in a built set,
+            whose pictures have no such orientation.
         patient: patient id; splits keep patients whole. Readers without patient ids use the image id.
         modality: such as "chest X-ray".
         split: set by the patient-first split, or by the source.
@@ -164,6 +166,7 @@ class ImageRecord(Record):
     file: str
     width: int
     height: int
+    upright: bool = False
     patient: str
     modality: str
     split: SplitName = "train"

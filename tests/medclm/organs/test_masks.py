@@ -45,7 +45,7 @@ def test_segmentations_of_every_kind_become_run_lengths() -> None:
         ({"size": [12, 10], "counts": [120]}, "of size"),
         ({"size": [10, 12], "counts": [119]}, "cover 119 pixels"),
         ({"size": [10, 12], "counts": "~~"}, "hold the character"),
-        ([[1, 2]], "a mask is a list of polygons"),
+        ([[1, 2]], "3 corners or more; one has 2 values"),
     ):
         with pytest.raises(ValueError, match=message):
             run_lengths(wrong, 10, 12)

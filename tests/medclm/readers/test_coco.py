@@ -75,7 +75,10 @@ GOOD = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
     [
         ({"images": [IMAGE, {**IMAGE, "file_name": "b.png"}]}, "image id occurs twice"),
         ({"images": [{"id": 1, "width": 100, "height": 80}, {**IMAGE, "id": 2}]}, "image entry without file_name"),
-        ({"images": [{**IMAGE, "width": 0}, {**IMAGE, "id": 2}]}, "image entry without a width and height above 0"),
+        (
+            {"images": [{**IMAGE, "width": -1}, {**IMAGE, "id": 2}]},
+            "image entry whose width and height are no whole numbers above 0",
+        ),
         ({"images": [{**IMAGE, "height": 90}]}, "image has another size than stated"),
         ({"images": [{**IMAGE, "file_name": "none.png"}]}, "image is missing"),
         ({"images": [{**IMAGE, "file_name": "../images/a.png"}]}, "file name leaves the image folder"),
@@ -83,12 +86,12 @@ GOOD = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}
         ({"images": [{**IMAGE, "split": "holdout"}]}, "split has an unknown name"),
         ({"categories": [{"id": 1, "name": " "}, {"id": 2, "name": "mass"}]}, "category without id or name"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "category id occurs twice"),
-        ({"annotations": [GOOD, {**GOOD, "bbox": [2, 2, 9, 9]}]}, "annotation id occurs twice"),
         ({"annotations": [GOOD, {**GOOD, "id": 2}]}, "same box and class as an earlier row of this image"),
         ({"annotations": [{**GOOD, "category_id": 9}]}, "annotation of a category without name"),
-        ({"annotations": [{**GOOD, "image_id": 9}]}, "annotation of an image that is not listed"),
+        ({"annotations": [GOOD, {**GOOD, "image_id": 9}]}, "annotation of an image that is not listed"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 1}]}, "annotation without bbox and mask"),
-        ({"annotations": [{"image_id": 1}]}, "annotation without id"),
+        ({"annotations": [{"id": 1}]}, "annotation without image_id"),
+        ({"annotations": [7]}, "annotation is no object"),
         (
             {"annotations": [{**GOOD, "segmentation": {"size": [100, 80], "counts": [8000]}}]},
             "mask does not fit its image",

@@ -71,8 +71,8 @@ def test_vindr_bad_rows(tmp_path: Path) -> None:
         ("line 6", "line is not UTF-8"),
         ("line 2", "no usable box is left, so the image is no negative"),
     }
-    with pytest.raises(ValueError, match=r"columns \['rad_id'\] are missing"):
-        read("vindr", tmp_path, VINDR.replace("rad_id", "reader") + "a,b,1,R,1,1,2,2\n")
+    with pytest.raises(ValueError, match=r"columns \['class_name'\] are missing"):
+        read("vindr", tmp_path, VINDR.replace("class_name", "finding") + "a,b,1,R,1,1,2,2\n")
     with pytest.raises(ValueError, match="is empty"):
         read("vindr", tmp_path, "")
 

@@ -49,9 +49,11 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><f
             "xml is unreadable",
         ),
         ("<annotation></annotation>", "xml without filename"),
-        ("<annotation><filename>a.png</filename></annotation>", "xml without a width and height above 0"),
+        (
+            "<annotation><filename>a.png</filename><size><width>Infinity</width><height>80</height></size></annotation>",
+            "xml whose width and height are no whole numbers above 0",
+        ),
         (XML.format(name="../a.png", label="mass", box=BOX), "file name leaves the image folder"),
-        (XML.format(name="b.png", label="mass", box=BOX), "image is missing"),
         (XML.format(name="a.png", label="", box=BOX), "object without name"),
         (XML.format(name="a.png", label="mass", box="<xmin>1</xmin>"), "box has a corner that is not a number"),
         (
@@ -71,8 +73,14 @@ def test_two_files_for_one_image_and_an_empty_folder(tmp_path: Path) -> None:
     text = XML.format(name="a.png", label="mass", box=BOX)
     voc(tmp_path, text)
     records, rejected = voc(tmp_path, text, name="b.xml")
-    assert len(records) == 1
-    assert rejected[0].reason == "image occurs twice"
+    assert not records, "neither file is known to be the right one"
+    assert [(row.file, row.reason) for row in rejected] == [
+        ("a.xml", "image occurs twice"),
+        ("b.xml", "image occurs twice"),
+    ]
+    (tmp_path / "xml" / "b.xml").write_text(text.replace("a.png", "none.png"))
+    _, rejected = parted(readers.create("voc").read(tmp_path / "xml", tmp_path / "images"))
+    assert (rejected[0].file, rejected[0].reason) == ("b.xml", "image is missing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"holds no \.xml"):
         parted(readers.create("voc").read(tmp_path / "empty", tmp_path))
@@ -150,7 +158,7 @@ def test_every_bad_yolo_line_is_reported(tmp_path: Path, text: str | bytes, reas
 def test_a_txt_without_image_is_reported(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "b.txt").write_text("0 0.5 0.5 0.1 0.1")
-    _, rejected = yolo(tmp_path, None)
+    _, rejected = yolo(tmp_path, "0 0.5 0.5 0.1 0.1")
     assert [(row.file, row.reason) for row in rejected] == [("b.txt", "image is missing")]
 
 

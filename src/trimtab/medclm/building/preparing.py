@@ -17,11 +17,11 @@ from trimtab.medclm import organs
 from trimtab.medclm.hosts import HostRules, decided_hosts
 from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
-from trimtab.medclm.pixels import PictureError, read_picture
+from trimtab.medclm.pixels import ORIENTATION, PictureError, read_picture
 from trimtab.medclm.records import ImageRecord, Record, Rejected
 
 SHIPPED = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Pictures of these kinds are copied byte for byte if they hold 8 bits a channel; all others become PNG."""
+"""Pictures of these kinds are copied byte for byte if they hold 8 bits a channel and no EXIF orientation; others become PNG."""
 
 
 class Prepared(Record):
@@ -62,7 +62,7 @@ class Preparation:
             return Prepared(rejected=(item,))
         source = item.file
         try:
-            pixels = read_picture(self.images / source)
+            pixels = read_picture(self.images / source, upright=item.upright)
             shape = pixels.shape[:2]
             if shape != (item.height, item.width):
                 value = f"stated {item.width} x {item.height}, decoded {shape[1]} x {shape[0]}"
@@ -88,13 +88,13 @@ class Preparation:
             _replace(
                 self.out / "organs" / organ_file, lambda path: path.write_text(organs_text(masks), encoding="utf-8")
             )
-        record = record.model_copy(update={"file": shipped, "organ_file": organ_file})
+        record = record.model_copy(update={"file": shipped, "organ_file": organ_file, "upright": False})
         return Prepared(record=record, rejected=rejected, classes=classes)
 
     def _ship(self, source: str, pixels: NDArray[np.uint8]) -> str:
         """Write the image under the data set's folder; returns its path there."""
         original = self.images / source
-        keep = PurePosixPath(source).suffix.lower() in SHIPPED and _has_eight_bits(original)
+        keep = PurePosixPath(source).suffix.lower() in SHIPPED and _is_plain(original)
         shipped = source if keep else f"{source}.png"
         target = self.out / "images" / shipped
         if keep:
@@ -130,9 +130,19 @@ def as_text(item: ImageRecord | Rejected) -> str:
     return wrapped.model_dump_json()
 
 
-def _has_eight_bits(path: Path) -> bool:
+def _is_plain(path: Path) -> bool:
+    """Whether any viewer shows the very pixels: 8 bits a channel and no EXIF orientation, also none behind the pixels."""
     with Image.open(path) as picture:
-        return picture.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+            return False
+        if picture.format == "PNG":
+            raw = path.read_bytes()
+            if not any(sign in raw for sign in (b"eXIf", b"Raw profile type", b"Orientation")):
+                return True
+        try:
+            return picture.getexif().get(ORIENTATION, 1) == 1
+        except Exception:  # damaged EXIF: written anew without it
+            return False
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,11 @@ from numpy.typing import NDArray
 from trimtab.files import write_text
 from trimtab.medclm.organs.source import Mask, OrganError, beside, organ_name, without_empty
 from trimtab.medclm.records import ImageRecord
+
+LONGEST_NUMBER = 60
+"""Bits of one number in compressed run lengths; pycocotools itself holds no more than 32."""
+FAR = 4.0
+"""A polygon may reach this many image sides from the corner; pycocotools' time and memory grow with its length (ours)."""
 
 
 def encode(mask: Mask) -> str:
@@ -52,6 +58,8 @@ def _covered(counts: str) -> int:
             raise ValueError(f"run lengths hold the character {character!r}")
         value |= (bits & 31) << shift
         shift += 5
+        if shift > LONGEST_NUMBER:
+            raise ValueError(f"run lengths hold a number of more than {LONGEST_NUMBER} bits")
         if bits & 32:
             continue
         if bits & 16:
@@ -60,30 +68,69 @@ def _covered(counts: str) -> int:
         if runs[-1] < 0:
             raise ValueError(f"run lengths hold {runs[-1]}, below 0")
         value, shift = 0, 0
+    if shift:
+        raise ValueError("run lengths end within a number")
     return sum(runs)
+
+
+def polygons(mask: Any) -> list[list[float]] | None:
+    """The polygons [x0, y0, x1, y1, ...] of a COCO `segmentation`, every number checked; None where it is no list.
+
+    Raises:
+        ValueError: a polygon has fewer than three corners, an odd number of values, or a value that is no finite number.
+    """
+    if not isinstance(mask, list):
+        return None
+    found = []
+    for part in mask or [[]]:
+        if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+            size = f"{len(part)} values" if isinstance(part, list) else repr(part)[:40]
+            raise ValueError(f"a polygon needs x and y of 3 corners or more; one has {size}")
+        wrong = [value for value in part if isinstance(value, bool) or not isinstance(value, int | float)]
+        if wrong or not all(isfinite(value) for value in part):
+            shown = repr(wrong[0] if wrong else next(value for value in part if not isfinite(value)))[:40]
+            raise ValueError(f"a polygon holds {shown}, which is no finite number")
+        found.append([float(value) for value in part])
+    return found
 
 
 def run_lengths(mask: Any, height: int, width: int) -> dict[str, Any]:
     """A COCO `segmentation` (polygons, plain or compressed run lengths) as pycocotools' compressed run lengths.
 
+    Everything is checked first, since pycocotools checks nothing: what it cannot bear ends the interpreter.
+
     Raises:
-        ValueError: it is none of these, or its size is not height x width.
+        ValueError: it is none of these, holds a number that is none or too large, or its size is not height x width.
     """
     from pycocotools import mask as masks
 
-    if isinstance(mask, list) and mask and all(isinstance(part, list) and len(part) >= 6 for part in mask):
-        merged: dict[str, Any] = masks.merge(masks.frPyObjects(mask, height, width))
+    outlines = polygons(mask)
+    if outlines is not None:
+        reach = max(abs(value) for outline in outlines for value in outline)
+        if reach > FAR * max(height, width):
+            raise ValueError(f"a polygon reaches to {reach:g}, far outside an image of {width} x {height}")
+        length = sum(abs(one - other) for outline in outlines for one, other in zip(outline[2:], outline, strict=False))
+        if length > 2 * height * width + 8 * (height + width):
+            raise ValueError(f"polygons {length:g} pixels long, more than an image of {width} x {height} can hold")
+        merged: dict[str, Any] = masks.merge(masks.frPyObjects(outlines, height, width))
         return merged
     if not isinstance(mask, dict) or "counts" not in mask:
         raise ValueError(f"a mask is a list of polygons or run lengths, not {str(mask)[:80]}")
-    if list(mask.get("size", [])) != [height, width]:
-        raise ValueError(f"run lengths of size {mask.get('size')}, image {[height, width]} (height, width)")
+    size = mask.get("size")
+    if not isinstance(size, list | tuple) or list(size) != [height, width] or any(type(side) is bool for side in size):
+        raise ValueError(f"run lengths of size {str(size)[:40]}, image {[height, width]} (height, width)")
     counts = mask["counts"]
+    if isinstance(counts, list):
+        wrong = [run for run in counts if type(run) is not int or run < 0]
+        if wrong:
+            raise ValueError(f"run lengths hold {str(wrong[0])[:40]!r}; they are whole numbers of 0 or more")
+    elif not isinstance(counts, str):
+        raise ValueError(f"run lengths are a list of numbers or COCO's text, not {str(counts)[:40]}")
     covered = sum(counts) if isinstance(counts, list) else _covered(counts)
     if covered != height * width:
         raise ValueError(f"run lengths cover {covered} pixels, not {height} x {width} = {height * width}")
     if isinstance(counts, list):
-        plain: dict[str, Any] = masks.frPyObjects(mask, height, width)
+        plain: dict[str, Any] = masks.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         return plain
     return {"size": [height, width], "counts": counts.encode("ascii")}
 
@@ -159,6 +206,7 @@ class CocoOrgans:
 
     def __init__(self, file: Path, organs: Sequence[str], shape: Literal["ellipse", "box"] = "ellipse") -> None:
         from trimtab.medclm.readers.coco import category_names, load_coco
+        from trimtab.medclm.readers.files import identifier
 
         document = load_coco(file)
         names, _ = category_names(document, file.name)
@@ -168,12 +216,15 @@ class CocoOrgans:
         if shape not in ("ellipse", "box"):
             raise ValueError(f"shape must be 'ellipse' or 'box', not {shape!r}")
         self.file, self.organs, self.shape = file, tuple(organs), shape
-        files = {entry["id"]: entry["file_name"] for entry in document["images"]}
+        entries = [entry for entry in document["images"] if isinstance(entry, dict)]
+        files = {identifier(entry.get("id")): entry.get("file_name") for entry in entries}
         self._of_image: dict[str, list[tuple[str, Any]]] = {}
         for annotation in document["annotations"]:
-            name = names.get(annotation.get("category_id"))
-            owner = files.get(annotation.get("image_id"))
-            if name in self.organs and owner is not None:
+            if not isinstance(annotation, dict):
+                continue
+            name = names.get(identifier(annotation.get("category_id")) or "")
+            owner = files.get(identifier(annotation.get("image_id")))
+            if name in self.organs and isinstance(owner, str):
                 shown = annotation.get("segmentation") or annotation.get("bbox")
                 self._of_image.setdefault(owner, []).append((name, shown))
 
@@ -194,7 +245,11 @@ class CocoOrgans:
 
     def _mask(self, shown: Any, height: int, width: int) -> Mask:
         if isinstance(shown, list) and len(shown) == 4 and not isinstance(shown[0], list):
-            x, y, w, h = shown
+            from trimtab.medclm.readers.files import number
+
+            x, y, w, h = (number(value) for value in shown)
+            if not (all(isfinite(value) for value in (x, y, w, h)) and w > 0 and h > 0):
+                raise ValueError(f"a box is x, y, width and height above 0, not {str(shown)[:80]}")
             rows = (np.arange(height)[:, None] + 0.5 - (y + h / 2)) / (h / 2)
             columns = (np.arange(width)[None, :] + 0.5 - (x + w / 2)) / (w / 2)
             inside: Mask = (

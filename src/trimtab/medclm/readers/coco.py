@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
 
-from trimtab.medclm.readers.files import number, require_file, utf8
-from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
+from trimtab.medclm.organs.rle import polygons, run_lengths
+from trimtab.medclm.readers.coco_images import Entry, Listed, shown
+from trimtab.medclm.readers.files import identifier, number, require_file, utf8
+from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_size
 from trimtab.medclm.records import ImageRecord, Rejected
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -37,19 +41,22 @@ def load_coco(path: Path) -> dict[str, Any]:
     return found
 
 
-def category_names(document: Mapping[str, Any], file: str) -> tuple[dict[Any, str], list[Rejected]]:
-    """Category id -> name, and the categories that have no usable name or an id twice."""
-    found: dict[Any, str] = {}
+def category_names(document: Mapping[str, Any], file: str) -> tuple[dict[str, str], list[Rejected]]:
+    """Category id (as text, see `identifier`) -> name, and the categories that have no usable name or an id twice."""
+    found: dict[str, str] = {}
     rejected = []
     for index, category in enumerate(document["categories"]):
         row = f"categories[{index}]"
-        identity, name = (category.get("id"), category.get("name")) if isinstance(category, dict) else (None, None)
+        identity, name = (
+            (identifier(category.get("id")), category.get("name")) if isinstance(category, dict) else (None,) * 2
+        )
         if identity is None or not isinstance(name, str) or not name.strip():
-            rejected.append(Rejected(file=file, row=row, reason="category without id or name", value=str(category)))
-        elif identity in found:
-            rejected.append(Rejected(file=file, row=row, reason="category id occurs twice", value=str(identity)))
-        else:
+            rejected.append(Rejected(file=file, row=row, reason="category without id or name", value=shown(category)))
+        elif identity not in found:
             found[identity] = name
+        elif found[identity] != name:
+            value = f"{identity}: {found[identity]} and {name}"
+            rejected.append(Rejected(file=file, row=row, reason="category id occurs twice", value=value[:200]))
     return found, rejected
 
 
@@ -57,7 +64,10 @@ class CocoReader(ReaderOptions):
     """COCO json. Images without annotations are negatives. Boxes of crowds are kept with the flag "crowd".
 
     An annotation without `bbox` gets the box of its mask. `split` (train, val or valid, test) and `patient`,
-    `patient_id` or `patientid` of an image entry are used where present.
+    `patient_id` or `patientid` of an image entry are used where present. Ids may be numbers, whole floats or text; 1, 1.0
+    and "1" are one id. Ids of annotations need not be there nor differ: they only name lesions. Width and height may be
+    missing or 0. One file under several image ids is one image. A crowd whose mask is of one piece is a single lesion, as
+    CVAT writes every mask with iscrowd 1.
     """
 
     def read(self, annotations: Path, images: Path) -> Iterator[ImageRecord | Rejected]:
@@ -65,125 +75,158 @@ class CocoReader(ReaderOptions):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file as a whole cannot be used; single rows are `Rejected`.
+            ValueError: the file as a whole cannot be used, or its annotations name none of its images; single rows are
+                `Rejected`.
         """
         document = load_coco(annotations)
         file = annotations.name
         names, unnamed = category_names(document, file)
         yield from unnamed
-        entries: dict[Any, dict[str, Any]] = {}
-        for index, entry in enumerate(document.pop("images")):
-            problem = _image_problem(entry, entries)
+        listed = Listed(document.pop("images"), file, images)
+        yield from listed.rejected
+        of_image: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        times: Counter[str] = Counter()
+        broken: Counter[str] = Counter()
+        nameless = strangers = 0
+        rows = document.pop("annotations")
+        for index, annotation in enumerate(rows):
+            problem = _annotation_problem(annotation, listed, names)
+            owner = identifier(annotation.get("image_id")) if isinstance(annotation, dict) else None
             if problem:
-                yield Rejected(file=file, row=f"images[{index}]", reason=problem, value=str(entry)[:200])
+                yield Rejected(file=file, row=_row(annotation, index), reason=problem, value=shown(annotation))
+                nameless += owner is None
+                strangers += owner is not None and owner not in listed
+                broken[owner or ""] += 1
             else:
-                entries[entry["id"]] = entry
-        of_image: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
-        seen: set[Any] = set()
-        broken: dict[Any, int] = {}
-        for index, annotation in enumerate(document.pop("annotations")):
-            problem = _annotation_problem(annotation, entries, names, seen)
-            if problem:
-                yield Rejected(file=file, row=_row(annotation, index), reason=problem, value=_shown(annotation))
-                owner = annotation.get("image_id") if isinstance(annotation, dict) else None
-                if isinstance(owner, int | str) and problem != "annotation id occurs twice":
-                    broken[owner] = broken.get(owner, 0) + 1
-            else:
-                seen.add(annotation["id"])
-                of_image.setdefault(annotation["image_id"], []).append((index, annotation))
-        for identity in list(entries):
-            entry = entries.pop(identity)
+                times[identifier(annotation.get("id")) or ""] += 1
+                of_image.setdefault(owner or "", []).append((index, annotation))
+        if strangers and strangers + nameless == len(rows):
+            stranger = next(
+                row["image_id"] for row in rows if isinstance(row, dict) and identifier(row.get("image_id"))
+            )
+            raise ValueError(
+                f"{annotations}: not one of its {len(rows)} annotations names a listed image: image_id is {stranger!r}, "
+                f"ids are {', '.join(map(repr, listed.ids[:3]))}; as it is, every image would be called normal"
+            )
+        for entry in listed.entries:
+            parts = [of_image.pop(identity, []) for identity in entry.ids]
+            doubt = (
+                "annotations of the set name no image, so none without boxes is surely a negative" if nameless else ""
+            )
+            if len({_boxes(part) for part in parts}) > 1:
+                doubt = "image is listed twice with different boxes"
+            lost = sum(broken[identity] for identity in entry.ids)
             yield from self._image(
-                entry, of_image.pop(identity, []), names, annotations.name, images, broken.get(identity, 0)
+                entry, [one for part in parts for one in part], names, times, file, images, lost, doubt
             )
 
     def _image(
         self,
-        entry: dict[str, Any],
+        entry: Entry,
         annotations: Sequence[tuple[int, dict[str, Any]]],
-        names: Mapping[Any, str],
+        names: Mapping[str, str],
+        times: Mapping[str, int],
         file: str,
         images: Path,
         broken: int,
+        doubt: str,
     ) -> Iterator[ImageRecord | Rejected]:
-        size = (entry["width"], entry["height"])
+        image = RawImage(
+            image_id=entry.ids[0],
+            file=entry.file,
+            annotations=file,
+            row=f"image {entry.ids[0]}",
+            patient=entry.patient,
+            declared=entry.size,
+            split=entry.split,
+            broken=broken,
+            doubt=doubt,
+        )
+        frame = checked_size(image, images, self, bool(annotations))
+        if isinstance(frame, Rejected):
+            yield frame
+            for index, annotation in annotations:
+                yield Rejected(
+                    file=file, row=_row(annotation, index), reason="its image was rejected", value=entry.file
+                )
+            return
         boxes = []
+        taken: set[str] = set()
         for index, annotation in annotations:
-            row = _row(annotation, index)
+            identity = identifier(annotation.get("id")) or ""
+            row = _row(annotation, index) if times[identity] == 1 else f"annotations[{index}]"
             try:
-                corners = _corners(annotation, *size)
+                corners = _corners(annotation, frame.width, frame.height)
+                crowd = _is_crowd(annotation, frame.width, frame.height)
             except ValueError as error:
                 broken += 1
                 yield Rejected(file=file, row=row, reason="mask does not fit its image", value=str(error))
                 continue
-            flags = ("crowd",) if annotation.get("iscrowd") else ()
-            boxes.append(RawBox(str(annotation["id"]), names[annotation["category_id"]], corners, row, flags))
-        patient = next((entry[key] for key in ("patient", "patient_id", "patientid") if entry.get(key) is not None), "")
-        image = RawImage(
-            image_id=str(entry["id"]),
-            file=entry["file_name"],
-            annotations=file,
-            row=f"image {entry['id']}",
-            patient=str(patient),
-            declared=size,
-            split=str(entry.get("split", "")),
-            broken=broken,
-        )
-        yield from assembled(image, boxes, images, self)
+            key = identity if identity and identity not in taken else f"{identity}@{index}"
+            taken.add(key)
+            label = names[identifier(annotation["category_id"]) or ""]
+            boxes.append(RawBox(key, label, corners, row, ("crowd",) if crowd else ()))
+        yield from assembled(replace(image, broken=broken), boxes, images, self, frame=frame)
 
 
 def _row(annotation: object, index: int) -> str:
-    identity = annotation.get("id") if isinstance(annotation, dict) else None
-    return f"annotations[{index}]" if identity is None else f"annotation {identity}"
+    identity = identifier(annotation.get("id")) if isinstance(annotation, dict) else None
+    return f"annotations[{index}]" if identity is None else f"annotation {identity[:80]}"
 
 
-def _shown(annotation: object) -> str:
-    if isinstance(annotation, dict):
-        return str({key: value for key, value in annotation.items() if key != "segmentation"})[:200]
-    return str(annotation)[:200]
-
-
-def _image_problem(entry: object, entries: Mapping[Any, object]) -> str:
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), int | str):
-        return "image entry without id"
-    if entry["id"] in entries:
-        return "image id occurs twice"
-    if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-        return "image entry without file_name"
-    if not all(isinstance(entry.get(key), int) and entry[key] > 0 for key in ("width", "height")):
-        return "image entry without a width and height above 0"
-    return ""
-
-
-def _annotation_problem(
-    annotation: object, entries: Mapping[Any, object], names: Mapping[Any, str], seen: set[Any]
-) -> str:
-    if not isinstance(annotation, dict) or not isinstance(annotation.get("id"), int | str):
-        return "annotation without id"
-    if annotation["id"] in seen:
-        return "annotation id occurs twice"
-    if not isinstance(annotation.get("image_id"), int | str) or annotation["image_id"] not in entries:
+def _annotation_problem(annotation: object, listed: Listed, names: Mapping[str, str]) -> str:
+    if not isinstance(annotation, dict):
+        return "annotation is no object"
+    owner = identifier(annotation.get("image_id"))
+    if owner is None:
+        return "annotation without image_id"
+    if owner in listed.refused:
+        return "its image was rejected"
+    if owner not in listed:
         return "annotation of an image that is not listed"
-    if not isinstance(annotation.get("category_id"), int | str) or annotation["category_id"] not in names:
+    if (identifier(annotation.get("category_id")) or "") not in names:
         return "annotation of a category without name"
     box = annotation.get("bbox")
-    if box is None and not annotation.get("segmentation"):
+    if box in (None, []) and not annotation.get("segmentation"):
         return "annotation without bbox and mask"
-    if box is not None and not (isinstance(box, list) and len(box) == 4):
+    if box not in (None, []) and not (isinstance(box, list) and len(box) == 4):
         return "bbox is not four numbers"
     return ""
 
 
+def _boxes(annotations: Sequence[tuple[int, Mapping[str, Any]]]) -> frozenset[str]:
+    """What the annotations say, for comparison with those of another entry of the same file."""
+    return frozenset(
+        f"{identifier(one['category_id'])} {one.get('bbox') or one.get('segmentation')}" for _, one in annotations
+    )
+
+
 def _corners(annotation: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
     mask, box = annotation.get("segmentation"), annotation.get("bbox")
-    if isinstance(mask, dict) and tuple(mask.get("size", ())) != (height, width):
-        raise ValueError(f"run lengths of {mask.get('size')}, image {[height, width]} (height, width)")
-    if box is None:
-        from pycocotools import mask as masks
-
-        from trimtab.medclm.organs.rle import run_lengths
-
-        x, y, w, h = (float(value) for value in masks.toBbox(run_lengths(mask, height, width)))
-    else:
+    if isinstance(mask, dict):
+        size = mask.get("size")
+        if not isinstance(size, list) or size != [height, width]:
+            raise ValueError(f"run lengths of {str(size)[:40]}, image {[height, width]} (height, width)")
+    if box:
         x, y, w, h = (number(value) for value in box)
+        return x, y, x + w, y + h
+    outlines = polygons(mask)
+    if outlines is not None:
+        across, down = ([value for outline in outlines for value in outline[start::2]] for start in (0, 1))
+        return min(across), min(down), max(across), max(down)
+    from pycocotools import mask as masks
+
+    x, y, w, h = (float(value) for value in masks.toBbox(run_lengths(mask, height, width)))
     return x, y, x + w, y + h
+
+
+def _is_crowd(annotation: Mapping[str, Any], width: int, height: int) -> bool:
+    """Whether iscrowd is set and its mask, where it has run lengths, is of more than one piece."""
+    mask = annotation.get("segmentation")
+    if not annotation.get("iscrowd") or not isinstance(mask, dict):
+        return bool(annotation.get("iscrowd"))
+    from pycocotools import mask as masks
+    from scipy import ndimage
+
+    pieces: int = ndimage.label(masks.decode(run_lengths(mask, height, width)), structure=[[1] * 3] * 3)[1]
+    return pieces != 1

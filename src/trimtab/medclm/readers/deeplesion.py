@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab.medclm.readers.files import csv_table, number
+from trimtab.medclm.readers.files import Damaged, csv_table, number, whole
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 
@@ -35,47 +36,44 @@ class DeepLesionReader(ReaderOptions):
         if len(header) <= _SPLIT:
             raise ValueError(f"{annotations}: DL_info.csv has 18 columns; the header has {len(header)}: {header}")
         slices: dict[str, list[tuple[str, list[str]]]] = {}
+        damaged: Counter[str] = Counter()
         for line in lines:
-            if isinstance(line, Rejected):
-                yield line
+            if isinstance(line, Damaged):
+                yield line.rejected
+                damaged.update(set(line.fields))
             else:
                 slices.setdefault(line[1][_FILE], []).append(line)
         for name in list(slices):
-            yield from self._slice(name, slices.pop(name), annotations.name, images)
+            yield from self._slice(name, slices.pop(name), annotations.name, images, damaged[name])
 
     def _slice(
-        self, name: str, rows: list[tuple[str, list[str]]], file: str, images: Path
+        self, name: str, rows: list[tuple[str, list[str]]], file: str, images: Path, broken: int
     ) -> Iterator[ImageRecord | Rejected]:
         folder, separator, number_of_slice = name.rpartition("_")
         boxes: list[RawBox] = []
-        broken = 0
         for row, fields in rows:
             corners = [number(part) for part in fields[_BOX].split(",")]
-            kind, reason, value = number(fields[_TYPE]), "", fields[_BOX]
+            kind, reason, value = whole(fields[_TYPE]), "", fields[_BOX]
             if fields[_NOISY] == "1":
                 reason = "row is flagged as noisy"
             elif len(corners) != 4:
                 reason = "box is not four numbers"
-            elif kind not in (-1, *range(1, len(TYPES) + 1)):
+            elif kind is None or kind not in (-1, *range(1, len(TYPES) + 1)):
                 reason, value = "lesion type is not -1 or 1 to 8", fields[_TYPE]
-            if reason:
+            if reason or kind is None:
                 broken += 1
                 yield Rejected(file=file, row=row, reason=reason, value=value)
                 continue
-            label = "lesion" if kind == -1 else f"{TYPES[int(kind) - 1]} lesion"
+            label = "lesion" if kind == -1 else f"{TYPES[kind - 1]} lesion"
             x0, y0, x1, y1 = (corner - 1 for corner in corners)
             flags = ("type_unknown",) if kind == -1 else ()
             boxes.append(RawBox(row.removeprefix("line "), label, (x0, y0, x1, y1), row, flags))
         first, fields = rows[0]
-        sizes = [number(part) for part in fields[_SIZE].split(",")]
-        if (
-            not separator
-            or len(sizes) != 2
-            or not all(size >= 1 and size == int(size) for size in sizes if size == size)
-        ):
-            yield Rejected(
-                file=file, row=first, reason="row has no file name or image size", value=f"{name} {fields[_SIZE]}"
-            )
+        stated = [part.strip() for part in fields[_SIZE].split(",")]
+        sizes = [whole(part) for part in stated if part.lower() not in ("", "nan")]
+        if not separator or len(stated) != 2 or any(size is None or size < 1 for size in sizes):
+            value = f"{name} {fields[_SIZE]}"
+            yield Rejected(file=file, row=first, reason="row has no file name or image size", value=value)
             return
         image = RawImage(
             image_id=Path(name).stem,
@@ -83,7 +81,7 @@ class DeepLesionReader(ReaderOptions):
             annotations=file,
             row=first,
             patient=fields[_PATIENT],
-            declared=None if any(size != size for size in sizes) else (int(sizes[0]), int(sizes[1])),
+            declared=(sizes[0], sizes[1]) if len(sizes) == 2 and sizes[0] and sizes[1] else None,
             split=SPLITS.get(fields[_SPLIT], fields[_SPLIT]),
             broken=broken,
         )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trimtab.medclm.pixels import DICOM_SUFFIXES, PictureError, dicom
-from trimtab.medclm.readers.files import PictureIndex, csv_rows, number
+from trimtab.medclm.dicoms import DICOM_SUFFIXES, PictureError, dicom, text_of
+from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, number
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 
@@ -57,8 +57,12 @@ class DicomReader(ReaderOptions):
         rows: dict[str, list[RawBox]] = {}
         empty: dict[str, str] = {}
         for line in csv_rows(annotations, ("image", "label", "x_min", "y_min", "x_max", "y_max")):
-            if isinstance(line, Rejected):
-                yield line
+            if isinstance(line, Damaged):
+                yield line.rejected
+                for name in line.fields:
+                    spoken_of = by_uid.get(name) or index.find(name) or ""
+                    if spoken_of in headers:
+                        headers[spoken_of]["broken"] += 1
                 continue
             row, fields = line
             found = by_uid.get(fields["image"]) or index.find(fields["image"])
@@ -102,11 +106,10 @@ class DicomReader(ReaderOptions):
 
 
 def _kept(header: Any) -> dict[str, Any]:
-    patient = str(header.get("PatientID", "") or "")
-    modality = str(header.get("Modality", "") or "")
+    patient, modality = text_of(header, "PatientID"), text_of(header, "Modality")
     return {
-        "uid": str(header.get("SOPInstanceUID", "") or ""),
-        "patient": hashlib.blake2b(patient.encode(), digest_size=8).hexdigest() if patient else "",
+        "uid": text_of(header, "SOPInstanceUID"),
+        "patient": hashlib.blake2b(patient.encode("utf-8", "replace"), digest_size=8).hexdigest() if patient else "",
         "modality": MODALITIES.get(modality, modality or "image"),
         "broken": 0,
     }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.inputs import csv_fields
@@ -13,12 +15,46 @@ from trimtab.medclm.pixels import is_picture
 from trimtab.medclm.records import Rejected
 
 
-def number(text: object) -> float:
-    """`text` as a float; NaN where it is none, so that the box check names it."""
-    try:
-        return float(str(text))
-    except ValueError:
+def number(value: object) -> float:
+    """`value` as a float; NaN where it is none, so that the box check names it.
+
+    >>> number("2.5"), number(True), number("1_0"), number([1])
+    (2.5, nan, nan, nan)
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | str)
+        or (isinstance(value, str) and ("_" in value or not value.isascii()))
+    ):
         return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def whole(value: object) -> int | None:
+    """`value` as a whole number, from text, an int or a float without fraction; None where it is none or above 2^53.
+
+    >>> whole("8"), whole(8.0), whole(8.5), whole("inf"), whole(True)
+    (8, 8, None, None, None)
+    """
+    found = number(value)
+    return int(found) if math.isfinite(found) and found == int(found) and abs(found) <= 2**53 else None
+
+
+def identifier(value: object) -> str | None:
+    """An id as text, so that 1, 1.0 and "1" are one id; None where it is none.
+
+    >>> identifier(1), identifier(1.0), identifier(" 1"), identifier(True), identifier([1])
+    ('1', '1', '1', None, None)
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    found = whole(value)
+    return None if found is None else str(found)
 
 
 def require_file(path: Path, what: str) -> Path:
@@ -38,8 +74,16 @@ def require_folder(path: Path, what: str) -> Path:
 Line = tuple[str, list[str]]
 
 
-def csv_table(path: Path) -> tuple[list[str], Iterator[Line | Rejected]]:
-    """(header, rows) of a file of comma-separated values, one line a row: ("line N", fields), bad lines as Rejected.
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A line that cannot be used; its fields, as far as they can be told, say which image it may speak of."""
+
+    rejected: Rejected
+    fields: tuple[str, ...]
+
+
+def csv_table(path: Path) -> tuple[list[str], Iterator[Line | Damaged]]:
+    """(header, rows) of a file of comma-separated values, one line a row: ("line N", fields), bad lines as Damaged.
 
     Lines end with a line feed; in a file without any, with a carriage return (old Macintosh).
 
@@ -71,42 +115,57 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
             yield from handle
 
 
-def _lines(path: Path, fields_wanted: int) -> Iterator[Line | Rejected]:
+def _lines(path: Path, fields_wanted: int) -> Iterator[Line | Damaged]:
     for number_of_line, raw in enumerate(_raw_lines(path), start=1):
         if number_of_line == 1:
             continue
         row = f"line {number_of_line}"
+        reason, value = "", repr(raw[:60])
+        fields: list[str] = []
         try:
             fields = csv_fields(raw.decode("utf-8"))
         except UnicodeDecodeError:
-            yield Rejected(file=path.name, row=row, reason="line is not UTF-8", value=repr(raw[:60]))
-            continue
+            reason = "line is not UTF-8"
         except ValueError as error:
             reason = f"line is not comma-separated values: {error}"
-            yield Rejected(file=path.name, row=row, reason=reason, value=repr(raw[:60]))
+        if not reason and not any(fields):
             continue
-        if not any(fields):
-            continue
-        if len(fields) != fields_wanted:
-            found = f"{len(fields)} fields, {fields_wanted} in the header"
-            yield Rejected(file=path.name, row=row, reason="line has another number of fields", value=found)
+        if not reason and len(fields) != fields_wanted:
+            reason, value = "line has another number of fields", f"{len(fields)} fields, {fields_wanted} in the header"
+        if reason:
+            parts = re.split(r"[,\r\n]", raw.decode("utf-8", errors="replace"))
+            names = tuple(part.strip(' \t"') for part in parts if len(part) <= 1000)
+            yield Damaged(Rejected(file=path.name, row=row, reason=reason, value=value), names)
         else:
             yield row, fields
 
 
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Mapping[str, str]] | Rejected]:
-    """("line N", row by column name) of a file of comma-separated values; bad lines as Rejected.
+def csv_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, Mapping[str, str]] | Damaged]:
+    """("line N", row by column name) of a file of comma-separated values; bad lines as Damaged.
+
+    Columns are known by their names in any case (rad_ID is rad_id). A row holds `columns` and those of `optional` that exist.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty or a column is missing.
+        ValueError: the file is empty, a column is missing, or there are two of one name.
     """
     header, lines = csv_table(path)
-    missing = [column for column in columns if column not in header]
+    places: dict[str, int] = {}
+    for wanted in (*columns, *optional):
+        found = [at for at, name in enumerate(header) if name == wanted]
+        found = found or [at for at, name in enumerate(header) if name.casefold() == wanted.casefold()]
+        if len(found) > 1:
+            raise ValueError(f"{path}: {len(found)} columns are called {wanted!r}; the header has {header}")
+        if found:
+            places[wanted] = found[0]
+    missing = [column for column in columns if column not in places]
     if missing:
         raise ValueError(f"{path}: columns {missing} are missing; the header has {header}")
     return (
-        line if isinstance(line, Rejected) else (line[0], dict(zip(header, line[1], strict=True))) for line in lines
+        line if isinstance(line, Damaged) else (line[0], {name: line[1][at] for name, at in places.items()})
+        for line in lines
     )
 
 
@@ -129,8 +188,18 @@ class PictureIndex:
                     self.files.append(path.as_posix())
                     for name in {path.as_posix(), path.with_suffix("").as_posix(), file, path.stem}:
                         self._by_name.setdefault(name, []).append(path.as_posix())
+        self._paths = set(self.files)
+
+    def named(self, name: str) -> Sequence[str]:
+        """All pictures that `name` may mean, relative to the folder; of an exact path only that."""
+        return [name] if name in self._paths else self._by_name.get(name, [])
 
     def find(self, name: str) -> str | None:
         """Path of the one picture called `name`, relative to the folder; None where there is none or more than one."""
-        found = self._by_name.get(name, [])
+        found = self.named(name)
         return found[0] if len(found) == 1 else None
+
+    def twins(self, file: str) -> Sequence[str]:
+        """The pictures whose path without suffix is that of `file`: they would share one file of labels."""
+        key = Path(file).with_suffix("").as_posix()
+        return [one for one in self._by_name.get(key, []) if Path(one).with_suffix("").as_posix() == key]

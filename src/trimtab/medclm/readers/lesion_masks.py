@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
-from trimtab.medclm.pixels import PictureError, read_mask
+from trimtab.medclm.pixels import PictureError, picture_header, picture_size, read_mask
 from trimtab.medclm.readers.files import PictureIndex, require_folder
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_size
 from trimtab.medclm.records import ImageRecord, Rejected
@@ -49,11 +50,16 @@ class MaskReader(ReaderOptions):
         if not index.files:
             raise FileNotFoundError(f"{images} holds no pictures")
         for file in index.files:
-            image = RawImage(Path(file).with_suffix("").as_posix(), file, annotations.name, file)
-            size = checked_size(image, images)
-            if isinstance(size, Rejected):
-                yield size
+            if len(index.twins(file)) > 1:
+                reason = "two images share one name without suffix, and so their masks"
+                yield Rejected(file=annotations.name, row=file, reason=reason, value=", ".join(index.twins(file)))
                 continue
+            image = RawImage(Path(file).with_suffix("").as_posix(), file, annotations.name, file)
+            frame = checked_size(replace(image, declared=self._mask_size(classes, file, images)), images, self)
+            if isinstance(frame, Rejected):
+                yield frame
+                continue
+            size = (frame.width, frame.height)
             boxes: list[RawBox] = []
             broken = 0
             for label, folder in classes.items():
@@ -68,7 +74,16 @@ class MaskReader(ReaderOptions):
                     file=annotations.name, row=file, reason=reason, value=f"{broken} of {len(classes)} masks"
                 )
             else:
-                yield from assembled(image, boxes, images, self)
+                yield from assembled(image, boxes, images, self, frame=frame)
+
+    def _mask_size(self, classes: Mapping[str, Path], file: str, images: Path) -> tuple[int, int] | None:
+        """Size of a mask of a picture with an EXIF orientation: masks show which way up it was when they were drawn."""
+        try:
+            if picture_header(images / file)[1] == 1:
+                return None
+            return picture_size(next(iter(classes.values())) / Path(file).with_suffix(".png"))
+        except (FileNotFoundError, PictureError):
+            return None
 
     def _components(self, label: str, path: Path, size: tuple[int, int]) -> list[RawBox | Rejected]:
         from scipy import ndimage

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab.medclm.readers.files import PictureIndex, csv_rows, csv_table, number
+from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, csv_table, number
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 
@@ -38,18 +39,21 @@ class NihReader(ReaderOptions):
         if len(header) < 6:
             raise ValueError(f"{annotations}: file, class, x, y, width, height are needed; the header has {header}")
         boxes: dict[str, list[RawBox]] = {}
+        damaged: Counter[str] = Counter()
         for line in lines:
-            if isinstance(line, Rejected):
-                yield line
+            if isinstance(line, Damaged):
+                yield line.rejected
+                damaged.update({index.find(name) or name for name in line.fields})
                 continue
             row, fields = line
             x, y, w, h = (number(field) for field in fields[2:6])
             label = "Infiltration" if fields[1] == "Infiltrate" else fields[1]
-            boxes.setdefault(fields[0], []).append(RawBox(row.removeprefix("line "), label, (x, y, x + w, y + h), row))
-        boxed = set(boxes)
-        for name in list(boxes):
-            found = boxes.pop(name)
-            image = _image(name, index, annotations.name, found[0].row)
+            box = RawBox(row.removeprefix("line "), label, (x, y, x + w, y + h), row)
+            boxes.setdefault(index.find(fields[0]) or fields[0], []).append(box)
+        boxed = set(boxes) | set(damaged)
+        for file in list(boxes):
+            found = boxes.pop(file)
+            image = _image(file, annotations.name, found[0].row, broken=damaged[file])
             yield from assembled(image, found, images, self)
         if self.entries is not None:
             yield from self._negatives(self.entries, boxed, index, annotations.stem, images)
@@ -58,19 +62,19 @@ class NihReader(ReaderOptions):
         self, entries: Path, boxed: set[str], index: PictureIndex, source: str, images: Path
     ) -> Iterator[ImageRecord | Rejected]:
         for line in csv_rows(entries, ("Image Index", "Finding Labels")):
-            if isinstance(line, Rejected):
-                yield line
+            if isinstance(line, Damaged):
+                yield line.rejected
                 continue
             row, fields = line
-            name = fields["Image Index"]
+            name = index.find(fields["Image Index"]) or fields["Image Index"]
             if fields["Finding Labels"] != "No Finding":
                 continue  # findings nobody drew: neither lesions nor negatives, as the class says
             if name in boxed:
                 value = f"{name} has boxes in the list"
                 yield Rejected(file=entries.name, row=row, reason="image is called normal but has boxes", value=value)
             else:
-                yield from assembled(_image(name, index, entries.name, row, source), [], images, self)
+                yield from assembled(_image(name, entries.name, row, source), [], images, self)
 
 
-def _image(name: str, index: PictureIndex, file: str, row: str, source: str = "") -> RawImage:
-    return RawImage(Path(name).stem, index.find(name) or name, file, row, base=(SIDE, SIDE), source=source)
+def _image(file: str, table: str, row: str, source: str = "", broken: int = 0) -> RawImage:
+    return RawImage(Path(file).stem, file, table, row, base=(SIDE, SIDE), source=source, broken=broken)

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from trimtab.medclm.pixels import PictureError, picture_size
+from trimtab.medclm.pixels import PictureError, picture_header
+from trimtab.medclm.readers.files import PictureIndex
 from trimtab.medclm.records import Box, ImageRecord, Lesion, Rejected, SplitName, inside
 
 SPLIT_NAMES: Mapping[str, SplitName] = {
@@ -45,6 +46,9 @@ class ReaderOptions(BaseModel):
         anatomy: classes that are organs, not lesions: left out here, for an organ source to read.
         patients: image file name (or its stem) -> patient.
         patient_pattern: regular expression whose first group, searched in the file name, is the patient: r"^(\d+)_".
+        orientation: which way up the boxes of a picture with an EXIF orientation were drawn: "stored" pixels, or "upright" as
+            viewers turn them; "size" (ours) goes by the size that the source states, and rejects an image with boxes where
+            that leaves it open (a square, a half turn, no size stated). The picture is delivered the way that was meant.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +60,7 @@ class ReaderOptions(BaseModel):
     anatomy: tuple[str, ...] = ()
     patients: Mapping[str, str] = {}
     patient_pattern: str = ""
+    orientation: Literal["size", "stored", "upright"] = "size"
 
     @field_validator("patient_pattern")
     @classmethod
@@ -93,6 +98,7 @@ class RawImage:
         declared: (width, height) the source claims; checked against the file.
         base: (width, height) the boxes are measured in; without it the size of the image.
         broken: boxes of this image that were rejected before they got here.
+        doubt: why the boxes may be incomplete although none was rejected; without boxes the image is rejected with it.
         source: name of the data set where the options give none; without it the name of the annotation file.
     """
 
@@ -106,6 +112,15 @@ class RawImage:
     split: str = ""
     broken: int = 0
     source: str = ""
+    doubt: str = ""
+
+
+class Frame(NamedTuple):
+    """The size of an image as its boxes see it, and whether that is its EXIF orientation applied."""
+
+    width: int
+    height: int
+    upright: bool = False
 
 
 Problem = tuple[str, str]
@@ -138,48 +153,46 @@ def checked_box(
 
 
 def assembled(
-    image: RawImage, boxes: Sequence[RawBox], images: Path, options: ReaderOptions, tolerance: float = 1.0
+    image: RawImage,
+    boxes: Sequence[RawBox],
+    images: Path,
+    options: ReaderOptions,
+    tolerance: float = 1.0,
+    frame: Frame | None = None,
 ) -> Iterator[ImageRecord | Rejected]:
     """The record of one image after all checks, preceded by its rejected boxes.
 
     An image that loses all its boxes is rejected too: it is not a negative. One that loses some has the flag
-    "incomplete_image" on the others, since counts and comparisons on it would be wrong.
+    "incomplete_image" on the others, since counts and comparisons on it would be wrong. `frame` is what `checked_size` gave,
+    where it was asked before.
     """
-    size = checked_size(image, images)
-    if isinstance(size, Rejected):
-        yield size
+    found = frame or checked_size(image, images, options, bool(boxes))
+    if isinstance(found, Rejected):
+        yield found
         yield from (_rejected(image, box, "its image was rejected", image.file) for box in boxes)
         return
-    width, height = image.base or size
+    width, height = image.base or (found.width, found.height)
     kept: list[tuple[RawBox, Box, bool]] = []
     seen: set[tuple[str, tuple[float, ...]]] = set()
-    keys: set[str] = set()
     broken = image.broken
     for box in boxes:
         if box.label in options.anatomy:
             continue
         checked = checked_box(box.corners, width, height, options.clip, tolerance)
-        if isinstance(checked[0], Box):
-            if box.key in keys:
-                checked = ("annotation id occurs twice", box.key)
-            elif (box.label, box.corners) in seen:
-                checked = ("same box and class as an earlier row of this image", f"{box.label} {box.corners}")
-                broken -= 1  # nothing is missing from the image
+        if isinstance(checked[0], Box) and (box.label, box.corners) in seen:
+            checked = ("same box and class as an earlier row of this image", f"{box.label} {box.corners}")
+            broken -= 1  # nothing is missing from the image
         if isinstance(checked[0], str):
             broken += 1
             yield _rejected(image, box, checked[0], str(checked[1]))
             continue
-        keys.add(box.key)
         seen.add((box.label, box.corners))
         kept.append((box, checked[0], bool(checked[1])))
-    if broken and not kept:
-        yield Rejected(
-            file=image.annotations,
-            row=image.row,
-            reason="no usable box is left, so the image is no negative",
-            value=image.file,
-        )
+    if (broken or image.doubt) and not kept:
+        reason = "no usable box is left, so the image is no negative" if broken else image.doubt
+        yield Rejected(file=image.annotations, row=image.row, reason=reason, value=image.file)
         return
+    incomplete = bool(broken or image.doubt)
     lesions = tuple(
         Lesion.of_checked(  # all values are checked above; validation again would cost more than the reading
             lesion_id=f"{image.image_id}/{raw.key}",
@@ -189,8 +202,8 @@ def assembled(
             host=None,
             area_fraction=None,
             source_row=f"{image.annotations}:{raw.row}",
-            flags=tuple(sorted({*raw.flags, *([CLIPPED] if cut else []), *([INCOMPLETE] if broken else [])}))
-            if raw.flags or cut or broken
+            flags=tuple(sorted({*raw.flags, *([CLIPPED] if cut else []), *([INCOMPLETE] if incomplete else [])}))
+            if raw.flags or cut or incomplete
             else (),
         )
         for raw, box, cut in kept
@@ -198,8 +211,9 @@ def assembled(
     yield ImageRecord(
         image_id=image.image_id,
         file=inside(image.file),
-        width=size[0],
-        height=size[1],
+        width=found.width,
+        height=found.height,
+        upright=found.upright,
         patient=options.patient_of(image.file, image.patient or image.image_id),
         modality=options.modality,
         split=SPLIT_NAMES.get(image.split.lower(), "train"),
@@ -224,26 +238,56 @@ def _folder_stays_inside(parent: Path, folder: Path) -> bool:
     return parent.resolve().is_relative_to(folder.resolve())
 
 
-def checked_size(image: RawImage, images: Path) -> tuple[int, int] | Rejected:
-    """(width, height) of the image's file, or why it cannot be used."""
+def checked_size(image: RawImage, images: Path, options: ReaderOptions, boxed: bool = True) -> Frame | Rejected:
+    """The size of the image's file as its boxes see it, or why it cannot be used; `boxed` if there are any boxes."""
 
     def reject(reason: str, value: str) -> Rejected:
         return Rejected(file=image.annotations, row=image.row, reason=reason, value=value)
 
     try:
         path = images / inside(image.file)
-        size = picture_size(path)
+        size, orientation = picture_header(path)
     except FileNotFoundError:
-        return reject("image is missing", str(images / image.file))
+        return reject("image is missing", f"{images / image.file}{_where_else(image.file, images)}")
     except PictureError as error:
         return reject("image is unreadable", str(error))
     except ValueError as error:
-        return reject("file name leaves the image folder", str(error))
+        return reject("file name leaves the image folder", f"{error}{_where_else(image.file, images)}")
     if not _stays_inside(path, images):
         return reject("file name leaves the image folder", f"{image.file!r} is a link to {path.resolve()}")
-    if image.declared is not None and image.declared != size:
-        stated = "{} x {}".format(*image.declared)
-        return reject("image has another size than stated", f"{image.file}: stated {stated}, is {size[0]} x {size[1]}")
     if image.split and image.split.lower() not in SPLIT_NAMES:
         return reject("split has an unknown name", f"{image.split!r}; allowed: {', '.join(SPLIT_NAMES)}")
-    return size
+    turned = size[::-1] if orientation >= 5 else size
+    if image.declared is not None and image.declared not in (size, turned):
+        stated = "{} x {}".format(*image.declared)
+        return reject("image has another size than stated", f"{image.file}: stated {stated}, is {size[0]} x {size[1]}")
+    if orientation == 1:
+        return Frame(*size)
+    if options.orientation != "size":
+        upright = options.orientation == "upright"
+    elif image.declared is not None and size != turned:
+        upright = image.declared == turned
+    elif boxed:
+        value = f"{image.file}: EXIF orientation {orientation}; say orientation=stored or orientation=upright"
+        return reject("EXIF orientation leaves open which way up the boxes were drawn", value)
+    else:
+        upright = True
+    frame = Frame(*(turned if upright else size), upright)
+    if image.declared not in (None, (frame.width, frame.height)):
+        value = f"{image.file}: stated {image.declared}, is {frame.width} x {frame.height} {options.orientation}"
+        return reject("image has another size than stated", value)
+    return frame
+
+
+def _where_else(file: str, images: Path) -> str:
+    """Where pictures of this name do lie, for the report."""
+    others = _index(images).named(PurePosixPath(file.replace("\\", "/")).name) if images.is_dir() else []
+    if not others:
+        return ""
+    found = f"; pictures of that name: {', '.join(others[:3])}"
+    return f"{found}; images must be the folder that file names are relative to" if len(others) == 1 else found
+
+
+@lru_cache(maxsize=1)
+def _index(images: Path) -> PictureIndex:
+    return PictureIndex(images)

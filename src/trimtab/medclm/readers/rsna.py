@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab.medclm.readers.files import PictureIndex, csv_rows, number
+from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, number
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 
@@ -35,21 +36,26 @@ class RsnaReader(ReaderOptions):
         index = PictureIndex(images)
         normal: dict[str, str] = {}
         for line in csv_rows(self.classes, ("patientId", "class")) if self.classes else ():
-            if isinstance(line, Rejected):
-                yield line
+            if isinstance(line, Damaged):
+                yield line.rejected
             else:
                 normal[line[1]["patientId"]] = line[1]["class"]
         rows: dict[str, list[tuple[str, str, RawBox]]] = {}
+        ids: dict[str, str] = {}
+        damaged: Counter[str] = Counter()
         for line in csv_rows(annotations, ("patientId", "x", "y", "width", "height", "Target")):
-            if isinstance(line, Rejected):
-                yield line
+            if isinstance(line, Damaged):
+                yield line.rejected
+                damaged.update({index.find(name) or name for name in line.fields})
                 continue
             row, fields = line
             x, y, w, h = (number(fields[key]) for key in ("x", "y", "width", "height"))
             box = RawBox(row.removeprefix("line "), self.label, (x, y, x + w, y + h), row)
-            rows.setdefault(fields["patientId"], []).append((row, fields["Target"], box))
-        for name in list(rows):
-            found = rows.pop(name)
+            file = index.find(fields["patientId"]) or fields["patientId"]
+            ids.setdefault(file, fields["patientId"])
+            rows.setdefault(file, []).append((row, fields["Target"], box))
+        for file in list(rows):
+            found, name = rows.pop(file), ids.pop(file)
             targets = {target for _, target, _ in found}
             if targets not in ({"0"}, {"1"}):
                 value = f"{name}: {sorted(targets)}"
@@ -66,5 +72,5 @@ class RsnaReader(ReaderOptions):
                     value=value,
                 )
                 continue
-            image = RawImage(name, index.find(name) or name, annotations.name, found[0][0])
+            image = RawImage(name, file, annotations.name, found[0][0], broken=damaged[file])
             yield from assembled(image, [box for _, _, box in found] if targets == {"1"} else [], images, self)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 from pydantic import Field
 
-from trimtab.medclm.readers.files import PictureIndex, csv_rows, number
+from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, number
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_box, checked_size
 from trimtab.medclm.records import Box, ImageRecord, Rejected
 
@@ -19,18 +21,18 @@ NO_FINDING = "No finding"
 class _Marked:
     row: str
     label: str
-    radiologist: str
+    radiologist: str | None
     corners: tuple[float, float, float, float]
     box: Box | None = None
 
 
 class VindrReader(ReaderOptions):
-    """VinDr-CXR csv: image_id, class_name, rad_id, x_min, y_min, x_max, y_max; columns width and height if present.
+    """VinDr-CXR csv: image_id, class_name, x_min, y_min, x_max, y_max; rad_id (PhysioNet: rad_ID), width and height if present.
 
     Boxes of one class by several radiologists are merged by weighted boxes fusion (arXiv 1910.13302) with equal weights;
     the flag "readers_2_of_3" tells how many of those who read the image drew it. An image all of whose rows say "No finding"
-    is a negative. Coordinates count pixels of the original picture: width and height give its size where the
-    pictures at hand are scaled.
+    is a negative. Without rad_id, as in PhysioNet's test set, rows are a consensus and stay as they are.
+    Coordinates count pixels of the original picture: width and height give its size where the pictures at hand are scaled.
 
     Attributes:
         fusion_iou: boxes whose intersection over union is above this are one; 0.5 (ours).
@@ -51,44 +53,44 @@ class VindrReader(ReaderOptions):
         index = PictureIndex(images)
         rows: dict[str, list[_Marked]] = {}
         bases: dict[str, set[tuple[float, float]]] = {}
-        for line in csv_rows(annotations, ("image_id", "class_name", "rad_id", "x_min", "y_min", "x_max", "y_max")):
-            if isinstance(line, Rejected):
-                yield line
+        ids: dict[str, str] = {}
+        damaged: Counter[str] = Counter()
+        columns = ("image_id", "class_name", "x_min", "y_min", "x_max", "y_max")
+        for line in csv_rows(annotations, columns, optional=("rad_id", "width", "height")):
+            if isinstance(line, Damaged):
+                yield line.rejected
+                damaged.update({index.find(name) or name for name in line.fields})
                 continue
             row, fields = line
+            file = index.find(fields["image_id"]) or fields["image_id"]
+            ids.setdefault(file, fields["image_id"])
             corners = tuple(number(fields[key]) for key in ("x_min", "y_min", "x_max", "y_max"))
-            marked = _Marked(row, fields["class_name"], fields["rad_id"], corners)  # type: ignore[arg-type]
-            rows.setdefault(fields["image_id"], []).append(marked)
+            marked = _Marked(row, fields["class_name"], fields.get("rad_id"), corners)  # type: ignore[arg-type]
+            rows.setdefault(file, []).append(marked)
             if "width" in fields and "height" in fields:
                 base = (number(fields["width"]), number(fields["height"]))
-                bases.setdefault(fields["image_id"], set()).add(base)
-        for image_id in list(rows):
-            yield from self._image(
-                image_id, rows.pop(image_id), bases.pop(image_id, set()), index, annotations.name, images
-            )
+                bases.setdefault(file, set()).add(base)
+        for file in list(rows):
+            image = RawImage(ids[file], file, annotations.name, rows[file][0].row, broken=damaged[file])
+            yield from self._image(image, rows.pop(file), bases.pop(file, set()), images)
 
     def _image(
-        self,
-        image_id: str,
-        marked: Sequence[_Marked],
-        bases: set[tuple[float, float]],
-        index: PictureIndex,
-        file: str,
-        images: Path,
+        self, image: RawImage, marked: Sequence[_Marked], bases: set[tuple[float, float]], images: Path
     ) -> Iterator[ImageRecord | Rejected]:
+        file = image.annotations
         base = next(iter(bases)) if len(bases) == 1 else None
-        if len(bases) > 1 or (base is not None and not (base[0] > 0 and base[1] > 0)):
-            yield Rejected(
-                file=file, row=marked[0].row, reason="rows of an image disagree on its size", value=str(bases)
-            )
+        if len(bases) > 1 or (base is not None and not all(isfinite(side) and side > 0 for side in base)):
+            agree = len(bases) == 1
+            reason = "width and height are no numbers above 0" if agree else "rows of an image disagree on its size"
+            yield Rejected(file=file, row=image.row, reason=reason, value=str(bases)[:200])
             return
-        image = RawImage(image_id, index.find(image_id) or image_id, file, marked[0].row, base=base)
-        size = checked_size(image, images)
-        if isinstance(size, Rejected):
-            yield size
+        image = replace(image, base=base)
+        frame = checked_size(image, images, self, any(mark.label != NO_FINDING for mark in marked))
+        if isinstance(frame, Rejected):
+            yield frame
             return
-        width, height = base or size
-        broken = 0
+        width, height = base or (frame.width, frame.height)
+        broken = image.broken
         usable = []
         for mark in marked:
             if mark.label == NO_FINDING:
@@ -104,17 +106,18 @@ class VindrReader(ReaderOptions):
             else:
                 broken += 1
                 yield Rejected(file=file, row=mark.row, reason=checked[0], value=str(checked[1]))
-        readers = sorted({mark.radiologist for mark in marked})
         boxes: list[RawBox] = []
-        for raw, agreeing in self._merged(usable, readers, width, height):
+        readers = sorted({mark.radiologist for mark in marked if mark.radiologist is not None})
+        if not readers:
+            boxes = [RawBox(mark.row.removeprefix("line "), mark.label, mark.corners, mark.row) for mark in usable]
+        for raw, agreeing in self._merged(usable, readers, width, height) if readers else ():
             if agreeing < self.least_readers:
                 broken += 1
                 value = f"{raw.label}: {agreeing} of {len(readers)}"
                 yield Rejected(file=file, row=raw.row, reason="box drawn by too few readers", value=value)
             else:
                 boxes.append(raw)
-        image = RawImage(image_id, image.file, file, image.row, base=base, broken=broken)
-        yield from assembled(image, boxes, images, self)
+        yield from assembled(replace(image, broken=broken), boxes, images, self, frame=frame)
 
     def _merged(
         self, marked: Sequence[_Marked], readers: Sequence[str], width: float, height: float

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trimtab.medclm.readers.files import number, require_folder
+from trimtab.medclm.readers.files import PictureIndex, number, require_folder, whole
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
-from trimtab.medclm.records import ImageRecord, Rejected
+from trimtab.medclm.records import ImageRecord, Rejected, inside
 
 
 class VocReader(ReaderOptions):
     """A folder of Pascal VOC xml files. Files without `object` are negatives; entities and DTDs are refused.
+
+    The image is `filename`, also without its suffix or below the image folder's own name; where there is no such picture, the
+    one called as the xml file, as VOC's own tools have it. A size of 0 or none counts as not stated. An `object` or `bndbox`
+    elsewhere than VOC puts it makes its image incomplete. Two xml files for one image are both rejected.
 
     Attributes:
         first_pixel: number of the first pixel. 1 is VOC's own rule: xmin 1 is the left-most pixel, xmax the last one inside,
@@ -34,32 +39,29 @@ class VocReader(ReaderOptions):
         files = sorted(require_folder(annotations, "a folder of Pascal VOC xml files").glob("*.xml"))
         if not files:
             raise FileNotFoundError(f"{annotations} holds no .xml files")
-        seen: dict[str, str] = {}
-        for file in files:
-            root = _parsed(file)
+        index = PictureIndex(images)
+        pictures = {file: _picture(file, index, images) for file in files}
+        times = Counter(found for found in pictures.values() if isinstance(found, str))
+        for file, found in pictures.items():
+            root = _parsed(file) if isinstance(found, str) else found
             if isinstance(root, Rejected):
                 yield root
-                continue
-            name = (root.findtext("filename") or "").strip()
-            if not name:
-                yield Rejected(file=file.name, row="filename", reason="xml without filename")
-            elif name in seen:
-                yield Rejected(
-                    file=file.name, row="filename", reason="image occurs twice", value=f"{name}: also {seen[name]}"
-                )
+            elif times[str(found)] > 1:
+                also = [other.name for other, one in pictures.items() if one == found and other != file]
+                value = f"{found}: also {', '.join(also[:3])}"
+                yield Rejected(file=file.name, row="filename", reason="image occurs twice", value=value)
             else:
-                seen[name] = file.name
-                yield from self._image(root, name, file, annotations.name, images)
+                yield from self._image(root, str(found), file, annotations.name, images)
 
     def _image(self, root: Any, name: str, file: Path, source: str, images: Path) -> Iterator[ImageRecord | Rejected]:
-        declared = tuple(number(root.findtext(f"size/{key}")) for key in ("width", "height"))
-        sized = all(value > 0 and value == int(value) for value in declared if value == value)
-        if any(value != value for value in declared) or not sized:
-            yield Rejected(
-                file=file.name, row="size", reason="xml without a width and height above 0", value=str(declared)
-            )
+        stated = [_text(root.find(f"size/{key}")) for key in ("width", "height")]
+        sides = [whole(text) for text in stated if text and number(text) != 0]
+        if any(side is None or side < 1 for side in sides):
+            reason = "xml whose width and height are no whole numbers above 0"
+            yield Rejected(file=file.name, row="size", reason=reason, value=" x ".join(stated)[:80])
             return
-        boxes, broken = [], 0
+        boxes: list[RawBox] = []
+        broken = 0
         for index, found in enumerate(root.iterfind("object")):
             row = f"object {index + 1}"
             fields = {child.tag: child for child in reversed(found)}  # of a tag that occurs twice the first
@@ -73,16 +75,49 @@ class VocReader(ReaderOptions):
             flags = tuple(key for key in ("difficult", "truncated") if _text(fields.get(key)) == "1")
             shift = float(self.first_pixel)
             boxes.append(RawBox(str(index + 1), label, (x0 - shift, y0 - shift, x1, y1), row, flags))
+        strays = _strays(root)
+        if strays:
+            broken += strays
+            reason = "objects elsewhere than Pascal VOC puts them: annotation/object/bndbox"
+            yield Rejected(file=file.name, row="annotation", reason=reason, value=str(strays))
         image = RawImage(
-            image_id=Path(name).stem,
+            image_id=PurePosixPath(name).stem if "/" not in name else PurePosixPath(name).with_suffix("").as_posix(),
             file=name,
             annotations=file.name,
             row="image",
-            declared=(int(declared[0]), int(declared[1])),
+            declared=(sides[0], sides[1]) if len(sides) == 2 and sides[0] and sides[1] else None,
             broken=broken,
             source=source,
         )
         yield from assembled(image, boxes, images, self)
+
+
+def _picture(file: Path, index: PictureIndex, images: Path) -> str | Rejected:
+    """The picture an xml file speaks of, or why that cannot be told."""
+    root = _parsed(file)
+    if isinstance(root, Rejected):
+        return root
+    name = _text(root.find("filename"))
+    if not name:
+        return Rejected(file=file.name, row="filename", reason="xml without filename")
+    try:
+        path = inside(name)
+    except ValueError as error:
+        return Rejected(file=file.name, row="filename", reason="file name leaves the image folder", value=str(error))
+    if (images / path).is_file() or len(index.named(path)) > 1:
+        return path
+    found = index.find(path) or index.find(path.removeprefix(f"{images.name}/")) or index.find(file.stem)
+    return found or path
+
+
+def _strays(root: Any) -> int:
+    """Objects and boxes that stand elsewhere than VOC puts them (parts of an object have boxes of their own)."""
+    proper = {id(found) for found in root.iterfind("object")}
+    known = {id(box) for found in root.iterfind("object") for box in found.iter("bndbox")}
+    return sum(
+        str(element.tag).lower() in ("object", "bndbox") and id(element) not in proper and id(element) not in known
+        for element in root.iter()
+    )
 
 
 def _text(element: Any) -> str:
@@ -101,5 +136,5 @@ def _parsed(file: Path) -> Any:
         return Rejected(
             file=file.name, row="", reason="xml with a DTD or entities is refused", value=type(error).__name__
         )
-    except (ParseError, ValueError, LookupError) as error:
+    except (ParseError, ValueError, LookupError, OSError, RecursionError) as error:
         return Rejected(file=file.name, row="", reason="xml is unreadable", value=str(error))
