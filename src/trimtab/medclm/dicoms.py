@@ -162,13 +162,21 @@ def _name_transfer_syntax(data: Any) -> None:
 def _without_decoder(data: Any) -> str:
     """What to install where no decoder for the file's transfer syntax is there; else an empty text."""
     from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
 
     syntax = getattr(getattr(data, "file_meta", None), "TransferSyntaxUID", None)
+    if syntax is None:
+        return ""
     try:
-        if syntax is None or not syntax.is_compressed or get_decoder(syntax).is_available:
-            return ""
-    except NotImplementedError:
+        plugins = get_decoder(syntax).available_plugins if syntax.is_compressed else ("none is needed",)
+    except (NotImplementedError, ValueError):
         return f"pydicom has no decoder for {syntax.name}"
+    if syntax == JPEGExtended12Bit and "pylibjpeg" not in plugins and text_of(data, "BitsStored") != "8":
+        return (
+            f"{syntax.name} of 12 bits needs pip install pylibjpeg pylibjpeg-libjpeg (GPL, so not in trimtab[medclm])"
+        )
+    if plugins:
+        return ""
     return f"no decoder for {syntax.name} is installed: pip install 'trimtab[medclm]' (python-gdcm has one)"
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.medclm.readers.files import csv_rows
-from trimtab.medclm.records import Rejected
+from trimtab.medclm.readers.files import Damaged, csv_rows
 
 
 def _read(tmp_path, content):
@@ -22,12 +21,13 @@ def test_lines_of_each_system(tmp_path, end):
 
 def test_a_bad_line_is_rejected_and_the_next_is_read(tmp_path):
     found = _read(tmp_path, b"a,b\n1\r5,2\n" + b"x" * 140_000 + b",2\n\xff,2\n1,2,3\n3,4\n")
-    assert [type(item) for item in found] == [Rejected] * 4 + [tuple]
-    assert [item.row for item in found[:4]] == ["line 2", "line 3", "line 4", "line 5"]
-    reasons = [item.reason for item in found[:4]]
+    assert [type(item) for item in found] == [Damaged] * 4 + [tuple]
+    assert [item.rejected.row for item in found[:4]] == ["line 2", "line 3", "line 4", "line 5"]
+    assert [item.fields for item in found[:4]] == [("1", "5", "2"), ("2",), ("\ufffd", "2"), ("1", "2", "3")]
+    reasons = [item.rejected.reason for item in found[:4]]
     assert reasons[0] == "line is not comma-separated values: it holds a carriage return"
     assert "131072" in reasons[1]
-    assert all(len(item.value) < 300 for item in found[:4])
+    assert all(len(item.rejected.value) < 300 for item in found[:4])
     assert found[4] == ("line 6", {"a": "3", "b": "4"})
 
 

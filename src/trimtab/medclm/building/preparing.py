@@ -140,7 +140,7 @@ def _is_plain(path: Path) -> bool:
             if not any(sign in raw for sign in (b"eXIf", b"Raw profile type", b"Orientation")):
                 return True
         try:
-            return picture.getexif().get(ORIENTATION, 1) == 1
+            return bool(picture.getexif().get(ORIENTATION, 1) == 1)
         except Exception:  # damaged EXIF: written anew without it
             return False
 

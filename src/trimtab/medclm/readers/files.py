@@ -134,7 +134,7 @@ def _lines(path: Path, fields_wanted: int) -> Iterator[Line | Damaged]:
             reason, value = "line has another number of fields", f"{len(fields)} fields, {fields_wanted} in the header"
         if reason:
             parts = re.split(r"[,\r\n]", raw.decode("utf-8", errors="replace"))
-            names = tuple(part.strip(' \t"') for part in parts if len(part) <= 1000)
+            names = tuple(name for part in parts if len(part) <= 1000 and (name := part.strip(' \t"')))
             yield Damaged(Rejected(file=path.name, row=row, reason=reason, value=value), names)
         else:
             yield row, fields
