@@ -7,19 +7,20 @@ and left out with a reason that can be printed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.kinds import PACKED, check_has_shape, packed_weights, reason_against_dtype
 from trimtab.wrappers import own_modules, without_marks
 from trimtab.wrappers import unwrapped as unwrapped
 
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Entry:
     """One parameter as the levers see it.
 
@@ -39,7 +40,16 @@ class Entry:
     output_axis: int | None = None
     named: bool = True
     aliases: tuple[str, ...] = ()
-    owner: nn.Module | None = field(default=None, repr=False)
+    owner: nn.Module | None = None
+
+    def __repr__(self) -> str:
+        """Name, dtype and shape; never the numbers."""
+        dtype = str(self.parameter.dtype).removeprefix("torch.")
+        try:
+            shape = str(tuple(self.parameter.shape))
+        except RuntimeError:  # a lazy parameter
+            shape = "no shape yet"
+        return f"Entry({self.name!r}, {dtype} {shape})"
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,9 @@ class Rule:
                 f"parameter {entry.name} has no name, so include={self.include} and exclude={self.exclude} cannot be "
                 "applied; pass model=... or build the optimizer from model.named_parameters()"
             )
-        if not entry.parameter.is_floating_point():
-            return f"dtype {entry.parameter.dtype} is not a real floating-point type"
+        check_has_shape(entry.name, entry.parameter)
+        if (reason := reason_against_dtype(entry.parameter)) is not None:
+            return reason
         if entry.parameter.ndim < self.min_ndim:
             return f"{entry.parameter.ndim} dimension(s), fewer than {self.min_ndim}"
         if not self.frozen and not entry.parameter.requires_grad:
@@ -216,6 +227,9 @@ def select(source: Source, rule: Rule | None = None) -> Selection:
             chosen.append(entry)
         else:
             left_out.append((entry, reason))
+    if isinstance(source, nn.Module):
+        for name, weight, owner in packed_weights(source):
+            left_out.append((Entry(name, weight, owner=owner), PACKED))
     return Selection(chosen, left_out)
 
 

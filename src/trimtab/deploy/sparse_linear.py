@@ -15,6 +15,7 @@ from trimtab.arguments import arguments
 from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
 from trimtab.deploy.timing import Comparison, compare_twice
+from trimtab.kinds import PACKED, check_ready, packed_weights
 from trimtab.observe.untouched import uncompiled, untouched
 from trimtab.wrappers import is_wrapper, own_modules, unwrapped
 
@@ -150,7 +151,13 @@ def _judge(
     """A row for each layer, and the sparse layers that pay, by the identity of the dense one."""
     holders = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     shared = {key for key, modules in holders.items() if modules > 1}
-    rows: list[LinearRow] = []
+    rows = [
+        LinearRow(
+            name.removesuffix(".weight"), type(module).__name__, tuple(weight.shape), _sparsity(weight.dequantize()),
+            None, None, False, f"left: {PACKED}",
+        )
+        for name, weight, module in packed_weights(model)
+    ]  # fmt: skip
     sparse: dict[int, CsrLinear] = {}
     for name, module in own_modules(model):
         if isinstance(module, CONVOLUTIONS):
@@ -242,7 +249,7 @@ def to_sparse_linear(
         The model in evaluation mode, and a report with a row for each layer.
 
     Raises:
-        ValueError: `min_gain` is not positive.
+        ValueError: `min_gain` is not positive, or a parameter is lazy or on the meta device.
         RuntimeError: the model with sparse layers does not agree with the dense one; `model` is then unchanged.
 
     Example:
@@ -258,6 +265,7 @@ def to_sparse_linear(
     if not min_gain > 0:
         raise ValueError(f"min_gain must be positive, got {min_gain}")
     model = unwrapped(model)
+    check_ready(model)
     positional, keywords = arguments(example_input)
     with untouched(model), torch.no_grad():
         expected, uses = _uses(model, positional, keywords)

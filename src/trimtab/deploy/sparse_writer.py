@@ -30,6 +30,7 @@ from trimtab.deploy.store_format import (
 )
 from trimtab.deploy.store_report import Form, StoreReport, TensorRow, dense_file_bytes, mask_entropy_bits
 from trimtab.files import replace_atomically
+from trimtab.kinds import check_has_shape, packed_weights
 from trimtab.wrappers import own_state
 
 Source = nn.Module | Mapping[str, Tensor]
@@ -37,10 +38,13 @@ Source = nn.Module | Mapping[str, Tensor]
 
 def _tensors(source: Source) -> dict[str, Tensor]:
     """The state dict of `source`, checked; a model's by the network's own names, without wrappers."""
+    if isinstance(source, nn.Module) and (packed := [name for name, _, _ in packed_weights(source)]):
+        raise TypeError(f"{packed[0]} is of a quantised layer, which packs it; save the model before it is quantised")
     state = own_state(source) if isinstance(source, nn.Module) else source
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(f"{name!r} is {type(tensor).__name__}; a sparse file holds named tensors only")
+        check_has_shape(name, tensor)
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise ValueError(f"{name} is a {tensor.layout} tensor on {tensor.device}; dense data are needed")
         if hasattr(tensor, "full_tensor"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from trimtab.arguments import arguments
+from trimtab.kinds import check_ready, packed_weights
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
 from trimtab.observe.untouched import uncompiled, untouched
 from trimtab.parameters import PRUNABLE, Rule, entries, select
@@ -239,8 +240,7 @@ def summary(
     if example_input is not None and input_shape is not None:
         raise ValueError("give example_input or input_shape, not both")
     model = unwrapped(model)  # its own names, as `entries` gives them
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("the model has parameters on the meta device; its weights are needed to count zeros")
+    check_ready(model)
     ran = example_input is not None or input_shape is not None
     booked: dict[str, Count] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -248,6 +248,7 @@ def summary(
     if ran:
         counter, shapes = _run(model, *_arguments(model, example_input, input_shape))
         booked, uncounted = counter.booked, tuple(sorted(counter.uncounted))
+    uncounted += tuple(f"{name} (quantised, packed)" for name, _, _ in packed_weights(model))
 
     held: dict[str, list[int]] = {}
     for entry in entries(model):

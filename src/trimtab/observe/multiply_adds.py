@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trimtab.kinds import reason_against_dtype
 from trimtab.parameters import entries
 
 Owners = tuple[str, ...]
@@ -35,7 +36,9 @@ class Count:
 
 def nonzeros(tensor: Tensor) -> int:
     """Elements that differ from zero (-0.0 does not)."""
-    return int(torch.count_nonzero(tensor if tensor.layout == torch.strided else tensor.values()))
+    held = tensor if tensor.layout == torch.strided else tensor.values()
+    stored_only = held.is_floating_point() and reason_against_dtype(held) is not None
+    return int(torch.count_nonzero(held.float() if stored_only else held))
 
 
 def _product(left: Tensor, right: Tensor, left_is_weight: bool, right_is_weight: bool) -> Count:

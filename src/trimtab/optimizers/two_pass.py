@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import local_part, sum_over_shards
+from trimtab.kinds import reason_against_dtype
 from trimtab.optimizers.second_pass import RandomState, statistics_kept, weights_kept
 
 TINY = 1e-12  # added to gradient norms before dividing, as SAM's authors do
@@ -39,6 +40,17 @@ def global_norm(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> floa
             norms[position] = norm if len(kinds) == 1 else norm.to(tensors[0].device, torch.float64)
     rows = torch.stack(norms).to(torch.float64).square_().unsqueeze_(1)
     return math.sqrt(float(sum_over_shards(rows, parameters).sum()))
+
+
+def _check_dtypes(name: str, groups: list[dict[str, Any]]) -> None:
+    """TypeError for a trained parameter whose gradient has no real norm."""
+    for number, group in enumerate(groups):
+        for position, parameter in enumerate(group["params"]):
+            if parameter.requires_grad and (reason := reason_against_dtype(parameter)):
+                raise TypeError(
+                    f"{name} perturbs real floating-point weights; parameter {position} of group {number}, shape "
+                    f"{tuple(parameter.shape)}: {reason}. Train it with an optimizer of its own"
+                )
 
 
 class TwoPassOptimizer(torch.optim.Optimizer):
@@ -70,6 +82,7 @@ class TwoPassOptimizer(torch.optim.Optimizer):
                 f"the optimizer {type(base).__name__} holds none of the parameters of {type(model).__name__}; "
                 "build it from this model's parameters (after moving or copying the model)"
             )
+        _check_dtypes(name, base.param_groups)
         super().__init__(base.param_groups, base.defaults)
         self.base_optimizer = base
         self.model = model
@@ -101,6 +114,7 @@ class TwoPassOptimizer(torch.optim.Optimizer):
         """Add a group to the base optimizer."""
         if "base_optimizer" in self.__dict__:
             self.base_optimizer.add_param_group(param_group)
+            _check_dtypes(type(self).__name__, self.param_groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters."""

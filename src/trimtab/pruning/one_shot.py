@@ -83,7 +83,8 @@ def one_shot(
     `torch.compile` see an ordinary model. First and last layers are pruned by default, as in CrAM's protocol.
 
     Args:
-        model: weights of any float dtype, on any device.
+        model: weights of float64, float32, float16 or bfloat16, on any device. Others (float8, complex, quantised layers) are
+            left out, with the reason.
         sparsity: fraction of the prunable weights to remove, a number in [0, 1) (NumPy's scalars count as they are: float32
             0.9 is a little less than 0.9). None with an N:M pattern, which fixes it.
         score: "magnitude", "layer_magnitude", "random", or a callable (entry -> tensor of scores, 0 or more).
@@ -99,8 +100,8 @@ def one_shot(
         until `undo()`, and a byte per weight for the masks.
 
     Raises:
-        ValueError: sparsity out of range, NaN weights, nothing to prune, an unknown name, sharded weights. Nothing is
-            changed then.
+        ValueError: sparsity out of range, NaN weights, nothing to prune, an unknown name, sharded weights, lazy ones before
+            the first forward pass, or some on the meta device. Nothing is changed then.
 
     Example:
         >>> net = nn.Linear(4, 2)

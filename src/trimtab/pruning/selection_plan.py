@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import is_sharded
+from trimtab.kinds import check_has_values
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, select, total_elements
 from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
 from trimtab.pruning.scopes import IN_GROUPS, SCOPES, quotas
@@ -31,7 +32,7 @@ class SelectionPlan:
     """The chosen weights of a model with a rule for choosing among them; serves any number of sparsities.
 
     Raises:
-        ValueError: nothing to prune, NaN weights (named), sharded weights, an unknown score, scope or pattern.
+        ValueError: nothing to prune, NaN weights (named), sharded, lazy or meta weights, an unknown score, scope or pattern.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SelectionPlan:
             reasons = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:5])
             raise ValueError(f"{type(model).__name__} has nothing to prune ({reasons or 'no parameters'})")
         for entry in self.chosen:
+            check_has_values(entry.name, entry.parameter)
             if is_sharded(entry.parameter):
                 raise ValueError(f"{entry.name} is sharded (DTensor); gather the model into one process before pruning")
         self._refuse_nan()

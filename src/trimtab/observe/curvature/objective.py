@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from trimtab.arguments import arguments
 from trimtab.collectives import is_sharded, sum_over_ranks
+from trimtab.kinds import check_ready
 from trimtab.observe.curvature.data import Batch, Batches, Count, Loss, count_of, reduction_of
 from trimtab.observe.curvature.intact import RandomState, intact
 from trimtab.observe.curvature.results import Setting
@@ -75,6 +76,7 @@ class Objective:
         if batch_norm not in POLICIES:
             raise ValueError(f"batch_norm must be one of {POLICIES}, got {batch_norm!r}")
         self.model = unwrapped(model)
+        check_ready(self.model)
         self.entries = select(self.model, Rule(min_ndim=0) if rule is None else rule).chosen
         if not self.entries:
             raise ValueError("no parameter of the model was chosen by the rule: there is nothing to differentiate by")
