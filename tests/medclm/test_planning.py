@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.medclm.samples import LABELS, host, lesion, record, two_classes
 from trimtab.medclm.planning import Planner
@@ -55,6 +58,38 @@ def test_no_answer_exceeds_its_cap_when_balanced_and_does_when_not():
 
     assert max(shares(True).values()) < 0.63
     assert max(shares(False).values()) > 0.8
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(5, 60), st.sampled_from([0.6, 0.9]))
+def test_small_groups_and_whole_types_have_no_answer_above_four_in_five(seed, images, cap):
+    """In every split, however small: of five or more questions alike (or of one type), at most 80 % have one answer."""
+    chance = np.random.default_rng(seed)
+    planner = Planner(LABELS, cap=cap, seed=seed)
+    answers = {}
+    for number in range(images):
+        split = str(chance.choice(["train", "validation", "test"], p=[0.8, 0.1, 0.1]))
+        lesions = [
+            lesion(
+                n, str(chance.choice(LABELS, p=[0.8, 0.1, 0.1])), (0.1, 0.1 + 0.2 * n, 0.2 + 0.1 * n, 0.2 + 0.2 * n),
+                host(*[("right lung", "right"), ("left lung", "left")][int(chance.random() < 0.1)]), lesion_id=f"{number}/{n}",
+                image_id=str(number),
+            )
+            for n in range(int(chance.integers(1, 4)))
+        ]  # fmt: skip
+        for row in planner.rows(record(*lesions, image=str(number), split=split)):
+            for like in (row.ask.key, row.ask.kind):
+                answers.setdefault((split, row.stage, like), Counter())[row.ask.answer] += 1
+    for like, found in answers.items():
+        if found.total() >= 5:
+            assert max(found.values()) / found.total() <= max(cap, 0.8), like
+
+
+def test_a_cap_of_one_asks_all():
+    planner = Planner(("nodule",), stages=("medium",), cap=1.0)
+    rows = [row for image in _stream(30, share=1000) for row in planner.rows(image)]
+    assert len(rows) >= 30
+    assert not planner.left_out
 
 
 def test_every_negative_keeps_a_row_and_yes_is_asked_where_negatives_say_no():

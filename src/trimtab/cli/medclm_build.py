@@ -237,10 +237,18 @@ def _built(
     table = Table(
         title=f"{statistics['rows']:,} rows, {statistics['lesions']:,} lesions, {statistics['images']:,} images"
     )
-    for column in ("question type", "rows", "answers", "guess from the text, train", "unseen"):
+    for column in (
+        "question type",
+        "rows",
+        "answers",
+        "guess from the text, train",
+        "unseen",
+        "unseen, box numbers read",
+    ):
         table.add_column(column, justify="left" if column == "question type" else "right")
     for kind, prior in statistics["priors"].items():
-        shares = ("-" if prior[part] is None else f"{prior[part]:.1%}" for part in ("train", "unseen"))
+        parts = (prior[part] for part in ("train", "unseen", "unseen, box numbers read"))
+        shares = ("-" if part is None else f"{part:.1%}" for part in parts)
         table.add_row(kind, f"{prior['rows']:,}", f"{prior['answers']:,}", *shares)
     console.print(table)
     for name in ("rows by stage", "lesions by organ", "yes and no", "rejected by reason", "not asked"):

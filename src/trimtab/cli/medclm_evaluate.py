@@ -25,7 +25,7 @@ SetName = Literal["medclm", "vqa_rad", "slake", "path_vqa", "pmc_vqa"]
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """`trimtab medclm evaluate RUN`: asks the trained model, the same model with images of other patients, and the majority guess; prints them side by side; writes RUN/evaluation.json, predictions.jsonl and report.html."""  # noqa: E501
+    """`trimtab medclm evaluate RUN`: asks the trained model, the same model with images of other patients, the majority guess, and the guess from the text with its box numbers; prints them side by side; writes RUN/evaluation.json, predictions.jsonl and report.html."""  # noqa: E501
 
     run: tyro.conf.Positional[Path]
     """Folder of `trimtab medclm train`, or of any model that transformers reads (then with --data and --out)."""

@@ -13,6 +13,10 @@ from trimtab.medclm.texts.asking import Ask, asks, largest
 STAGES: tuple[Stage, ...] = ("easy", "medium", "hard")
 KIND_WEIGHT = 6.0
 """How much the share of a question type counts beside how common an answer is (ours)."""
+MOST = 0.8
+"""Greatest share of one answer in groups too small for the cap, and in a whole question type (ours)."""
+FEW = 4
+"""So few questions may have one answer all (ours)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,9 @@ class Planner:
     excess = min(share of the answer * number of different answers - 1, 1), counted over the rows so far of the same split
     and stage; its like are the questions of the same type about the same class. A question whose answer would then make up more
     than `cap` of the answers to its like is not asked, once `grace` of its like have been: so a reader of the text alone gains
-    nothing by guessing the most common answer. All of this is ours.
+    nothing by guessing the most common answer. In smaller groups, such as those of a small split, and in a question type as a
+    whole, no answer makes up more than `MOST` (or `cap`, if that is larger), once `FEW` have been asked. Only the one row that
+    every negative keeps may pass these bounds. All of this is ours.
 
     Easy: one row for each lesion. Medium: one for each class in the image and one about a class that is absent. Hard: as
     Medium, on an image of another patient of the same split that shows the same class: the partner of lesion A is the largest
@@ -114,9 +120,7 @@ class Planner:
         possible = possible[rotated:] + possible[:rotated]
         group = f"{record.split}/{stage}"
         if self.balance:
-            allowed = [
-                ask for ask in possible if self._share(group, ask) <= self.cap or self._asked(group, ask) < self.grace
-            ]
+            allowed = [ask for ask in possible if self._fits(group, ask)]
             if not allowed and not record.lesions and stage == next(one for one in STAGES[1:] if one in self.stages):
                 allowed = possible  # a negative keeps one row
             if not allowed:
@@ -132,14 +136,15 @@ class Planner:
         done |= {_once(ask, stage)} - {""}
         yield Planned(stage, lesion, ask, anchor)
 
-    def _asked(self, group: str, ask: Ask) -> int:
-        found = self._answers.get(f"{group}/{ask.key}")
-        return found.total() if found is not None else 0
-
-    def _share(self, group: str, ask: Ask) -> float:
-        """Share of this answer among its like if it were asked once more."""
-        found = self._answers.get(f"{group}/{ask.key}")
-        return 0.5 if found is None else (found[ask.answer] + 1) / (found.total() + 1)
+    def _fits(self, group: str, ask: Ask) -> bool:
+        """Whether the answer stays below its bounds, among its like and in its type, if it were asked once more."""
+        for like, cap, grace in ((ask.key, self.cap, self.grace), (ask.kind, max(self.cap, MOST), FEW)):
+            found = self._answers.get(f"{group}/{like}", Counter())
+            asked = found.total()
+            share = (found[ask.answer] + 1) / (asked + 1)
+            if (asked >= grace and share > cap) or (asked >= FEW and share > max(cap, MOST)):
+                return False
+        return True
 
     def _cost(self, group: str, ask: Ask) -> float:
         kind = self._kinds[f"{group}/{_kind(ask)}"] / max(self._kinds[group], 1)

@@ -74,7 +74,7 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
             }
         )  # fmt: skip
     figure = Figure(
-        "rules", "The model, the same model with images of other patients, and the majority guess, over all questions; "
+        "rules", "The model, the same model with images of other patients, and guesses from the text, over all questions; "
         "whiskers are 95 % bootstrap intervals over patients.", {"": traces},
         {"yaxis": {"title": {"text": "%"}, "range": [-4, 104], "zeroline": False}, "height": 360,
          "xaxis": {"type": "category"}},

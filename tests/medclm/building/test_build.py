@@ -48,7 +48,10 @@ def test_a_build_is_whole_and_passes_its_check(tmp_path):
     negatives = {record.image_id for record in folder.records() if not record.lesions}
     assert negatives
     assert negatives <= {row.image_id for row in rows}
+    priors = folder.statistics()["priors"]
+    assert all(prior["unseen, box numbers read"] is not None for prior in priors.values() if prior["unseen rows"])
     card = folder.card_file.read_text()
+    assert "| text with box numbers, unseen rows |" in card
     assert card.startswith("---\n")
     assert f"{len(rows):,} rows" in card
 

@@ -10,13 +10,15 @@ from PIL import Image
 
 from tests.medclm.training.blobs import blob_set
 from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.evaluation import generation
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
-from trimtab.medclm.evaluation.evaluate import with_wrong_images
-from trimtab.medclm.evaluation.majority import Majority
+from trimtab.medclm.evaluation.evaluate import evaluate, with_wrong_images
+from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
 from trimtab.medclm.evaluation.metrics import RULES, closed, iou, overlap, scores
 from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.medclm.evaluation.questions import Question, choices_of, questions_of
 from trimtab.medclm.evaluation.tables import interval, measured
+from trimtab.medclm.guessing import NearestBoxes
 from trimtab.medclm.records import Box
 
 
@@ -39,6 +41,91 @@ def test_closed_answers_need_exactly_one_choice_as_a_whole_word(reply, right):
 def test_no_is_not_found_inside_nodule():
     assert closed("there is a nodule", ask("no")) == 0
     assert closed("no nodule", ask("no")) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "reasoning"),
+    [
+        ("<think>is there? no... yes</think> yes", "yes", "is there? no... yes"),
+        (
+            "<think>No?</think>Reasoning: seen at [0.1, 0.2, 0.3, 0.4]. Answer: yes",
+            "yes",
+            "seen at [0.1, 0.2, 0.3, 0.4].",
+        ),
+        ("maybe no</think>\n\nYes", "Yes", "maybe no"),
+        ("<think>no, it goes on and on", "", "no, it goes on and on"),
+        ("◁think▷no◁/think▷yes", "yes", "no"),
+        ("<Thinking>\nno\n</Thinking>\n<answer> yes </answer>", "yes", "no"),
+        ("Answer: yes\n\nReasoning: there is no doubt", "yes", "there is no doubt"),
+        ("**Reasoning:** dense. So yes.\n**Answer:** yes", "yes", "dense. So yes."),
+        ("Reasoning: dense.\nAnswer:\nyes\nI hope that there is no error.", "yes", "dense."),
+        ("The answer is \\boxed{yes}", "yes", ""),
+        ("Final answer: yes<|im_end|>", "yes", "Final"),
+        ("Answer: no. Wait. Answer: yes</s>", "yes", "Answer: no. Wait."),
+        ("yes", "yes", ""),
+        ("Reasoning: it never ends", "", "it never ends"),
+        ("", "", ""),
+    ],
+)
+def test_thinking_is_taken_out_and_the_answer_line_is_read(reply, answer, reasoning):
+    found = parse_reply(reply)
+    assert (found.answer, found.reasoning) == (answer, reasoning)
+    assert closed(found.answer, ask("yes")) == (answer.lower() == "yes")
+
+
+def test_box_numbers_answer_what_the_words_do_not_say():
+    """Side by the left edge alone: the words give a coin's toss, the numbers all; another class has neighbours of its own."""
+    generator = np.random.default_rng(0)
+
+    def asked(label, mirrored):
+        x = float(generator.uniform(0, 0.8))
+        text = f"Does the region [{x:.4f}, 0.2000, {x + 0.1:.4f}, 0.3000] show a {label} on the left?"
+        return ask("yes" if (x < 0.4) is mirrored else "no", kind="side", stage="easy", domain=f"{label} x X-ray"), text
+
+    def drawn(number):
+        pairs = [asked(label, label == "mass") for _ in range(number) for label in ("mass", "nodule")]
+        return [replace(one, question=text) for one, text in pairs]
+
+    training, unseen = drawn(200), drawn(50)
+    majority = Majority(training)
+    guess = WithBoxNumbers(training, majority)
+    right = {
+        name: np.mean([one.answer == system.answer(one) for one in unseen])
+        for name, system in (("majority", majority), ("numbers", guess))
+    }
+    assert right["majority"] < 0.65
+    assert right["numbers"] > 0.95
+    without = replace(unseen[0], question="Is there a mass?")
+    assert guess.answer(without) == majority.answer(without)
+    assert not WithBoxNumbers([ask()], Majority([ask()])).nearest
+
+
+def test_the_third_baseline_stands_beside_the_majority_where_questions_quote_boxes(monkeypatch):
+    monkeypatch.setattr(generation, "replies", lambda model, processor, questions, **_: ["Answer: no"] * len(questions))
+
+    def question(number, x, text="Is [{x}, 0.1, 0.9, 0.9] on the left?"):
+        return replace(
+            ask("yes" if x < 0.5 else "no", stage="easy", kind="side"), question=text.format(x=x), cluster=str(number)
+        )
+
+    training = [question(number, 0.1 + 0.02 * number) for number in range(40)]
+    unseen = [question(number, x) for number, x in enumerate((0.15, 0.2, 0.25, 0.7))]
+    systems = evaluate(None, None, unseen, training).summary["systems"]
+    assert list(systems) == ["model", "text only", "majority", "text with box numbers"]
+    accuracy = {name: found["rows"][0]["value"] for name, found in systems.items()}
+    assert accuracy == {"model": 0.25, "text only": 0.25, "majority": 0.25, "text with box numbers": 1.0}
+    plain = [question(number, 0.1, "Is it left?") for number in range(4)]
+    assert "text with box numbers" not in evaluate(None, None, plain, plain).summary["systems"]
+
+
+def test_five_nearest_boxes_vote_and_ties_go_to_the_nearest():
+    guess = NearestBoxes()
+    for place, answer in enumerate(("a", "b", "b", "c", "c", "a", "a")):
+        guess.add("easy", "where", "d", f"[0.{place}, 0.1, 0.95, 0.9]", answer)
+    assert guess.answer("easy", "where", "d", "[0.0, 0.1, 0.95, 0.9]") == "b"  # a, b, b, c, c: b is nearer than c
+    assert guess.answer("easy", "where", "d", "[0.6, 0.1, 0.95, 0.9]") == "a"
+    assert guess.answer("easy", "where", "d", "the box") is None
+    assert guess.answer("medium", "where", "d", "[0.6, 0.1, 0.95, 0.9]") is None
 
 
 def test_choices_inside_others_and_letters():

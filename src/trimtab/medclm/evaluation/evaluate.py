@@ -1,4 +1,4 @@
-"""`evaluate`: the model, the same model with images of other patients, and the majority guess, on one set of questions."""
+"""`evaluate`: the model, the same model with images of other patients, and guesses from the text, on one set of questions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import write_text
-from trimtab.medclm.evaluation.majority import Majority
+from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
 from trimtab.medclm.evaluation.metrics import RULES, scores
 from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.evaluation.tables import as_dicts, measured
+from trimtab.medclm.guessing import SYSTEM
 
 SYSTEMS = {
     "model": "the trained model",
     "text only": "the same model, every image replaced by one of another patient, no box drawn: only the text can help",
     "majority": "the most common training answer to such a question",
+    SYSTEM: "where the question quotes a box, the answer of most of the five nearest boxes of such training questions; else "
+    "the majority: what the words and numbers alone give away",
 }
 OPEN_AND_CLOSED = ("closed.1", "exact.1", "f1.1", "recall.1")
 
@@ -50,7 +53,8 @@ def evaluate(
     Args:
         model, processor: from `training.models`.
         questions: held out.
-        training: questions of the training split, for the majority; empty leaves it out.
+        training: questions of the training split, for the majority and, where they quote boxes, the guess from their numbers;
+            empty leaves both out.
         batch: questions at a time.
         progress: called with (system, questions done).
 
@@ -71,11 +75,14 @@ def evaluate(
     if training:
         majority = Majority(training)
         said["majority"] = [f"Answer: {majority.answer(question)}" for question in questions]
+        nearest = WithBoxNumbers(training, majority)
+        if nearest.nearest:
+            said[SYSTEM] = [f"Answer: {nearest.answer(question)}" for question in questions]
     systems: dict[str, Any] = {}
     everything: dict[str, list[dict[str, float]]] = {}
     for system, texts in said.items():
         found = [scores(question, parse_reply(text)) for question, text in zip(questions, texts, strict=True)]
-        if system == "majority":
+        if system in ("majority", SYSTEM):
             found = [{rule: value for rule, value in one.items() if rule in OPEN_AND_CLOSED} for one in found]
         everything[system] = found
         systems[system] = {"what": SYSTEMS[system], "rows": as_dicts(measured(questions, found))}

@@ -1,4 +1,4 @@
-"""The baseline that sees neither image nor model: the most common training answer to such a question."""
+"""The baselines that see neither image nor model: the most common training answer, without and with the box's numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from trimtab.medclm.evaluation.questions import Question
+from trimtab.medclm.guessing import NearestBoxes
 
 _NUMBERS = re.compile(r"\d+(?:\.\d+)?")
 
@@ -41,6 +42,25 @@ class Majority:
         """The guess."""
         key = next(key for key in _keys(question) if key in self._seen)
         return self._seen[key].most_common(1)[0][0]
+
+
+class WithBoxNumbers:
+    """As `Majority`, but where the question quotes a box, the answer of the nearest boxes (`guessing.NearestBoxes`).
+
+    Args:
+        training: questions of the training split.
+        majority: answers questions that quote none.
+    """
+
+    def __init__(self, training: Iterable[Question], majority: Majority) -> None:
+        self._majority, self.nearest = majority, NearestBoxes()
+        for one in training:
+            self.nearest.add(one.stage, one.kind, one.domain, one.question, one.answer)
+
+    def answer(self, question: Question) -> str:
+        """The guess."""
+        found = self.nearest.answer(question.stage, question.kind, question.domain, question.question)
+        return self._majority.answer(question) if found is None else found
 
 
 def _keys(question: Question) -> tuple[tuple[str, ...], ...]:
