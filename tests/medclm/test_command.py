@@ -236,3 +236,22 @@ def test_a_chat_build_killed_outright_pays_no_reply_twice(tmp_path):
     assert asked.total() - len(asked) <= 1  # only the request that was under way may be asked again
     rows = list(DataSetFolder(tmp_path / "out").rows())
     assert all(row.question.startswith("Well, ") for row, _ in rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--organ-format", "coco"),
+            "organ source coco needs file, organs: give --organs PATH and --organ-options organs=",
+        ),
+        (("--organ-format", "coco", "--organs", "set.json"), "organ source coco needs organs"),
+    ],
+)
+def test_an_organ_source_without_what_it_needs_is_one_line(flags, message, tmp_path, capsys):
+    options = source(tmp_path / "source", images=3)
+    given = ["--detections", str(options.detections), "--format", "coco", "--images", str(options.images)]
+    assert main(["medclm", "build", *given, *flags, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in " ".join(error.split())
+    assert "Traceback" not in error

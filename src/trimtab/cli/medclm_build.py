@@ -312,6 +312,10 @@ def _organs(path: Path | None, name: str | None, options: Mapping[str, Any]) -> 
             found[parameter.name] = Path(str(found[parameter.name]))
     if path is not None:
         found[wanted[0].name] = path
+    missing = [one.name for one in wanted if one.default is inspect.Parameter.empty and one.name not in found]
+    if missing:
+        flags = ["--organs PATH" if name == wanted[0].name else f"--organ-options {name}=..." for name in missing]
+        raise ValueError(f"organ source {chosen} needs {', '.join(missing)}: give {' and '.join(flags)}")
     return ((chosen, found),)
 
 

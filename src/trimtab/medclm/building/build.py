@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -17,6 +18,7 @@ from trimtab.files import alone, write_text
 from trimtab.medclm import readers
 from trimtab.medclm.building.finishing import finish
 from trimtab.medclm.building.folder import DataSetFolder, Manifest, fingerprint
+from trimtab.medclm.building.identity import settle
 from trimtab.medclm.building.journal import Journal, journal_items
 from trimtab.medclm.building.launchers import Launcher, run_local, run_ray
 from trimtab.medclm.building.preparing import OnText, Preparation, Prepared, as_text
@@ -94,7 +96,7 @@ def build(
 
     Args:
         options: what to build.
-        out: folder; made, or holding an unfinished build with the same options.
+        out: folder; made, or holding an unfinished build with the same options, or one that failed, whatever its options.
         generator: writes the texts; without it `TemplateGenerator()`.
         workers: processes for the images.
         launcher: "ray" runs the images as Ray Data tasks instead.
@@ -122,11 +124,16 @@ def build(
             tuple((name, tuple(sorted(given.items()))) for name, given in options.organs),
             options.without_organs,
         )
-        items = _split(reader.read(options.detections, options.images), options)
-        labels = _prepare(folder, preparation, items, workers, launcher, progress)
-        left_out = write_rows(folder, options, labels, generator, concurrency, progress)
-        usage: Mapping[str, Any] = getattr(generator, "usage", dict)()
-        statistics = finish(folder, manifest, left_out, usage, options.embed, progress)
+        try:
+            items = _split(reader.read(options.detections, options.images), options)
+            labels = _prepare(folder, preparation, items, options, workers, launcher, progress)
+            left_out = write_rows(folder, options, labels, generator, concurrency, progress)
+            usage: Mapping[str, Any] = getattr(generator, "usage", dict)()
+            statistics = finish(folder, manifest, left_out, usage, options.embed, progress)
+        except (ValueError, OSError, TypeError):
+            with suppress(OSError):  # a full disk keeps the state it had
+                folder.write_manifest(manifest.model_copy(update={"state": "failed"}))
+            raise
         shutil.rmtree(folder.work)
         return BuildResult(folder, statistics)
 
@@ -150,6 +157,9 @@ def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Mani
         found = Manifest(trimtab=version("trimtab"), options=given, inputs=inputs)
         folder.write_manifest(found)
         return found
+    if found.state == "failed" and (found.options, found.inputs) != (given, inputs):
+        folder.clear()
+        return _begun(folder, options, generator)
     different = sorted(key for key in given | found.options if given.get(key) != found.options.get(key))
     if different:
         raise ValueError(
@@ -164,8 +174,18 @@ def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Mani
 
 
 def _split(items: Iterator[ImageRecord | Rejected], options: BuildOptions) -> Iterator[ImageRecord | Rejected]:
+    """`items` with their splits; an id or a file that comes again is rejected."""
+    seen: set[str] = set()
     for item in items if options.split == "patient" else without_leaks(items):
-        if isinstance(item, ImageRecord) and options.split == "patient":
+        if isinstance(item, Rejected):
+            yield item
+            continue
+        keys = {f"id {item.image_id}", f"file {item.file}"}
+        if keys & seen:
+            yield Rejected(file=item.source, row=item.image_id, reason="image occurs twice", value=item.file)
+            continue
+        seen |= keys
+        if options.split == "patient":
             split = split_of(item.patient, item.source, options.fractions, options.seed)
             yield item.model_copy(update={"split": split})
         else:
@@ -176,6 +196,7 @@ def _prepare(
     folder: DataSetFolder,
     preparation: Preparation,
     items: Iterator[ImageRecord | Rejected],
+    options: BuildOptions,
     workers: int,
     launcher: Launcher,
     progress: Progress | None,
@@ -194,6 +215,7 @@ def _prepare(
                 if progress is not None:
                     progress("images", journal.lines)
         write_text(done, f"{journal.lines}\n")
+    path = settle(folder, options)
     labels: set[str] = set()
     named: set[tuple[str, str]] = set()
     usable = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from trimtab.medclm.building.exports import rows_with_records
 from trimtab.medclm.building.folder import DataSetFolder, listed_file
+from trimtab.medclm.building.identity import content_of
 from trimtab.medclm.organs.rle import read_organs
 from trimtab.medclm.organs.source import OrganError
 from trimtab.medclm.pixels import PictureError, picture_size, read_picture
@@ -41,7 +42,7 @@ def check(
 
     Args:
         folder: a finished data set.
-        decode: decode every image, not only its header.
+        decode: decode every image, not only its header, and look for pictures that are there twice.
         progress: called with the step and the number done.
 
     Raises:
@@ -77,6 +78,7 @@ def _records(
     folder: DataSetFolder, decode: bool, report: CheckReport, progress: Callable[[str, int], None] | None
 ) -> None:
     split_of: dict[tuple[str, str], str] = {}
+    contents: dict[str, str] = {}
     by_patient = (folder.manifest() or folder.finished()).options.get("split") == "patient"
     for record in folder.records():
         report.images += 1
@@ -88,18 +90,22 @@ def _records(
             report.add(
                 Rejected(file="records.jsonl", row=record.image_id, reason="patient is in two splits", value=value)
             )
-        for fault in (*_image(folder, record, decode), *_masks(folder, record)):
+        for fault in (*_image(folder, record, decode, contents), *_masks(folder, record)):
             report.add(fault)
 
 
-def _image(folder: DataSetFolder, record: ImageRecord, decode: bool) -> Iterator[Rejected]:
+def _image(folder: DataSetFolder, record: ImageRecord, decode: bool, contents: dict[str, str]) -> Iterator[Rejected]:
     path = folder.images / record.file
     name = f"images/{record.file}"
     try:
         size = picture_size(path)
         if decode:
-            height, width = read_picture(path).shape[:2]
-            size = (width, height)
+            pixels = read_picture(path)
+            size = (pixels.shape[1], pixels.shape[0])
+            content = content_of(pixels)
+            if content and contents.setdefault(content, record.image_id) != record.image_id:
+                value = f"{record.image_id} and {contents[content]}"
+                yield Rejected(file=name, row="", reason="picture is in the set twice", value=value)
     except FileNotFoundError:
         yield Rejected(file=name, row="", reason="image is missing")
     except PictureError as error:

@@ -35,7 +35,7 @@ def finish(
     reasons: Counter[str] = Counter()
     number = 0
     classes: dict[str, str] = {}
-    for item in journal_items(folder.work / "prepared.jsonl"):
+    for item in journal_items(folder.work / "images.jsonl"):
         reasons.update(one["reason"] for one in item["rejected"])
         classes |= item["classes"]
     rejected_rows = 0
@@ -60,7 +60,7 @@ def finish(
                 progress("finish", done + 1)
 
     def rejected() -> Iterator[str]:
-        for item in journal_items(folder.work / "prepared.jsonl"):
+        for item in journal_items(folder.work / "images.jsonl"):
             yield from (json.dumps(one) for one in item["rejected"])
         for item in journal_items(folder.work / "rows.jsonl"):
             for one in item["rejected"]:

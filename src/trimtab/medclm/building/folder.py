@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Manifest(BaseModel):
     Attributes:
         format: version of the layout.
         trimtab: version that wrote it.
-        state: "building" until all files are there.
+        state: "building" until all files are there, then "complete"; "failed" where an error ended the build.
         options: what was asked for; a build goes on only with the same.
         inputs: fingerprints of the sources; a build goes on only while they are the same.
         counts: images, lesions, rows, rejected.
@@ -85,6 +86,14 @@ class DataSetFolder:
     def write_manifest(self, manifest: Manifest) -> None:
         """Replace the manifest."""
         write_text(self.manifest_file, manifest.model_dump_json(indent=1) + "\n")
+
+    def clear(self) -> None:
+        """Remove what a build wrote."""
+        for folder in (self.work, self.images, self.organs, self.data):
+            shutil.rmtree(folder, ignore_errors=True)
+        files = (self.records_file, self.rows_file, self.rejected_file, self.statistics_file, self.card_file)
+        for file in (*files, self.manifest_file):
+            file.unlink(missing_ok=True)
 
     def finished(self) -> Manifest:
         """The manifest of a finished data set.

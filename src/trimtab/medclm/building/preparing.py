@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimtab.medclm import organs
+from trimtab.medclm.building.identity import content_of
 from trimtab.medclm.hosts import HostRules, decided_hosts
 from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
@@ -31,11 +32,13 @@ class Prepared(Record):
         record: with hosts, its classes named as the rules name them.
         rejected: rows of the report.
         classes: class name of the source -> that of the record.
+        content: hash of the pixels, see `identity.content_of`.
     """
 
     record: ImageRecord | None = None
     rejected: tuple[Rejected, ...] = ()
     classes: Mapping[str, str] = {}
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Preparation:
                 self.out / "organs" / organ_file, lambda path: path.write_text(organs_text(masks), encoding="utf-8")
             )
         record = record.model_copy(update={"file": shipped, "organ_file": organ_file, "upright": False})
-        return Prepared(record=record, rejected=rejected, classes=classes)
+        return Prepared(record=record, rejected=rejected, classes=classes, content=content_of(pixels))
 
     def _ship(self, source: str, pixels: NDArray[np.uint8]) -> str:
         """Write the image under the data set's folder; returns its path there."""

@@ -64,6 +64,6 @@ def write_rows(
 
 def prepared_records(folder: DataSetFolder) -> Iterator[ImageRecord]:
     """The records of the step "images"."""
-    for item in journal_items(folder.work / "prepared.jsonl"):
+    for item in journal_items(folder.work / "images.jsonl"):
         if item["record"] is not None:
             yield Prepared.model_validate(item).record  # type: ignore[misc]

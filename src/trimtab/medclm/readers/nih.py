@@ -61,17 +61,26 @@ class NihReader(ReaderOptions):
     def _negatives(
         self, entries: Path, boxed: set[str], index: PictureIndex, source: str, images: Path
     ) -> Iterator[ImageRecord | Rejected]:
+        normal: dict[str, str] = {}
+        found: set[str] = set()
         for line in csv_rows(entries, ("Image Index", "Finding Labels")):
             if isinstance(line, Damaged):
                 yield line.rejected
+                found.update(index.find(name) or name for name in line.fields)
                 continue
             row, fields = line
             name = index.find(fields["Image Index"]) or fields["Image Index"]
             if fields["Finding Labels"] != "No Finding":
-                continue  # findings nobody drew: neither lesions nor negatives, as the class says
+                found.add(name)  # findings nobody drew: neither lesions nor negatives, as the class says
+            else:
+                normal.setdefault(name, row)
+        for name, row in normal.items():
             if name in boxed:
                 value = f"{name} has boxes in the list"
                 yield Rejected(file=entries.name, row=row, reason="image is called normal but has boxes", value=value)
+            elif name in found:
+                reason = "image is called normal but has findings in another row, or in one that cannot be read"
+                yield Rejected(file=entries.name, row=row, reason=reason, value=name)
             else:
                 yield from assembled(_image(name, entries.name, row, source), [], images, self)
 

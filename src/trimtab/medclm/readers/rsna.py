@@ -34,12 +34,12 @@ class RsnaReader(ReaderOptions):
             ValueError: a column is missing.
         """
         index = PictureIndex(images)
-        normal: dict[str, str] = {}
+        kinds: dict[str, set[str]] = {}
         for line in csv_rows(self.classes, ("patientId", "class")) if self.classes else ():
             if isinstance(line, Damaged):
                 yield line.rejected
             else:
-                normal[line[1]["patientId"]] = line[1]["class"]
+                kinds.setdefault(line[1]["patientId"], set()).add(line[1]["class"])
         rows: dict[str, list[tuple[str, str, RawBox]]] = {}
         ids: dict[str, str] = {}
         damaged: Counter[str] = Counter()
@@ -63,8 +63,8 @@ class RsnaReader(ReaderOptions):
                     file=annotations.name, row=found[0][0], reason="Target is not one of 0 and 1", value=value
                 )
                 continue
-            if targets == {"0"} and self.classes is not None and normal.get(name) != "Normal":
-                value = f"{name}: {normal.get(name, 'not listed')}"
+            if targets == {"0"} and self.classes is not None and kinds.get(name) != {"Normal"}:
+                value = f"{name}: {', '.join(sorted(kinds.get(name, {'not listed'})))}"
                 yield Rejected(
                     file=annotations.name,
                     row=found[0][0],
