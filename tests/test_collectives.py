@@ -107,7 +107,7 @@ def _on_a_square(rank: int, world: int) -> dict[str, Any]:
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
     from torch.distributed.tensor.placement_types import _StridedShard
 
-    from trimtab.optimizers.two_pass import global_norm
+    from trimtab.optimizers.norms import global_norm
 
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     cases = {

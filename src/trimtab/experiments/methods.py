@@ -86,6 +86,16 @@ class Steering:
     precision: tuple[LowPrecision | Compensate, ...]
     handle: levers.Handle
 
+    @property
+    def skipped(self) -> int:
+        """Steps skipped so far because a gradient held inf or NaN; those that a GradScaler skips are not among them."""
+        return self.handle.skipped + (0 if self.wrapper is None else self.wrapper.skipped)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Of these, the last ones without a step in between."""
+        return max(self.handle.skipped_in_a_row, 0 if self.wrapper is None else self.wrapper.skipped_in_a_row)
+
 
 def base_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The plain optimizer that the recipe's method builds on."""
@@ -153,7 +163,7 @@ def steer(
     """Build the optimizer for `model` as the recipe's method says; levers attached: penalty, transforms, clipping, rounding.
 
     A tracker acts before them all, by a handle of its own: its state decides nothing about the network, so a run goes on
-    with and without it.
+    with and without it. A step whose gradients hold inf or NaN is skipped, on every rank; the tracker sees it.
 
     Args:
         recipe: what to do.
@@ -166,11 +176,14 @@ def steer(
     wrapper = build_wrapper(recipe, base, model)
     penalty = build_penalty(recipe)
     optimizer = base if wrapper is None else wrapper
+    if wrapper is not None:
+        wrapper.on_nonfinite = "skip"
     transforms = build_transforms(recipe)
     precision = build_precision(recipe.precision, recipe.seed, folder)
     if tracker is not None:
         levers.attach(optimizer, tracker, model=model)
         tracker.watch((*transforms, *precision))
     named = reducing if reducing is not None and recipe.precision.before_reduce else model
-    handle = levers.attach(optimizer, *([] if penalty is None else [penalty]), *transforms, *precision, model=named)
+    chain = (*([] if penalty is None else [penalty]), *transforms, *precision)
+    handle = levers.attach(optimizer, *chain, model=named, on_nonfinite="skip")
     return Steering(optimizer, base, wrapper, penalty, transforms, precision, handle)

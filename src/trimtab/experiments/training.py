@@ -141,6 +141,9 @@ def batches_of(
     )
 
 
+SKIPPED_AT_MOST = 20  # steps in a row whose gradients hold inf or NaN, before a run gives up [ours]
+
+
 class TrainingRun:
     """One run: data, network, optimizer with levers, and its position in the epochs."""
 
@@ -281,6 +284,12 @@ class TrainingRun:
                 f"{self.recipe.method!r} (seed {self.recipe.seed}); lower the learning rate or the penalty's strength"
             )
 
+        if self.steering.skipped_in_a_row >= SKIPPED_AT_MOST:
+            raise FloatingPointError(
+                f"the gradients held inf or NaN in the last {self.steering.skipped_in_a_row} steps, which were skipped, in "
+                f"epoch {self.epoch + 1} of method {self.recipe.method!r} (seed {self.recipe.seed}); lower the learning rate"
+            )
+
     def run_epoch(self, stop: _StopRequest, report: Callable[[Progress], None]) -> bool:
         """Train to the end of the epoch; False when a stop was asked for."""
         recipe = self.recipe
@@ -320,6 +329,8 @@ class TrainingRun:
         rate = self._set_learning_rate((self.epoch + 1) * self.steps_per_epoch - 1)
         loss = (sum_over_ranks(self.epoch_loss) / (self.steps_per_epoch * self.devices.world_size)).item()
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": loss, "lr": rate}
+        if self.steering.skipped:
+            row["skipped_steps"] = self.steering.skipped
         penalty = self.steering.penalty
         if penalty is not None:
             with torch.no_grad():

@@ -4,10 +4,10 @@ A lever is called once per optimizer step, just before the step, with the gradie
 accumulated and reduced. `attach` hooks it to any `torch.optim.Optimizer`.
 """
 
-from trimtab.levers.attaching import attach, attached
+from trimtab.levers.attaching import attach, attached, show
 from trimtab.levers.handle import Handle
-from trimtab.levers.nonfinite import any_nonfinite
+from trimtab.levers.nonfinite import any_nonfinite, on_any_rank
 from trimtab.levers.protocol import Lever, members
 from trimtab.levers.wrappers import innermost
 
-__all__ = ["Handle", "Lever", "any_nonfinite", "attach", "attached", "innermost", "members"]
+__all__ = ["Handle", "Lever", "any_nonfinite", "attach", "attached", "innermost", "members", "on_any_rank", "show"]

@@ -31,6 +31,13 @@ def attached(optimizer: torch.optim.Optimizer) -> tuple[Lever, ...]:
     return tuple(lever for handle in handles_on(innermost(optimizer)) for lever in members(handle.levers))
 
 
+def show(optimizer: torch.optim.Optimizer) -> None:
+    """Let the observers on `optimizer` see the gradients that stand, of a step that its wrapper skips."""
+    base = innermost(optimizer)
+    for handle in handles_on(base):
+        handle.show(base)
+
+
 def _taken(levers: Sequence[Lever]) -> tuple[Lever, torch.optim.Optimizer] | None:
     """A lever that another handle holds, and that handle's optimizer."""
     for handle in list(live):

@@ -237,6 +237,19 @@ class Handle:
         if len(self._stepped) == len(self.optimizers):
             self._end_step()
 
+    @torch.no_grad()
+    def show(self, optimizer: Optimizer) -> None:
+        """Let the levers that observe see the gradients that stand, of a step that a wrapper will not take."""
+        self._applied, self._skipping, self._withheld = True, True, []
+        place = self._place(optimizer)
+        if place in self._stepped:
+            self._end_step()
+        parameters = self._current_entries()
+        with _without_gradients(self._of_others(place)):
+            for lever in filter(observes, self._acting):
+                lever.before_step(parameters)
+        self._after_step(optimizer, (), {})
+
     def _end_step(self) -> None:
         """Count the step of all optimizers."""
         if self._stepped:

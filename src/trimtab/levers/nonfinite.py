@@ -62,12 +62,17 @@ def any_nonfinite(parameters: Sequence[Tensor], *, over_ranks: bool = True) -> b
         True
     """
     flag = flag_nonfinite([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if over_ranks and is_distributed():
-        device = local_part(parameters[0]).device if parameters else torch.device("cpu")
-        number = torch.zeros((), device=device) if flag is None else flag.to(device, torch.float32)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        return bool(number > 0)
-    return flag is not None and bool(flag)
+    found = flag is not None and bool(flag)
+    return on_any_rank(found, parameters) if over_ranks else found
+
+
+def on_any_rank(found: bool, parameters: Sequence[Tensor]) -> bool:
+    """Whether `found` is true on any rank; one collective on the device of `parameters`."""
+    if not is_distributed():
+        return found
+    number = torch.tensor(float(found), device=local_part(parameters[0]).device if parameters else torch.device("cpu"))
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return bool(number > 0)
 
 
 def bad_ones(entries: Sequence[Entry]) -> str:

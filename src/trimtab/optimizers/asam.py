@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import local_part
-from trimtab.optimizers.two_pass import TINY, TwoPassOptimizer, global_norm, non_negative
+from trimtab.optimizers.norms import TINY, global_norm, non_negative
+from trimtab.optimizers.two_pass import TwoPassOptimizer
 
 HALVES = (torch.bfloat16, torch.float16)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import from_first_rank, is_sharded
-from trimtab.optimizers.two_pass import TwoPassOptimizer, non_negative
+from trimtab.optimizers.norms import non_negative
+from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.parameters import entries, with_names
 from trimtab.selection import checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import local_part
-from trimtab.optimizers.two_pass import TINY, TwoPassOptimizer, non_negative
+from trimtab.optimizers.norms import TINY, non_negative
+from trimtab.optimizers.two_pass import TwoPassOptimizer
 
 
 class SAM(TwoPassOptimizer):

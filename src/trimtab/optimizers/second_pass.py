@@ -7,14 +7,59 @@ the perturbed pass and copied back after it, in place and bit for bit, whatever 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from trimtab.collectives import local_part
+
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """What lies between the two passes: how to come back, and what the method remembers."""
+
+    back: ExitStack
+    memory: Any
+    scaled: bool
+    finite: bool = True
+
+
+class EarlierGradients:
+    """Notices whether gradients that stood before a closure are still part of those after it.
+
+    An entry of one of them is replaced by a number too large for a gradient. A closure that clears the gradients, in whatever
+    way, clears it too; one that adds to them leaves it.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._marked: Tensor | None = None
+        for parameter in parameters:
+            gradient = None if parameter.grad is None else local_part(parameter.grad.detach())
+            if gradient is None or gradient.layout is not torch.strided or not gradient.is_floating_point():
+                continue
+            if gradient.numel() and bool((gradient != 0).any()):
+                self._marked, self._place = parameter, (0,) * gradient.ndim
+                self._number = 2.0**14 if gradient.dtype == torch.float16 else 2.0**100
+                self._old = gradient[self._place].clone()
+                gradient[self._place] = self._number
+                break
+
+    def remain(self) -> bool:
+        """Whether the mark is there; the entry gets its old number back."""
+        if self._marked is None or self._marked.grad is None or self._marked.grad.layout is not torch.strided:
+            return False
+        gradient = local_part(self._marked.grad.detach())
+        found = float(gradient[self._place])
+        if not self._number / 2 <= found <= 2 * self._number:
+            return False
+        gradient[self._place] = self._old
+        return True
 
 
 @contextmanager

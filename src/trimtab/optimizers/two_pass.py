@@ -2,123 +2,45 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from trimtab.collectives import local_part, sum_over_shards
-from trimtab.kinds import reason_against_dtype
-from trimtab.optimizers.second_pass import RandomState, statistics_kept, weights_kept
+from trimtab.collectives import local_part
+from trimtab.levers import any_nonfinite, attached, on_any_rank, show
+from trimtab.optimizers.norms import global_norm, gradients_of
+from trimtab.optimizers.second_pass import Climbed, EarlierGradients, RandomState, statistics_kept, weights_kept
+from trimtab.optimizers.wrapper import OptimizerWrapper
+from trimtab.parameters import entries
 
-TINY = 1e-12  # added to gradient norms before dividing, as SAM's authors do
 EXTRA = "two_pass"
 
 
-def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients that exist (the parts on this rank)."""
-    return [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+def _enabled(scaler: torch.amp.GradScaler | None) -> torch.amp.GradScaler | None:
+    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
-def global_norm(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> float:
-    """L2 norm over all tensors together, summed in float64 over tensors and shards; 0.0 for none."""
-    if not tensors:
-        return 0.0
-    norms: list[Tensor] = [torch.empty(0)] * len(tensors)
-    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for position, tensor in enumerate(tensors):
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(position)
-    for (_, dtype), positions in kinds.items():
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        block = torch._foreach_norm([tensors[position] for position in positions], dtype=wide)
-        for position, norm in zip(positions, block, strict=True):
-            norms[position] = norm if len(kinds) == 1 else norm.to(tensors[0].device, torch.float64)
-    rows = torch.stack(norms).to(torch.float64).square_().unsqueeze_(1)
-    return math.sqrt(float(sum_over_shards(rows, parameters).sum()))
-
-
-def _check_dtypes(name: str, groups: list[dict[str, Any]]) -> None:
-    """TypeError for a trained parameter whose gradient has no real norm."""
-    for number, group in enumerate(groups):
-        for position, parameter in enumerate(group["params"]):
-            if parameter.requires_grad and (reason := reason_against_dtype(parameter)):
-                raise TypeError(
-                    f"{name} perturbs real floating-point weights; parameter {position} of group {number}, shape "
-                    f"{tuple(parameter.shape)}: {reason}. Train it with an optimizer of its own"
-                )
-
-
-class TwoPassOptimizer(torch.optim.Optimizer):
+class TwoPassOptimizer(OptimizerWrapper):
     """A wrapper that takes the base optimizer's step with a gradient from perturbed weights.
 
     Parameter groups, state and defaults are the base optimizer's own objects, so schedulers may act on either of them.
     Subclasses say how to perturb (`_perturb`) and how the final gradient is formed (`_final_gradient`).
     """
 
-    base_optimizer: torch.optim.Optimizer
-
     def __init__(self, base: torch.optim.Optimizer, model: nn.Module | None) -> None:
-        name = type(self).__name__
-        if not isinstance(base, torch.optim.Optimizer):
-            raise TypeError(
-                f"{name} wraps an optimizer instance such as torch.optim.SGD(model.parameters(), lr=0.1), "
-                f"got {base.__name__ if isinstance(base, type) else type(base).__name__}"
-            )
-        if isinstance(base, TwoPassOptimizer):
-            raise TypeError(f"{name} cannot wrap {type(base).__name__}, which already takes two gradients per step")
-        closure = inspect.signature(base.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
-            raise TypeError(f"{name} cannot wrap {type(base).__name__}, whose step needs a closure of its own")
-        if model is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
-        held = {id(parameter) for group in base.param_groups for parameter in group["params"]}
-        if model is not None and not any(id(parameter) in held for parameter in model.parameters()):
-            raise ValueError(
-                f"the optimizer {type(base).__name__} holds none of the parameters of {type(model).__name__}; "
-                "build it from this model's parameters (after moving or copying the model)"
-            )
-        _check_dtypes(name, base.param_groups)
-        super().__init__(base.param_groups, base.defaults)
-        self.base_optimizer = base
-        self.model = model
+        super().__init__(base, model)
         self.steps = 0
-
-    # The base optimizer's own objects, looked up each time: it replaces them when it loads a state.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's parameter groups."""
-        return self.base_optimizer.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        if "base_optimizer" in self.__dict__:  # not while torch's constructor runs
-            self.base_optimizer.param_groups = groups
-
-    @property
-    def state(self) -> defaultdict[Tensor, Any]:
-        """The base optimizer's state."""
-        return self.base_optimizer.state
-
-    @state.setter
-    def state(self, state: defaultdict[Tensor, Any]) -> None:
-        if "base_optimizer" in self.__dict__:
-            self.base_optimizer.state = state
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer."""
-        if "base_optimizer" in self.__dict__:
-            self.base_optimizer.add_param_group(param_group)
-            _check_dtypes(type(self).__name__, self.param_groups)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of all parameters."""
-        self.base_optimizer.zero_grad(set_to_none)
+        self.on_nonfinite: Literal["raise", "skip"] = "raise"
+        """What to do about inf or NaN without a GradScaler: "raise" (default) or "skip" the step and warn once."""
+        self.skipped = self.skipped_in_a_row = 0
+        """Steps that `on_nonfinite="skip"` skipped in all, and the last ones without a step in between."""
+        self._random: RandomState | None = None
+        self._climbed: Climbed | None = None
 
     def _perturb(self, parameters: list[Tensor], norm: float) -> Any:
         """Move the weights in place; what is returned comes back to `_final_gradient`."""
@@ -133,21 +55,30 @@ class TwoPassOptimizer(torch.optim.Optimizer):
         for position, parameter in enumerate(held.values()):
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 raise ValueError(
-                    f"{type(self).__name__} needs dense gradients, parameter {position} of shape "
-                    f"{tuple(parameter.shape)} has one of layout {parameter.grad.layout}; use sparse=False"
+                    f"{type(self).__name__} needs dense gradients, that of {self._name_of(parameter, position)}, of shape "
+                    f"{tuple(parameter.shape)}, has layout {parameter.grad.layout}; build its layer with sparse=False, "
+                    f"or give it to an optimizer of its own outside {type(self).__name__}"
                 )
         return list(held.values())
 
+    def _name_of(self, parameter: Tensor, position: int) -> str:
+        listed = entries(self.base_optimizer if self.model is None else self.model)
+        names = [entry.name for entry in listed if entry.parameter is parameter and entry.named]
+        return names[0] if names else f"parameter {position}"
+
     def _norm_or_none(self, parameters: list[Tensor]) -> float | None:
-        """Norm of all gradients, or None when one of them holds inf or NaN."""
+        """Norm of all gradients, or None when one of them holds inf or NaN, on any rank."""
         holders = [parameter for parameter in parameters if parameter.grad is not None]
-        gradients = gradients_of(holders)
-        norm = global_norm(gradients, holders)
-        if math.isfinite(norm):
-            return norm
-        bad = [(~gradient.isfinite()).sum().to(torch.float32) for gradient in gradients]
-        rows = torch.stack([count.to(bad[0].device) for count in bad]).unsqueeze(1)
-        return norm if float(sum_over_shards(rows, holders).sum()) == 0 else None
+        norm = global_norm(gradients_of(holders), holders)
+        bad = not math.isfinite(norm) and any_nonfinite(holders, over_ranks=False)
+        return None if on_any_rank(bad, parameters) else norm
+
+    def _without_removed(self) -> None:
+        """Set the gradients of weights that masks keep at zero to zero: the perturbation is for the kept ones."""
+        for lever in attached(self.base_optimizer):
+            for parameter, gone in getattr(lever, "removed", tuple)():
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(gone, 0)
 
     def step(
         self,
@@ -159,7 +90,7 @@ class TwoPassOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: clears the gradients, computes the loss (in micro-batches if wanted), calls `backward` and returns
-                the loss. It runs twice and must see the same data both times.
+                the loss. It runs twice and must see the same data both times. Where no closure can be given, see `ascend`.
             grad_scaler: when given, the closure calls `grad_scaler.scale(loss).backward()`. Both passes are unscaled
                 here; the step is skipped when either has inf or NaN. Calling `grad_scaler.update()` stays with you.
             before_step: called once, when the final gradient stands and the weights are back; the place for
@@ -171,38 +102,152 @@ class TwoPassOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: no closure.
             ValueError: a gradient is sparse.
-            FloatingPointError: a gradient has inf or NaN and there is no grad_scaler. The weights are as before.
+            RuntimeError: the closure adds to gradients of earlier batches, which the second pass would not see.
+            FloatingPointError: a gradient has inf or NaN, there is no grad_scaler and `on_nonfinite` is "raise". The weights
+                are as before.
         """
         name = type(self).__name__
         if not callable(closure):
             raise TypeError(
                 f"{name}.step needs a closure that clears the gradients, computes the loss, calls backward and returns "
-                f"the loss, because it takes two gradients; got {closure!r}"
+                f"the loss, because it takes two gradients; got {closure!r}. Without a closure: backward, ascend(), backward "
+                "again on the same data, descend()"
             )
-        scaler = grad_scaler if grad_scaler is not None and grad_scaler.is_enabled() else None
-        random_state = RandomState(p.device for group in self.param_groups for p in group["params"])
-        with torch.enable_grad():
-            loss = closure()
+        self.begin()
+        earlier = EarlierGradients(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        try:
+            with torch.enable_grad():
+                loss = closure()
+        except BaseException:
+            self._random = None
+            raise
+        if earlier.remain():
+            self._random = None
+            raise RuntimeError(
+                f"the closure adds to gradients that were there before {name}.step (of accumulated batches?), and the second "
+                "pass would see its own batch alone. Clear the gradients and go through all batches in the closure, or use "
+                f"{name}.ascend() and descend(); in Lightning with accumulate_grad_batches give the Trainer "
+                "callbacks=[trimtab.adapters.lightning.TrimtabCallback()], which repeats all batches"
+            )
+        if self.ascend(grad_scaler):
+            try:
+                with torch.enable_grad():
+                    closure()
+            except BaseException:
+                self.retreat()
+                raise
+        self.descend(grad_scaler, before_step)
+        return loss
+
+    # The same step in two calls, for loops that give no closure or accumulate
+
+    def begin(self) -> None:
+        """Before the first forward pass (optional): both passes then see the same random numbers, such as dropout masks."""
+        if self._climbed is None:
+            self._random = RandomState(p.device for group in self.param_groups for p in group["params"])
+
+    @torch.no_grad()
+    def ascend(self, grad_scaler: torch.amp.GradScaler | None = None) -> bool:
+        """Move to the perturbed weights by the gradients that stand, and clear them; then compute those of the same data there.
+
+        The gradients must be those of the whole step: of all accumulated batches, reduced over the ranks. Weights, buffers
+        (running statistics) and random numbers come back in `descend`, or in `retreat`.
+
+        Args:
+            grad_scaler: the scaler, where the loss was scaled; give it to `descend` too.
+
+        Returns:
+            True when the weights moved; False when a gradient is not finite and the step will be skipped: the second pass may
+            be left out, `descend` must still be called.
+
+        Raises:
+            RuntimeError: the last `ascend` has not been followed by `descend` or `retreat`.
+            ValueError, FloatingPointError: as `step`.
+
+        Example:
+            >>> from trimtab.optimizers import SAM
+            >>> net = nn.Linear(2, 1)
+            >>> optimizer = SAM(torch.optim.SGD(net.parameters(), lr=0.1), model=net)
+            >>> batches = [torch.ones(1, 2), torch.zeros(1, 2)]
+            >>> for inputs in batches:
+            ...     (net(inputs).square().sum() / 2).backward()
+            >>> if optimizer.ascend():
+            ...     for inputs in batches:
+            ...         (net(inputs).square().sum() / 2).backward()
+            >>> optimizer.descend()
+            True
+        """
+        if self._climbed is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}.ascend was called before; descend() takes the step, retreat() puts the weights back"
+            )
+        scaler = _enabled(grad_scaler)
+        random, self._random = self._random, None
+        parameters = self._touched()
+        if scaler is not None and (gradients := gradients_of(parameters)):
+            torch._foreach_mul_(gradients, 1.0 / scaler.get_scale())
+        self._without_removed()
+        norm = self._norm_or_none(parameters)
+        if norm is None:
+            if scaler is not None:
+                scaler.unscale_(self.base_optimizer)  # finds the inf and remembers it for scaler.step and update
+            self._refuse_or_warn(scaler, "gradient")
+            self._climbed = Climbed(ExitStack(), None, scaled=scaler is not None, finite=False)
+            return False
+        back = ExitStack()
+        try:
+            back.enter_context(weights_kept([local_part(parameter) for parameter in parameters]))
+            memory = self._perturb(parameters, norm)
+            torch.clear_autocast_cache()  # inside an outer autocast, casts of the unperturbed weights are cached
+            back.enter_context(statistics_kept(self.model))
+            if random is not None:
+                back.enter_context(random.replayed())
+        except BaseException:
+            back.close()
+            raise
+        for parameter in parameters:
+            parameter.grad = None
+        self._climbed = Climbed(back, memory, scaled=scaler is not None)
+        return True
+
+    def descend(
+        self,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        before_step: Callable[[], Any] | None = None,
+    ) -> bool:
+        """Put the weights back and let the base optimizer step with the gradients of the perturbed ones.
+
+        Args:
+            grad_scaler, before_step: as in `step`. Calling `grad_scaler.update()` stays with you.
+
+        Returns:
+            Whether the step was taken, as far as it is known here (a fused base under a scaler decides itself).
+
+        Raises:
+            RuntimeError: there was no `ascend`.
+            ValueError: `ascend` had a scaler and this call has none, or the other way round; or a gradient is sparse.
+            FloatingPointError: as `step`.
+        """
+        name, scaler, climbed = type(self).__name__, _enabled(grad_scaler), self._climbed
+        if climbed is None:
+            raise RuntimeError(f"{name}.descend needs an {name}.ascend before it, between the two backward passes")
+        self.retreat()
+        if climbed.scaled != (scaler is not None):
+            raise ValueError(f"give grad_scaler to both {name}.ascend and {name}.descend, or to neither")
+        if not climbed.finite:
+            if scaler is not None:
+                scaler.step(self.base_optimizer)  # skips: it has found the inf
+            return False
         with torch.no_grad():
             parameters = self._touched()
-            if scaler is not None and (gradients := gradients_of(parameters)):
-                torch._foreach_mul_(gradients, 1.0 / scaler.get_scale())
-            norm = self._norm_or_none(parameters)
-            if norm is None:
-                return self._without_step(loss, scaler, "gradient")
-            with weights_kept([local_part(parameter) for parameter in parameters]):
-                memory = self._perturb(parameters, norm)
-                torch.clear_autocast_cache()  # inside an outer autocast, casts of the unperturbed weights are cached
-                with statistics_kept(self.model), random_state.replayed(), torch.enable_grad():
-                    closure()
-            torch.clear_autocast_cache()
-            self._touched()
             if scaler is not None:
                 scaler.unscale_(self.base_optimizer)
             if self._norm_or_none(parameters) is None:
-                return self._without_step(loss, scaler, "gradient at the perturbed weights")
-            self._final_gradient(parameters, memory)
-            del memory
+                self._refuse_or_warn(scaler, "gradient at the perturbed weights")
+                if scaler is not None:
+                    scaler.step(self.base_optimizer)
+                return False
+            self._final_gradient(parameters, climbed.memory)
         if before_step is not None:
             before_step()
         if scaler is None:
@@ -210,22 +255,35 @@ class TwoPassOptimizer(torch.optim.Optimizer):
         else:
             scaler.step(self.base_optimizer)
         self.steps += 1
-        return loss
+        self.skipped_in_a_row = 0
+        return True
 
-    def _without_step(self, loss: Any, scaler: torch.amp.GradScaler | None, which: str) -> Any:
-        if scaler is None:
+    def retreat(self) -> None:
+        """Put weights, buffers and random numbers back without a step, as after an error between `ascend` and `descend`."""
+        climbed, self._climbed = self._climbed, None
+        if climbed is not None:
+            climbed.back.close()
+            torch.clear_autocast_cache()
+
+    def _refuse_or_warn(self, scaler: torch.amp.GradScaler | None, which: str) -> None:
+        if scaler is not None:
+            return
+        found = f"{type(self).__name__}: the {which} holds inf or NaN after {self.steps} steps"
+        if self.on_nonfinite == "raise":
             raise FloatingPointError(
-                f"{type(self).__name__}: the {which} holds inf or NaN after {self.steps} steps; the weights are as "
-                "before this step. Lower the learning rate or rho, or pass grad_scaler= in mixed precision"
+                f"{found}; the weights are as before this step. Lower the learning rate or rho, pass grad_scaler= in mixed "
+                'precision, or set on_nonfinite="skip"'
             )
-        scaler.step(self.base_optimizer)  # finds the inf, skips, and remembers it for scaler.update()
-        return loss
+        self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        if self.skipped == 1:
+            warnings.warn(f"{found}; the step is skipped, as will every such step (this is said once)", stacklevel=3)
+        show(self.base_optimizer)
 
     def _own_state(self) -> dict[str, Any]:
-        return {"method": type(self).__name__, "steps": self.steps}
+        return {"method": type(self).__name__, "steps": self.steps, "skipped": self.skipped}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.steps = int(state["steps"])
+        self.steps, self.skipped = int(state["steps"]), int(state.get("skipped", 0))
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, and under "two_pass" the step count (and CrAM's generator state)."""
@@ -250,6 +308,8 @@ class TwoPassOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         hooks = ("_optimizer_", "_zero_grad_profile", "_warned_")
+        if self._climbed is not None:
+            raise RuntimeError(f"{type(self).__name__} is between ascend and descend and cannot be copied now")
         return {key: value for key, value in self.__dict__.items() if not key.startswith(hooks) and key != "step"}
 
     def _settings(self) -> str:
@@ -261,11 +321,3 @@ class TwoPassOptimizer(torch.optim.Optimizer):
             f"{type(self).__name__}({type(self.base_optimizer).__name__} with {groups} group{'s'[: groups != 1]}, "
             f"{self._settings()})"
         )
-
-
-def non_negative(name: str, value: object) -> float:
-    """`value` as a float when it is a finite number of 0 or more, else ValueError."""
-    number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
-    return number

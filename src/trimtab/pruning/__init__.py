@@ -1,6 +1,6 @@
 """One-shot pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
 
-from trimtab.pruning.masks import keep_masks
+from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.one_shot import one_shot, sweep
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.recalibration import Recalibration, recalibrate
@@ -12,6 +12,7 @@ __all__ = [
     "DEFAULT_RULE",
     "SCOPES",
     "SCORES",
+    "KeepMasks",
     "Pruned",
     "Recalibration",
     "erk_densities",
