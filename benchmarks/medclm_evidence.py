@@ -20,11 +20,12 @@ from evidence_page import fill, table
 from trimtab.cli.medclm_build import real_options
 from trimtab.files import write_text
 from trimtab.medclm.building import BuildOptions, BuildResult, build
-from trimtab.medclm.hosts import RuleName, assign_hosts, host_rules
+from trimtab.medclm.hosts import assign_hosts
 from trimtab.medclm.organs.rle import read_organs
 from trimtab.medclm.phantom.files import write_phantom
 from trimtab.medclm.quality import QualityControl
 from trimtab.medclm.records import Box, ImageRecord, Lesion, Row
+from trimtab.medclm.rules import RuleName, host_rules
 from trimtab.medclm.texts.generator import target_of
 from trimtab.medclm.texts.wording import quoted
 
@@ -174,7 +175,7 @@ def sabotages() -> dict[str, Callable[[Row, ImageRecord, random.Random], dict[st
         return {"answer": swapped} if swapped else None
 
     def other_class(row: Row, record: ImageRecord, choose: random.Random) -> dict[str, Any] | None:
-        names = {"hard exudates": "haemorrhage", "haemorrhage": "hard exudates"}
+        names = {"hard exudates": "hemorrhage", "hemorrhage": "hard exudates"}
         return {"answer": names[row.answer]} if row.question_type == "what" and row.answer in names else None
 
     def other_organ(row: Row, record: ImageRecord, choose: random.Random) -> dict[str, Any] | None:

@@ -9,11 +9,12 @@ import pytest
 
 from tests.medclm.pictures import image_record
 from tests.medclm.samples import source
-from trimtab.medclm import hosts
+from trimtab.medclm import rules
 from trimtab.medclm.building import DataSetFolder, build
 from trimtab.medclm.findings import BONES, FINDINGS, LUNGS, finding_of, side_in, tidied
-from trimtab.medclm.hosts import HostRules, assign_hosts, host_rules
+from trimtab.medclm.hosts import assign_hosts
 from trimtab.medclm.records import Box
+from trimtab.medclm.rules import HostRules, host_rules
 
 VINDR = (
     "Aortic enlargement, Atelectasis, Calcification, Cardiomegaly, Clavicle fracture, Consolidation, Edema, Emphysema, "
@@ -100,7 +101,7 @@ def test_a_fracture_there_goes_to_the_ribs():
 
 
 def test_an_unknown_name_is_not_hosted_by_luck_and_warns_once(monkeypatch):
-    monkeypatch.setattr(hosts, "_WARNED", set())
+    monkeypatch.setattr(rules, "_WARNED", set())
     with pytest.warns(UserWarning, match="no organ is known for the classes 'zebra stripe'"):
         lesion = _decided("zebra stripe", host_rules("chest"))
     assert (lesion.host.organ, lesion.flags) == ("unknown", ("host_unknown",))
@@ -122,10 +123,10 @@ def test_a_side_in_the_class_name_that_the_box_contradicts_leaves_the_host_unkno
 
 
 def test_an_own_entry_stands_before_the_presets_and_keeps_its_name():
-    rules = host_rules("chest", allowed={"effusion": ("heart",)})
-    assert rules.organs_of("Pleural Effusion") == ("heart",)
-    assert rules.class_of("Pleural Effusion") == "effusion"
-    assert rules.organs_of("Nodule") == LUNGS
+    own = host_rules("chest", allowed={"effusion": ("heart",)})
+    assert own.organs_of("Pleural Effusion") == ("heart",)
+    assert own.class_of("Pleural Effusion") == "effusion"
+    assert own.organs_of("Nodule") == LUNGS
     assert HostRules(allowed={"knee effusion": ("knee",)}).class_of("Knee_Effusion") == "knee effusion"
     with pytest.raises(ValueError, match="'general' have no allow-list"):
         host_rules("general", allowed={"nodule": LUNGS})

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.medclm.pictures import image_record
-from trimtab.medclm.hosts import HostRules, assign_hosts, host_rules
+from trimtab.medclm.hosts import assign_hosts
 from trimtab.medclm.records import Box, HostDecision
+from trimtab.medclm.rules import HostRules, host_rules
 
 
 def masks_of(**areas: tuple[int, int, int, int]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from scipy import ndimage
 
 from tests.medclm.pictures import parted
 from trimtab.medclm import organs, readers
-from trimtab.medclm.hosts import assign_hosts, host_rules
+from trimtab.medclm.hosts import assign_hosts
 from trimtab.medclm.phantom import FINDINGS, draw, write_phantom
 from trimtab.medclm.places import bounds, eye, midline
+from trimtab.medclm.rules import host_rules
 
 SIZE = 192
 

@@ -11,10 +11,11 @@ from scipy import ndimage
 from tests.medclm.pictures import image_record, parted
 from tests.medclm.test_hosts import box, masks_of
 from trimtab.medclm import readers
-from trimtab.medclm.hosts import HostRules, assign_hosts
+from trimtab.medclm.hosts import assign_hosts
 from trimtab.medclm.organs.folders import PngOrgans
 from trimtab.medclm.places import bounds, disc_distance, eye, midline, side_and_conflict, zone_of
 from trimtab.medclm.records import Box
+from trimtab.medclm.rules import HostRules
 
 
 def boxes_of(**areas: tuple[int, int, int, int]) -> dict[str, Box]:

@@ -21,8 +21,8 @@ from trimtab.inputs import named, shortened
 from trimtab.medclm import organs
 from trimtab.medclm.building import BuildOptions, BuildResult
 from trimtab.medclm.building import build as build_set
-from trimtab.medclm.hosts import RuleName
 from trimtab.medclm.records import Stage
+from trimtab.medclm.rules import RuleName
 from trimtab.medclm.texts.generator import Generator
 from trimtab.medclm.texts.template import TemplateGenerator
 

@@ -23,9 +23,9 @@ from trimtab.medclm.building.journal import Journal, journal_items
 from trimtab.medclm.building.launchers import Launcher, run_local, run_ray
 from trimtab.medclm.building.preparing import OnText, Preparation, Prepared, as_text
 from trimtab.medclm.building.writing import write_rows
-from trimtab.medclm.hosts import RuleName, host_rules, warn_unlisted
 from trimtab.medclm.planning import STAGES
 from trimtab.medclm.records import ImageRecord, Rejected, Stage
+from trimtab.medclm.rules import RuleName, host_rules, warn_unlisted
 from trimtab.medclm.splits import FRACTIONS, split_of, without_leaks
 from trimtab.medclm.texts.generator import Generator
 from trimtab.medclm.texts.template import TemplateGenerator
@@ -43,7 +43,7 @@ class BuildOptions(BaseModel):
         reader: options of the reader.
         organs: (name, options) of the organ sources, see `organs.names`; none leaves hosts unknown.
         without_organs: "keep" images whose masks cannot be had, or "reject" them.
-        preset, rule, allowed: host rules, see `hosts.host_rules`.
+        preset, rule, allowed: host rules, see `rules.host_rules`.
         split: "patient" = by hash of the patient; "source" = as the source says.
         fractions: train, validation, test of the split by patient.
         stages, balance, cap, seed: see `planning.Planner`.

@@ -15,11 +15,12 @@ from PIL import Image
 
 from trimtab.medclm import organs
 from trimtab.medclm.building.identity import content_of
-from trimtab.medclm.hosts import HostRules, decided_hosts
+from trimtab.medclm.hosts import decided_hosts
 from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
 from trimtab.medclm.pixels import ORIENTATION, PictureError, read_picture
 from trimtab.medclm.records import ImageRecord, Record, Rejected
+from trimtab.medclm.rules import HostRules
 
 SHIPPED = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Pictures of these kinds are copied byte for byte if they hold 8 bits a channel and no EXIF orientation; others become PNG."""

@@ -61,8 +61,11 @@ def regions(label: str, number: int | None = None) -> str:
     ('1 nodule', '2 lung opacities', '1 region of hard exudates', 'regions of consolidation')
     """
     text = tidied(label)
-    if grammar_of(label) == "one":
+    grammar = grammar_of(label)
+    if grammar == "one":
         noun = text if number == 1 else plural_of(text)
+    elif grammar == "state":
+        noun = text
     else:
         noun = f"{'region' if number == 1 else 'regions'} of {text}"
     return noun if number is None else f"{number} {noun}"
