@@ -124,7 +124,7 @@ def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -
 
 def _right(one: Mapping[str, Any]) -> bool:
     found = one["scores"]["model"]
-    return bool(found.get("closed.1", found.get("exact.1", 0)) == 1)
+    return bool(found.get("closed.1", found.get("named.1", found.get("exact.1", 0))) == 1)
 
 
 def _chosen(predictions: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:

@@ -1,4 +1,5 @@
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,6 +248,39 @@ def test_vqa_rad_as_its_authors_ship_it(tmp_path):
     assert [(one.name, one.choices) for one in test.questions] == [("1", ("yes", "no"))]
     assert [(one.row, one.reason[:12]) for one in test.rejected] == [("[2]", "no image gon"), ("[3]", "file name '.")]
     assert [(one.answer, one.choices) for one in train.questions] == [("3", ())]
+
+
+@pytest.mark.parametrize(
+    ("stated", "answer", "expected"),
+    [
+        ("CLOSED", "yes", (("yes", "no"), True)),
+        ("CLOSED ", "Left", ((), True)),
+        ("OPEN", "no", ((), False)),
+        (None, "no", (("yes", "no"), False)),
+        ("neither", "Left", ((), False)),
+    ],
+)
+def test_vqa_rads_answer_type_says_what_is_closed(tmp_path, stated, answer, expected):
+    picture(tmp_path / "images" / "a.jpg")
+    row = {"qid": 1, "image_name": "a.jpg", "question": "Left or right?", "answer": answer, "answer_type": stated}
+    (tmp_path / "test.jsonl").write_text(json.dumps({key: value for key, value in row.items() if value is not None}))
+    (one,) = load_benchmark("vqa_rad", tmp_path, "test").questions
+    assert (one.choices, one.closed) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"), [("Left", 1.0), ("It is on the left side.", 1.0), ("left or right", 0.0), ("right", 0.0)]
+)
+def test_closed_questions_that_name_their_choices(reply, value):
+    asked = Question("1", Path("a"), "Is it on the left or right side?", "Left", "p", closed=True)
+    assert scores(asked, parse_reply(reply)) == {"named.1": value}
+
+
+def test_vqa_rads_test_has_272_closed_and_179_open_questions(tmp_path, shared_data):
+    with zipfile.ZipFile(shared_data / "vqa_rad" / "vqa_rad_512.zip") as archive:
+        archive.extractall(tmp_path)
+    found = load_benchmark("vqa_rad", tmp_path, "test").questions
+    assert (sum(one.closed for one in found), sum(not one.closed for one in found)) == (272, 179)
 
 
 def test_slake_path_vqa_and_pmc_vqa(tmp_path):

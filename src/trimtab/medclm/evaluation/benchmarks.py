@@ -109,10 +109,11 @@ def _vqa_rad(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Ma
         if own and str(row["phrase_type"]).startswith("test") is not (split == "test"):
             return None
         answer = str(row["answer"]).strip()
+        stated = str(row.get("answer_type", "")).strip().upper()  # the authors' file has "CLOSED " too
         return Question(
             str(row["qid"]), images / inside(str(row["image_name"])), str(row["question"]).strip(), answer,
             str(row["image_name"]), domain=str(row.get("image_organ", "")), kind=str(row.get("question_type", "")),
-            choices=choices_of(answer),
+            choices=choices_of(answer) if stated != "OPEN" else (), closed=stated == "CLOSED",
         )  # fmt: skip
 
     return file, _json_rows(file), make

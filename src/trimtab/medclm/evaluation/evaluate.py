@@ -24,7 +24,7 @@ SYSTEMS = {
     SYSTEM: "where the question quotes a box, the answer of most of the five nearest boxes of such training questions; else "
     "the majority: what the words and numbers alone give away",
 }
-OPEN_AND_CLOSED = ("closed.1", "exact.1", "f1.1", "recall.1")
+OPEN_AND_CLOSED = ("closed.1", "named.1", "exact.1", "f1.1", "recall.1")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ metric_list:
 metadata:
   - version: 1
 """
-FUNCTIONS = '''"""What the task file calls; the rules are those of trimtab.medclm.evaluation.metrics (closed.1, f1.1)."""
+FUNCTIONS = '''"""What the task file calls; the rules are those of trimtab.medclm.evaluation.metrics (closed.1 and named.1, f1.1)."""
 
 import io
 from pathlib import Path
@@ -60,9 +60,10 @@ def doc_to_text(doc, lmms_eval_specific_kwargs=None):
 
 
 def process_results(doc, results):
-    question = Question(doc["id"], Path("."), doc["question"], doc["answer"], doc["cluster"], choices=tuple(doc["choices"]))
+    given = {"choices": tuple(doc["choices"]), "closed": doc["closed"]}
+    question = Question(doc["id"], Path("."), doc["question"], doc["answer"], doc["cluster"], **given)
     found = scores(question, parse_reply(results[0]))
-    names = {"closed.1": "closed", "f1.1": "f1"}
+    names = {"closed.1": "closed", "named.1": "closed", "f1.1": "f1"}
     return {names[rule]: value for rule, value in found.items() if rule in names}
 '''
 
@@ -84,7 +85,7 @@ def lmms_eval(questions: Sequence[Question], folder: Path, name: str = "medclm")
     rows = [
         {
             "id": one.name, "cluster": one.cluster, "question": instruction(one.question, one.reason), "answer": one.answer,
-            "choices": list(one.choices), "stage": one.stage, "domain": one.domain, "kind": one.kind,
+            "choices": list(one.choices), "closed": one.closed, "stage": one.stage, "domain": one.domain, "kind": one.kind,
             "image": {"bytes": _png(one), "path": one.image.name},
         }
         for one in questions

@@ -11,6 +11,8 @@ from trimtab.medclm.evaluation.questions import Question
 RULES = {
     "closed.1": "closed questions: the answer contains exactly one of the choices, as whole words, and it is the right one; "
     "where one choice stands inside another, the longer counts; a lone letter A, B, ... names a choice",
+    "named.1": "closed questions without a list of choices, such as 'left or right?': the answer contains the right answer as "
+    "whole words, and not also the word on the other side of an 'or' of the question",
     "exact.1": "open questions: the words are the same (lower case, without punctuation and articles)",
     "f1.1": "open questions: harmonic mean of precision and recall of the words, counted with multiplicity",
     "recall.1": "open questions: share of the right answer's words that the answer has",
@@ -35,6 +37,14 @@ def closed(answer: str, question: Question) -> float:
     said = [choice for choice in question.choices if contains(answer, choice)]
     said = [choice for choice in said if not any(choice != other and contains(other, choice) for other in said)]
     return float(len(said) == 1 and words(said[0]) == words(question.answer))
+
+
+def named(answer: str, question: Question) -> float:
+    """Rule named.1, 0 or 1."""
+    asked, right = words(question.question), words(question.answer)
+    around = [(asked[at - 1], asked[at + 1]) for at in range(1, len(asked) - 1) if asked[at] == "or"]
+    rivals = {other for one in around for mine, other in (one, one[::-1]) if mine in right and other not in right}
+    return float(contains(answer, question.answer) and not any(contains(answer, rival) for rival in rivals))
 
 
 def overlap(answer: str, gold: str) -> tuple[float, float]:
@@ -69,6 +79,8 @@ def scores(question: Question, reply: Reply) -> dict[str, float]:
     found: dict[str, float] = {}
     if question.choices:
         found["closed.1"] = closed(reply.answer, question)
+    elif question.closed:
+        found["named.1"] = named(reply.answer, question)
     else:
         found["exact.1"] = float(words(reply.answer) == words(question.answer))
         found["f1.1"], found["recall.1"] = overlap(reply.answer, question.answer)

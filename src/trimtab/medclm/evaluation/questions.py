@@ -25,6 +25,7 @@ class Question:
         cluster: patient (or image): what the bootstrap draws.
         stage, domain, kind: groups of the report; "" where there is none.
         choices: the possible answers of a closed question, empty for an open one.
+        closed: the file calls the question closed, be its choices known or only named in the question ("left or right?").
         reason: whether reasoning is asked for.
         draw: draw the box on the image.
         box, organ, side: what grounding is held against; None where unknown.
@@ -44,6 +45,7 @@ class Question:
     box: Box | None = None
     organ: str | None = None
     side: str | None = None
+    closed: bool = False
 
 
 def choices_of(answer: str, kind: str = "") -> tuple[str, ...]:
