@@ -57,6 +57,18 @@ def test_counts_and_absences_need_a_complete_image():
     assert asks(partial, None, "medium", LABELS) == []
 
 
+def test_a_class_is_absent_from_a_box_only_where_no_box_of_it_reaches_in_and_none_was_rejected():
+    def absent(flags, x0):
+        nodule = lesion(1, "nodule", (0.1, 0.1, 0.3, 0.3), host(), flags=flags)
+        image = record(nodule, lesion(2, "mass", (x0, 0.1, x0 + 0.2, 0.3), host(), flags=flags))
+        found = _answers(image, nodule, "easy")
+        return {label for (kind, _, label, _), answer in found.items() if (kind, answer) == ("present", "no")}
+
+    assert absent((), 0.3) == {"effusion", "mass"}
+    assert absent((), 0.29) == {"effusion"}, "the mass reaches into the nodule's box"
+    assert absent(("incomplete_image",), 0.3) == set()
+
+
 def test_without_a_known_organ_nothing_is_asked_about_place():
     image = record(lesion(1, "mass", (0.1, 0.1, 0.3, 0.3), host("unknown", None)))
     kinds = {ask.kind for stage in ("easy", "medium") for ask in asks(image, image.lesions[0], stage, LABELS)}

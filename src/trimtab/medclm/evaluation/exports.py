@@ -39,7 +39,7 @@ metric_list:
 metadata:
   - version: 1
 """
-FUNCTIONS = '''"""What the task file calls; the rules are those of trimtab.medclm.evaluation.metrics (closed.1 and named.1, f1.1)."""
+FUNCTIONS = '''"""What the task file calls; rules of trimtab.medclm.evaluation.metrics: closed.1, named.1, f1.1."""
 
 import io
 from pathlib import Path

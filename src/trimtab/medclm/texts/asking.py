@@ -97,6 +97,12 @@ def _absent(record: ImageRecord, labels: Collection[str]) -> Iterator[Ask]:
         yield Ask("what", "image", NO_FINDING, NO_FINDING)
 
 
+def _overlap(one: Lesion, other: Lesion) -> bool:
+    """Whether the boxes share any area."""
+    mine, theirs = one.box, other.box
+    return mine.x0 < theirs.x1 and theirs.x0 < mine.x1 and mine.y0 < theirs.y1 and theirs.y0 < mine.y1
+
+
 def _easy(record: ImageRecord, lesion: Lesion, labels: Collection[str]) -> Iterator[Ask]:
     label = lesion.label
     yield Ask("what", "box", label, shown(label))
@@ -108,8 +114,10 @@ def _easy(record: ImageRecord, lesion: Lesion, labels: Collection[str]) -> Itera
         if host.side and not is_eye(record):
             yield Ask("side", "box", label, host.side)
     yield Ask("present", "box", label, "yes")
-    for absent in sorted(set(labels) - {label}):
-        yield Ask("present", "box", absent, "no")
+    if is_complete(record):  # a class is absent from a box where no box of it reaches in
+        here = {other.label for other in record.lesions if _overlap(lesion, other)}
+        for absent in sorted(set(labels) - here - {label}):
+            yield Ask("present", "box", absent, "no")
     alike = same_class(record, label)
     if is_complete(record) and is_counted(label):
         yield Ask("count", "box", label, str(len(alike)))
