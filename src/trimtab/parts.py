@@ -47,6 +47,16 @@ def _read(file: Path) -> pa.Table:
         raise ValueError(f"{file} is not a readable Parquet file: {error}") from error
 
 
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob("part-*.parquet")}
+
+
+def _mark(file: Path) -> tuple[int, int]:
+    """What changes when a file is replaced."""
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
 class Parts:
     """A table with a column `step` to which rows of later and later steps are appended.
 
@@ -54,11 +64,38 @@ class Parts:
         schema: of the table.
         folder: where part files go, one per `append`, each named by its first step and written as a whole or not at all.
             None keeps the rows in memory.
+
+    Raises:
+        ValueError: (check_empty) there are parts; (check_untouched) somebody else has written there.
     """
 
     def __init__(self, schema: pa.Schema, folder: Path | None) -> None:
         self.schema, self.folder = schema, folder
         self._rows: list[pa.Table] = []
+        self._known: set[str] = set()
+        self._last: tuple[Path, tuple[int, int]] | None = None
+        self._placeholder: Path | None = None
+
+    def check_empty(self) -> None:
+        """Refuse a folder that holds parts."""
+        if self.folder is not None and (found := len(_names(self.folder))):
+            raise ValueError(
+                f"{self.folder} holds {found} part(s) of an earlier run or of another tracker: give each its own folder, "
+                "go on with an earlier run by load_state_dict, or replace it with overwrite=True"
+            )
+
+    def claim(self, step: int) -> None:
+        """Leave an empty part named by `step`, so that nobody else begins there unasked; the first `append` replaces it."""
+        if self.folder is not None:
+            self._placeholder = self._write(self.schema.empty_table(), step)
+
+    def check_untouched(self) -> None:
+        """Refuse a folder where parts were added or replaced since this object last wrote; emptied ones are fine."""
+        if self.folder is None or self._last is None:
+            return
+        found, (last, mark) = _names(self.folder), self._last
+        if found - self._known or (last.exists() and _mark(last) != mark):
+            raise ValueError(f"another tracker writes in {self.folder} by now; give each its own folder")
 
     def append(self, table: pa.Table) -> None:
         """Add rows; ignored when there are none."""
@@ -66,15 +103,21 @@ class Parts:
             return
         if self.folder is None:
             self._rows.append(table)
-        else:
-            self._write(table)
+            return
+        written = self._write(table, table["step"][0].as_py())
+        if self._placeholder not in {None, written}:
+            self._placeholder.unlink(missing_ok=True)
+        self._placeholder = None
 
-    def _write(self, table: pa.Table) -> None:
+    def _write(self, table: pa.Table, step: int) -> Path:
         import pyarrow.parquet as pq
 
         assert self.folder is not None
-        name = PART.format(table["step"][0].as_py())
-        replace_atomically(self.folder / name, lambda file: pq.write_table(table, file, compression="zstd"))
+        path = self.folder / PART.format(step)
+        replace_atomically(path, lambda file: pq.write_table(table, file, compression="zstd"))
+        self._known.add(path.name)
+        self._last = path, _mark(path)
+        return path
 
     def drop_from(self, step: int) -> None:
         """Remove the rows of `step` and later, which a run that goes on from `step` will write again."""
@@ -95,7 +138,8 @@ class Parts:
             table = _read(file)
             kept = table.filter(pc.less(table["step"], step))
             if kept.num_rows < table.num_rows:
-                self._write(kept)
+                self._write(kept, int(file.stem.removeprefix("part-")))
+        self._known = _names(self.folder)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 

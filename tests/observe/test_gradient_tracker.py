@@ -328,6 +328,7 @@ def test_killed_and_resumed_leaves_the_rows_of_an_uninterrupted_run(tmp_path: Pa
         torch.manual_seed(step)
         backward(net, seed=step)
         optimizer.step()
+    first._rows.clear()
 
     file.seek(0)
     weights, momentum, levers = torch.load(file, weights_only=True)
@@ -351,13 +352,49 @@ def test_killed_and_resumed_leaves_the_rows_of_an_uninterrupted_run(tmp_path: Pa
             assert read_table(tmp_path / "parts" / name).equals(read_table(tmp_path / "whole" / name))
 
 
-def test_a_new_run_in_an_old_folder_starts_anew(tmp_path: Path) -> None:
+def steps_in(folder: Path) -> list[int]:
+    return sorted(set(read_table(folder / "gradients.parquet")["step"].to_pylist()))
+
+
+def test_an_old_folder_is_replaced_only_when_asked_for(tmp_path: Path) -> None:
     train(network(), GradientTracker(folder=tmp_path, capacity=1), 5)
-    again = GradientTracker(folder=tmp_path, capacity=1)
+    with pytest.raises(ValueError, match=r"gradients\.parquet holds 5 part\(s\) of an earlier run.*overwrite=True"):
+        train(network(1), GradientTracker(folder=tmp_path), 1)
+    assert steps_in(tmp_path) == [0, 1, 2, 3, 4]
+    again = GradientTracker(folder=tmp_path, capacity=1, overwrite=True)
     assert again.table().num_rows == 0  # nothing of its own yet
-    assert read_table(tmp_path / "gradients.parquet")["step"].to_pylist()[-1] == 4
+    assert steps_in(tmp_path)[-1] == 4
     train(network(1), again, 2)
-    assert sorted(set(read_table(tmp_path / "gradients.parquet")["step"].to_pylist())) == [0, 1]
+    assert steps_in(tmp_path) == [0, 1]
+
+
+def test_two_trackers_in_one_folder(tmp_path: Path) -> None:
+    first, second = GradientTracker(folder=tmp_path), GradientTracker(folder=tmp_path)
+    train(network(), first, 3)  # nothing is written yet
+    with pytest.raises(ValueError, match="of another tracker: give each its own folder"):
+        train(network(1), second, 1)
+    assert steps_in(tmp_path) == []
+    first.flush()
+    assert steps_in(tmp_path) == [0, 1, 2]
+
+    third = GradientTracker(folder=tmp_path, overwrite=True)  # told to take the folder: the first one notices
+    train(network(1), third, 2)
+    train(network(), first, 1)
+    with pytest.raises(ValueError, match="another tracker writes in"):
+        first.flush()
+    third.flush()
+    assert steps_in(tmp_path) == [0, 1]
+
+
+def test_signals_that_change_their_names_leave_the_rows_right(tmp_path: Path) -> None:
+    net, tracker, plain, scale = network(), GradientTracker(), GradientTracker(), Autoscale()
+    handle = train(net, tracker, 2, plain, scale)
+    tracker.watch(scale)
+    for step in (2, 3):
+        backward(net, seed=step)
+        handle._optimizer.step()
+    assert tracker.table().equals(plain.table())
+    assert set(tracker.signals_table()["step"].to_pylist()) == {2, 3}
 
 
 def test_states_that_do_not_fit(tmp_path: Path) -> None:
@@ -372,7 +409,7 @@ def test_states_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_removing_the_handle_flushes(tmp_path: Path) -> None:
     handle = train(network(), GradientTracker(folder=tmp_path), 2)
-    assert not (tmp_path / "gradients.parquet").exists()
+    assert steps_in(tmp_path) == []
     handle.remove()
     assert len(set(read_table(tmp_path / "gradients.parquet")["step"].to_pylist())) == 2
 

@@ -163,7 +163,7 @@ def test_nothing_waits_for_the_device_between_flushes(monkeypatch: pytest.Monkey
     assert waits == []
     step()  # the fifth: full, fetched
     assert waits.count("cpu") == 1
-    assert tracker._sums.steps == []
+    assert tracker._rows.sums.steps == []
 
 
 def test_nothing_depends_on_values_on_an_accelerator() -> None:

@@ -181,7 +181,7 @@ def test_schedule_capacity_and_tables():
     assert ShrinkageMeter(every=lambda step: step == 5).due(5)
     for step in (0, 3, 6):
         meter.observe(step, {"layer": (torch.ones(2), torch.ones(2) * step)})
-    assert [recorder.steps for recorder in meter._recorders.values()] == [[6]]  # the capacity brought a flush
+    assert [recorder.steps for recorder in meter._rows.recorders.values()] == [[6]]  # the capacity brought a flush
     table = meter.table()
     assert table["step"].to_pylist() == [0, 0, 3, 3, 6, 6]
     assert table["projection"].to_pylist() == [0, 0, 3, 3, 6, 6]
@@ -225,7 +225,10 @@ def test_resumes_after_a_weights_only_load(in_folder, tmp_path: Path):
     assert resumed.table().equals(whole.table())
     if in_folder:
         assert read_table(tmp_path / "shrinkage.parquet").equals(whole.table())
-        other = ShrinkageMeter(folder=tmp_path)  # a new run in the same folder
+        with pytest.raises(ValueError, match="of an earlier run or of another tracker"):
+            measured(ShrinkageMeter(folder=tmp_path), range(4, 5))
+        assert read_table(tmp_path / "shrinkage.parquet").equals(whole.table())
+        other = ShrinkageMeter(folder=tmp_path, overwrite=True)  # a new run in the same folder
         measured(other, range(4, 5))
         assert set(other.table()["step"].to_pylist()) == {4}
     with pytest.raises(ValueError, match="not what a ShrinkageMeter saves"):

@@ -58,7 +58,7 @@ def train_with_levers(given: TrainArguments) -> dict[str, Any]:
     from trimtab.penalties import VarianceAmplifier
 
     levers = [VarianceAmplifier(strength=given.var)] if given.var else []
-    tracker = GradientTracker(folder=given.out) if given.track else None
+    tracker = GradientTracker(folder=given.out, overwrite=True) if given.track else None
     silent = given.output.silent or int(os.environ.get("RANK", "0")) > 0
     with measuring_progress(f"train {given.options.schedule}", None, silent) as report:
 

@@ -111,7 +111,7 @@ def build_precision(section: Precision, seed: int, folder: Path | None) -> tuple
         master=section.master,
         before_reduce=section.before_reduce,
         seed=seed,
-        meter=ShrinkageMeter(section.meter_every, folder) if metered else None,
+        meter=ShrinkageMeter(section.meter_every, folder, overwrite=True) if metered else None,
     )
     if section.compensate == "none":
         return (lever,)

@@ -163,7 +163,9 @@ class TrainingRun:
             )
         self.model = devices.setup_model(build_model(recipe, self.data))
         watched = tuple(kind for kind in recipe.track if kind != "curvature")
-        self.tracker = GradientTracker(watched, recipe.track_every, folder=folder.path) if watched else None
+        self.tracker = (
+            GradientTracker(watched, recipe.track_every, folder=folder.path, overwrite=True) if watched else None
+        )
         self.curvature = CurvatureTracking(recipe, self.data, devices) if "curvature" in recipe.track else None
         self.latest: Latest | None = None
         if self.tracker is not None:

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from trimtab.collectives import is_distributed, local_part
+from trimtab.collectives import local_part
 from trimtab.levers import Lever
+from trimtab.observe.gradient_rows import GradientRows
 from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, working_dtype
-from trimtab.observe.tables import KINDS, gradients_schema, gradients_table, signals_schema, signals_table
+from trimtab.observe.tables import KINDS
 from trimtab.parameters import Entry, Rule
-from trimtab.parts import Parts
-from trimtab.recorder import Recorder, fetch
+from trimtab.rows import SECONDS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GRADIENTS_FOLDER, SIGNALS_FOLDER = "gradients.parquet", "signals.parquet"
 Listener = Callable[["pa.Table", "pa.Table"], object]
 
 
@@ -59,14 +57,18 @@ class GradientTracker:
         track: some of "gradients", "weights", "updates". Updates keep a copy of the tracked weights.
         every: log each k-th step, from step 0 on, or those for which a function of the step is true. Default 1.
         statistics: some of `STATISTICS`; columns of others are null. Default all.
-        folder: run folder for `gradients.parquet/` and `signals.parquet/`; rows there of the steps to come, left by an earlier
-            run, are removed when the first step is seen. None keeps the rows in memory.
+        folder: run folder for `gradients.parquet/` and `signals.parquet/`, of this tracker alone. A loaded state goes on with
+            the rows before its step. None keeps the rows in memory.
         capacity: logged steps per flush. Default 128 [ours]: 11 KiB of device memory per layer and kind.
         rule: which parameters count. Default `Rule()`: trainable, at least two dimensions [ours].
         small_format: "float16" (default), "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", ...
+        seconds: rows for a folder or a listener wait no longer than this for the next step to write them, and no longer than
+            the script, be it ended by an exception: a kill loses what was logged in `seconds`. Default 60 [ours].
+        overwrite: replace the rows that an earlier run left in the folder. Default False: a run from step 0 on refuses them.
 
     Raises:
-        ValueError: an unknown name, `every` or `capacity` below 1; (at a step) the rule fits no parameter.
+        ValueError: an unknown name, `every` or `capacity` below 1, `seconds` not above 0; (at a step) the rule fits no
+            parameter, the folder holds rows of an earlier run, or another tracker writes there.
         TypeError: `rule` is no Rule; (at a step) a gradient is not dense, the message names its parameter.
 
     Example:
@@ -92,6 +94,8 @@ class GradientTracker:
         capacity: int = 128,
         rule: Rule | None = None,
         small_format: str = "float16",
+        seconds: float = SECONDS,
+        overwrite: bool = False,
     ) -> None:
         if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every must be a whole number of 1 or more or a function of the step, got {every!r}")
@@ -107,9 +111,9 @@ class GradientTracker:
         self._quantities = {
             kind: Quantities(self.statistics if kind == "weights" else plain, small_format) for kind in self.track
         }
-        self._sums, self._signals = Recorder(capacity), Recorder(capacity)
-        self._signal_names: list[str] = []
-        self._listeners: list[Listener] = []
+        self._rows = GradientRows(
+            self.track, self.statistics, small_format, capacity, folder, seconds=seconds, overwrite=overwrite
+        )
         self._watched: list[Lever] = []
         self._judged: Sequence[Entry] | None = None
         self._judged_number = 0
@@ -118,16 +122,13 @@ class GradientTracker:
         self._changing: list[int] = []
         self._slot: Tensor | None = None
         self._taken: set[int] = set()
-        self._opened = False
-        self._folder = None if folder is None else Path(folder)
-        self._tables: tuple[Parts, Parts] | None = None
 
     # What happens at a step
 
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Take the sums of gradients and weights; called by `trimtab.attach`, for each optimizer of a step."""
-        self._open()
+        self._rows.open(self.step)
         if not (self.every(self.step) if callable(self.every) else self.step % self.every == 0):
             return
         self._choose(parameters)
@@ -138,9 +139,9 @@ class GradientTracker:
         device = self._layers[0].parameter.device
         shape = (len(self.track), len(self._layers), len(RAW))
         if fresh := self._slot is None or not self._taken.isdisjoint(with_gradient):  # the step before may have failed
-            if not self._sums.fits(shape, device):
+            if not self._rows.sums.fits(shape, device):
                 self.flush()
-            self._slot, self._taken = self._sums.slot(shape, device), set()
+            self._slot, self._taken = self._rows.sums.slot(shape, device), set()
         self._taken.update(with_gradient)
         if "gradients" in self.track:
             gradients = [self._layers[at].parameter.grad for at in with_gradient]
@@ -165,12 +166,13 @@ class GradientTracker:
     def end_step(self) -> None:
         """Take the watched signals and count the step; called by `trimtab.attach` when all its optimizers have stepped."""
         if self._slot is not None:
-            self._take_signals(self._slot.device)
-            self._sums.commit(self.step)
-            self._slot = None
-        self.step += 1
-        if self._sums.full or self._signals.full:
-            self.flush()
+            device, self._slot = self._slot.device, None
+            self._rows.sums.commit(self.step)
+            self._take_signals(device)
+            self.step += 1
+            self._rows.committed()
+        else:
+            self.step += 1
 
     def _choose(self, parameters: Sequence[Entry]) -> None:
         """Find the layers when the parameters are new; a frozen one may thaw later, so that is asked at each step."""
@@ -180,8 +182,8 @@ class GradientTracker:
         layers = [entry for entry in parameters if rule.reason_against(entry) is None and entry.parameter.numel()]
         if not layers:
             raise ValueError(f"{self!r} fits none of the optimizer's {len(parameters)} parameters")
-        if self._sums.steps:
-            self.flush()
+        self.flush()
+        self._rows.layers = [entry.name for entry in layers]
         self._layers, self._before, self._slot = layers, [], None
         self._judged, self._judged_number = parameters, len(parameters)
 
@@ -224,12 +226,12 @@ class GradientTracker:
                 signals[key] = torch.as_tensor(value, dtype=torch.float64, device=device)
         if not signals:
             return
-        names = list(signals)
-        if names != self._signal_names or not self._signals.fits((len(names),), device):
+        names, rows = list(signals), self._rows
+        if names != rows.signal_names or not rows.signals.fits((len(names),), device):
             self.flush()
-            self._signal_names = names
-        torch.stack(list(signals.values()), out=self._signals.slot((len(names),), device))
-        self._signals.commit(self.step)
+            rows.signal_names = names
+        torch.stack(list(signals.values()), out=rows.signals.slot((len(names),), device))
+        rows.signals.commit(self.step)
 
     # What was found
 
@@ -245,30 +247,18 @@ class GradientTracker:
 
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener(rows, signals)` at every flush with the new rows of both tables; returns a function that ends it."""
-        self._listeners.append(listener)
+        listeners = self._rows.listeners
+        listeners.append(listener)
 
         def leave() -> None:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+            if listener in listeners:
+                listeners.remove(listener)
 
         return leave
 
     def flush(self) -> None:
         """Fetch what lies on the device and append it to the tables; one synchronisation."""
-        if not (self._sums.steps or self._signals.steps):
-            return
-        if not self._writes:
-            self._sums.clear()
-            self._signals.clear()
-            return
-        (steps, raw), (signal_steps, values) = fetch([self._sums, self._signals])
-        names = [entry.name for entry in self._layers]
-        rows = gradients_table(steps, raw, names, self.track, self.statistics, self.small_format)
-        signals = signals_table(signal_steps, values, self._signal_names)
-        for parts, table in zip(self._parts, (rows, signals), strict=True):
-            parts.append(table)
-        for listener in list(self._listeners):
-            listener(rows, signals)
+        self._rows.flush()
 
     def unbind(self) -> None:
         """Flush; called when the handle is removed."""
@@ -280,12 +270,12 @@ class GradientTracker:
         A layer without a gradient at a step has no row. Steps, n and counts are integers, everything else float64.
         """
         self.flush()
-        return self._parts[0].table(before=self.step)
+        return self._rows.parts[0].table(before=self.step)
 
     def signals_table(self) -> pa.Table:
         """All signals so far, flushed: step, name, value."""
         self.flush()
-        return self._parts[1].table(before=self.step)
+        return self._rows.parts[1].table(before=self.step)
 
     def to_pandas(self) -> Any:
         """`table()` as a pandas frame; ImportError where pandas is not installed."""
@@ -295,8 +285,7 @@ class GradientTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Flushes; the number of steps seen and, without a folder, the rows as bytes (uint8 tensors)."""
-        self.flush()
-        rows, signals = (parts.state() for parts in self._parts)
+        rows, signals = self._rows.state()
         return {"step": self.step, "small_format": self.small_format, "rows": rows, "signals": signals}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -311,33 +300,8 @@ class GradientTracker:
             raise ValueError(
                 f"the saved tracker counts what is subnormal in {state['small_format']!r}, this one in {self.small_format!r}"
             )
-        self._sums.clear()
-        self._signals.clear()
-        self.step, self._slot, self._opened = int(state["step"]), None, True
-        if self._writes:
-            for parts, rows in zip(self._parts, (state["rows"], state["signals"]), strict=True):
-                parts.restore(rows, self.step)
-
-    @property
-    def _parts(self) -> tuple[Parts, Parts]:
-        """Where the rows go; made when first needed, since pyarrow is slow to import."""
-        if self._tables is None:
-            folders = [
-                None if self._folder is None else self._folder / name for name in (GRADIENTS_FOLDER, SIGNALS_FOLDER)
-            ]
-            self._tables = Parts(gradients_schema(self.small_format), folders[0]), Parts(signals_schema(), folders[1])
-        return self._tables
-
-    @property
-    def _writes(self) -> bool:
-        return self._folder is None or not is_distributed() or dist.get_rank() == 0
-
-    def _open(self) -> None:
-        if not self._opened:
-            self._opened = True
-            if self._folder is not None and self._writes:
-                for parts in self._parts:
-                    parts.drop_from(self.step)
+        self._rows.restore((state["rows"], state["signals"]), int(state["step"]))
+        self.step, self._slot = int(state["step"]), None
 
     def __repr__(self) -> str:
         every = self.every if isinstance(self.every, int) else getattr(self.every, "__name__", "function")

@@ -1,0 +1,86 @@
+"""What a ShrinkageMeter has measured, from the device to its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from trimtab.precision.shrinkage import Shrinkage, shrinkage
+from trimtab.recorder import Recorder, fetch
+from trimtab.rows import Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GLOBAL = "(global)"
+FOLDER = "shrinkage.parquet"
+COLUMNS = ("step", "layer", "kind", *Shrinkage._fields)
+COUNTS = ("n", "nan", "inf")
+
+
+class ShrinkageRows(Rows):
+    """Sums of layers, with a buffer for each kind of tensor and list of layers.
+
+    Args:
+        capacity: measured steps that a buffer holds.
+        folder, seconds, overwrite: see `Rows`.
+    """
+
+    def __init__(self, capacity: int, folder: Path | str | None, seconds: float, overwrite: bool) -> None:
+        super().__init__(folder, (FOLDER,), seconds, overwrite)
+        self.capacity = capacity
+        self.recorders: dict[tuple[str, tuple[str, ...]], Recorder] = {}
+
+    def add(self, step: int, kind: str, layers: Sequence[str], sums: Tensor) -> None:
+        """Keep the sums of one step and kind, shape (layers, sums)."""
+        key = (kind, tuple(layers))
+        recorder = self.recorders.setdefault(key, Recorder(self.capacity))
+        if not recorder.fits(sums.shape, sums.device):
+            self.flush()
+            recorder = self.recorders.setdefault(key, Recorder(self.capacity))
+        recorder.slot(sums.shape, sums.device).copy_(sums)
+        recorder.commit(step)
+
+    def schemas(self) -> Sequence[pa.Schema]:
+        """Of the one table."""
+        import pyarrow as pa
+
+        types = {"layer": pa.string(), "kind": pa.string()} | {name: pa.int64() for name in ("step", *COUNTS)}
+        return (pa.schema([(name, types.get(name, pa.float64())) for name in COLUMNS]),)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any buffer holds a row."""
+        return any(recorder.steps for recorder in self.recorders.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether any buffer is."""
+        return any(recorder.full for recorder in self.recorders.values())
+
+    def collect(self) -> Sequence[pa.Table]:
+        """The new rows, by step; those of one kind at one step stay in the layers' order."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        recorders, self.recorders = self.recorders, {}
+        rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        for (kind, names), (steps, sums) in zip(recorders, fetch(list(recorders.values())), strict=True):
+            found = shrinkage(torch.cat([sums, sums.sum(1, keepdim=True)], 1))
+            rows["step"] += [step for step in steps for _ in range(len(names) + 1)]
+            rows["layer"] += [*names, GLOBAL] * len(steps)
+            rows["kind"] += [kind] * (len(names) + 1) * len(steps)
+            for field, values in found._asdict().items():
+                flat = values.flatten()
+                rows[field] += (flat.long() if field in COUNTS else flat).tolist()
+        table = pa.table(rows, schema=self.schemas()[0])
+        order = pa.table({"step": table["step"], "place": pa.array(range(table.num_rows))})
+        return (table.take(pc.sort_indices(order, [("step", "ascending"), ("place", "ascending")])),)
+
+    def clear(self) -> None:
+        """Forget all buffers."""
+        self.recorders = {}
