@@ -73,7 +73,8 @@ def test_the_oldest_row_waits_no_longer_than_seconds(tmp_path: Path, monkeypatch
     handle.remove()
 
 
-def test_rows_for_nobody_are_not_held(tmp_path: Path) -> None:
+def test_rows_for_nobody_are_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_unwritten", {})
     trained(GradientTracker(), 1)
     assert not rows._unwritten
     listened, written = GradientTracker(), GradientTracker(folder=tmp_path)
@@ -85,7 +86,8 @@ def test_rows_for_nobody_are_not_held(tmp_path: Path) -> None:
         assert not rows._unwritten
 
 
-def test_a_failure_at_exit_is_told_and_the_others_are_written(tmp_path: Path) -> None:
+def test_a_failure_at_exit_is_told_and_the_others_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_unwritten", {})
     lost, kept = GradientTracker(folder=tmp_path / "lost"), GradientTracker(folder=tmp_path / "kept")
     trained(lost, 1)
     trained(kept, 1)

@@ -419,7 +419,7 @@ def _train(run: TrainingRun, report: Callable[[Progress], None]) -> None:
             classes=run.data.num_classes,
             notes=list(run.data.notes),
         )
-    with _stop_between_steps() as stop:
+    with _stop_between_steps() as stop, _rows_kept(run):
         while run.epoch < recipe.epochs:
             complete = run.run_epoch(stop, report)
             if not complete or run.devices.any_rank(stop.asked):
@@ -430,6 +430,19 @@ def _train(run: TrainingRun, report: Callable[[Progress], None]) -> None:
             if run.epoch % recipe.checkpoint_every == 0 and run.epoch < recipe.epochs:
                 run.save()
         run.finish()
+
+
+@contextmanager
+def _rows_kept(run: TrainingRun) -> Iterator[None]:
+    """After an exception the rows so far are on disk, also where the process lives on."""
+    try:
+        yield
+    except Exception:
+        meters = [getattr(lever, "meter", None) for lever in run.steering.handle.levers]
+        for rows in (run.tracker, *meters):
+            if rows is not None:
+                rows.flush()
+        raise
 
 
 def trained_model(folder: RunFolder, data: datasets.DataSet) -> nn.Module:
