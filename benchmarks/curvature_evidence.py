@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,7 +171,7 @@ def main() -> None:
         {
             "how sure": f"{len(rows)} networks measured with {products[0]} to {products[-1]} products each. Residual of the "
             f"eigenvalue: at most {100 * residuals[-1]:.1f} % of it; converged: {sum(row.converged for row in rows)} of "
-            f"{len(rows)}. Standard error of the trace: median {100 * errors[len(errors) // 2]:.0f} %, at most "
+            f"{len(rows)}. Standard error of the trace: median {100 * statistics.median(errors):.0f} %, at most "
             f"{100 * errors[-1]:.0f} % of it.",
             "verdicts": verdicts(rows, pruned),
             "dense": measured(rows, 0.0),

@@ -182,7 +182,7 @@ def network_tables(folder: Path) -> dict[str, str]:
         found, runs = quality(study, label), study.of(label)
         curves = [run.shrinkage for run in runs if run.shrinkage is not None]
         means = [_mean([getattr(own, name) for own in curves]) for name in ("q_median", "q_min")]
-        dead = _mean([sorted(value for value in own.dead if value is not None)[len(own.dead) // 2] for own in curves])
+        dead = _mean([own.dead_median for own in curves])
         layers = [(layer.q, layer.name) for own in curves[:1] for layer in own.layers if layer.q is not None]
         least = "" if not layers else f"{min(layers)[1].removesuffix('.weight')} ({min(layers)[0]:.3f})"
         rows.append(

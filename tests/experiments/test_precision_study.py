@@ -59,6 +59,20 @@ def test_curves_are_the_meters_rows() -> None:
     assert found.layers[0].q == 0.6
     assert found.layers[1].curve[2] is None
     assert found.dead == [0.25] * 6
+    assert (found.dead_median, found.overflow_median) == (0.25, 0.0)
+
+
+def test_medians_are_of_the_steps_not_of_the_points() -> None:
+    """240 steps in 120 points of two: their medians are 0.5, and that of the steps is 0.1."""
+    dead = np.tile([0.1, 0.9, 0.1, 0.1], 60)
+    steps = np.arange(240)
+    layers = np.array(["(global)", "only.weight"] * 240, dtype=object)
+    columns = {"step": np.repeat(steps, 2), "layer": layers, "kind": np.array(["gradients"] * 480, dtype=object)}
+    columns |= {"projection": np.ones(480), "dead": np.repeat(dead, 2), "overflow": np.repeat(dead[::-1], 2)}
+    found = shrinkage_curves(columns | {"noise_to_signal": np.zeros(480)})
+    assert found is not None
+    assert len(found.dead) == 120
+    assert (found.dead_median, found.overflow_median) == (0.1, 0.1)
 
 
 def test_quality_and_differences_are_paired_over_seeds() -> None:

@@ -72,10 +72,25 @@ def test_integers_are_symmetric():
     assert named("int8").max_exponent == 6
 
 
-def test_p3109_like_format_has_infinity_in_the_last_code():
-    # 8 bits, 3 of precision, bias 16, one infinity on each side, NaN where -0 would be
-    format = Format("p3", 5, 2, 16, infinities=True, nan="negative_zero", signed_zero=False)
-    assert format.max == 1.5 * 2**15
+def p3109(precision: int) -> Format:
+    """8 bits: one infinity on each side in the last code, NaN where -0 would be."""
+    fields = (8 - precision, precision - 1, 2 ** (7 - precision))
+    return Format(f"binary8p{precision}", *fields, infinities=True, nan="negative_zero", signed_zero=False)
+
+
+@pytest.mark.parametrize("precision", range(1, 8))
+def test_p3109_formats_have_infinity_in_the_last_code(precision):
+    format, table = p3109(precision), gformats.format_info_p3109(8, precision)
+    assert format.max == table.max
+    codes = np.arange(127, dtype=np.uint8)
+    assert format.values().tolist() == gfloat.decode_ndarray(table, codes).tolist()
+    assert "infinity yes, NaN one code" in describe(format)
+
+
+def test_special_codes_without_mantissa_bits_take_whole_binades():
+    assert p3109(1).max == 2.0**62
+    assert Format("f", 3, 0, infinities=False, nan="all_ones").values().tolist() == [0, 0.25, 0.5, 1, 2, 4, 8]
+    assert Format("f", 3, 1, nan="all_ones").max == 12.0
 
 
 def test_names():
@@ -116,7 +131,7 @@ def test_unknown_names_are_refused_with_the_nearest(name, message):
         ({"exponent": 4, "mantissa": 3, "nan": "some"}, "nan of format 'f' must be one of"),
         ({"exponent": 4, "mantissa": 3, "infinities": False, "nan": "negative_zero"}, "signed_zero=False"),
         ({"exponent": 0, "mantissa": 0, "infinities": False, "nan": "none"}, "needs mantissa >= 1"),
-        ({"exponent": 3, "mantissa": 0, "infinities": False, "nan": "all_ones"}, "too few mantissa bits"),
+        ({"exponent": 1, "mantissa": 0, "infinities": False, "nan": "all_ones"}, "0 mantissa bits are too few"),
         ({"exponent": 11, "mantissa": 3, "bias": 2000}, "beyond the range of float64"),
     ],
 )

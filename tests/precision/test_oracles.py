@@ -12,7 +12,7 @@ import torch
 from gfloat import RoundMode
 
 from tests.precision.inputs import all_bf16, hard_cases, random_bits, same
-from tests.precision.test_format import GFLOAT, ML_DTYPES
+from tests.precision.test_format import GFLOAT, ML_DTYPES, p3109
 from trimtab.precision import Format, named, quantize
 
 
@@ -70,11 +70,10 @@ def test_every_rounding_and_policy_is_gfloat(name, count, rounding, policy):
         if policy == "beyond":
             known |= actual.isnan()
         asked = torch.where(known, 0.0, x)
-    if rounding == "toward_zero" and policy == "beyond":
-        # known disagreement: gfloat, as IEEE 754, rounds finite numbers beyond the range to the largest number; here the
-        # overflow policy decides for every rounding
+    if rounding == "toward_zero" and policy == "beyond" and not format.infinities:
+        # known disagreement: gfloat rounds finite numbers beyond the range to the largest number; here overflow="nan" marks
         over = x.isfinite() & ~actual.isfinite()
-        assert bool(over.any()) != (name == "bf16")  # whose largest number is the largest that float32 truncates to
+        assert bool(over.any())
         top = format.max_exponent - format.mantissa
         assert bool((x[over].abs().double() >= format.max + 2.0**top).all())
         known |= over
@@ -82,6 +81,42 @@ def test_every_rounding_and_policy_is_gfloat(name, count, rounding, policy):
     expected = gfloat.round_ndarray(GFLOAT[name], asked.double().numpy(), rnd=mode, sat=policy == "saturate")
     agree = same(actual, torch.from_numpy(expected).float()) | known
     assert bool(agree.all()), x[~agree][:5]
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero"])
+@pytest.mark.parametrize("policy", ["saturate", "inf"])
+@pytest.mark.parametrize("precision", range(1, 8))
+def test_p3109_is_gfloat(precision, rounding, policy):
+    format, table = p3109(precision), gfloat.formats.format_info_p3109(8, precision)
+    ties = torch.cat([(format.values()[1:] + format.values()[:-1]) / 2, format.values(), format.values()[-1:] * 1.5])
+    ties = torch.cat([ties, -ties]).float()
+    x = torch.cat([ties, torch.nextafter(ties, ties * 2), torch.nextafter(ties, ties * 0), all_bf16()])
+    mode = {"nearest": RoundMode.TiesToEven, "toward_zero": RoundMode.TowardZero}[rounding]
+    expected = gfloat.round_ndarray(table, x.double().numpy(), rnd=mode, sat=policy == "saturate")
+    agree = same(quantize(x, format, rounding, policy), torch.from_numpy(expected).float())
+    if policy == "saturate":
+        # known disagreement: gfloat keeps infinite x, here it becomes the largest number
+        agree |= x.isinf()
+    assert bool(agree.all()), x[~agree][:5]
+
+
+@pytest.mark.parametrize("policy", ["saturate", "raise", "nan"])
+def test_ties_at_the_top_go_to_even_codes(policy):
+    even, odd = p3109(1), Format("odd", 7, 0, 64, infinities=False, nan="negative_zero", signed_zero=False)
+    assert quantize(torch.tensor([1.5 * even.max]), even, overflow=policy).tolist() == [even.max]
+    if policy == "raise":
+        with pytest.raises(ValueError, match="above the largest"):
+            quantize(torch.tensor([1.5 * odd.max]), odd, overflow=policy)
+    elif policy == "nan":
+        assert quantize(torch.tensor([1.5 * odd.max]), odd, overflow=policy).isnan().all()
+
+
+def test_toward_zero_overflows_as_ieee_754():
+    x = torch.tensor([65504.0, 65520.0, 70000.0, float("inf"), float("-inf"), -1e30, float("nan")])
+    found = quantize(x, "fp16", "toward_zero", "inf")
+    assert found[:-1].tolist() == [65504.0, 65504.0, 65504.0, float("inf"), float("-inf"), -65504.0]
+    assert bool(found[-1].isnan())
+    assert torch.equal(quantize(x.clone(), "fp16", "toward_zero", "inf", out=x).nan_to_num(1.0), found.nan_to_num(1.0))
 
 
 @pytest.mark.parametrize("name", ["e4m3", "e5m2", "e4m3fnuz", "e5m2fnuz"])
@@ -129,7 +164,12 @@ def exact(x: torch.Tensor, format: Format, rounding: str) -> torch.Tensor:
         else:
             small = np.abs(values) < format.smallest_normal
             step = np.where(small, format.smallest_normal, np.ldexp(1.0, exponent - format.mantissa))
-        rounded = {"nearest": np.rint, "toward_zero": np.trunc}[rounding](values / step) * step
+        scaled = values / step
+        if (
+            format.mantissa == 0 and rounding == "nearest"
+        ):  # 1.5 steps lie between the codes of 1 and 2: to the even one
+            scaled = np.where((np.abs(scaled) == 1.5) & ((exponent + format.bias) % 2 == 0), np.sign(scaled), scaled)
+        rounded = {"nearest": np.rint, "toward_zero": np.trunc}[rounding](scaled) * step
     return torch.from_numpy(np.clip(rounded, -format.max, format.max)).to(x.dtype)
 
 

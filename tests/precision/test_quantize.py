@@ -39,10 +39,11 @@ def test_out_that_overlaps_the_input():
 @pytest.mark.parametrize("scaling", [None, PerTensor(), MX()])
 def test_small_shapes(x, scaling):
     if scaling == MX() and x.ndim == 0:
-        with pytest.raises(ValueError, match="dim must be a dimension"):
+        with pytest.raises(ValueError, match=r"one number\) has no channels or blocks"):
             quantize(x, "e2m1", scaling=scaling)
         return
     for rounding in ("nearest", "stochastic"):
+        scaling = MX(rule="ceil") if scaling == MX() and rounding == "stochastic" else scaling  # floor warns
         result = quantize(x, "e2m1", rounding=rounding, scaling=scaling)
         assert result.shape == x.shape
         assert bool(((result - x).abs() < 0.31).all())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
+import trimtab
 from tests.precision.inputs import random_bits, same
-from trimtab.precision import MX, Block, PerChannel, PerTensor, named, quantize
+from trimtab.parameters import Rule
+from trimtab.precision import MX, Block, LowPrecision, PerChannel, PerTensor, named, quantize
 
 ELEMENTS = ["e4m3", "e5m2", "e3m2", "e2m3", "e2m1", "int8"]
 
@@ -29,7 +32,8 @@ def block_rule(x: torch.Tensor, name: str, rule: str, size: int = 32) -> torch.T
         floor_log2 = np.where(largest > 0, np.frexp(rounded)[1] - 1, -126)
     if rule == "ceil":
         floor_log2 = floor_log2 + ((fraction > 0.5) & (largest > 0))
-    shared = np.maximum(floor_log2 - (math.frexp(format.max)[1] - 1), -127)
+    implied = 6 if name == "int8" else 0  # MXINT8's elements are k / 64, here the whole numbers k
+    shared = np.maximum(floor_log2 - (math.frexp(format.max)[1] - 1), -127 - implied)
     scale = np.ldexp(1.0, shared)[:, None]
     scaled = blocks / scale
     _, element = np.frexp(scaled)
@@ -215,6 +219,92 @@ def test_ends_of_the_carrier():
             assert float(rounded[0]) >= 0.7 * limits.max
             smallest = quantize(x[2:], "e2m1", scaling=scaling)
             assert float(smallest[0]) == limits.tiny or dtype != torch.float32
+
+
+def mxint8(x: torch.Tensor) -> torch.Tensor:
+    """OCP MX 1.0 in float64: elements k / 64, X = 2^floor(log2 absmax), between 2^-127 and 2^127, k to even, saturating."""
+    wide = x.double().view(-1, 32)
+    power = torch.frexp(wide.abs().amax(1, keepdim=True))[1] - 1
+    scale = torch.exp2(power.clamp(-127, 127).double())
+    return ((wide / scale * 64).round().clamp(-127, 127) / 64 * scale).view(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mxint8_keeps_the_low_range_of_the_specification(dtype):
+    generator = torch.Generator().manual_seed(4)
+    powers = torch.arange(-135, 128, dtype=dtype).clamp(max=126)[:, None]
+    x = torch.exp2(powers) * torch.randn(263, 32, generator=generator, dtype=dtype).clamp(-1.9, 1.9)
+    assert torch.equal(quantize(x, "int8", scaling=MX()).double(), mxint8(x).to(dtype).double())
+    a = 2.0**-124
+    kept = torch.tensor([a, a * 33 / 64, a * 5 / 64] + [0.0] * 29)
+    assert torch.equal(quantize(kept, "int8", scaling=MX()), kept)
+    assert MX().scales(torch.zeros(32), "int8").tolist() == [2.0**-133]
+    assert MX().scales(torch.full((32,), 2.0**127), "int8").tolist() == [2.0**121]
+
+
+@pytest.fixture
+def flushing():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormal numbers")
+    yield
+    torch.set_flush_denormal(False)
+
+
+NORMAL = 2.0**-126
+FLUSHED = [0.0, NORMAL, -1.3 * NORMAL, 1.0, -2.7e-3, 3e38, 0.4 * NORMAL]
+
+
+@pytest.mark.parametrize("scaling", [None, MX(), MX(rule="ceil"), Block(), PerTensor(rule="power_of_two")])
+@pytest.mark.parametrize("rounding", ["nearest", "toward_zero", "stochastic"])
+@pytest.mark.parametrize("name", ["bf16", "e8m3", "e4m3", "int8"])
+@pytest.mark.filterwarnings("ignore:stochastic rounding is biased")
+def test_flushed_subnormals_leave_no_nan(name, rounding, scaling, flushing):
+    torch.set_flush_denormal(False)
+    groups = [torch.zeros(32), torch.full((32,), NORMAL), torch.tensor(FLUSHED[:3] + [0.0] * 29), torch.ones(32)]
+    groups.append(torch.tensor([*FLUSHED, *[0.0] * 25]))
+    expected = [quantize(x, name, rounding, "saturate", scaling, torch.Generator().manual_seed(1)) for x in groups]
+    torch.set_flush_denormal(True)
+    for x, wanted in zip(groups, expected, strict=True):
+        for policy in ("saturate", "nan"):
+            found = quantize(x, name, rounding, policy, scaling, torch.Generator().manual_seed(1))
+            finite = found.isfinite() if policy == "saturate" else found.isfinite() | (x.abs() > 1)
+            assert bool(finite.all())
+        if rounding != "stochastic":
+            normal = wanted.abs() >= NORMAL
+            found = quantize(x, name, rounding, "saturate", scaling)
+            if name in ("bf16", "e8m3") and scaling == Block():  # no power of two; steps are taken in float64 here
+                torch.testing.assert_close(found[normal], wanted[normal], rtol=2.0**-3, atol=0.0)
+            else:
+                assert torch.equal(found[normal], wanted[normal])
+            assert bool((found[~normal] == 0).all())
+
+
+@pytest.mark.parametrize("scaling", [MX(), Block(), PerChannel()])
+def test_one_number_has_no_blocks_and_the_lever_names_it(scaling):
+    with pytest.raises(ValueError, match=r"without dimensions \(one number\) has no channels or blocks; PerTensor\(\)"):
+        quantize(torch.tensor(1.0), "e4m3", scaling=scaling)
+    assert quantize(torch.tensor(3.0), "e4m3", scaling=PerTensor()).shape == ()
+    net = torch.nn.Linear(2, 2)
+    net.register_parameter("temperature", torch.nn.Parameter(torch.tensor(1.0)))
+    lever = LowPrecision("e4m3", scaling=scaling, rule=Rule(min_ndim=0))
+    with pytest.raises(ValueError, match=r"temperature, under .*PerTensor\(\) fits it, or leave it out by the rule"):
+        trimtab.attach(torch.optim.SGD(net.parameters(), lr=0.1), lever, model=net)
+
+
+@pytest.mark.parametrize("rule", ["floor", "even", "ceil", "power_of_two"])
+def test_stochastic_rounding_says_where_scales_bias_it(rule):
+    x = torch.full((32,), 1.7).index_fill(0, torch.arange(1, 32), 0.3)
+    scaling, biased = MX(rule=rule), rule in ("floor", "even")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        one = quantize(x, "e2m1", "stochastic", scaling=scaling)
+        quantize(x, "e2m1", "nearest", scaling=scaling)
+        many = torch.stack([quantize(x, "e2m1", "stochastic", scaling=scaling) for _ in range(400)])
+    assert [one.category for one in seen] == ([UserWarning] * 401 if biased else [])
+    assert all("biased under MX" in str(one.message) and one.filename == __file__ for one in seen)
+    mean, error = many[:, 0].mean(), many[:, 0].std() / 20
+    assert one.shape == x.shape
+    assert (mean < 1.51) if biased else (mean - 1.7).abs() < 4 * error
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

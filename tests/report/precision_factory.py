@@ -29,6 +29,8 @@ def curves(q: float, points: int = 6) -> ShrinkageCurves:
         ],
         q_min=q - 0.05,
         q_median=q,
+        dead_median=1 - q,
+        overflow_median=0.0,
         least_layer=LAYERS[0],
     )  # fmt: skip
 

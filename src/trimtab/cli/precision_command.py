@@ -28,7 +28,7 @@ from trimtab.experiments.statistics import Estimate
 from trimtab.experiments.training import load_data
 from trimtab.files import write_text
 from trimtab.precision.rounding import Rounding
-from trimtab.report.precision import median_of, middle
+from trimtab.report.precision import median_of
 from trimtab.report.precision_theory import render_precision
 
 
@@ -132,7 +132,7 @@ def format_table(study: PrecisionStudy) -> Table:
     table = Table(
         title=study.name, box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
         caption=f"loss: training, last epoch; acc: test, %; {interval}. q: projection of the rounded gradient on the true one, "
-        f"median over the metered steps; least: of a single step; dead, over: % of the entries; "
+        f"median over the metered steps; least: of a single step; dead, over: % of the entries; these: medians over seeds; "
         f"chance {100 * study.chance:.3g} %",
     )  # fmt: skip
     table.add_column("format", overflow="fold", min_width=10)
@@ -145,8 +145,8 @@ def format_table(study: PrecisionStudy) -> Table:
             Text(label + (f" ({lost} of {len(runs)} diverged)" if lost else "")),
             _text(found.train_loss, False), _text(found.accuracy, True),
             _number(median_of(runs, lambda own: own.q_median)), _number(median_of(runs, lambda own: own.q_min)),
-            _number(median_of(runs, lambda own: middle(own.dead)), True),
-            _number(median_of(runs, lambda own: middle(own.overflow)), True),
+            _number(median_of(runs, lambda own: own.dead_median), True),
+            _number(median_of(runs, lambda own: own.overflow_median), True),
         )  # fmt: skip
     return table
 

@@ -54,7 +54,9 @@ class ShrinkageCurves(_Record):
     noise: list[float | None] = Field(description="per point: noise-to-signal ratio")
     layers: list[LayerShrinkage] = Field(description="in the network's order")
     q_min: float | None = Field(description="least q of all gradients together at a metered step")
-    q_median: float | None
+    q_median: float | None = Field(description="median over the metered steps, as the next two")
+    dead_median: float | None = None
+    overflow_median: float | None = None
     least_layer: str | None = Field(description="layer of the least median q")
 
 
@@ -136,6 +138,8 @@ def shrinkage_curves(columns: dict[str, Any]) -> ShrinkageCurves | None:
         layers=layers,
         q_min=rounded(float(np.nanmin(q))) if np.isfinite(q).any() else None,
         q_median=middle(q),
+        dead_median=middle(own.together["dead"]),
+        overflow_median=middle(own.together["overflow"]),
         least_layer=None if least is None else least.name,
     )
 

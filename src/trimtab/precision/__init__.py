@@ -7,7 +7,7 @@ from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.quantize import quantize
 from trimtab.precision.scaling import MX, Block, PerChannel, PerTensor, Scaling
 from trimtab.precision.shrinkage import Shrinkage, shrinkage, shrinkage_sums
-from trimtab.precision.straight_through import StraightThrough
+from trimtab.precision.straight_through import StraightThrough, full_precision
 
 __all__ = [
     "Block",
@@ -23,6 +23,7 @@ __all__ = [
     "ShrinkageMeter",
     "StraightThrough",
     "describe",
+    "full_precision",
     "named",
     "quantize",
     "shrinkage",

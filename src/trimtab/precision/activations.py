@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from trimtab.inexact import RoundedBackward
 from trimtab.precision.straight_through import _Rounded
 from trimtab.wrappers import own_modules
 
@@ -26,14 +27,17 @@ Round = Callable[[Tensor, str, str, str], Tensor]
 
 
 class ActivationHooks:
-    """Rounds the outputs of the layers whose weight is among `weights`, straight through.
+    """Rounds the outputs of the layers whose weight is among `weights`, straight through, in passes begun while `active()`.
 
     Raises:
         ValueError: there is no such layer.
     """
 
-    def __init__(self, model: nn.Module, weights: Collection[Tensor], round: Round) -> None:
-        self._round = round
+    def __init__(
+        self, model: nn.Module, weights: Collection[Tensor], round: Round, active: Callable[[], bool], backward: bool
+    ) -> None:
+        self._round, self._active = round, active
+        self._backward = backward
         self._hooks: list[RemovableHandle] = []
         known = {id(weight) for weight in weights}
         for name, module in own_modules(model):
@@ -46,12 +50,17 @@ class ActivationHooks:
             )
 
     def _hook_of(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        mark = RoundedBackward(f"LowPrecision, at {name}", "lever.full_precision()") if self._backward else None
+
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            if not self._active():  # asked here, so that what is built in full precision stays so
+                return output
             mode = "training" if module.training else "evaluation"
             rounded: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
                 output,
                 lambda value: self._round(value, "forward", name, mode),
                 lambda value: self._round(value, "backward", name, mode),
+                mark,
             )
             return rounded
 

@@ -25,9 +25,11 @@ class Format:
     Args:
         name: what tables and messages call it.
         exponent: bits of the exponent, 0 (integers) to 11.
-        mantissa: bits of the mantissa, 0 to 52; with 0 a tie between two normal numbers goes away from zero [ours].
+        mantissa: bits of the mantissa, 0 to 52; with 0 a tie goes to the even code, as in IEEE P3109.
         bias: default `2^(exponent - 1) - 1`, as in IEEE 754.
-        infinities: whether a code stands for infinity; it is the first above the largest number.
+        infinities: whether a code stands for infinity; it is the first above the largest number. Without mantissa bits
+            special codes take whole binades from the top: `Format("binary8p1", 7, 0, 64, infinities=True,
+            nan="negative_zero", signed_zero=False)`, of P3109, ends at 2^62.
         nan: codes for NaN. "ieee": the largest exponent is kept for infinity and NaN. "all_ones": one code, the last.
             "negative_zero": the code that would be -0. "none": no code; a NaN put in stays NaN as a mark [ours].
         subnormals: False: numbers below the smallest normal round to zero or to it.
@@ -73,18 +75,20 @@ class Format:
             raise ValueError(f"format {self.name!r}: nan='negative_zero' takes the code of -0; set signed_zero=False")
         if self.exponent == 0 and (self.mantissa < 1 or not self.subnormals):
             raise ValueError(f"format {self.name!r} without exponent bits needs mantissa >= 1 and subnormals=True")
-        if self._largest_significand < max(1, 2**self.mantissa * (self.exponent > 0)):
-            raise ValueError(f"format {self.name!r}: too few mantissa bits ({self.mantissa}) for its special codes")
+        if self.largest_code < max(1, 2**self.mantissa * (self.exponent > 0)):
+            raise ValueError(
+                f"format {self.name!r}: {self.exponent} exponent and {self.mantissa} mantissa bits are too few for its "
+                "special codes and a normal number"
+            )
         if not (self.min_exponent - self.mantissa >= -1074 and self.max_exponent <= 1023):
             raise ValueError(f"format {self.name!r} with bias {self.bias} goes beyond the range of float64")
 
     @property
-    def _largest_significand(self) -> int:
-        """The largest number in units of its last place."""
+    def largest_code(self) -> int:
+        """Exponent and mantissa fields of the largest number, as one whole number."""
         if self.nan == "ieee":
-            return (2 << self.mantissa) - 1
-        hidden = 1 << self.mantissa if self.exponent else 0
-        return hidden + (1 << self.mantissa) - 1 - (self.nan == "all_ones") - self.infinities
+            return (((1 << self.exponent) - 1) << self.mantissa) - 1
+        return (1 << (self.exponent + self.mantissa)) - 1 - (self.nan == "all_ones") - self.infinities
 
     @property
     def bits(self) -> int:
@@ -103,7 +107,7 @@ class Format:
         if self.exponent == 0:
             return math.frexp(self.max)[1] - 1
         assert self.bias is not None
-        return (1 << self.exponent) - 1 - (self.nan == "ieee") - self.bias
+        return (self.largest_code >> self.mantissa) - self.bias
 
     @property
     def max(self) -> float:
@@ -113,8 +117,10 @@ class Format:
             >>> named("e4m3").max, named("int4").max
             (448.0, 7.0)
         """
-        last_place = self.min_exponent if self.exponent == 0 else self.max_exponent
-        return math.ldexp(self._largest_significand, last_place - self.mantissa)
+        if self.exponent == 0:
+            return math.ldexp(self.largest_code, self.min_exponent - self.mantissa)
+        fraction = self.largest_code & ((1 << self.mantissa) - 1)
+        return math.ldexp((1 << self.mantissa) + fraction, self.max_exponent - self.mantissa)
 
     @property
     def smallest_normal(self) -> float:

@@ -147,7 +147,9 @@ class LowPrecision:
                 if model is None:
                     raise ValueError("activations are rounded in the model; give attach(..., model=model)")
                 weights = [entry.parameter for entry in chosen]
-                self._hooks = ActivationHooks(model, weights, self._round_activation)
+                self._hooks = ActivationHooks(
+                    model, weights, self._round_activation, lambda: not self._full, "backward" in self.formats
+                )
             if self.before_reduce:
                 self._reduction = quantised_reduction(model, self._round_before_reduction)
             self._optimizer = optimizer
@@ -217,7 +219,7 @@ class LowPrecision:
             self.rounding.round_own_gradient_(name, gradient, dist.get_rank())
 
     def _round_activation(self, tensor: Tensor, direction: str, layer: str, mode: str) -> Tensor:
-        if direction not in self.formats or self._full:
+        if direction not in self.formats:
             return tensor.view_as(tensor)
         return self.rounding.quantize_anew(tensor, direction, layer, mode, dist.get_rank() if is_distributed() else 0)
 

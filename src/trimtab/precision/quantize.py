@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -37,11 +38,13 @@ def quantize(
         x: float64, float32, float16 or bfloat16, on any device; the format must fit into it.
         format: a `Format` or its name (`named`).
         rounding: "nearest" (ties to even), "toward_zero", or "stochastic" (up with probability equal to the fraction of the
-            step, so that the mean is x between -max and max; numbers of the format stay as they are). Probabilities are
-            multiples of 2^-25, of 2^-53 for float64.
+            step, so that the mean is x between -max and max; numbers of the format stay as they are; scales that let the
+            largest entries saturate, by the rules "floor" (MX's default) and "even", bias these towards zero, with a
+            warning). Probabilities are multiples of 2^-25, of 2^-53 for float64.
         overflow: what becomes of numbers that, rounded as if the exponent had no limit, lie above the largest: "saturate"
             gives the largest number with the sign of x, infinite x included; "inf" (only for formats that have it) and
-            "nan" give these; "raise" refuses, before anything is written, x that is NaN, infinite, or would overflow (under
+            "nan" give these, but "inf" toward zero gives infinity for infinite x alone and else the largest number, as IEEE
+            754-2019, 7.4 has it; "raise" refuses, before anything is written, x that is NaN, infinite, or would overflow (under
             stochastic rounding: might).
         scaling: None, `PerTensor`, `PerChannel`, `Block` or `MX`: the numbers rounded are x divided by a scale per group,
             and the result is multiplied by it. Both operations round to float32 (float64 for float64 tensors, then to the
@@ -85,12 +88,12 @@ def quantize(
     if rounding == "stochastic" and x.device.type != "cpu":
         x = x.contiguous()  # a GPU's random numbers depend on the size of the chunk, so chunks must not on the layout
 
-    dtype = arithmetic_dtype(format, x.dtype)
+    dtype = arithmetic_dtype(format, x.dtype, scaling)
     size = min(_chunk(x.device), max(x.numel(), 1024))
     rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size)
     whole = None
     if isinstance(scaling, PerTensor):
-        whole = scaling.from_absmax(absmax(x.reshape(1, -1)).to(dtype), format)
+        whole = scaling.from_absmax(absmax(x.reshape(1, -1)).to(dtype), format, x.dtype)
     for source, target in _pieces(x, result, grouping, size, ordered=rounding == "stochastic"):
         rows = grouping.rows(source)
         direct = _overlap(rows, source) and rows.is_contiguous() and target.is_contiguous()
@@ -102,7 +105,7 @@ def quantize(
             one, other = rows[row : row + together], places[row : row + together]
             scale = whole
             if scaling is not None and whole is None:
-                scale = scaling.from_absmax(absmax(one).to(dtype), format)
+                scale = scaling.from_absmax(absmax(one).to(dtype), format, x.dtype)
             for start in range(0, rows.shape[1], size):
                 rounder(one[:, start : start + size], other[:, start : start + size], scale)
         if not direct:
@@ -159,6 +162,13 @@ def _check(
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
     if scaling is not None and not isinstance(scaling, Scaling):
         raise TypeError(f"scaling must be None, PerTensor, PerChannel, Block or MX, got {scaling!r}")
+    may_saturate = scaling is not None and scaling.rule in ("floor", "even")
+    if may_saturate and rounding == "stochastic" and overflow == "saturate":
+        warnings.warn(
+            f"stochastic rounding is biased under {scaling!r}: the largest entries of a group may saturate, and their mean is "
+            "then not x; rule='ceil' or 'power_of_two' cannot saturate",
+            stacklevel=4,  # quantize's caller; no_grad's wrapper lies between
+        )
     if overflow == "inf" and not format.infinities:
         raise ValueError(f"format {format.name!r} has no infinity; overflow may be saturate, nan or raise")
     if not format.fits(x.dtype):
@@ -179,11 +189,11 @@ def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, sc
     if scaled:
         if not grouping.overflows:
             return
-        largest = largest / grouping.from_absmax(largest, format)
+        largest = largest / grouping.from_absmax(largest, format, x.dtype)
     step = 2.0 ** (format.max_exponent - format.mantissa)
     if format.exponent == 0:
         step = 1.0
-    odd = bool(format.max / step % 2)
+    odd = bool(format.largest_code % 2)
     above = {
         "nearest": largest >= format.max + step / 2 if odd else largest > format.max + step / 2,
         "toward_zero": largest >= format.max + step,

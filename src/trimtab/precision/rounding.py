@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.precision.format import FORMATS, Format
+from trimtab.precision.scaling import Scaling
 
 Rounding = Literal["nearest", "toward_zero", "stochastic"]
 Overflow = Literal["saturate", "inf", "nan"]
@@ -18,9 +19,21 @@ EXPONENT_MASK = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def arithmetic_dtype(format: Format, carrier: torch.dtype) -> torch.dtype:
-    """float32 for carriers up to float32; float64 for float64, and where the format's binades go below float32's."""
-    return torch.float64 if carrier == torch.float64 or format.min_exponent < -126 else torch.float32
+def arithmetic_dtype(format: Format, carrier: torch.dtype, scaling: Scaling | None = None) -> torch.dtype:
+    """float32 for carriers up to float32; float64 for float64, and where the format's binades go below float32's.
+
+    Under `torch.set_flush_denormal(True)` it is float64 too where steps or scales may be subnormal in float32.
+    """
+    if carrier == torch.float64 or format.min_exponent < -126:
+        return torch.float64
+    lowest = 0 if scaling is None else scaling.lowest_exponent(torch.float32, format)
+    deep = min(format.min_exponent - format.mantissa, lowest) < -126
+    return torch.float64 if deep and flushes_subnormals() else torch.float32
+
+
+def flushes_subnormals() -> bool:
+    """Whether `torch.set_flush_denormal(True)` holds in this thread."""
+    return torch.tensor(2.0**-127).mul_(1.0).item() == 0.0
 
 
 class Rounder:
@@ -28,7 +41,8 @@ class Rounder:
 
     With q the step of the format at x, `q = 2^(max(floor(log2 |x|), min_exponent) - mantissa)`, the rounded number is
     `q * R(x / q)`; q is a power of two taken from the exponent bits of x, so both operations with it are exact. R is
-    torch.round (ties to even), torch.trunc, or `floor(|v|) + [frac |v| > u]` with the sign of v and u uniform in [0, 1].
+    torch.round (ties to even; without mantissa bits to the even code), torch.trunc, or `floor(|v|) + [frac |v| > u]` with
+    the sign of v and u uniform in [0, 1].
 
     Few passes over a chunk that stays in the processor's cache are what makes this fast: seven for rounding to nearest.
     Comparisons write 0 and 1 into floating-point buffers; torch's masks are several times slower on a CPU.
@@ -99,6 +113,8 @@ class Rounder:
             step.add_(below, alpha=self.lowest - math.ldexp(self.lowest, -self.format.mantissa))
         torch.div(x, step, out=value)
         if self.rounding == "nearest":
+            if self.format.mantissa == 0:
+                self._ties_to_even_codes(value, step)
             value.round_()
         elif self.rounding == "toward_zero":
             value.trunc_()
@@ -109,6 +125,9 @@ class Rounder:
             torch.copysign(value, x, out=value)
         if self.overflow == "saturate":
             value.clamp_(-self.largest, self.largest)
+        elif self.overflow == "inf" and self.rounding == "toward_zero":
+            value.clamp_(-self.largest, self.largest)
+            torch.where(torch.isinf(x), x, value, out=value)
         else:
             within = torch.abs(value, out=step).le_(self.largest)
             if self.overflow == "nan":
@@ -117,6 +136,14 @@ class Rounder:
                 value.div_(within)
         if not self.format.signed_zero:
             value.add_(0.0)
+
+    def _ties_to_even_codes(self, value: Tensor, step: Tensor) -> None:
+        """Without mantissa bits 1.5 steps lie between the codes of 1 and 2: made 1 where the first is even."""
+        digits = 52 if self.dtype == torch.float64 else 23
+        exponent = step.view(INTEGER[self.dtype]).bitwise_right_shift(digits) - (1023 if digits == 52 else 127)
+        assert self.format.bias is not None
+        even = (exponent + self.format.bias).bitwise_and_(1) == 0
+        value.mul_(torch.where(even & (value.abs() == 1.5), 2 / 3, 1.0))
 
     def _stochastic(self, value: Tensor) -> None:
         """Magnitudes: down to a whole number, then up with the probability of the part cut off."""

@@ -29,8 +29,8 @@ class Scaling:
         ceil          s = 2^(ceil(log2 A) - emax)
 
     A group with a NaN or an infinity becomes NaN as a whole, as a NaN scale does in the MX specification. Scales are at least
-    float32's smallest normal number, 2^-126 (under MX 2^-127; float64's smallest normal for float64 tensors), which is also
-    the scale of zeros; a group whose entries all lie far below that loses precision.
+    float32's smallest normal number, 2^-126 (under MX 2^-127, times the integers' own step; float64's smallest normal for
+    float64 tensors), which is also the scale of zeros; a group whose entries all lie far below that loses precision.
     """
 
     rule: Rule = field(default="absmax", kw_only=True)
@@ -44,11 +44,11 @@ class Scaling:
         """Whether x / s can lie above the format's largest number."""
         return self.rule not in ("absmax", "power_of_two")
 
-    def lowest_exponent(self, dtype: torch.dtype) -> int:
+    def lowest_exponent(self, dtype: torch.dtype, format: Format) -> int:
         """Exponent of the smallest scale."""
         return -1022 if dtype == torch.float64 else -126
 
-    def highest_exponent(self, dtype: torch.dtype) -> int:
+    def highest_exponent(self, dtype: torch.dtype, format: Format) -> int:
         """Exponent of the largest scale that is a power of two."""
         return 1023 if dtype == torch.float64 else 127
 
@@ -77,13 +77,13 @@ class Scaling:
         """
         rows = self.rows(self.lines(x.detach()))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return self.from_absmax(absmax(rows).to(wide), named(format)).squeeze(-1)
+        return self.from_absmax(absmax(rows).to(wide), named(format), x.dtype).squeeze(-1)
 
-    def from_absmax(self, largest: Tensor, format: Format) -> Tensor:
-        """The scales for the largest magnitudes given, elementwise; float32 or float64."""
-        dtype = largest.dtype
+    def from_absmax(self, largest: Tensor, format: Format, carrier: torch.dtype) -> Tensor:
+        """The scales for the largest magnitudes given (float32 or float64), elementwise, of a tensor of dtype `carrier`."""
+        dtype = torch.float64 if carrier == torch.float64 else torch.float32
         if self.rule == "absmax":
-            scale = (largest / format.max).clamp_min_(math.ldexp(1.0, self.lowest_exponent(dtype)))
+            scale = (largest / format.max).clamp_min_(math.ldexp(1.0, self.lowest_exponent(dtype, format)))
         else:
             # in float64 no float32 is subnormal: its exponent bits are floor(log2), and adding below them rounds up
             one = 1 << 52
@@ -94,9 +94,9 @@ class Scaling:
                 "power_of_two": one - 1 - int((math.frexp(format.max)[0] * 2 - 1) * one),
             }[self.rule]
             power = largest.double().view(torch.int64).add(carry).bitwise_right_shift_(52)
-            low, high = self.lowest_exponent(dtype), self.highest_exponent(dtype)
+            low, high = self.lowest_exponent(dtype, format), self.highest_exponent(dtype, format)
             power.sub_(1023 + format.max_exponent).clamp_(low, high)
-            scale = power.add_(1023).bitwise_left_shift_(52).view(torch.float64).to(dtype)
+            scale = power.add_(1023).bitwise_left_shift_(52).view(torch.float64).to(largest.dtype)
         return scale.add_(largest - largest)  # NaN where that is no number
 
 
@@ -187,8 +187,9 @@ class Block(Scaling):
 class MX(Block):
     """The microscaling formats of the Open Compute Project (MX 1.0, arXiv 2310.10537): 32 entries share an e8m0 scale.
 
-    e8m0 holds 2^-127 to 2^127; scales beyond are set to the nearer of the two. `rule` is "floor" (default, the
-    specification's), "even", "ceil" or "power_of_two"; `Scaling` has the formulas.
+    e8m0 holds 2^-127 to 2^127; scales beyond are set to the nearer of the two. MXINT8's elements are k / 64 (int8 k; intN:
+    k / 2^(N - 2)): of the whole numbers k that are rounded here the scale is 2^-6 times the shared one. `rule` is "floor"
+    (default, the specification's), "even", "ceil" or "power_of_two"; `Scaling` has the formulas.
 
     Example:
         >>> from trimtab.precision import quantize
@@ -205,13 +206,18 @@ class MX(Block):
                 "an MX scale is a power of two: rule must be floor, even, ceil or power_of_two, got 'absmax'"
             )
 
-    def lowest_exponent(self, dtype: torch.dtype) -> int:
-        """-127, whatever the dtype."""
-        return -127
+    def lowest_exponent(self, dtype: torch.dtype, format: Format) -> int:
+        """-127 of the shared scale, whatever the dtype; less what an integer element implies."""
+        return -127 - _implied(format)
 
-    def highest_exponent(self, dtype: torch.dtype) -> int:
-        """127, whatever the dtype."""
-        return 127
+    def highest_exponent(self, dtype: torch.dtype, format: Format) -> int:
+        """127 of the shared scale, whatever the dtype; less what an integer element implies."""
+        return 127 - _implied(format)
+
+
+def _implied(format: Format) -> int:
+    """Integer elements of an MX block are fractions below 2: the exponent of their step, sign reversed."""
+    return format.mantissa - 1 if format.exponent == 0 else 0
 
 
 def absmax(rows: Tensor) -> Tensor:
@@ -224,6 +230,8 @@ def absmax(rows: Tensor) -> Tensor:
 
 
 def _dimension(dim: int, x: Tensor) -> int:
+    if not x.ndim:
+        raise ValueError("a tensor without dimensions (one number) has no channels or blocks; PerTensor() fits it")
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"dim must be a dimension of the tensor, of shape {tuple(x.shape)}, got {dim}")
     return dim % x.ndim

@@ -102,8 +102,8 @@ def shrinkage_sums(
     total[0] = original.numel()
     if format is not None and scaling is not None and scaling.overflows and original.numel():
         rows = scaling.rows(scaling.lines(original))
-        largest = absmax(rows).to(arithmetic_dtype(format, original.dtype))
-        limit = scaling.from_absmax(largest, format).double() * format.max
+        largest = absmax(rows).to(arithmetic_dtype(format, original.dtype, scaling))
+        limit = scaling.from_absmax(largest, format, original.dtype).double() * format.max
         total[SUMS.index("overflow")] = (rows.abs().double() > limit).sum()
     return total
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.inexact import RoundedBackward
 from trimtab.precision.format import Format, named
 from trimtab.precision.quantize import OverflowPolicy, quantize
 from trimtab.precision.rounding import Rounding
@@ -16,13 +18,23 @@ from trimtab.precision.scaling import Scaling
 
 class _Rounded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ahead: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        ahead: Callable[[Tensor], Tensor],
+        back: Callable[[Tensor], Tensor],
+        mark: RoundedBackward | None,
+    ) -> Tensor:
         ctx.back = back
+        ctx.rounded_backward = mark
         return ahead(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.back(gradients[0]), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(gradients[0]), None, None, None
+
+
+WAY_OUT = "trimtab.precision.full_precision(model)"
 
 
 class StraightThrough(nn.Module):
@@ -79,16 +91,22 @@ class StraightThrough(nn.Module):
         self.seed = seed
         self._state = torch.empty(0, dtype=torch.uint8)
         self._generator: torch.Generator | None = None
+        self._full = False
         empty = torch.empty(0)  # bad settings are refused here, not in the first batch
         self._round(empty, self.forward_format, rounding, scaling)
         self._round(empty, self.backward_format, backward_rounding, backward_scaling)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` rounded; float64, float32, float16 or bfloat16 of any shape."""
+        """`x` rounded; float64, float32, float16 or bfloat16 of any shape. `x` itself within `full_precision`."""
+        if self._full:
+            return x
+        back = self.backward_format
+        mark = None if back is None else RoundedBackward(f"StraightThrough, to {back.name}", WAY_OUT)
         rounded: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
             x,
             lambda value: self._round(value, self.forward_format, self.rounding, self.scaling),
             lambda value: self._round(value, self.backward_format, self.backward_rounding, self.backward_scaling),
+            mark,
         )
         return rounded
 
@@ -117,7 +135,7 @@ class StraightThrough(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which cannot hold a generator."""
-        return {**self.__dict__, "_generator": None, "_state": self.get_extra_state()}
+        return {**self.__dict__, "_generator": None, "_state": self.get_extra_state(), "_full": False}
 
     def extra_repr(self) -> str:
         """Formats and whatever differs from the defaults."""
@@ -129,3 +147,27 @@ class StraightThrough(nn.Module):
             if format is not None:
                 parts.append(f"{name}={format.name} {rounding}" + (f" {scaling}" if scaling else ""))
         return ", ".join(parts + ([] if self.overflow == "saturate" else [f"overflow={self.overflow}"]))
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Within the block no `StraightThrough` in `model` rounds, forward or backward; parametrisations included.
+
+    What is built inside, a graph for instance, stays exact afterwards. A `LowPrecision` lever has a block of its own,
+    `lever.full_precision()`, which puts its master weights back too.
+
+    Example:
+        >>> rounds = StraightThrough("e2m1")
+        >>> with full_precision(rounds):
+        ...     inside = rounds(torch.tensor(2.4))
+        >>> round(inside.item(), 2), rounds(torch.tensor(2.4)).item()
+        (2.4, 2.0)
+    """
+    rounding = [module for module in model.modules() if isinstance(module, StraightThrough) and not module._full]
+    for module in rounding:
+        module._full = True
+    try:
+        yield
+    finally:
+        for module in rounding:
+            module._full = False

@@ -72,11 +72,18 @@ class TensorRounding:
         return {kind: measured for kind, measured in self.found.items() if measured.step == self.step}
 
     def check(self, entry: Entry) -> None:
-        """ValueError where a format does not fit the tensor's dtype, or its shards would be scaled apart."""
+        """ValueError where a format does not fit the dtype, a scaling the shape, or shards would be scaled apart."""
         for kind in ("gradients", "weights", "momentum"):
             format = self.formats.get(kind)
             if format is not None and not format.fits(entry.parameter.dtype):
                 raise ValueError(f"{kind}={format.name!r} does not fit into {entry.parameter.dtype} of {entry.name}")
+        if self.scaling is not None:
+            try:
+                self.scaling.lines(torch.empty(entry.parameter.shape, device="meta"))
+            except ValueError as error:
+                raise ValueError(
+                    f"{entry.name}, under {self.scaling!r}: {error}, or leave it out by the rule"
+                ) from error
         if self.scaling is not None and is_sharded(entry.parameter):
             raise ValueError(
                 f"{entry.name} is sharded over ranks, and {self.scaling!r} would scale each shard by itself; use scaling=None"

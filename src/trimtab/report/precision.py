@@ -43,15 +43,14 @@ def quality_cell(found: Estimate | None, *, percent: bool, signed: bool = False)
 
 
 def median_of(runs: Sequence[FormatRun], pick: Callable[[ShrinkageCurves], float | None]) -> float | None:
-    """Mean over seeds of a number of the curves; None where no seed has one."""
-    values = [value for run in runs if run.shrinkage is not None and (value := pick(run.shrinkage)) is not None]
-    return sum(values) / len(values) if values else None
+    """Median over seeds of a number of the curves; None where no seed has one."""
+    return middle([pick(run.shrinkage) for run in runs if run.shrinkage is not None])
 
 
 def middle(values: Sequence[float | None]) -> float | None:
-    """Median of the numbers among `values`, None where there is none."""
+    """Median of the numbers among `values`, the mean of the middle two where they are even in number, None of none."""
     found = sorted(value for value in values if value is not None)
-    return found[len(found) // 2] if found else None
+    return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
 
 
 def _quality_table(study: PrecisionStudy) -> Table:
@@ -65,8 +64,8 @@ def _quality_table(study: PrecisionStudy) -> Table:
                 quality_cell(found.train_loss, percent=False), quality_cell(found.loss, percent=False),
                 quality_cell(found.accuracy, percent=True), quality_cell(found.to_full, percent=True, signed=True),
                 number(median_of(runs, lambda own: own.q_median), 4), number(median_of(runs, lambda own: own.q_min), 4),
-                share(median_of(runs, lambda own: middle(own.dead))),
-                share(median_of(runs, lambda own: middle(own.overflow))),
+                share(median_of(runs, lambda own: own.dead_median)),
+                share(median_of(runs, lambda own: own.overflow_median)),
                 Cell((least or "").removesuffix(".weight")),
             ]
         )  # fmt: skip
@@ -271,7 +270,7 @@ def precision_sections(study: PrecisionStudy, looks: Mapping[str, Look]) -> list
         "precision", "Loss and accuracy by number format",
         ["Training loss: mean of the last epoch. Test: measured once at the end, on the network that the run left. Against "
          "full: difference to full precision with the same seed. q, dead and overflow: medians over the metered steps; least "
-         "q: of a single metered step, all layers together; means over seeds."],
+         "q: of a single metered step, all layers together; of these, medians over seeds."],
         [_quality_figure(study, looks)], [_quality_table(study)],
     )  # fmt: skip
     sections = [

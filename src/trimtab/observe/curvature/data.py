@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Batch = tuple[Inputs, Any]
@@ -55,32 +55,3 @@ def _is_one_batch(source: Any) -> bool:
     if isinstance(source, list):
         return len(source) == 2 and isinstance(source[1], Tensor)
     return isinstance(source, tuple) and not all(isinstance(item, tuple | list) and len(item) == 2 for item in source)
-
-
-def reduction_of(loss: Loss, given: str | None) -> str:
-    """ "mean" or "sum": as given, else the loss's own `reduction`, else "mean"."""
-    reduction = given if given is not None else getattr(loss, "reduction", "mean")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', over the samples of a batch; got {reduction!r}")
-    return str(reduction)
-
-
-def count_of(loss: Loss, batch: Batch) -> float:
-    """What a mean loss divides by: samples; for cross-entropy with class indices, the weights of those not ignored."""
-    inputs, target = batch
-    functional = loss in (nn.functional.cross_entropy, nn.functional.nll_loss)
-    indices = isinstance(target, Tensor) and not target.is_floating_point()
-    if indices and (functional or isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)):
-        kept = target[target != getattr(loss, "ignore_index", -100)]
-        weight = getattr(loss, "weight", None)
-        return float(kept.numel()) if weight is None else float(weight.to(kept.device)[kept].double().sum())
-    for item in (target, *_items(inputs)):
-        if isinstance(item, Tensor) and item.ndim:
-            return float(item.shape[0])
-    raise ValueError("cannot tell how many samples a batch has: pass count=, a function of the targets")
-
-
-def _items(inputs: Inputs) -> Iterable[Any]:
-    if isinstance(inputs, Mapping):
-        return inputs.values()
-    return inputs if isinstance(inputs, tuple | list) else (inputs,)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trimtab.inexact import rounded_backward
 from trimtab.observe.curvature.data import Batch
 from trimtab.observe.curvature.objective import Objective, SeesAttention
 from trimtab.observe.curvature.operator import Scaled, SymmetricOperator
@@ -24,6 +26,11 @@ class LossOperator(SymmetricOperator):
     Args:
         objective: loss, network and batches.
         keep_graph: keep the graphs of all batches. Default: only when there is a single one.
+
+    Raises:
+        ValueError: on `@`, as every `SymmetricOperator`; a backward pass that is rounded (`LowPrecision(activations=...)`,
+            `StraightThrough`). Rounding of the forward pass alone is allowed: the curvature is then that which the
+            straight-through estimator sees.
     """
 
     curvature = ""
@@ -47,6 +54,16 @@ class LossOperator(SymmetricOperator):
             built = self._graph(leaves, batch)
         self._attention = "math" if watch.seen else "none"
         return built
+
+    def _outputs(self, leaves: list[Tensor], batch: Batch) -> Any:
+        """What the network gives for the batch, refused where its backward pass is rounded."""
+        outputs = self.objective.outputs(leaves, batch)
+        if (rounded := rounded_backward(outputs)) is not None:
+            raise ValueError(
+                f"the backward pass is rounded ({rounded.where}): products would be those of no symmetric matrix; make the "
+                f"objective and measure inside `with {rounded.way_out}:`"
+            )
+        return outputs
 
     @property
     def setting(self) -> Setting | None:
@@ -106,7 +123,7 @@ class Hessian(LossOperator):
     curvature = "hessian"
 
     def _graph(self, leaves: list[Tensor], batch: Batch) -> tuple[float, Multiply]:
-        loss = self.objective.scalar(self.objective.outputs(leaves, batch), batch)
+        loss = self.objective.scalar(self._outputs(leaves, batch), batch)
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
         curved = [position for position, gradient in enumerate(gradients) if gradient.requires_grad]
 
@@ -146,7 +163,7 @@ class GaussNewton(LossOperator):
     curvature = "gauss-newton"
 
     def _graph(self, leaves: list[Tensor], batch: Batch) -> tuple[float, Multiply]:
-        outputs = self.objective.outputs(leaves, batch)
+        outputs = self._outputs(leaves, batch)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"the Gauss-Newton matrix needs a model that returns one tensor, got {type(outputs).__name__}"

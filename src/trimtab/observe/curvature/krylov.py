@@ -11,10 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.observe.curvature.operator import SymmetricOperator
+from trimtab.observe.curvature.operator import ASYMMETRY, SymmetricOperator, asymmetric
 
 ROWS = 16  # basis vectors per block of memory
-ASYMMETRY = 1e-2  # of the operator's scale: far above rounding, far below what a random loss gives
 
 
 class Krylov:
@@ -92,11 +91,8 @@ class Krylov:
         left = torch.tensor(
             [float(c[last]) if len(c) > last else 0.0 for c in self._columns[:last]], dtype=torch.float64
         )
-        if last and float((above - left).abs().max()) > ASYMMETRY * self._scale:
-            raise ValueError(
-                f"the operator is not symmetric: entries differ by {float((above - left).abs().max()):.4g}; the loss must "
-                "be the same function at every product (no random augmentation, the same batches each time)"
-            )
+        if last and (difference := float((above - left).abs().max())) > ASYMMETRY * self._scale:
+            raise asymmetric(difference)
 
     def projection(self) -> tuple[Tensor, Tensor]:
         """The operator between multiplied vectors, shape (m, m), and from them to pending ones, shape (p, m); float64."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,7 +17,8 @@ from torch.overrides import TorchFunctionMode
 from trimtab.arguments import arguments
 from trimtab.collectives import is_sharded, sum_over_ranks
 from trimtab.kinds import check_ready
-from trimtab.observe.curvature.data import Batch, Batches, Count, Loss, count_of, reduction_of
+from trimtab.observe.curvature.counting import Counted, counted, reduction_of
+from trimtab.observe.curvature.data import Batch, Batches, Count, Loss
 from trimtab.observe.curvature.intact import RandomState, intact
 from trimtab.observe.curvature.results import Setting
 from trimtab.parameters import Rule, entries, select
@@ -29,11 +31,12 @@ class Objective:
     """The loss of `model` on `batches` as a function of its parameters, computed beside the model, never in it.
 
     `L(w) = sum_b c_b loss(model_w(x_b), y_b) / sum_b c_b` for a mean loss, with `c_b` what the loss divides by in batch b
-    (its samples); `L(w) = sum_b loss(model_w(x_b), y_b)` for a summed one. Sums run over all batches and, inside a
-    process group, over all ranks, each with its own batches.
+    (its samples, entries or weights); `L(w) = sum_b loss(model_w(x_b), y_b)` for a summed one. Sums run over all batches and,
+    inside a process group, over all ranks, each with its own batches.
 
     Parameters and buffers are copied when the objective is made: it stays the loss of that moment while training goes
-    on. Everything is evaluated in evaluation mode (no dropout), outside autocast, without compiled or parallel wrappers.
+    on. Everything is evaluated in evaluation mode (no dropout), outside autocast, without compiled or parallel wrappers and
+    without the fast path of `nn.TransformerEncoder`: value and derivatives are of one function.
 
     Args:
         model: the network, on one device.
@@ -44,8 +47,10 @@ class Objective:
         batch_norm: "frozen" (default): layers use their running statistics, as in evaluation; the network is one function
             of each sample. "batch": they normalise by each batch, as in training; running statistics stay as they are.
         reduction: "mean" or "sum", how `loss` reduces. Default: `loss.reduction` where it has one, else "mean".
-        count: what a mean loss divides by, as a function of the targets. Default: number of samples, and for
-            cross-entropy with class indices the total weight of the targets that are not ignored.
+        count: what a mean loss divides by, as a function of the targets. Default, for PyTorch's losses: what they do, for
+            cross-entropy with class indices the total weight of the targets that are not ignored, for squared errors and
+            other element-wise ones the targets' entries; for a loss that is not known the number of samples, with a
+            warning where batches differ in more than that.
         dtype: of the computation: float32 or float64. Default: float64 for float64 parameters, else float32, so that
             bfloat16 networks are computed in float32 [ours].
 
@@ -92,6 +97,7 @@ class Objective:
         self.weights = [self._copy(entry.parameter) for entry in self.entries]
         self.size = sum(weight.numel() for weight in self.weights)
         self._loss, self._count = loss, count
+        self._doubted = False
         self.reduction = reduction_of(loss, reduction)
         normalizes = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if batch_norm == "batch" and any(isinstance(module, nn.SyncBatchNorm) for module in normalizes):
@@ -142,6 +148,7 @@ class Objective:
             stack.enter_context(intact(self.model, batch_statistics=self.batch_norm == "batch"))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            stack.enter_context(_one_attention())
             if plain_kernels:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 if self.device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in self.model.modules()):
@@ -164,37 +171,56 @@ class Objective:
             raise TypeError(f"loss must return a scalar tensor, got {shape}")
         return value.reshape(())
 
-    def count(self, batch: Batch) -> float:
-        """How much the batch counts in a sum over batches: what a mean loss divides by, 1 for a summed one."""
-        return 1.0 if self.reduction == "sum" else self.size_of(batch)
+    def count(self, batch: Batch) -> Counted:
+        """What a mean loss divides by on this batch, and the batch's samples."""
+        if self._count is None:
+            return counted(self._loss, *batch)
+        given = float(self._count(batch[1]))
+        return Counted(given, given, True)
 
-    def size_of(self, batch: Batch) -> float:
-        """What a mean loss divides by on this batch."""
-        return count_of(self._loss, batch) if self._count is None else float(self._count(batch[1]))
+    def _doubt(self, counts: Sequence[Counted]) -> None:
+        """Warn, once, where batches are weighted by samples and the loss may divide by something else."""
+        if self._doubted or self.reduction == "sum" or len(counts) < 2 or all(one.known for one in counts):
+            return
+        if any(one.ignored for one in counts):
+            why = "some targets are negative, as an ignore index is"
+        elif any(one.shapes != counts[0].shapes for one in counts):
+            why = "the batches' shapes differ in more than the first dimension"
+        else:
+            return
+        self._doubted = True
+        warnings.warn(
+            f"the batches are weighted by their numbers of samples, and {why}: what {self._loss!r} divides by cannot be "
+            "known from outside; pass count=, a function of the targets",
+            stacklevel=4,
+        )
 
     def combine(
         self, value: Callable[[Batch], tuple[float, Tensor | None]], batches: Iterable[Batch] | None = None
     ) -> tuple[float, Tensor | None]:
         """`value(batch)`, a number and perhaps a vector, summed over batches and ranks by the loss's reduction."""
-        total, first, samples, number = 0.0, 0.0, 0.0, 0
+        total, first, divisors, number = 0.0, 0.0, 0.0, 0
         vector: Tensor | None = None
+        counts: list[Counted] = []
         for number, batch in enumerate(self.batches if batches is None else batches, 1):
             single, part = value(batch)
             if not math.isfinite(single):
                 raise ValueError(f"the loss is {single} on batch {number - 1}; curvature needs a finite one")
-            weight = self.count(batch)
-            samples += self.size_of(batch)
+            counts.append(self.count(batch))
+            weight = 1.0 if self.reduction == "sum" else counts[-1].divisor
+            divisors += weight
             total, first = total + weight * single, single
             if part is not None:
                 part = part if weight == 1 else part * weight
                 vector = part if vector is None else vector.add_(part)
-        weights = float(number) if self.reduction == "sum" else samples
+        self._doubt(counts)
+        samples = sum(one.samples for one in counts)
         summed = sum_over_ranks(
-            torch.tensor([total, weights, samples, number], dtype=torch.float64, device=self.device)
+            torch.tensor([total, divisors, samples, number], dtype=torch.float64, device=self.device)
         )
-        total, weights, self.samples, everywhere = summed.tolist()
+        total, divisors, self.samples, everywhere = summed.tolist()
         self.number_of_batches = number
-        divisor = weights if self.reduction == "mean" else 1.0
+        divisor = divisors if self.reduction == "mean" else 1.0
         if vector is not None:
             vector = sum_over_ranks(vector)
             vector = vector if divisor == 1 else vector / divisor
@@ -242,6 +268,17 @@ class Objective:
             dtype,
             attention,
         )
+
+
+@contextmanager
+def _one_attention() -> Iterator[None]:
+    """Without the encoder's fast path, which is taken only where no gradient is asked for and treats padding otherwise."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class SeesAttention(TorchFunctionMode):

@@ -67,7 +67,7 @@ class Trace:
     """Stochastic estimate of a trace.
 
     Attributes:
-        value: the estimate, unbiased.
+        value: the estimate; unbiased where the number of products was fixed, see `trace` for a target.
         standard_error: of the value; 0 when the sketch spans everything, so that the value is exact.
         method: "hutchinson" or "hutch++".
         products: products used.

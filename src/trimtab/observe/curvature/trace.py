@@ -31,8 +31,11 @@ def trace(
     the remaining products, has little left when few eigenvalues dominate. The standard error is that of the mean over
     the probes.
 
-    The number of probes is fixed, or set once from a pilot of 10 probes so that a target standard error is met: the
-    running mean is never looked at, so that stopping cannot bias it [ours].
+    The number of probes is fixed, or follows a target: after a pilot of 10, as many as their spread asks for, again and again
+    by at least a tenth, until the standard error is at most the target or `max_products` are used [ours]. The running mean
+    is never looked at; the spread is, and where large samples make both large, stopping early favours small ones: on a
+    decaying spectrum of 60 eigenvalues the estimate was low by 0.1 of the target from 100 probes on, by 0.3 with 30, at a
+    root mean square error of 0.95 and 1.15 targets. A fixed number has no bias.
 
     Args:
         operator: a symmetric operator.
@@ -78,11 +81,10 @@ def trace(
         samples = _probes(operator, remaining, generator, basis)
     else:
         samples = _probes(operator, PILOT, generator, basis)
-        needed = math.ceil(float(samples.var()) / standard_error**2)
-        more = min(needed, remaining) - PILOT
-        if more > 0:
-            samples = torch.cat([samples, _probes(operator, more, generator, basis)])
-    error = float(samples.std() / math.sqrt(len(samples))) if len(samples) > 1 else 0.0
+        while (number := len(samples)) < remaining and _error(samples) > standard_error:
+            needed = max(math.ceil(float(samples.var()) / standard_error**2), math.ceil(1.1 * number))
+            samples = torch.cat([samples, _probes(operator, min(needed, remaining) - number, generator, basis)])
+    error = _error(samples)
     return Trace(
         value=exact + float(samples.mean()),
         standard_error=error,
@@ -95,6 +97,11 @@ def trace(
         seed=seed,
         setting=operator.setting,
     )
+
+
+def _error(samples: Tensor) -> float:
+    """Standard error of the mean; 0 of a single, exact sample."""
+    return float(samples.std() / math.sqrt(len(samples))) if len(samples) > 1 else 0.0
 
 
 def _sketch(operator: SymmetricOperator, width: int, generator: torch.Generator) -> tuple[float, Tensor | None]:
