@@ -392,7 +392,7 @@ def test_signals_that_change_their_names_leave_the_rows_right(tmp_path: Path) ->
     tracker.watch(scale)
     for step in (2, 3):
         backward(net, seed=step)
-        handle._optimizer.step()
+        handle.optimizers[0].step()
     assert tracker.table().equals(plain.table())
     assert set(tracker.signals_table()["step"].to_pylist()) == {2, 3}
 
