@@ -124,15 +124,17 @@ def test_what_is_not_finite_stays_in_its_unit():
 def test_clip_norm_equals_torch(norm_type, max_norm):
     ours, theirs = sample(), sample()
     parameters = [entry.parameter for entry in theirs if entry.parameter.numel()]
+    for parameter in parameters:  # torch in float64: its float32 norm is off by 6e-5 for p = 3.5
+        parameter.data, parameter.grad = parameter.data.double(), parameter.grad.double()
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
     transform = ClipNorm(max_norm, norm_type)
     assert transform.signals() == {}
     transform.before_step(ours)
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one.parameter.grad, other.parameter.grad, rtol=1e-5, atol=1e-12)
-    torch.testing.assert_close(transform.signals()["norm"].float(), norm, rtol=1e-5, atol=0)
+        torch.testing.assert_close(one.parameter.grad, other.parameter.grad.float(), rtol=1e-6, atol=0)
+    assert float(transform.signals()["norm"]) == pytest.approx(float(norm), rel=1e-7)
     expected = min(1.0, max_norm / (float(norm) + 1e-6))
-    assert float(transform.signals()["factor"]) == pytest.approx(expected, rel=1e-5)
+    assert float(transform.signals()["factor"]) == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

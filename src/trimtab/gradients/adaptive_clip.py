@@ -14,6 +14,7 @@ from trimtab.gradients.blocks import Item, blocks, columns, norms
 from trimtab.gradients.channels import finite_or
 from trimtab.gradients.passes import working_dtype
 from trimtab.gradients.units import channel_axis, is_cut, over_ranks, rows_of, same_layout
+from trimtab.moments import unit_squares
 from trimtab.parameters import Entry, Rule
 
 LEAST_GRADIENT_NORM = 1e-6
@@ -127,7 +128,8 @@ class AdaptiveClip(GradientTransform):
             counts.append((factor < 1).sum())
             units += factor.numel()
         for rows, factor in self._factors_of_cut(cut):
-            rows.copy_(rows.to(working_dtype(rows)) * factor)
+            worked = rows.to(working_dtype(rows))
+            rows.copy_(worked * columns(factor, [worked])[0])
             counts.append((factor < 1).sum())
             units += factor.numel()
         device = chosen[0].parameter.device
@@ -139,9 +141,8 @@ class AdaptiveClip(GradientTransform):
         if not cut:
             return
         rows = [[rows_of(*item) for item in pair] for _, *pair in cut]
-        sums = [torch.cat([norms([view]).double().square() for view in pair], 1) for pair in rows]
+        sums = [torch.cat([unit_squares(view) for view in pair], 1) for pair in rows]
         joined = over_ranks(sums, [parameter for parameter, *_ in cut], [item.axis for _, item, _ in cut])
-        for (_, gradient), squares in zip(rows, joined, strict=True):
-            weight_norm, gradient_norm = torch.split(squares.sqrt(), 1, 1)
-            factor = self._factor(weight_norm, gradient_norm).to(working_dtype(gradient))
-            yield gradient, columns(factor, [gradient])[0]
+        for (_, gradient), found in zip(rows, joined, strict=True):
+            weight_norm, gradient_norm = torch.split(found.sqrt(), 1, 1)
+            yield gradient, self._factor(weight_norm, gradient_norm)

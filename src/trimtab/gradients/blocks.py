@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trimtab.gradients.passes import PIECE_ON_ACCELERATOR, working_dtype
 from trimtab.gradients.units import rows_of
+from trimtab.moments import unit_squares, unit_sums
 
 STACKED = 1 << 14
 """Elements up to which tensors of one shape are stacked."""
@@ -66,39 +67,24 @@ class Block(NamedTuple):
         return [rows_of(*item)[self.units] for item in items]
 
 
-def over_units(rows: Tensor) -> tuple[int, ...]:
-    """The dimensions within a unit.
-
-    Example:
-        >>> over_units(torch.zeros(2, 3, 4))
-        (1, 2)
-    """
-    return tuple(range(1, rows.ndim))
-
-
 def norms(rows: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of every unit, float32 at least; shape (all units, 1).
+    """Euclidean norm of every unit, float64; shape (all units, 1).
 
     Example:
-        >>> norms([torch.tensor([[3.0, 4.0]])])
-        tensor([[5.]])
+        >>> norms([torch.tensor([[3e30, 4e30]])])
+        tensor([[5.0000e+30]], dtype=torch.float64)
     """
-    dtype = working_dtype(rows[0])
-    return _joined([torch.linalg.vector_norm(part, 2, over_units(part), True, dtype=dtype) for part in rows])
+    return torch.cat([unit_squares(part) for part in rows]).sqrt_()
 
 
 def means(rows: Sequence[Tensor]) -> Tensor:
-    """Mean of every unit; shape (all units, 1)."""
-    return _joined([part.mean(over_units(part), keepdim=True) for part in rows])
-
-
-def _joined(columns: list[Tensor]) -> Tensor:
-    columns = [column.view(-1, 1) for column in columns]
-    return columns[0] if len(columns) == 1 else torch.cat(columns)
+    """Mean of every unit, float64; shape (all units, 1)."""
+    return torch.cat([unit_sums(part) / (part.numel() // part.shape[0]) for part in rows])
 
 
 def columns(joined: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
-    """A tensor of shape (all units, 1) cut into one column per part of `rows`, shaped to broadcast against it."""
+    """A tensor of shape (all units, 1) cut into one column per part of `rows`, of its dtype, shaped to broadcast against it."""
+    joined = joined.to(rows[0].dtype)
     cut = [joined] if len(rows) == 1 else joined.split_with_sizes([part.shape[0] for part in rows])
     return [
         column if part.ndim == 2 else column.view(-1, *[1] * (part.ndim - 1))

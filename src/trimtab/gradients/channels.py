@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.gradients.blocks import Item, blocks, columns, means, norms, over_units
+from trimtab.gradients.blocks import Item, blocks, columns, means, norms
 from trimtab.gradients.passes import working_dtype
 from trimtab.gradients.units import channel_axis, is_cut, over_ranks, row_elements, rows_of
+from trimtab.moments import unit_moments
 from trimtab.parameters import Entry
 
 Factor = Callable[[Tensor, int | Tensor], Tensor]
@@ -73,22 +74,14 @@ def _centre_cut_(cut: Sequence[tuple[Entry, int | None]], factor: Factor | Tenso
     axes = [axis for _, axis in cut]
     views = [rows_of(local_part(gradient), axis) for gradient, axis in zip(gradients, axes, strict=True)]
     counts = [row_elements(entry, axis) for entry, axis in cut]
-    sums = []
-    for view in views:
-        rows = view.to(working_dtype(view))
-        here = max(1, rows.numel() // max(1, rows.shape[0]))
-        mean = rows.sum(over_units(rows), keepdim=True) / here
-        squares = norms([rows - mean]).double().square()
-        mean = mean.double()
-        mean = mean.reshape(-1, 1)
-        sums.append(torch.cat([mean * here, squares, mean * mean * here], 1))
-    for view, count, joined in zip(views, counts, over_ranks(sums, gradients, axes), strict=True):
+    parts = [unit_moments(view)[:, 1:] for view in views]
+    for view, count, joined in zip(views, counts, over_ranks(parts, gradients, axes), strict=True):
         total, within, between = torch.split(joined, 1, 1)
         rows = view.to(working_dtype(view))
-        rows = rows - columns(finite_or(total / count, 0.0).to(rows.dtype), [rows])[0]
+        rows = rows - columns(finite_or(total / count, 0.0), [rows])[0]
         if callable(factor):
             norm = (within + between - total * total / count).clamp_(min=0).sqrt_()
-            rows.mul_(columns(factor_of(norm, count, factor).to(rows.dtype), [rows])[0])
+            rows.mul_(columns(factor_of(norm, count, factor), [rows])[0])
         elif factor is not None:
             rows.mul_(factor.to(rows))
         view.copy_(rows)

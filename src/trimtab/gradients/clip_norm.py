@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from trimtab.collectives import sum_over_shards
 from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
-from trimtab.gradients.passes import by_kind, local_gradients, shift_and_scale_, working_dtype
+from trimtab.gradients.passes import local_gradients, shift_and_scale_
+from trimtab.moments import joint_norm
 from trimtab.parameters import Entry, Rule
 
 
@@ -68,40 +67,8 @@ class ClipNorm(GradientTransform):
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Scale the gradients."""
         gradients = local_gradients(chosen)
-        self._norm = joint_norm([entry.parameter.grad for entry in chosen], gradients, self.norm_type)
+        owners = [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+        self._norm = joint_norm(gradients, owners, self.norm_type)
         factor = (self.max_norm / (self._norm + 1e-6)).clamp(max=1.0)
         self._factor = torch.where(torch.isfinite(self._norm), factor, 1.0)
         shift_and_scale_(gradients, None, self._factor)
-
-
-def joint_norm(gradients: Sequence[Tensor | None], parts: Sequence[Tensor], order: float) -> Tensor:
-    """The p-norm of all gradients together, given also their local parts; float64, shape (), on the first's device.
-
-    Example:
-        >>> gradients = [torch.tensor([3.0]), torch.tensor([4.0])]
-        >>> joint_norm(gradients, gradients, 2.0)
-        tensor(5., dtype=torch.float64)
-    """
-    whole = [gradient for gradient, part in zip(gradients, parts, strict=True) if gradient is not part]
-    norms = torch.zeros(len(parts), dtype=torch.float64, device=parts[0].device)
-    for group in by_kind(parts):
-        present = [position for position in group if parts[position].numel()]
-        if not present:
-            continue
-        tensors = [parts[position] for position in present]
-        values = torch.stack(torch._foreach_norm(tensors, order, dtype=working_dtype(tensors[0])))
-        if len(present) == len(parts):
-            norms = values.double()
-        else:
-            norms[torch.tensor(present, device=norms.device)] = values.to(norms)
-    if whole:
-        owners = [gradient for gradient in gradients if gradient is not None]
-        if order == math.inf:
-            # A sum with one column per rank carries every rank's maximum.
-            columns = norms.new_zeros(len(parts), dist.get_world_size())
-            columns[:, dist.get_rank()] = norms
-            norms = sum_over_shards(columns, owners).amax(1)
-        else:
-            norms = sum_over_shards(norms.pow(order).unsqueeze(1), owners).squeeze(1).pow(1 / order)
-    joint: Tensor = torch.linalg.vector_norm(norms, order)
-    return joint

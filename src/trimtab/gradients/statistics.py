@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtab.gradients.blocks import STACKED, Item, blocks, means, norms
-from trimtab.moments import Moments, moments
+from trimtab.gradients.blocks import STACKED, Item, blocks
+from trimtab.moments import Moments, moments, unit_moments
 from trimtab.parameters import Entry
 
 
@@ -37,13 +37,8 @@ def moments_of(chosen: Sequence[Entry]) -> Moments:
         found.append(torch.stack(moments(members, members)).to(device))
         order += positions
     for block in blocks([Item(gradients[position], None) for position in small]):
-        # stacked, hence copies: they may be centred here
         (rows,) = block.rows
-        mean = means(block.rows)
-        squares = norms([rows.sub_(mean)]).double().square_()
-        total = mean.double() * block.elements
-        number = torch.full_like(total, block.elements)
-        found.append(torch.cat([number, total, squares], 1).T.to(device))
+        found.append(unit_moments(rows)[:, :3].T.to(device))
         order += [small[position] for position in block.positions]
     # a tensor without elements is in no block: zeros
     joined = torch.zeros(3, len(gradients), dtype=torch.float64, device=device)

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from numbers import Real
 
-import torch
 from torch import Tensor
 
-from trimtab.collectives import local_part, sum_over_shards
+from trimtab.collectives import local_part
+from trimtab.moments import joint_norm
 
 TINY = 1e-12  # added to gradient norms before dividing, as SAM's authors do
 
@@ -20,20 +20,8 @@ def gradients_of(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def global_norm(tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> float:
-    """L2 norm over all tensors together, summed in float64 over tensors and shards; 0.0 for none."""
-    if not tensors:
-        return 0.0
-    norms: list[Tensor] = [torch.empty(0)] * len(tensors)
-    kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for position, tensor in enumerate(tensors):
-        kinds.setdefault((tensor.device, tensor.dtype), []).append(position)
-    for (_, dtype), positions in kinds.items():
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        block = torch._foreach_norm([tensors[position] for position in positions], dtype=wide)
-        for position, norm in zip(positions, block, strict=True):
-            norms[position] = norm if len(kinds) == 1 else norm.to(tensors[0].device, torch.float64)
-    rows = torch.stack(norms).to(torch.float64).square_().unsqueeze_(1)
-    return math.sqrt(float(sum_over_shards(rows, parameters).sum()))
+    """L2 norm over all tensors together, shards on other ranks too; 0.0 for none."""
+    return float(joint_norm(tensors, parameters))
 
 
 def non_negative(name: str, value: object) -> float:

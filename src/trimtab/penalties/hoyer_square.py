@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimtab.parameters import Rule
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Moments
+from trimtab.penalties.moments import Magnitudes
 
 
 class HoyerSquare(MagnitudePenalty):
@@ -40,7 +40,7 @@ class HoyerSquare(MagnitudePenalty):
         empty = squares == 0
         return torch.where(empty, 0.0, self.magnitudes(weight).sum().square() / torch.where(empty, 1.0, squares))
 
-    def law(self, statistics: Moments) -> Law:
+    def law(self, statistics: Magnitudes) -> Law:
         """psi and its gradient's coefficients, per tensor."""
         count, mean, variance = statistics
         square = variance + mean * mean

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimtab.parameters import Rule, Source
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Moments, batches, finish, flat_with_gradients, widened, write_back
+from trimtab.penalties.moments import Magnitudes, batches, finish, flat_with_gradients, widened, write_back
 
 
 class L1(MagnitudePenalty):
@@ -34,7 +34,7 @@ class L1(MagnitudePenalty):
         """`sum |w|` of one tensor, differentiable; shape ()."""
         return self.magnitudes(weight).sum()
 
-    def law(self, statistics: Moments) -> Law:
+    def law(self, statistics: Magnitudes) -> Law:
         """psi and its gradient's coefficients, per tensor."""
         mean = statistics.mean
         return Law(statistics.number * mean, torch.ones_like(mean), torch.zeros_like(mean))

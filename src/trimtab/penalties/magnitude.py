@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trimtab.parameters import Entry, Source
 from trimtab.penalties.base import Penalty
-from trimtab.penalties.moments import MagnitudePass, Moments, working_dtype
+from trimtab.penalties.moments import MagnitudePass, Magnitudes, working_dtype
 
 
 class Law(NamedTuple):
@@ -36,7 +36,7 @@ class MagnitudePenalty(Penalty):
     """r in `w~ = sqrt(w^2 + r)`."""
 
     @abstractmethod
-    def law(self, statistics: Moments) -> Law:
+    def law(self, statistics: Magnitudes) -> Law:
         """psi and its gradient's coefficients from the count, mean and variance of the magnitudes."""
 
     def magnitudes(self, weight: Tensor) -> Tensor:

@@ -1,12 +1,4 @@
-"""Mean and variance of the magnitudes of many tensors, and the gradient pass that uses them.
-
-The variance is summed around a mean taken first, so that mean >> standard deviation does not cancel, and the parts of a
-tensor (cache-sized pieces, shards on other ranks) are joined in float64 by
-
-    V = (sum M2_p + sum S_p^2 / n_p - S^2 / n) / n,    S = sum S_p,
-
-where n_p, S_p and M2_p are the count, the sum and the sum of squared deviations from its own mean of part p.
-"""
+"""Mean and variance of the magnitudes of many tensors, and the gradient pass that uses them."""
 
 from __future__ import annotations
 
@@ -16,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.collectives import local_part, sum_over_shards
+from trimtab.collectives import local_part
+from trimtab.moments import Moments, joined, over_shards, stretch_moments
 
 BATCH_ON_CPU = 1 << 20
 """Elements worked on together on the CPU: 4 MiB of float32, so that the passes over them mostly read the cache."""
@@ -24,7 +17,7 @@ BATCH_ON_ACCELERATOR = 1 << 26
 """The same elsewhere, where few large kernels are best; bounds the extra memory to two buffers of 256 MiB."""
 
 
-class Moments(NamedTuple):
+class Magnitudes(NamedTuple):
     """Number, mean and biased variance of the magnitudes, per tensor; float64, each of shape (tensors,)."""
 
     number: Tensor
@@ -172,22 +165,27 @@ class MagnitudePass:
         used = self.buffer[: sum(batch.sizes)]
         views = torch.split(used, batch.sizes)
         torch._foreach_copy_(views, [part[0] for part in batch.parts])
-        return used.square_().add_(self.radius).sqrt_(), views
+        # without smoothing no square may overflow or vanish
+        return used.square_().add_(self.radius).sqrt_() if self.smoothing else used.abs_(), views
 
-    def moments(self) -> Moments:
+    def moments(self) -> Magnitudes:
         """Number, mean and biased variance per tensor, over all ranks that hold parts of it."""
-        rows = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
+        nothing = torch.zeros(0, dtype=torch.float64, device=self.device)
+        found = [Moments(nothing, nothing, nothing)]
+        owners: list[int] = []
         for batch in self.batches:
             _, views = self._fill(batch)
             number = torch.tensor(batch.sizes, dtype=torch.float64, device=self.device)
-            sums, shift = part_sums(views, number, on_accelerator=self.device.type != "cpu")
+            # only a shift, which need not be the mean to the last digit
+            shift = (torch.stack([view.sum() for view in views]).double() / number).to(self.dtype)
             self.shifts = shift.unbind()
-            rows.index_add_(0, torch.tensor(batch.owners, device=self.device), sums)
-        total, within, between = sum_over_shards(rows, self.parameters).unbind(1)
-        sizes = [parameter.numel() for parameter in self.parameters]
-        number = torch.tensor(sizes, dtype=torch.float64, device=self.device)
-        mean = total / number
-        return Moments(number, mean, ((within + between - total * mean) / number).clamp_(min=0))
+            torch._foreach_sub_(views, self.shifts)
+            away = stretch_moments(views)
+            found.append(Moments(number, number * shift.double() + away.total, away.squares))
+            owners += batch.owners
+        parts = Moments(*(torch.cat(column) for column in zip(*found, strict=True)))
+        whole = over_shards(joined(parts, owners, len(self.parameters)), self.parameters)
+        return Magnitudes(whole.number, whole.mean, whole.variance)
 
     def add_gradients_(self, mean: Tensor, constant: Tensor, slope: Tensor) -> None:
         """Add `s * (constant + slope * (w~ - mean))` to each gradient, s = w / w~; arguments of shape (tensors,).
@@ -236,23 +234,3 @@ class MagnitudePass:
             torch._foreach_sign_(magnitudes)
             torch._foreach_addcmul_(targets, deviations, magnitudes)
         write_back(targets, gradients)
-
-
-def part_sums(views: tuple[Tensor, ...], number: Tensor, *, on_accelerator: bool) -> tuple[Tensor, Tensor]:
-    """Per stretch: (sum, squared deviations from the stretch's mean, sum^2 / number), and the shift taken from it.
-
-    `views` hold the deviations from the shift afterwards.
-    """
-
-    def sums() -> Tensor:
-        return torch.stack([view.sum() for view in views]).double()
-
-    # In float64 where that is cheap and few kernels count; two float32 sums are three times faster on the CPU.
-    total = torch.stack(torch._foreach_norm(views, 1, dtype=torch.float64)) if on_accelerator else sums()
-    # The mean rounded to the working precision is only a shift; `left` is what the deviations from it still sum to.
-    shift = (total / number).to(views[0].dtype)
-    torch._foreach_sub_(views, shift.unbind())
-    left = total - number * shift.double() if on_accelerator else sums()
-    squares = torch.stack(torch._foreach_norm(views, 2)).double().square()
-    total = number * shift.double() + left
-    return torch.stack([total, squares - left * left / number, total * total / number], dim=1), shift

@@ -10,7 +10,7 @@ from torch import Tensor
 from trimtab.parameters import Rule
 from trimtab.penalties.base import non_negative
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Moments
+from trimtab.penalties.moments import Magnitudes
 
 Form = Literal["variance", "relative", "as_printed"]
 
@@ -83,7 +83,7 @@ class VarianceAmplifier(MagnitudePenalty):
         variance = (magnitude - mean).square().mean()
         return (mean.square() if self.form == "relative" else 1) / (variance + self.eps)
 
-    def law(self, statistics: Moments) -> Law:
+    def law(self, statistics: Magnitudes) -> Law:
         """psi and its gradient's coefficients, per tensor."""
         count, mean, variance = statistics
         if self.form == "as_printed":
