@@ -136,6 +136,14 @@ def test_prunes_when_the_last_checkpoint_is_written(tiny, tmp_path):
     assert torch.equal(weight, saved["transformer.h.0.mlp.c_fc.weight"])
 
 
+def test_masks_are_kept(tiny, tmp_path):
+    model = tiny.language_model()
+    pruned = trimtab.pruning.one_shot(model, 0.5)
+    run = tiny.trainer(tmp_path, callback(trimtab.pruning.KeepMasks(pruned.masks)), model=model, weight_decay=0.1)
+    run.train()
+    assert all(bool((model.get_parameter(name)[~mask] == 0).all()) for name, mask in pruned.masks.items())
+
+
 def test_levers_leave_after_training_and_do_not_act_twice_in_the_next(tiny, tmp_path):
     seen = Seen()
     run = tiny.trainer(tmp_path, callback(seen), max_steps=2)

@@ -149,13 +149,13 @@ def test_settings_of_pruning_are_refused_before_training(modules, tmp_path):
         trainer(tmp_path, callback(prune={"sparsity": 0.9, "pattern": "1:2"})).fit(module)
     assert_same(module.net, network())
     with pytest.raises(ValueError, match="nothing to do"):
-        callback()
+        trainer(tmp_path, callback()).fit(module)
 
 
 def test_several_optimizers_need_a_choice(modules, tmp_path):
     with pytest.raises(ValueError, match=r"TwoOptimizers configures 2; TrimtabCallback\(optimizer=...\)"):
         trainer(tmp_path, callback(Seen())).fit(modules.TwoOptimizers())
-    with pytest.raises(ValueError, match="below that, got 2"):
+    with pytest.raises(ValueError, match="several below that, got 2"):
         trainer(tmp_path, callback(Seen(), optimizer=2)).fit(modules.TwoOptimizers())
     seen = Seen()
     trainer(tmp_path, callback(seen, optimizer=1)).fit(modules.TwoOptimizers())
@@ -205,8 +205,74 @@ def test_sharpness_aware_steps(modules, tmp_path):
     sharp.step(closure)
     assert_same(module.net, net)
     assert len(seen.gradients) == 1
-    with pytest.raises(ValueError, match="SAM takes both gradients from the last of 2 accumulated batches"):
-        trainer(tmp_path, callback(seen), accumulate_grad_batches=2).fit(Sharp())
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("levers", [True, False])
+def test_sharpness_aware_steps_over_accumulated_batches(modules, tmp_path, levers, accumulate):
+    """Six batches: windows of two, or of four and a rest of two (divided by four, as Lightning does)."""
+    from trimtab.optimizers import SAM
+
+    def network_with_dropout() -> nn.Module:
+        return nn.Sequential(nn.Dropout(0.3), *network(), nn.BatchNorm1d(3))
+
+    class Sharp(modules.Automatic):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network_with_dropout()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return SAM(super().configure_optimizers(), rho=0.1, model=self)
+
+    module, net = Sharp(), network_with_dropout()
+    chain = stateful_levers() if levers else []
+    torch.manual_seed(7)
+    run = trainer(tmp_path, callback(*chain), accumulate_grad_batches=accumulate)
+    run.fit(module)
+    sharp = SAM(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9), rho=0.1, model=net)
+    trimtab.attach(sharp, *(stateful_levers() if levers else []), model=net)
+    torch.manual_seed(7)
+    torch.empty((), dtype=torch.int64).random_()  # the loader's draw
+    for first in range(0, 6, accumulate):
+
+        def closure(first: int = first) -> torch.Tensor:
+            sharp.zero_grad()
+            for inputs, labels in BATCHES[first : first + accumulate]:
+                loss = nn.functional.cross_entropy(net(inputs), labels) / accumulate
+                loss.backward()
+            return loss
+
+        sharp.step(closure)
+    assert_same(module.net, net)
+    assert all(torch.equal(a, b) for a, b in zip(module.net.buffers(), net.buffers(), strict=True))
+    assert not run.optimizers[0]._optimizer_step_pre_hooks
+    with pytest.raises(
+        RuntimeError, match=r"the closure adds to gradients.*callbacks=\[trimtab.*TrimtabCallback\(\)\]"
+    ):
+        trainer(tmp_path, accumulate_grad_batches=accumulate).fit(Sharp())
+
+
+def test_a_gan_with_one_callback_or_two(modules, tmp_path):
+    tracker = GradientTracker()
+    run = trainer(tmp_path, callback(trimtab.gradients.ClipNorm(1.0), tracker=tracker, optimizer=(0, 1)))
+    run.fit(modules.TwoOptimizers())
+    assert tracker.step == 6
+    assert set(tracker.table()["layer"].to_pylist()) == {"net.0.weight", "net.2.weight", "(global)"}
+    penalties = [trimtab.penalties.L1(0.1), trimtab.penalties.L1(0.2)]
+    callbacks = [callback(penalty, optimizer=place) for place, penalty in enumerate(penalties)]
+    two = trainer(tmp_path, *callbacks)
+    two.fit(modules.TwoOptimizers())
+    two.save_checkpoint(tmp_path / "two.ckpt")
+    penalties[0].strength = 7.0
+    trainer(tmp_path, *callbacks, max_epochs=2).fit(modules.TwoOptimizers(), ckpt_path=tmp_path / "two.ckpt")
+    assert [penalty.strength for penalty in penalties] == [0.1, 0.2]
+
+
+def test_masks_are_kept(modules, tmp_path):
+    module = modules.Automatic()
+    pruned = trimtab.pruning.one_shot(module, 0.5)
+    trainer(tmp_path, callback(trimtab.pruning.KeepMasks(pruned.masks), trimtab.penalties.L1(1e-3))).fit(module)
+    assert all(bool((module.get_parameter(name)[~mask] == 0).all()) for name, mask in pruned.masks.items())
 
 
 def test_example_in_the_docstring():

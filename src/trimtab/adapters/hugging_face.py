@@ -46,10 +46,9 @@ class TrimtabCallback(LeverCallback, TrainerCallback, ExportableState):  # type:
             raise ValueError(f"give one TrimtabCallback all levers; this Trainer has {len(saved)}")
         file = io.BytesIO(base64.b64decode(saved["attributes"]["saved"]))
         self.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        optimizer, model = others["optimizer"], others["model"]
-        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = inner
-        self._start(optimizer, model, f"max_grad_norm={args.max_grad_norm}" if args.max_grad_norm else None)
+        self._start(
+            others["optimizer"], others["model"], f"max_grad_norm={args.max_grad_norm}" if args.max_grad_norm else None
+        )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **others: Any

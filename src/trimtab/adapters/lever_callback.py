@@ -20,7 +20,7 @@ class LeverCallback:
     """Levers, a tracker and one-shot pruning for a loop that somebody else owns.
 
     Args:
-        levers: one lever or several, in the order in which they act.
+        levers: one lever or several, in the order in which they act; `trimtab.pruning.KeepMasks` among them keeps zeros.
         tracker: attached before the levers, so it sees the gradients that they get; watches what they signal; flushed at
             the end. To record what the levers leave, put a tracker among them instead.
         prune: sparsity to prune to when training has ended, or the settings of `trimtab.pruning.one_shot` as a dict,
@@ -35,6 +35,8 @@ class LeverCallback:
         ValueError: nothing is given; (when training starts) `prune` does not fit the model.
     """
 
+    may_be_empty = False
+
     def __init__(
         self,
         levers: Lever | Sequence[Lever] = (),
@@ -43,7 +45,8 @@ class LeverCallback:
     ) -> None:
         self.levers = (levers,) if isinstance(levers, Lever) else tuple(levers)
         self.tracker = tracker
-        if not (self.levers or tracker is not None or prune is not None):
+        self.empty = not (self.levers or tracker is not None or prune is not None)
+        if self.empty and not self.may_be_empty:
             raise ValueError("TrimtabCallback has nothing to do: give levers, tracker or prune")
         if tracker is not None and self.levers:
             tracker.watch(self.levers)
@@ -61,8 +64,10 @@ class LeverCallback:
         """Keep a saved state until the levers are attached; ValueError then when it is of other levers."""
         self._saved = state
 
-    def _start(self, optimizer: torch.optim.Optimizer, model: nn.Module, clips: str | None) -> None:
-        """Attach to `optimizer`; `clips` names the loop's own clipping where it is on."""
+    def _start(
+        self, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], model: nn.Module, clips: str | None
+    ) -> None:
+        """Attach to `optimizer`, or to several as one; `clips` names the loop's own clipping where it is on."""
         self._stop()
         if self.prune is not None:
             call = inspect.signature(one_shot).bind(model, **self.prune)

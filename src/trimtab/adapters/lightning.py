@@ -8,12 +8,14 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from trimtab.adapters.lever_callback import LeverCallback
-from trimtab.levers import Lever, innermost
+from trimtab.adapters.lightning_accumulation import AccumulatedBatches
+from trimtab.levers import Lever
 from trimtab.observe import GradientTracker
+from trimtab.optimizers import TwoPassOptimizer
 
 
 class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
-    """Levers on one optimizer of a LightningModule, for automatic and manual optimisation.
+    """Levers on one optimizer, or several as one, of a LightningModule, for automatic and manual optimisation.
 
     They act once per optimizer step on unscaled, accumulated, reduced gradients, after Lightning's own clipping
     (`gradient_clip_val`). Their state is saved in and loaded from every checkpoint. The model is pruned after the last
@@ -21,11 +23,15 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
 
     Args:
         levers, tracker, prune: see `LeverCallback`.
-        optimizer: place of the optimizer in what `configure_optimizers` returns. Default None: the only one.
+        optimizer: place of the optimizer in what `configure_optimizers` returns, or a tuple of places: then the levers act
+            at each one's step, and a step counts once for all (a GAN's). Default None: the only one.
+
+    With SAM, ASAM or CrAM and `accumulate_grad_batches` above 1, the callback (also without levers) repeats all accumulated
+    batches in the second pass, for which it keeps them until the step; `self.log` then hears of them twice.
 
     Raises:
-        ValueError: (when training starts) there are several optimizers and `optimizer` is None, or none in that place;
-            SAM, ASAM or CrAM with `accumulate_grad_batches` above 1, whose closure repeats the last batch alone.
+        ValueError: (when training starts) there are several optimizers and `optimizer` is None, or none in that place; there
+            is nothing to do.
 
     Example:
         >>> import trimtab
@@ -33,35 +39,51 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
         >>> trainer = Trainer(callbacks=[callback], accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
+    may_be_empty = True
+
     def __init__(
         self,
         levers: Lever | Sequence[Lever] = (),
         tracker: GradientTracker | None = None,
         prune: float | Mapping[str, Any] | None = None,
-        optimizer: int | None = None,
+        optimizer: int | tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(levers, tracker, prune)
         self.optimizer = optimizer
+        self._accumulated: list[AccumulatedBatches] = []
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint keeps the state: apart for callbacks of different optimizers."""
+        return type(self).__name__ if self.optimizer is None else f"{type(self).__name__}[optimizer={self.optimizer}]"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach, after a checkpoint has been restored."""
         present = len(trainer.optimizers)
-        if present != 1 and not (self.optimizer is not None and 0 <= self.optimizer < present):
+        wanted = (self.optimizer,) if isinstance(self.optimizer, int) else self.optimizer
+        if (wanted is None and present != 1) or not all(0 <= place < present for place in wanted or (0,)):
             raise ValueError(
                 f"levers act on one optimizer and {type(pl_module).__name__} configures {present}; "
-                f"TrimtabCallback(optimizer=...) must be below that, got {self.optimizer}"
+                f"TrimtabCallback(optimizer=...) must be one place or several below that, got {self.optimizer}"
             )
-        optimizer = trainer.optimizers[self.optimizer or 0]
-        if innermost(optimizer) is not optimizer and trainer.accumulate_grad_batches > 1:
-            raise ValueError(
-                f"{type(optimizer).__name__} takes both gradients from the last of {trainer.accumulate_grad_batches} "
-                "accumulated batches alone; use accumulate_grad_batches=1 or manual optimization"
-            )
+        optimizers = [trainer.optimizers[place] for place in wanted or (0,)]
+        two_pass = [item for item in optimizers if isinstance(item, TwoPassOptimizer)]
+        if self.empty and not two_pass:
+            raise ValueError("TrimtabCallback has nothing to do: give levers, tracker or prune")
+        if pl_module.automatic_optimization:
+            self._accumulated = [AccumulatedBatches(trainer, pl_module, item) for item in two_pass]
         clips = f"gradient_clip_val={trainer.gradient_clip_val}" if trainer.gradient_clip_val else None
-        self._start(optimizer, pl_module, clips)
+        self._start(optimizers[0] if len(optimizers) == 1 else optimizers, pl_module, clips)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the batches that SAM, ASAM or CrAM will repeat."""
+        for batches in self._accumulated:
+            batches.add(batch, batch_idx)
 
     def on_train_end(self, *about: object) -> None:
         """Detach and flush, also after an exception."""
+        while self._accumulated:
+            self._accumulated.pop().remove()
         self._stop()
 
     on_exception = on_train_end
