@@ -168,6 +168,33 @@ def test_usage_errors_exit_with_2(words: list[str]) -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", "digits", "--var.strength=-1"],
+         "train: var.strength: Input should be greater than or equal to 0 (got -1.0)"),
+        (["train", "digits", "--data.batch-size", "0"], "train: data.batch_size: Input should be greater than 0 (got 0)"),
+        (["train", "digits", "--accumulate", "0"], "train: accumulate: Input should be greater than 0 (got 0)"),
+        (["train", "digits", "--pruning.sparsities", "2"],
+         "train: pruning.sparsities.0: Input should be less than 1 (got 2.0)"),
+        (["compare", "digits", "--sgd.momentum", "2"], "compare: sgd.momentum: Input should be less than 1 (got 2.0)"),
+        (["compare", "digits", "--vary", "var.strength=-1"],
+         "compare: settings: var.strength: Input should be greater than or equal to 0 (got -1)"),
+    ],
+)  # fmt: skip
+def test_a_nested_option_out_of_range_is_one_line(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"trimtab {line}\n"
+
+
+def test_other_usage_errors_are_still_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "digits", "--var.strenght", "1"])
+    assert "--var.strenght" in capsys.readouterr().err
+
+
 def test_prune_with_other_settings_leaves_what_reports_read(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = study / "runs/sgd/seed0"
     before = (run / "pruning-test.json").read_bytes()

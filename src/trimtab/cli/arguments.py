@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -35,13 +38,28 @@ class Output:
 
 def parse(command: type[T], arguments: Sequence[str], name: str, default: T | None = None) -> T:
     """Parse by the dataclass's fields and docstring; usage errors exit with code 2."""
-    program = f"trimtab {name}"
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    said = io.StringIO()
     try:
-        if default is None:
-            return tyro.cli(command, args=list(arguments), prog=program)
-        return tyro.cli(command, args=list(arguments), prog=program, default=default)
+        with redirect_stderr(said):
+            return tyro.cli(command, args=list(arguments), prog=f"trimtab {name}", **options)
     except ValidationError as error:
         raise ValueError(problems(error)) from None
+    except SystemExit as stop:
+        if (found := _refused_section(stop)) is not None:
+            raise ValueError(problems(*found)) from None
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _refused_section(stop: SystemExit) -> tuple[ValidationError, str] | None:
+    """The recipe's section whose values made tyro stop, and what it holds against them; None for another usage error."""
+    cause, section = stop.__context__, ""
+    while cause is not None and not isinstance(cause, ValidationError):
+        if isinstance(place := getattr(cause, "arg", None), str):
+            section = place.removeprefix("fields").removeprefix(".")
+        cause = cause.__context__
+    return None if cause is None else (cause, section)
 
 
 def check_first(given: object, expected: object, what: str, command: str) -> None:

@@ -356,11 +356,15 @@ def _nearest(name: str, allowed: list[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f"; fields are {', '.join(allowed)}"
 
 
-def problems(error: ValidationError) -> str:
-    """What is wrong with a recipe, in one line."""
+def problems(error: ValidationError, section: str = "") -> str:
+    """What is wrong with a recipe, or with its part `section`, in one line."""
     found = []
-    for item in error.errors():
-        dotted = ".".join(str(part) for part in item["loc"])
+    items = error.errors()
+    for item in items:
+        place = item["loc"]
+        if any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in items):
+            continue  # a list that is too short for its items' own mistakes
+        dotted = ".".join(str(part) for part in (*filter(None, [section]), *place))
         if item["type"] == "extra_forbidden":
             found.append(f"unknown field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
         else:
