@@ -110,9 +110,14 @@ def test_channels_last_and_transposed_gradients() -> None:
     second = torch.randn(4, 6).t()
     set_gradients(optimizer, first, second)
     optimizer.step()
+    rows = rows_of(tracker)
     for at, gradient in enumerate((first, second)):
-        assert_row(rows_of(tracker)[0, "gradients", f"group0.{at}"], gradient)
-        assert_row(rows_of(tracker)[0, "updates", f"group0.{at}"], -0.5 * gradient, rel=1e-4)
+        assert_row(rows[0, "gradients", f"group0.{at}"], gradient)
+        assert_row(rows[0, "updates", f"group0.{at}"], -0.5 * gradient, rel=1e-4)
+        assert rows[0, "gradients", f"group0.{at}"]["n"] == gradient.numel()
+        assert rows[0, "gradients", f"group0.{at}"]["std"] == pytest.approx(
+            float(gradient.double().std(unbiased=False))
+        )
 
 
 def test_not_finite_gradients_are_counted_and_stay_with_their_layer() -> None:

@@ -79,7 +79,9 @@ def test_scaler_that_unscales_by_itself(fused: bool) -> None:
     scaler.scale(net(INPUTS).square().mean()).backward()
     gradient = net[0].weight.grad / 4096
     scaler.step(optimizer)
-    assert_row(rows_of(tracker)[0, "gradients", "0.weight"], gradient)
+    row = rows_of(tracker)[0, "gradients", "0.weight"]
+    assert_row(row, gradient)
+    assert row["norm"] == pytest.approx(float(gradient.double().norm())), "without the scale of 4096"
 
 
 def test_accumulated_gradients_are_one_step() -> None:

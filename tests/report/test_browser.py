@@ -191,11 +191,19 @@ def test_dynamics_are_painted_in_the_theme_and_fit(page: Any) -> None:
 
 def test_dark_follows_the_system(page: Any) -> None:
     load(page)  # without a theme chosen by the button
-    page.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    look = (
+        "return [getComputedStyle(document.body).backgroundColor, "
+        "document.getElementById('s0-figure-accuracy')._fullLayout.paper_bgcolor]"
     )
-    colour = "return document.getElementById('s0-figure-accuracy')._fullLayout.paper_bgcolor"
-    wait(lambda: script(page, colour) == "#14171d", "the dark figure")
+    seen = []
+    for system, figure in (("light", "#ffffff"), ("dark", "#14171d"), ("light", "#ffffff")):
+        page.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": system}]}
+        )
+        wait(lambda figure=figure: script(page, look)[1] == figure, f"the {system} figure")
+        seen.append(script(page, look))
+    assert seen[1] == ["rgb(20, 23, 29)", "#14171d"]
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_copy_button_fills_the_clipboard(page: Any) -> None:
