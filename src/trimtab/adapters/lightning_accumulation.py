@@ -51,7 +51,8 @@ class AccumulatedBatches:
         standing: list[tuple[Tensor, Tensor | None]] = [(parameter, parameter.grad) for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        last, calls = self._random_state(), []
+        last = self._random_state()
+        calls: list[int] = []
 
         def all_batches() -> Any:
             if calls:

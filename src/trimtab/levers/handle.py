@@ -26,7 +26,14 @@ live: weakref.WeakSet[Handle] = weakref.WeakSet()
 def handles_on(optimizer: Optimizer) -> list[Handle]:
     """The handles at work on this very optimizer, in the order attached."""
     hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
-    return [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Handle)]
+    return [owner for hook in hooks if isinstance(owner := getattr(hook, "handle", None), Handle)]
+
+
+def _hook(handle: Handle, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that stays out of the graph of a compiled `optimizer.step`: levers look at numbers and count."""
+    eager = torch.compiler.disable(method)
+    eager.handle = handle
+    return eager  # type: ignore[no-any-return]
 
 
 def _unscale_fused(optimizer: Optimizer) -> bool:
@@ -122,8 +129,8 @@ class Handle:
         self._hooks = []
         for optimizer in self.optimizers:
             self._hooks += [
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
+                optimizer.register_step_pre_hook(_hook(self, self._before_step)),
+                optimizer.register_step_post_hook(_hook(self, self._after_step)),
             ]
         live.add(self)
 
