@@ -1,69 +1,56 @@
 """Which tensors a lever touches: the one place where parameters are selected.
 
 Every lever, score and observer asks here. A parameter is named, counted once however many modules share it,
-and left out with a reason that can be printed.
+and left out with a reason that can be printed. What it is to its owner, and which way it lies, `layouts` knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trimtab.kinds import PACKED, check_has_shape, packed_weights, reason_against_dtype
-from trimtab.wrappers import own_modules, without_marks
-from trimtab.wrappers import unwrapped as unwrapped
+from trimtab.layouts import NO_WEIGHT, Layout, register_layout
+from trimtab.listing import Entry, Source, computed_weights, entries, no_axis, output_axis, with_names
+from trimtab.wrappers import unwrapped
 
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Entry:
-    """One parameter as the levers see it.
-
-    Attributes:
-        name: qualified name in the model (`layer1.0.weight`), or `group0.3` when no name is known.
-        parameter: the tensor itself, shape and dtype as the model holds it.
-        output_axis: dimension that indexes output units: 0 for Linear, convolutions and Embedding, 1 for
-            transposed convolutions, None when the owner is unknown or the tensor has fewer than two dimensions.
-        named: False when `name` is a placeholder, so that patterns cannot be matched against it.
-        aliases: further names of the same tensor: tied weights in the model's order, and the optimizer's name where
-            wrappers (`torch.compile`, DistributedDataParallel) put something into it. Patterns see all of them.
-        owner: the module that holds it, if a model was given.
-    """
-
-    name: str
-    parameter: Tensor
-    output_axis: int | None = None
-    named: bool = True
-    aliases: tuple[str, ...] = ()
-    owner: nn.Module | None = None
-
-    def __repr__(self) -> str:
-        """Name, dtype and shape; never the numbers."""
-        dtype = str(self.parameter.dtype).removeprefix("torch.")
-        try:
-            shape = str(tuple(self.parameter.shape))
-        except RuntimeError:  # a lazy parameter
-            shape = "no shape yet"
-        return f"Entry({self.name!r}, {dtype} {shape})"
+__all__ = [
+    "PRUNABLE",
+    "Entry",
+    "Layout",
+    "Rule",
+    "Selection",
+    "Source",
+    "computed_weights",
+    "entries",
+    "no_axis",
+    "output_axis",
+    "register_layout",
+    "select",
+    "total_elements",
+    "unwrapped",
+    "with_names",
+]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Says which parameters count: enough dimensions, trainable, names that match.
+    """Says which parameters count: enough dimensions, trainable, weights by their owner's word, names that match.
 
     Args:
         min_ndim: least number of dimensions. Default 2 [ours]: biases and norm scales are left out.
-        include: shell patterns; when given, a name must match one of them.
+        include: shell patterns; when given, a name must match one of them, and what matches counts whatever its role.
         exclude: shell patterns; a name must match none of them.
         frozen: whether parameters with `requires_grad=False` count. Default False.
+        role: "weight": only weights of products and tables of embeddings, as the owner says; tables of positions, scales and
+            parameters of unknown modules are left out. "any": whatever the parameter is. Default None: "weight" where
+            `min_ndim` is 2 or more, else "any" [ours].
 
     Raises:
-        ValueError: `min_ndim` is negative.
+        ValueError: `min_ndim` is negative, or an unknown role.
 
     Example:
         >>> import torch
@@ -76,8 +63,11 @@ class Rule:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     frozen: bool = False
+    role: str | None = None
 
     def __post_init__(self) -> None:
+        if self.role not in (None, "weight", "any"):
+            raise ValueError(f"role must be 'weight', 'any' or None, got {self.role!r}")
         if self.min_ndim < 0:
             raise ValueError(f"min_ndim must be 0 or more, got {self.min_ndim}")
         for label in ("include", "exclude"):
@@ -104,12 +94,16 @@ class Rule:
                 return f"name matches exclude pattern {pattern!r}"
         if self.include and not any(fnmatchcase(name, pattern) for name in names for pattern in self.include):
             return f"name matches no include pattern of {self.include}"
-        return None
+        if self.role == "any" or (self.role is None and self.min_ndim < 2):
+            return None
+        if entry.view_of is not None:
+            return f"a view of the memory of {entry.view_of}, which counts for it"
+        return None if self.include or entry.role == "weight" else entry.why or NO_WEIGHT["other"]
 
 
 PRUNABLE = Rule(exclude=("*cls_token", "*pos_embed*"), frozen=True)
-"""What counts as prunable by default: two dimensions or more, without class tokens and position embeddings [ours], trainable
-or not."""
+"""What counts as prunable by default: weights of two dimensions or more, without class tokens and position embeddings [ours],
+trainable or not."""
 
 
 @dataclass(frozen=True)
@@ -120,100 +114,14 @@ class Selection:
     left_out: list[tuple[Entry, str]]
 
 
-Source = nn.Module | torch.optim.Optimizer | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Entry]
-
-
-def output_axis(owner: nn.Module | None, parameter: Tensor) -> int | None:
-    """Dimension of `parameter` that indexes the output units of `owner`.
-
-    Linear, Conv1d-3d, Embedding and MultiheadAttention: 0. ConvTranspose1d-3d: 1 (their weight is laid out as
-    input, output / groups, kernel). Fewer than two dimensions: None. An unknown owner: 0, PyTorch's own habit.
-
-    Example:
-        >>> output_axis(torch.nn.ConvTranspose2d(3, 5, 2), torch.nn.ConvTranspose2d(3, 5, 2).weight)
-        1
-    """
-    if parameter.ndim < 2:
-        return None
-    return 1 if isinstance(owner, TRANSPOSED_CONVOLUTIONS) else 0
-
-
-def _entries_of_module(model: nn.Module) -> Iterator[Entry]:
-    names: dict[int, list[str]] = {}
-    found: dict[int, tuple[Tensor, nn.Module]] = {}
-    for prefix, module in own_modules(model, remove_duplicate=False):
-        for label, parameter in module.named_parameters(recurse=False):
-            name = f"{prefix}.{label}" if prefix else label
-            names.setdefault(id(parameter), []).append(name)
-            found.setdefault(id(parameter), (parameter, module))
-    for key, (tensor, owner) in found.items():
-        first, *rest = names[key]
-        yield Entry(first, tensor, output_axis(owner, tensor), aliases=tuple(rest), owner=owner)
-
-
-def _entries_by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[Entry]:
-    """Entries of tensors whose model is not at hand, by their names without what wrappers put into them."""
-    for name, own, tensor in zip(names, without_marks(names), tensors, strict=True):
-        yield Entry(own, tensor, output_axis(None, tensor), aliases=() if own == name else (name,))
-
-
-def _entries_of_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Entry]:
-    groups = optimizer.param_groups
-    held = [pair for group in groups for pair in zip(group.get("param_names", ()), group["params"], strict=False)]
-    named = _entries_by_name([name for name, _ in held], [tensor for _, tensor in held])
-    for number, group in enumerate(groups):
-        for position, parameter in enumerate(group["params"]):
-            if group.get("param_names") is None:
-                yield Entry(f"group{number}.{position}", parameter, output_axis(None, parameter), named=False)
-            else:
-                yield next(named)
-
-
-def entries(source: Source) -> list[Entry]:
-    """Every parameter of `source`, tied ones once, in order.
-
-    Args:
-        source: a model, an optimizer, or an iterable of tensors, of (name, tensor) pairs or of entries.
-
-    Raises:
-        TypeError: an item is none of these.
-
-    Example:
-        >>> net = torch.nn.Linear(2, 2)
-        >>> [entry.name for entry in entries(net)]
-        ['weight', 'bias']
-    """
-    if isinstance(source, nn.Module):
-        return list(_entries_of_module(source))
-    if isinstance(source, torch.optim.Optimizer):
-        return list(_entries_of_optimizer(source))
-    if isinstance(source, Tensor):
-        raise TypeError(
-            "expected a model, an optimizer or an iterable of tensors, got a single tensor; wrap it in a list"
-        )
-    listed: dict[int, Entry] = {}
-    items = list(source)
-    pairs = [item for item in items if isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor)]
-    named = _entries_by_name([str(name) for name, _ in pairs], [tensor for _, tensor in pairs])
-    for position, item in enumerate(items):
-        if isinstance(item, Entry):
-            entry = item
-        elif isinstance(item, Tensor):
-            entry = Entry(f"group0.{position}", item, output_axis(None, item), named=False)
-        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
-            entry = next(named)
-        else:
-            raise TypeError(
-                f"item {position} must be a tensor, a (name, tensor) pair or an Entry, got {type(item).__name__}"
-            )
-        listed.setdefault(id(entry.parameter), entry)
-    return list(listed.values())
-
-
-def select(source: Source, rule: Rule | None = None) -> Selection:
+def select(source: Source, rule: Rule | None = None, *, computed: bool = False) -> Selection:
     """Apply `rule` (default `Rule()`) to the parameters of `source`.
 
+    With `computed`, weights that a module computes from others (weight_norm, spectral_norm, orthogonal) are judged as the one
+    weight that the product uses, see `computed_weights`; otherwise their parts are judged one by one.
+
     Example:
+        >>> import torch
         >>> selection = select(torch.nn.Linear(2, 2))
         >>> [entry.name for entry in selection.chosen], [reason for _, reason in selection.left_out]
         (['weight'], ['1 dimension(s), fewer than 2'])
@@ -221,7 +129,8 @@ def select(source: Source, rule: Rule | None = None) -> Selection:
     rule = Rule() if rule is None else rule
     chosen: list[Entry] = []
     left_out: list[tuple[Entry, str]] = []
-    for entry in entries(source):
+    listed = entries(source)
+    for entry in computed_weights(listed) if computed else listed:
         reason = rule.reason_against(entry)
         if reason is None:
             chosen.append(entry)
@@ -233,29 +142,6 @@ def select(source: Source, rule: Rule | None = None) -> Selection:
     return Selection(chosen, left_out)
 
 
-def with_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[Entry]:
-    """The optimizer's parameters under the model's names, in the optimizer's order.
-
-    Raises:
-        ValueError: the optimizer holds no parameter of the model, or one that the model does not have.
-    """
-    known = {id(entry.parameter): entry for entry in entries(model)}
-    held = _entries_of_optimizer(optimizer)
-    named = [(entry, known.get(id(entry.parameter))) for entry in held]
-    if not any(match for _, match in named):
-        raise ValueError(
-            f"the optimizer {type(optimizer).__name__} holds none of the {len(known)} parameters of "
-            f"{type(model).__name__}; build it from this model's parameters (after moving or wrapping the model)"
-        )
-    strangers = [entry for entry, match in named if match is None]
-    if strangers:
-        raise ValueError(
-            f"the optimizer {type(optimizer).__name__} holds {len(strangers)} parameter(s) that {type(model).__name__} "
-            f"does not have, the first of shape {tuple(strangers[0].parameter.shape)}"
-        )
-    return [match for _, match in named if match is not None]
-
-
 def total_elements(chosen: Sequence[Entry]) -> int:
-    """Number of elements over all entries (of the whole tensors, also when they are sharded)."""
-    return sum(entry.parameter.numel() for entry in chosen)
+    """Number of elements over all entries (of the whole tensors, also when they are sharded); memory that two share once."""
+    return sum(entry.parameter.numel() for entry in chosen if entry.view_of is None)

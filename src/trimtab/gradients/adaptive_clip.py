@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
-from trimtab.gradients.blocks import Item, blocks, columns, norms
+from trimtab.gradients.blocks import blocks, columns, norms
 from trimtab.gradients.channels import finite_or
 from trimtab.gradients.passes import working_dtype
-from trimtab.gradients.units import channel_axis, is_cut, over_ranks, rows_of, same_layout
+from trimtab.gradients.units import Item, channel_axis, is_cut, items_of, over_ranks, rows_of, same_layout
+from trimtab.layouts import is_linear
 from trimtab.moments import unit_squares
 from trimtab.parameters import Entry, Rule
 
@@ -22,7 +23,9 @@ LEAST_GRADIENT_NORM = 1e-6
 
 
 def last_linear(parameters: Sequence[Entry]) -> nn.Module | None:
-    """The module of the last entry that belongs to a Linear layer.
+    """The last linear layer in the model's order, whatever the order of the entries; a tied weight stands at its last name.
+
+    Entries without a model stand in the order given.
 
     Example:
         >>> from trimtab.parameters import entries
@@ -30,21 +33,30 @@ def last_linear(parameters: Sequence[Entry]) -> nn.Module | None:
         >>> last_linear(entries(net)) is net[2]
         True
     """
-    return next((entry.owner for entry in reversed(parameters) if isinstance(entry.owner, nn.Linear)), None)
+    found, last = None, -1
+    for entry in parameters:
+        if entry.places[1] < last:
+            continue
+        for owner in entry.owners or (entry.owner,):
+            if owner is not None and is_linear(owner):
+                found, last = owner, entry.places[1]
+    return found
 
 
 class AdaptiveClip(GradientTransform):
     """Adaptive Gradient Clipping (AGC): scale down the gradient of each unit that is large beside its weights.
 
     For each unit u, `limit = clip * max(||w_u||, eps)`, and where `||g_u|| > limit`:
-    `g_u <- g_u * limit / max(||g_u||, 1e-6)`. A unit is an output row (`Entry.output_axis`: dimension 1 of transposed
-    convolutions, 0 of all others); a tensor of one dimension or none is one unit.
+    `g_u <- g_u * limit / max(||g_u||, 1e-6)`. A unit is an output row (`Entry.output_axis`, as the owner says; of stacked
+    experts a row of one expert); a tensor of one dimension or none, a scale and a table of positions are one unit. What has
+    more dimensions and an owner that does not say which are outputs is left alone, with its reason in `left_out`.
 
     Args:
         clip: greatest ratio of gradient norm to weight norm; finite, above 0. Default 0.01, the paper's value.
         eps: floor of the weight norm, so that weights of zero can grow. Default 1e-3, the paper's value.
         exclude_last_linear: leave out the last Linear layer, its bias too, as the paper does. Default True. The last is
-            the last in the optimizer's order of parameters, and owners must be known: `attach(..., model=model)`.
+            the last in the model's order, a tied weight standing at its last name; owners must be known:
+            `attach(..., model=model)`.
         rule: which tensors count. Default all trainable ones, `Rule(min_ndim=0)`.
 
     Raises:
@@ -68,6 +80,7 @@ class AdaptiveClip(GradientTransform):
     """
 
     default_rule = EVERY_TENSOR
+    needs_axis = True
 
     def __init__(
         self, clip: float = 0.01, eps: float = 1e-3, exclude_last_linear: bool = True, rule: Rule | None = None
@@ -98,7 +111,7 @@ class AdaptiveClip(GradientTransform):
                     f"{self!r} is to leave out the last Linear layer, but none of the {len(parameters)} parameters is "
                     "known to belong to one; pass model=... to attach, or set exclude_last_linear=False"
                 )
-            picked = [entry for entry in picked if entry.owner is not head]
+            picked = [entry for entry in picked if entry.owner is not head and head not in entry.owners]
         return picked
 
     def _factor(self, weight: Tensor, gradient: Tensor) -> Tensor:
@@ -112,13 +125,13 @@ class AdaptiveClip(GradientTransform):
         gradients: list[Item] = []
         cut: list[tuple[Tensor, Item, Item]] = []
         for entry in chosen:
-            axis = channel_axis(entry)
             weight, gradient = same_layout(entry)
-            if is_cut(entry.parameter, axis):
+            if is_cut(entry, entry.parameter):
+                axis = channel_axis(entry)
                 cut.append((entry.parameter, Item(weight, axis), Item(gradient, axis)))
             else:
-                weights.append(Item(weight, axis))
-                gradients.append(Item(gradient, axis))
+                weights += items_of(entry, weight)
+                gradients += items_of(entry, gradient)
         counts: list[Tensor] = []
         units = 0
         for block in blocks(gradients):

@@ -86,6 +86,7 @@ class Autoscale(GradientTransform):
             raise TypeError(f"scale must be one of {', '.join(SCALE_RULES)} or a function, got {scale!r}")
         self.scale = one_of("scale", scale, SCALE_RULES) if isinstance(scale, str) else scale
         self.granularity = one_of("granularity", granularity, GRANULARITIES)
+        self.needs_axis = self.granularity == "channel"
         self._memory: Tensor | None = None
         """Of the named rules: (steps counted, the rule's reference), float64."""
         self._history: list[float] = []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.parameters import Entry, Rule
+from trimtab.parameters import Entry, Rule, no_axis
 
 EVERY_TENSOR = Rule(min_ndim=0)
 """What the two clipping transforms act on by default: biases and norm scales too."""
@@ -60,18 +60,24 @@ class GradientTransform(ABC):
     [ours].
 
     Args:
-        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions [ours].
+        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions, weights by their owner's word [ours].
+
+    Attributes:
+        left_out: the parameters left alone in the last step, each with the reason; frozen ones are not listed.
 
     Raises:
         TypeError: (at the step) a chosen tensor is complex or its gradient sparse; the message names it.
     """
 
     default_rule = Rule()
+    needs_axis = False
+    """Whether the transform works on channels, so that it leaves out what has no known output dimension."""
 
     def __init__(self, rule: Rule | None = None) -> None:
         if rule is not None and not isinstance(rule, Rule):
             raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
         self.rule = self.default_rule if rule is None else rule
+        self.left_out: list[tuple[Entry, str]] = []
         # A rule's patterns need not be matched every step: `attach` hands over the same list until parameters change.
         self._judged: Sequence[Entry] | None = None
         self._judged_number = 0
@@ -85,7 +91,13 @@ class GradientTransform(ABC):
         """The entries that the rule picks and that have a gradient now."""
         if parameters is not self._judged or len(parameters) != self._judged_number:
             rule = replace(self.rule, frozen=True)
-            self._candidates = [entry for entry in parameters if rule.reason_against(_as_real(entry)) is None]
+            self._candidates, self.left_out = [], []
+            for entry in parameters:
+                reason = rule.reason_against(_as_real(entry)) or (no_axis(entry) if self.needs_axis else None)
+                if reason is None:
+                    self._candidates.append(entry)
+                else:
+                    self.left_out.append((entry, reason))
             self._judged, self._judged_number = parameters, len(parameters)
         picked = []
         for entry in self._candidates:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.gradients.passes import PIECE_ON_ACCELERATOR, working_dtype
-from trimtab.gradients.units import rows_of
+from trimtab.gradients.units import Item, rows_of
 from trimtab.moments import unit_squares, unit_sums
 
 STACKED = 1 << 14
@@ -21,13 +21,6 @@ STACKED = 1 << 14
 BLOCK_ON_CPU = 1 << 22
 """Elements in a block on the CPU: bounds the copies to 16 MiB. Smaller blocks would stay in a nearer cache, but cost more in
 calls than that saves."""
-
-
-class Item(NamedTuple):
-    """A local gradient and the dimension that indexes its units (None: the whole tensor is one)."""
-
-    tensor: Tensor
-    axis: int | None
 
 
 class Block(NamedTuple):
@@ -117,7 +110,7 @@ def blocks(items: Sequence[Item]) -> Iterator[Block]:
         if not size:
             continue
         together = max(1, limit // size)
-        stack = size <= STACKED and axis != 1 and first.is_contiguous()
+        stack = size <= STACKED and axis in (None, 0) and first.is_contiguous()
         for start in range(0, len(positions), together):
             taken = positions[start : start + together]
             members = [items[position] for position in taken]

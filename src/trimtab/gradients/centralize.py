@@ -39,6 +39,8 @@ class Centralize(GradientTransform):
         tensor([[-0.5000,  0.5000]])
     """
 
+    needs_axis = True
+
     def __init__(self, conv_only: bool = False, rule: Rule | None = None) -> None:
         super().__init__(rule)
         if not isinstance(conv_only, bool):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.gradients.blocks import Item, blocks, columns, means, norms
+from trimtab.gradients.blocks import blocks, columns, means, norms
 from trimtab.gradients.passes import working_dtype
-from trimtab.gradients.units import channel_axis, is_cut, over_ranks, row_elements, rows_of
+from trimtab.gradients.units import Item, channel_axis, is_cut, items_of, over_ranks, row_elements, rows_of
 from trimtab.moments import unit_moments
 from trimtab.parameters import Entry
 
@@ -44,13 +44,12 @@ def centre_channels_(chosen: Sequence[Entry], factor: Factor | Tensor | None = N
     whole: list[Item] = []
     cut: list[tuple[Entry, int | None]] = []
     for entry in chosen:
-        axis = channel_axis(entry)
         gradient = entry.parameter.grad
         assert gradient is not None
-        if is_cut(gradient, axis):
-            cut.append((entry, axis))
+        if is_cut(entry, gradient):
+            cut.append((entry, channel_axis(entry)))
         else:
-            whole.append(Item(gradient if type(gradient) is Tensor else local_part(gradient), axis))
+            whole += items_of(entry, gradient if type(gradient) is Tensor else local_part(gradient))
     centre_units_(whole, factor)
     if cut:
         _centre_cut_(cut, factor)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtab.gradients.blocks import STACKED, Item, blocks
+from trimtab.gradients.blocks import STACKED, blocks
+from trimtab.gradients.units import Item
 from trimtab.moments import Moments, moments, unit_moments
 from trimtab.parameters import Entry
 

@@ -1,13 +1,14 @@
 """Channels: the rows of a gradient along its output dimension, wherever the parts of a sharded one lie.
 
 A channel is one index of `Entry.output_axis`: an output row of a Linear or convolution, dimension 1 of a transposed
-convolution. Sharding along that dimension (FSDP2's habit) leaves channels whole on one rank; any other sharding cuts
-them, and their sums are then added over ranks.
+convolution; of stacked experts, one such index of one expert. Sharding along that dimension (FSDP2's
+habit) leaves channels whole on one rank; any other sharding cuts them, and their sums are then added over ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,11 +17,34 @@ from trimtab.collectives import is_sharded, local_part, sum_over_shards
 from trimtab.parameters import Entry
 
 
+class Item(NamedTuple):
+    """A local tensor and the dimension that indexes its units (None: the whole tensor is one)."""
+
+    tensor: Tensor
+    axis: int | None
+
+
 def channel_axis(entry: Entry) -> int | None:
-    """The dimension that indexes channels; None where the whole tensor is one unit (fewer than two dimensions)."""
+    """The dimension that indexes channels; None where the whole tensor is one unit: fewer than two dimensions, or a scale, a
+    bias or a table of positions by its owner's word."""
     if entry.output_axis is not None:
         return entry.output_axis
-    return 0 if entry.parameter.ndim > 1 else None
+    return 0 if entry.parameter.ndim > 1 and entry.owner is None else None
+
+
+def items_of(entry: Entry, tensor: Tensor) -> list[Item]:
+    """The local tensor of an entry with the dimension that indexes its channels; one view for each of stacked experts.
+
+    Example:
+        >>> experts = torch.nn.Parameter(torch.zeros(2, 3, 4))
+        >>> items = items_of(Entry("experts", experts, output_axis=2, input_axis=1, stack_axis=0), experts)
+        >>> [(item.tensor.shape, item.axis) for item in items]
+        [(torch.Size([3, 4]), 1), (torch.Size([3, 4]), 1)]
+    """
+    axis, stack = channel_axis(entry), entry.stack_axis
+    if stack is None or axis is None:
+        return [Item(tensor, axis)]
+    return [Item(matrix, axis - (stack < axis)) for matrix in tensor.unbind(stack)]
 
 
 def rows_of(tensor: Tensor, axis: int | None) -> Tensor:
@@ -44,17 +68,26 @@ def rows_of(tensor: Tensor, axis: int | None) -> Tensor:
 def row_elements(entry: Entry, axis: int | None) -> int:
     """Elements in one unit of the whole tensor."""
     shape = entry.parameter.shape
-    return entry.parameter.numel() // max(1, shape[axis] if axis is not None else 1)
+    units = 1 if axis is None else shape[axis]
+    if axis is not None and entry.stack_axis is not None:
+        units *= shape[entry.stack_axis]
+    return entry.parameter.numel() // max(1, units)
 
 
-def is_cut(parameter: Tensor, axis: int | None) -> bool:
-    """Whether the units of a sharded tensor are spread over ranks."""
+def is_cut(entry: Entry, parameter: Tensor) -> bool:
+    """Whether the units of a sharded tensor of the entry are spread over ranks.
+
+    Raises:
+        ValueError: those of stacked experts are, whose sums are not added over ranks.
+    """
     if type(parameter) in (Tensor, torch.nn.Parameter) or not is_sharded(parameter):
         return False
+    whole = [axis for axis in (channel_axis(entry), entry.stack_axis) if axis is not None]
     placements = parameter.placements  # type: ignore[attr-defined]
-    return any(
-        not placement.is_replicate() and (axis is None or not placement.is_shard(axis)) for placement in placements
-    )
+    cut = any(not place.is_replicate() and not any(place.is_shard(axis) for axis in whole) for place in placements)
+    if cut and entry.stack_axis is not None:
+        raise ValueError(f"{entry.name} holds stacked experts sharded along their inputs; shard them along the experts")
+    return cut
 
 
 def over_ranks(sums: Sequence[Tensor], gradients: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from trimtab.collectives import is_sharded
 from trimtab.gradients.base import GradientTransform, one_of, positive
-from trimtab.gradients.blocks import STACKED, Item
+from trimtab.gradients.blocks import STACKED
 from trimtab.gradients.channels import centre_channels_, centre_units_, factor_of, finite_or
 from trimtab.gradients.passes import local_gradients, shift_and_scale_
 from trimtab.gradients.statistics import moments_of
-from trimtab.gradients.units import channel_axis, row_elements
+from trimtab.gradients.units import Item, channel_axis, row_elements
 from trimtab.parameters import Entry, Rule
 
 Granularity = Literal["tensor", "channel"]
@@ -56,6 +56,7 @@ class ZScore(GradientTransform):
     def __init__(self, granularity: Granularity = "tensor", eps: float | None = None, rule: Rule | None = None) -> None:
         super().__init__(rule)
         self.granularity = one_of("granularity", granularity, GRANULARITIES)
+        self.needs_axis = self.granularity == "channel"
         self.eps = EPS[granularity] if eps is None else positive("eps", eps)
 
     def settings(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class GradientTracker:
         folder: run folder for `gradients.parquet/` and `signals.parquet/`, of this tracker alone. A loaded state goes on with
             the rows before its step. None keeps the rows in memory.
         capacity: logged steps per flush. Default 128 [ours]: 11 KiB of device memory per layer and kind.
-        rule: which parameters count. Default `Rule()`: trainable, at least two dimensions [ours].
+        rule: which parameters count. Default `Rule(role="any")`: trainable, at least two dimensions [ours].
         small_format: "float16" (default), "bfloat16", "float32", "float8_e4m3fn", "float8_e5m2", ...
         seconds: rows for a folder or a listener wait no longer than this for the next step to write them, and no longer than
             the script, be it ended by an exception: a kill loses what was logged in `seconds`. Default 60 [ours].
@@ -104,7 +104,7 @@ class GradientTracker:
         self.track = _known("track", track, KINDS)
         self.statistics = _known("statistics", statistics, STATISTICS)
         self.every, self.small_format = every, small_format
-        self.rule = Rule() if rule is None else rule
+        self.rule = Rule(role="any") if rule is None else rule
         self.step = 0
         """Optimizer steps seen so far; the number of the next one."""
         plain = [name for name in self.statistics if name not in OF_WEIGHTS]

@@ -220,7 +220,8 @@ def summary(
         model: any module; a mask put on by a parametrization or by `torch.nn.utils.prune` is respected in the multiply-adds.
         example_input: a tensor, a tuple of arguments or a dict of named ones. Multiply-adds are of this whole input.
         input_shape: instead of it, a shape, batch included; zeros in the dtype and on the device of the model are fed.
-        rule: which parameters are prunable. Default: two dimensions or more, frozen ones too.
+        rule: which parameters are prunable. Default: weights of two dimensions or more, frozen ones too, and those that are
+            computed from others (weight_norm) as the product uses them.
 
     Raises:
         ValueError: both inputs are given, `input_shape` is not positive, or the model lies on the meta device.
@@ -252,6 +253,8 @@ def summary(
 
     held: dict[str, list[int]] = {}
     for entry in entries(model):
+        if entry.view_of is not None:
+            continue
         numbers = held.setdefault(entry.name.rpartition(".")[0], [0, 0])
         numbers[0] += entry.parameter.numel()
         numbers[1] += nonzeros(entry.parameter.detach())
@@ -268,7 +271,7 @@ def summary(
         for name, module in own_modules(model, remove_duplicate=False)
         if name in held or name in booked
     )
-    chosen = select(model, PRUNABLE if rule is None else rule).chosen
+    chosen = select(model, PRUNABLE if rule is None else rule, computed=True).chosen
     return ModelSummary(
         parameters=sum(row.parameters for row in layers),
         nonzeros=sum(row.nonzeros for row in layers),

@@ -65,7 +65,7 @@ def weight_distribution(
     if bins < 1 or not 0 < limit < float("inf"):
         raise ValueError(f"bins must be 1 or more and limit positive and finite, got bins={bins}, limit={limit}")
     default = PRUNABLE if isinstance(source, nn.Module) else Rule(frozen=True)
-    chosen = select(source, default if rule is None else rule).chosen
+    chosen = select(source, default if rule is None else rule, computed=True).chosen
     layers = [entry for entry in chosen if entry.parameter.numel()]
     if not layers:
         raise ValueError("there are no prunable weights: no tensor was chosen by the rule")

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from trimtab.collectives import from_first_rank, is_sharded
 from trimtab.optimizers.norms import non_negative
 from trimtab.optimizers.two_pass import TwoPassOptimizer
-from trimtab.parameters import entries, with_names
+from trimtab.parameters import Entry, Rule, entries, no_axis
 from trimtab.selection import checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
+
+_WEIGHTS = Rule()
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def _checked_patterns(pattern: str | Sequence[str] | None) -> tuple[tuple[int, i
 class CrAM(TwoPassOptimizer):
     """Step with the gradient taken at a compressed, perturbed copy of the weights: trains networks to bear pruning.
 
-    Formula: `w' = w + rho * g`; draw a sparsity k; `C(w')` sets the fraction k of the smallest |w'|, over all tensors
-    with more than one dimension together, to zero; `h` = gradient at `C(w')`, set to zero where C did
+    Formula: `w' = w + rho * g`; draw a sparsity k; `C(w')` sets the fraction k of the smallest |w'|, over all weights
+    (tensors with more than one dimension, as for pruning) together, to zero; `h` = gradient at `C(w')`, set to zero where C did
     (`sparse_grad`); the base optimizer steps from w with `h`, or with `h + g` (`plus`, CrAM+, which also keeps the
     dense network good).
 
@@ -70,11 +72,14 @@ class CrAM(TwoPassOptimizer):
         pattern: "N:M" or several of them, such as ("2:4", "4:8"), drawn with equal chance: N of M consecutive weights
             along the input axis stay. Default None: any weight may go.
         seed: a number, or a CPU `torch.Generator`. Default 0.
-        model: see `SAM`; also tells the input axis of transposed convolutions, needed for `pattern` alone.
+        model: see `SAM`; also tells what is a weight and which dimension its inputs are. Without it every tensor with more than
+            one dimension is compressed, inputs along dimension 1.
 
     Ours: exactly `floor(k * n + 0.5)` weights go, ties by position; trainable weights without a gradient take part in
     the compression; with several ranks, rank 0's draw is used; with a pattern, tensors whose input axis is not a
-    multiple of M stay dense; the inputs' random numbers are shared by both passes, as in `SAM`.
+    multiple of M stay dense; so do the parts of a weight that is computed from others (weight_norm), in `left_out` with what
+    else was left dense in the last step, each with its reason; the inputs' random numbers are shared by both passes, as in
+    `SAM`.
 
     Raises:
         TypeError: as `SAM`.
@@ -107,7 +112,27 @@ class CrAM(TwoPassOptimizer):
         self._generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         if self._generator.device.type != "cpu":
             raise ValueError(f"the generator must be on the CPU, got one on {self._generator.device}")
+        self.left_out: list[tuple[Entry, str]] = []
+        self._known: dict[int, Entry] = {}
         super().__init__(base, model)
+
+    def _compressible(self, parameters: list[Tensor]) -> list[Entry]:
+        """What C acts on; the others go to `left_out`."""
+        if any(id(parameter) not in self._known for parameter in parameters):
+            listed = [*entries(parameters), *(() if self.model is None else entries(self.model))]
+            self._known = {id(entry.parameter): entry for entry in listed}
+        chosen: list[Entry] = []
+        self.left_out = []
+        for parameter in parameters:
+            entry = self._known[id(parameter)]
+            reason = _WEIGHTS.reason_against(entry)
+            if reason is None and entry.computed is not None:
+                reason = f"a part of {entry.computed.label} under {entry.computed.how}, which is not compressed"
+            if reason is not None:
+                self.left_out.append((entry, reason))
+            else:
+                chosen.append(entry)
+        return chosen
 
     def _draw(self, choices: int, device: torch.device) -> int:
         if choices == 1:
@@ -115,8 +140,9 @@ class CrAM(TwoPassOptimizer):
         drawn = int(torch.randint(choices, (), generator=self._generator))
         return from_first_rank(drawn, device)
 
-    def _smallest(self, weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def _smallest(self, chosen: list[Entry]) -> list[tuple[Tensor, Tensor]]:
         """Weights and where they are compressed away."""
+        weights = [entry.parameter for entry in chosen]
         device = weights[0].device
         if not self.patterns:
             sparsity = self.sparsities[self._draw(len(self.sparsities), device)]
@@ -124,9 +150,16 @@ class CrAM(TwoPassOptimizer):
             (threshold,) = kth_threshold(weights, [count], absolute=True)
             return list(zip(weights, smallest_masks(weights, threshold, absolute=True), strict=True))
         keep, group = self.patterns[self._draw(len(self.patterns), device)]
-        listed = entries(weights) if self.model is None else with_names(self.base_optimizer, self.model)
-        axes = {id(entry.parameter): 1 - (entry.output_axis or 0) for entry in listed}
-        fitting = [(weight, axes[id(weight)]) for weight in weights if weight.shape[axes[id(weight)]] % group == 0]
+        fitting = []
+        for entry in chosen:
+            axis = 1 - (entry.output_axis or 0) if entry.owner is None else entry.input_axis
+            reason = no_axis(entry, "input_axis")
+            if axis is not None and reason is None and (size := entry.parameter.shape[axis]) % group:
+                reason = f"input axis of {size} is not a multiple of {group}"
+            if axis is None or reason is not None:
+                self.left_out.append((entry, reason or ""))
+            else:
+                fitting.append((entry.parameter, axis))
         if not fitting:
             raise ValueError(f"pattern {keep}:{group} fits no weight: no input axis is a multiple of {group}")
         return [(weight, smallest_in_groups(weight.abs(), keep, group, axis)) for weight, axis in fitting]
@@ -139,10 +172,11 @@ class CrAM(TwoPassOptimizer):
         first = [gradient.clone() for gradient in gradients] if self.plus else []
         if holders:
             torch._foreach_add_(holders, gradients, alpha=self.rho)
-        weights = [parameter for parameter in parameters if parameter.ndim > 1]
-        if not weights:
-            raise ValueError("CrAM found nothing to compress: no trained tensor has more than one dimension")
-        masks = self._smallest(weights)
+        chosen = self._compressible(parameters)
+        if not chosen:
+            reasons = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:3])
+            raise ValueError(f"CrAM found nothing to compress: no trained tensor is a weight ({reasons})")
+        masks = self._smallest(chosen)
         for weight, mask in masks:
             weight.masked_fill_(mask, 0.0)
         return _Memory(masks, list(zip(holders, first, strict=True)) if self.plus else [])

@@ -40,7 +40,13 @@ class Penalty(ABC):
 
     Args:
         strength: lambda, the factor before psi; finite, 0 or more. May be changed between steps.
-        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions [ours].
+        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions, weights by their owner's word [ours].
+
+    Attributes:
+        left_out: the parameters that the rule left out last, each with the reason.
+
+    A weight that is computed from others (weight_norm, spectral_norm, orthogonal) counts as the one that the product uses, and
+    its gradient goes on to the parts; with `attach` that needs `model=model`.
     """
 
     def __init__(self, strength: float, rule: Rule | None = None) -> None:
@@ -48,6 +54,7 @@ class Penalty(ABC):
         if rule is not None and not isinstance(rule, Rule):
             raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
         self.rule = Rule() if rule is None else rule
+        self.left_out: list[tuple[Entry, str]] = []
         self._warned = False
 
     @abstractmethod
@@ -68,7 +75,8 @@ class Penalty(ABC):
 
     def chosen(self, params: Source) -> list[Entry]:
         """The tensors the rule picks from `params`; ValueError when there is none."""
-        selection = select(params, self.rule)
+        selection = select(params, self.rule, computed=True)
+        self.left_out = selection.left_out
         if not selection.chosen:
             examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in selection.left_out[:3])
             raise ValueError(

@@ -46,12 +46,13 @@ class L1(MagnitudePenalty):
         Raises:
             ValueError: the rule chooses no tensor.
         """
-        for parameters in self.with_gradients(params):
-            rows, copied = flat_with_gradients(parameters)
-            for batch in batches(rows):
-                gradients = [gradient for _, gradient in batch.parts]
-                targets = widened(gradients)
-                signs = torch._foreach_sign(widened([weight for weight, _ in batch.parts]))
-                torch._foreach_add_(targets, signs, alpha=self.strength)
-                write_back(targets, gradients)
-            finish(copied)
+        with self.with_gradients(params) as groups:
+            for parameters in groups:
+                rows, copied = flat_with_gradients(parameters)
+                for batch in batches(rows):
+                    gradients = [gradient for _, gradient in batch.parts]
+                    targets = widened(gradients)
+                    signs = torch._foreach_sign(widened([weight for weight, _ in batch.parts]))
+                    torch._foreach_add_(targets, signs, alpha=self.strength)
+                    write_back(targets, gradients)
+                finish(copied)

@@ -11,6 +11,9 @@ with `constant = (df/dm) / n` and `slope = 2 (df/dV) / n`. One pass reads the su
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -68,17 +71,34 @@ class MagnitudePenalty(Penalty):
         Raises:
             ValueError: the rule chooses no tensor.
         """
-        for parameters in self.with_gradients(params):
-            weights = MagnitudePass(parameters, self.smoothing, gradients=True)
-            statistics = weights.moments()
-            law = self.law(statistics)
-            weights.add_gradients_(statistics.mean, law.constant * self.strength, law.slope * self.strength)
+        with self.with_gradients(params) as groups:
+            for parameters in groups:
+                weights = MagnitudePass(parameters, self.smoothing, gradients=True)
+                statistics = weights.moments()
+                law = self.law(statistics)
+                weights.add_gradients_(statistics.mean, law.constant * self.strength, law.slope * self.strength)
 
-    def with_gradients(self, params: Source) -> list[list[Tensor]]:
-        """The chosen tensors that have a gradient, by device and precision; none when the strength is 0."""
-        chosen = [entry for entry in self.chosen(params) if entry.parameter.grad is not None]
-        groups = _by_device_and_dtype(chosen) if self.strength else []
-        return [[entry.parameter for entry in group] for group in groups]
+    @contextmanager
+    def with_gradients(self, params: Source) -> Iterator[list[list[Tensor]]]:
+        """The chosen tensors that have a gradient, by device and precision; none when the strength is 0.
+
+        For a weight that is computed from parts a leaf stands in; what is added to its gradient goes on to those of the parts.
+        """
+        chosen, computed = [], []
+        found = self.chosen(params)
+        for entry in found if self.strength else ():
+            if entry.computed is None:
+                chosen += [entry] if entry.parameter.grad is not None else []
+            elif any(part.grad is not None for part in entry.computed.parts.values()):
+                leaf = entry.parameter.detach().requires_grad_()
+                leaf.grad = torch.zeros_like(leaf)
+                chosen.append(replace(entry, parameter=leaf))
+                computed.append((entry, leaf))
+        yield [[entry.parameter for entry in group] for group in _by_device_and_dtype(chosen)]
+        for entry, leaf in computed:
+            assert entry.computed is not None
+            assert leaf.grad is not None
+            entry.computed.add_gradient_(entry.parameter, leaf.grad)
 
 
 def _by_device_and_dtype(chosen: list[Entry]) -> list[list[Entry]]:

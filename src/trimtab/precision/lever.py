@@ -60,8 +60,8 @@ class LowPrecision:
             moments ("exp_avg_sq") span twice the exponents and are rounded only when asked for.
         seed: of stochastic rounding. Numbers are a function of seed, step, tensor and (before the reduction, and for shards
             and activations) rank: a resumed run draws the same, and evaluating in between changes nothing.
-        rule: which tensors count. Default `Rule()`: trainable, at least two dimensions [ours], so biases and the scales of
-            normalisation layers stay as they are; `Rule(min_ndim=0)` rounds everything.
+        rule: which tensors count. Default `Rule(role="any")`: trainable, at least two dimensions [ours], so biases and the
+            scales of normalisation layers stay as they are; `Rule(min_ndim=0)` rounds everything.
         meter: measures what rounding did to gradients, weights and momentum.
 
     Raises:
@@ -114,7 +114,7 @@ class LowPrecision:
         self.formats = self.rounding.formats
         self.master, self.before_reduce = master, before_reduce
         self.momentum_keys = tuple(momentum_keys)
-        self.rule = Rule() if rule is None else rule
+        self.rule = Rule(role="any") if rule is None else rule
         self.meter = meter
         self._optimizer: torch.optim.Optimizer | None = None
         self._judged: tuple[Sequence[Entry], int] | None = None

@@ -16,6 +16,10 @@ from trimtab.pruning.masks import Pairs, zeroing
 class KeepMasks:
     """A lever that sets masked weights to zero after every step; momentum would revive them otherwise.
 
+    A weight under `weight_norm` is kept at zero through its parts, for which the model is needed. Masks that no longer fit are
+    said in a warning: weights under a mask that are not zero when it is put on, and (where the model is known) a parameter that
+    was replaced in it later, whose mask ends then.
+
     For `attach`, and among the levers of a callback for the Hugging Face Trainer or Lightning. SAM, ASAM and CrAM on the same
     optimizer perturb the kept weights only.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,8 @@ from trimtab.parameters import Rule
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.scores import Score
 from trimtab.pruning.selection_plan import Removal, RemovalSequence, SelectionPlan
-
-Saved = list[tuple[Tensor, Tensor]]
+from trimtab.pruning.undo import Saved, Undo, put_back
+from trimtab.reparametrised import Reparametrised
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -22,12 +21,6 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def _copies(tensors: Iterable[Tensor]) -> Saved:
     """Each tensor, once, with a copy of its values."""
     return [(tensor, tensor.clone()) for tensor in {id(tensor): tensor for tensor in tensors}.values()]
-
-
-@torch.no_grad()
-def _put_back(saved: Saved) -> None:
-    for tensor, values in saved:
-        tensor.copy_(values)
 
 
 @torch.no_grad()
@@ -46,8 +39,13 @@ def _keep_(weight: Tensor, mask: Tensor) -> None:
 @torch.no_grad()
 def _result(plan: SelectionPlan, removal: Removal, saved: Saved) -> Pruned:
     """Zero the weights in place and say what was done; `saved` holds the dense values, for `undo`."""
-    for weight, mask in zip(plan.weights, removal.masks, strict=True):
-        _keep_(weight, mask.logical_not_())  # from "goes" to "stays"
+    computed = []
+    for entry, mask in zip(plan.chosen, removal.masks, strict=True):
+        mask.logical_not_()  # from "goes" to "stays"
+        if entry.computed is None:
+            _keep_(entry.parameter, mask)
+        else:
+            computed.append((entry.name, entry.computed, entry.computed.prune_(mask)))
     counts = [mask.numel() - int(mask.count_nonzero()) for mask in removal.masks]
     names = [entry.name for entry in plan.chosen]
     return Pruned(
@@ -60,7 +58,7 @@ def _result(plan: SelectionPlan, removal: Removal, saved: Saved) -> Pruned:
         score=plan.score if isinstance(plan.score, str) else getattr(plan.score, "__name__", repr(plan.score)),
         scope=plan.scope,
         pattern=plan.pattern,
-        _undo=partial(_put_back, saved),
+        _undo=Undo(plan.model, {id(entry.parameter): entry.name for entry in plan.chosen}, saved, computed),
     )
 
 
@@ -82,6 +80,11 @@ def one_shot(
     go once. The module gets no hooks, buffers or new parameters: `state_dict` keys, `deepcopy`, `torch.export` and
     `torch.compile` see an ordinary model. First and last layers are pruned by default, as in CrAM's protocol.
 
+    A weight that the module computes from others is scored and pruned as the one that the product uses, and has its plain
+    name (`0.weight`). Under `weight_norm` (both forms) the zeros go into the direction and the gain follows, so that no other
+    weight changes. `spectral_norm` and `orthogonal` get a mask behind them: a parametrization (for the older spectral_norm a
+    hook) with one more buffer, the one exception to the sentence above. Other parametrizations are left out by name.
+
     Args:
         model: weights of float64, float32, float16 or bfloat16, on any device. Others (float8, complex, quantised layers) are
             left out, with the reason.
@@ -91,9 +94,11 @@ def one_shot(
         scope: "global", "layer" or "erk": where scores are compared. Without effect on an N:M pattern, which compares inside
             each group of M; `Pruned.scope` is "group" then.
         pattern: "unstructured", or "N:M": N of every M consecutive weights along the input axis stay.
-        rule: which parameters are prunable; default two dimensions or more without class tokens and position embeddings.
+        rule: which parameters are prunable; default: what its owner knows as a weight of a product or the table of an embedding
+            (`trimtab.parameters.register_layout` for modules of your own; a name in `include` counts whatever it is).
         seed: of score "random": a number, or a CPU generator.
-        keep_first, keep_last: leave the first or last prunable tensor out.
+        keep_first, keep_last: leave the first or last prunable tensor out, in the model's order; a tied one stands at each
+            of its names.
 
     Returns:
         A `Pruned`: masks, counts, thresholds, what was left out and why, `undo()`. It holds a copy of the dense weights
@@ -124,7 +129,7 @@ def one_shot(
     )
     wanted = plan.check_sparsity(sparsity)
     removal = plan.removals([wanted], plan.weights).at(0)
-    return _result(plan, removal, _copies(plan.weights))
+    return _result(plan, removal, _copies(entry.parameter for entry in plan.chosen if entry.computed is None))
 
 
 def sweep(
@@ -181,15 +186,21 @@ def _states(
     model: nn.Module, plan: SelectionPlan, sequence: RemovalSequence, number: int
 ) -> Generator[Pruned, None, None]:
     saved = _copies([*model.parameters(), *model.buffers()])
-    prunable = {id(weight) for weight in plan.weights}
+    prunable = {id(entry.parameter) for entry in plan.chosen}
     weights = [(tensor, values) for tensor, values in saved if id(tensor) in prunable]
     for position in range(number):
         removal = sequence.at(position)  # the model is dense here
         pruned: Pruned | None = None
+        undone: list[tuple[Reparametrised, Saved]] = []
         try:
             pruned = _result(plan, removal, weights)
+            undone = [(computed, undo) for _, computed, undo in pruned._undo.computed] if pruned._undo else []
             yield pruned
         finally:
-            _put_back(saved)
+            for computed, undo in undone:
+                computed.restore_(undo)
+            put_back(saved)
+            for computed, _ in undone:
+                computed.refresh()
             if pruned is not None:
                 pruned._undo = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from trimtab.parameters import Entry
+from trimtab.pruning.undo import Undo
 
 
 @dataclass(eq=False, repr=False)
@@ -36,7 +37,7 @@ class Pruned:
     score: str
     scope: str
     pattern: str
-    _undo: Callable[[], None] | None
+    _undo: Undo | None
 
     @property
     def count(self) -> int:
@@ -56,17 +57,24 @@ class Pruned:
     def undo(self) -> None:
         """Put every prunable weight back, in place, to the bits it had before pruning; once.
 
-        Weights trained since then lose their training. BatchNorm statistics are not touched (a sweep puts them back).
+        Weights trained since then lose their training. BatchNorm statistics are not touched (a sweep puts them back). A
+        weight that was replaced in the model since (a new head) is named in a warning, and the others are put back.
 
         Raises:
-            RuntimeError: already undone, or the sweep has gone on: a later state must not be overwritten.
+            RuntimeError: already undone, or the sweep has gone on: a later state must not be overwritten; a copy of a
+                `Pruned`, which has no model; or every pruned weight was replaced.
         """
         if self._undo is None:
             raise RuntimeError(
-                "nothing to undo: the weights were put back already, by undo() or because the sweep went on"
+                "nothing to undo: the weights were put back already, by undo() or because the sweep went on, or this is a "
+                "copy, which belongs to no model"
             )
         self._undo()
         self._undo = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the way back: a copy of it would act on tensors that no model uses."""
+        return {**vars(self), "_undo": None}
 
     def rows(self) -> list[tuple[str, int, int, float]]:
         """(name, removed, elements, threshold) per pruned tensor."""

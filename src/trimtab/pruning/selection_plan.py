@@ -57,12 +57,13 @@ class SelectionPlan:
                 f"{type(model).__name__} holds its parameters as flat parts (FullyShardedDataParallel); gather the model into "
                 "one process before pruning"
             )
-        selection = select(model, DEFAULT_RULE if rule is None else rule)
+        self.model = model
+        selection = select(model, DEFAULT_RULE if rule is None else rule, computed=True)
         self.chosen, self.left_out = list(selection.chosen), list(selection.left_out)
         if keep_first and self.chosen:
-            self._leave_out(self.chosen[0], "first layer, kept (keep_first)")
+            self._leave_out(min(self.chosen, key=lambda entry: entry.places[0]), "first layer, kept (keep_first)")
         if keep_last and self.chosen:
-            self._leave_out(self.chosen[-1], "last layer, kept (keep_last)")
+            self._leave_out(max(self.chosen, key=lambda entry: entry.places[1]), "last layer, kept (keep_last)")
         if self.groups is not None:
             for entry in list(self.chosen):
                 if (reason := reason_against(entry, self.groups[1])) is not None:
@@ -87,8 +88,8 @@ class SelectionPlan:
 
     @property
     def weights(self) -> list[Tensor]:
-        """The chosen parameters."""
-        return [entry.parameter for entry in self.chosen]
+        """The chosen parameters, and the values of weights that are computed from others."""
+        return [entry.parameter if entry.computed is None else entry.parameter.detach() for entry in self.chosen]
 
     @torch.no_grad()
     def _refuse_nan(self) -> None:

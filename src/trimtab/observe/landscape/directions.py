@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from trimtab.layouts import NO_WEIGHT
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.results import Eigenvalues
+from trimtab.parameters import Entry, no_axis
 
 SCALES = ("filter", "tensor", "none")
 ONE_DIMENSIONAL = ("zero", "scaled")
@@ -26,6 +28,8 @@ class Directions:
         one_dimensional: what happens to biases and norm layers: "zero" (they stay) or "scaled".
         cosine: between the two directions, None for a single one.
         seed: of random directions, else None.
+        left_out: with scale "filter", parameters of two dimensions or more whose filters their owner does not tell, each with
+            the reason: they are treated as `one_dimensional` says.
     """
 
     vectors: Tensor = field(repr=False, compare=False)
@@ -34,6 +38,7 @@ class Directions:
     one_dimensional: str
     cosine: float | None
     seed: int | None
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def random_directions(
@@ -41,14 +46,16 @@ def random_directions(
 ) -> Directions:
     """Gaussian directions, filter-normalized: `d_f <- d_f ||w_f|| / ||d_f||` for each filter f.
 
-    A filter is the part of a tensor that makes one output unit (a row of a Linear layer). With this scale, rescaling
+    A filter is the part of a tensor that makes one output unit (a row of a Linear layer, a column of transformers' Conv1D, one
+    of these of one expert), as the owner says. With this scale, rescaling
     filters in front of a normalization changes nothing in the picture, and a filter of zeros stays zero.
 
     Args:
         objective: gives the parameters.
         count: 1 for a curve, 2 for a surface.
         scale: "filter" (default), "tensor" (the same with whole tensors) or "none" (standard normal).
-        one_dimensional: tensors with fewer than two dimensions: "zero" (default: they stay where they are) or "scaled"
+        one_dimensional: tensors with fewer than two dimensions, and with scale "filter" others without filters: "zero"
+            (default: they stay where they are) or "scaled"
             (like one filter; as drawn when scale is "none").
         seed: the same directions on every device.
 
@@ -76,7 +83,13 @@ def random_directions(
     for _ in range(count):
         drawn = [torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w) for w in objective.weights]
         vectors.append(objective.flat(_scaled(objective, drawn, scale, one_dimensional)))
-    return _directions(vectors, "random", scale, one_dimensional, seed)
+    found = _directions(vectors, "random", scale, one_dimensional, seed)
+    if scale != "filter":
+        return found
+    reasons = [
+        (entry.name, no_axis(entry) or NO_WEIGHT[entry.role]) for entry in objective.entries if _without_filters(entry)
+    ]
+    return replace(found, left_out=tuple(reasons))
 
 
 def eigenvector_directions(objective: Objective, found: Eigenvalues) -> Directions:
@@ -112,18 +125,24 @@ def eigenvector_directions(objective: Objective, found: Eigenvalues) -> Directio
 def _scaled(objective: Objective, drawn: Sequence[Tensor], scale: str, one_dimensional: str) -> list[Tensor]:
     result = []
     for entry, weight, direction in zip(objective.entries, objective.weights, drawn, strict=True):
-        if weight.ndim < 2 and one_dimensional == "zero":
+        single = weight.ndim < 2 or (scale == "filter" and _without_filters(entry))
+        if single and one_dimensional == "zero":
             result.append(torch.zeros_like(weight))
         elif scale == "none":
             result.append(direction)
         else:
-            axis = entry.output_axis if scale == "filter" else None
-            result.append(direction * (_norm(weight, axis) / _norm(direction, axis)))
+            axes = (entry.output_axis, entry.stack_axis) if scale == "filter" and not single else ()
+            result.append(direction * (_norm(weight, axes) / _norm(direction, axes)))
     return result
 
 
-def _norm(tensor: Tensor, axis: int | None) -> Tensor:
-    dims = [dim for dim in range(tensor.ndim) if dim != axis]
+def _without_filters(entry: Entry) -> bool:
+    """Whether a tensor of two dimensions or more has no output dimension by its owner's word."""
+    return entry.parameter.ndim > 1 and entry.output_axis is None
+
+
+def _norm(tensor: Tensor, axes: Sequence[int | None]) -> Tensor:
+    dims = [dim for dim in range(tensor.ndim) if dim not in axes]
     return torch.linalg.vector_norm(tensor, dim=dims, keepdim=True) if tensor.ndim else tensor.abs()
 
 
