@@ -171,6 +171,7 @@ def _entries_of_module(model: nn.Module) -> Iterator[Entry]:
         part = computed.get(key)
         if part is not None:
             owner, layout, why = part.module, *_layout_of_part(part, tensor)
+            owners = [owner]
         known = layout or Layout(role="other")
         yield Entry(
             first,

@@ -14,6 +14,7 @@ from torch import nn
 from tests.pruning.nets import Small
 from trimtab.parameters import Rule
 from trimtab.pruning import erk_densities, one_shot
+from trimtab.pruning.scopes import _rounded
 
 SHAPES = st.lists(
     st.one_of(
@@ -152,3 +153,21 @@ def test_a_pattern_takes_its_own_sparsity_in_any_precision() -> None:
 def test_bad_patterns(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"N:M"):
         one_shot(nn.Linear(8, 2), pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limits", "total", "expected"),
+    [
+        ([1.25, 2.75, 3.75, 0.5], [9, 9, 9, 9], 8, [1, 3, 4, 0]),  # the largest remainders first
+        ([1.25, 2.75, 3.75, 0.5], [9, 9, 9, 9], 7, [1, 3, 3, 0]),  # of equal ones the first layer
+        ([3.75, 1.25, 2.75, 0.5], [9, 9, 9, 9], 7, [4, 1, 2, 0]),
+        ([0.5, 2.0, 0.5, 0.25], [9, 9, 9, 9], 3, [1, 2, 0, 0]),
+        ([3.75, 2.5, 0.25], [3, 9, 9], 6, [3, 3, 0]),  # a layer that has no more is passed over
+        ([1.5, 1.5], [2, 2], 4, [2, 2]),
+        ([1.0, 2.0], [2, 2], 3, [1, 2]),
+    ],
+)
+def test_whole_numbers_by_the_largest_remainder(
+    wanted: list[float], limits: list[int], total: int, expected: list[int]
+) -> None:
+    assert _rounded(wanted, limits, total) == expected

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trimtab.inexact import RoundedBackward
+from trimtab.layouts import is_linear
+from trimtab.parameters import Entry
 from trimtab.precision.straight_through import _Rounded
 from trimtab.wrappers import own_modules
 
@@ -26,27 +29,55 @@ Round = Callable[[Tensor, str, str, str], Tensor]
 """(tensor, "forward" or "backward", name of the layer, "training" or "evaluation") -> rounded tensor."""
 
 
+_NOT_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return sum(size > 1 for size in parameter.shape) > 1
+
+
 class ActivationHooks:
-    """Rounds the outputs of the layers whose weight is among `weights`, straight through, in passes begun while `active()`.
+    """Rounds the outputs of the layers whose weight is among `chosen`, straight through, in passes begun while `active()`.
+
+    Products with chosen weights elsewhere are named in a warning.
 
     Raises:
         ValueError: there is no such layer.
     """
 
     def __init__(
-        self, model: nn.Module, weights: Collection[Tensor], round: Round, active: Callable[[], bool], backward: bool
+        self, model: nn.Module, chosen: Sequence[Entry], round: Round, active: Callable[[], bool], backward: bool
     ) -> None:
         self._round, self._active = round, active
         self._backward = backward
         self._hooks: list[RemovableHandle] = []
-        known = {id(weight) for weight in weights}
+        held: dict[int, list[Entry]] = {}
+        for entry in chosen:
+            for owner in entry.owners:
+                held.setdefault(id(owner), []).append(entry)
+        others: list[str] = []
         for name, module in own_modules(model):
-            if isinstance(module, LAYERS) and id(module.weight) in known:
+            weights = [entry for entry in held.get(id(module), ()) if entry.role in ("weight", "unknown")]
+            # the projection inside nn.MultiheadAttention is never called itself
+            called = (isinstance(module, LAYERS) or is_linear(module)) and not isinstance(module, _NOT_CALLED)
+            if called and any(entry.parameter.ndim > 1 for entry in weights):
                 self._hooks.append(module.register_forward_hook(self._hook_of(name)))
+            elif not called and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                labels = [entry.name.removeprefix(f"{name}.") for entry in weights if _is_matrix(entry.parameter)]
+                if labels:
+                    others.append(f"{name or 'the model itself'} ({type(module).__name__}: {', '.join(labels)})")
         if not self._hooks:
             raise ValueError(
                 f"activations are rounded at the outputs of Linear and convolution layers, and the rule picks the weight of "
                 f"none in {type(model).__name__}"
+            )
+
+        if others:
+            more = f" and {len(others) - 8} more" if len(others) > 8 else ""
+            warnings.warn(
+                "activations are rounded at the outputs of Linear and convolution layers; products with weights elsewhere are "
+                f"not: {'; '.join(others[:8])}{more}",
+                stacklevel=2,
             )
 
     def _hook_of(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:

@@ -47,10 +47,10 @@ class LowPrecision:
         gradients: format or name of the gradients, None leaves them.
         weights: of the weights.
         momentum: of the optimizer's buffers named in `momentum_keys`.
-        activations: of the outputs of Linear and convolution layers whose weight the rule picks, by straight-through
-            rounding; a pair (forward, backward) also rounds the gradients that come back there. Needs
-            `attach(..., model=model)`. Layers that another module calls without their own `forward` (the projections inside
-            `nn.MultiheadAttention`) are not seen.
+        activations: of the outputs of Linear and convolution layers (transformers' Conv1D too) whose weight the rule picks, by
+            straight-through rounding; a pair (forward, backward) also rounds the gradients that come back there. Needs
+            `attach(..., model=model)`. Products elsewhere (`nn.MultiheadAttention`, recurrent layers, fused experts, modules of
+            your own) are not seen; a warning names them once.
         rounding, overflow, scaling: as for `quantize`, of all of them.
         master: whether the optimizer steps weights kept in full; one more copy of them.
         before_reduce: round each rank's gradient before the all-reduce, as quantised communication does, with noise of
@@ -63,6 +63,9 @@ class LowPrecision:
         rule: which tensors count. Default `Rule(role="any")`: trainable, at least two dimensions [ours], so biases and the
             scales of normalisation layers stay as they are; `Rule(min_ndim=0)` rounds everything.
         meter: measures what rounding did to gradients, weights and momentum.
+
+    Attributes:
+        left_out: the tensors left as they are, each with the reason: the rule's, or no known channels for `PerChannel`.
 
     Raises:
         TypeError, ValueError: nothing to round; settings that `quantize` refuses; when attached: the rule picks nothing, a
@@ -119,7 +122,8 @@ class LowPrecision:
         self._optimizer: torch.optim.Optimizer | None = None
         self._judged: tuple[Sequence[Entry], int] | None = None
         self._chosen: list[Entry] = []
-        self._names: dict[int, str] = {}
+        self._by_id: dict[int, Entry] = {}
+        self.left_out: list[tuple[Entry, str]] = []
         self._masters = MasterWeights()
         self._full = False
         self._hooks: ActivationHooks | None = None
@@ -146,9 +150,8 @@ class LowPrecision:
             if {"forward", "backward"} & self.formats.keys():
                 if model is None:
                     raise ValueError("activations are rounded in the model; give attach(..., model=model)")
-                weights = [entry.parameter for entry in chosen]
                 self._hooks = ActivationHooks(
-                    model, weights, self._round_activation, lambda: not self._full, "backward" in self.formats
+                    model, chosen, self._round_activation, lambda: not self._full, "backward" in self.formats
                 )
             if self.before_reduce:
                 self._reduction = quantised_reduction(model, self._round_before_reduction)
@@ -201,8 +204,11 @@ class LowPrecision:
     def _pick(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks, judged once; ValueError when there is none, or one that cannot be rounded."""
         if self._judged is None or self._judged[0] is not parameters or self._judged[1] != len(parameters):
-            reasons = [(entry, self.rule.reason_against(entry)) for entry in parameters]
+            reasons = [
+                (entry, self.rule.reason_against(entry) or self.rounding.reason_against(entry)) for entry in parameters
+            ]
             chosen = [entry for entry, reason in reasons if reason is None]
+            self.left_out = [(entry, reason) for entry, reason in reasons if reason is not None]
             if not chosen:
                 examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in reasons[:3])
                 raise ValueError(
@@ -211,12 +217,12 @@ class LowPrecision:
             for entry in chosen:
                 self.rounding.check(entry)
             self._chosen, self._judged = chosen, (parameters, len(parameters))
-            self._names = {id(entry.parameter): entry.name for entry in chosen}
+            self._by_id = {id(entry.parameter): entry for entry in chosen}
         return self._chosen
 
     def _round_before_reduction(self, parameter: Tensor, gradient: Tensor) -> None:
-        if name := self._names.get(id(parameter)):
-            self.rounding.round_own_gradient_(name, gradient, dist.get_rank())
+        if entry := self._by_id.get(id(parameter)):
+            self.rounding.round_own_gradient_(entry, gradient, dist.get_rank())
 
     def _round_activation(self, tensor: Tensor, direction: str, layer: str, mode: str) -> Tensor:
         if direction not in self.formats:

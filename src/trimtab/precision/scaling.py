@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trimtab.parameters import Entry
 from trimtab.precision.format import Format, named
 
 Rule = Literal["absmax", "power_of_two", "floor", "even", "ceil"]
@@ -121,22 +122,35 @@ class PerTensor(Scaling):
 
 @dataclass(frozen=True)
 class PerChannel(Scaling):
-    """One scale for each index of dimension `dim`; default 0, the output channels of Linear and Conv layers.
+    """One scale for each output channel: for each index of dimension `dim`, or of several taken together.
+
+    Default None: where a lever rounds, the output dimension that the tensor's owner tells (0 for Linear and convolutions, 1 for
+    transposed convolutions and transformers' Conv1D, experts and outputs for stacked experts); of a tensor by itself 0.
 
     Example:
         >>> PerChannel().scales(torch.tensor([[6.0, 1.0], [0.0, 3.0]]), "e2m1")
         tensor([1.0000, 0.5000])
     """
 
-    dim: int = 0
+    dim: int | tuple[int, ...] | None = None
 
     def lines(self, x: Tensor) -> Tensor:
         """Channels first."""
-        return x.movedim(_dimension(self.dim, x), 0)
+        dims = (0,) if self.dim is None else (self.dim,) if isinstance(self.dim, int) else self.dim
+        if not dims:
+            return x.unsqueeze(0)
+        return x.movedim([_dimension(dim, x) for dim in dims], list(range(len(dims))))
 
     def rows(self, lines: Tensor) -> Tensor:
         """One row for each channel."""
-        return lines.reshape(lines.shape[0], -1)
+        first = len(self.dim) if isinstance(self.dim, tuple) and self.dim else 1
+        return lines.reshape(math.prod(lines.shape[:first]), -1)
+
+    def of(self, entry: Entry) -> PerChannel:
+        """This scaling with the dimensions of the entry's channels, where `dim` does not say them."""
+        if self.dim is not None or entry.parameter.ndim < 2 or entry.owner is None:
+            return self
+        return replace(self, dim=tuple(axis for axis in (entry.stack_axis, entry.output_axis) if axis is not None))
 
     def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """The inverse of `rows`."""

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import is_sharded, local_part, sum_over_ranks, sum_over_shards
-from trimtab.parameters import Entry
+from trimtab.parameters import Entry, no_axis
 from trimtab.precision.format import Format, named
 from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.quantize import OverflowPolicy, quantize
 from trimtab.precision.randomness import Generators, shard_of
 from trimtab.precision.rounding import Rounding
-from trimtab.precision.scaling import Scaling
+from trimtab.precision.scaling import PerChannel, Scaling
 from trimtab.precision.shrinkage import SUMS, Measured, shrinkage_sums
 
 
@@ -89,21 +89,34 @@ class TensorRounding:
                 f"{entry.name} is sharded over ranks, and {self.scaling!r} would scale each shard by itself; use scaling=None"
             )
 
-    def quantize(self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None) -> Tensor:
+    def reason_against(self, entry: Entry) -> str | None:
+        """Why the scaling cannot take the entry: a scale for each channel, and no known channels. None where it can."""
+        return no_axis(entry) if isinstance(self.scaling, PerChannel) and self.scaling.dim is None else None
+
+    def scaling_of(self, entry: Entry) -> Scaling | None:
+        """The scaling of the entry's tensors, channels as its owner tells them."""
+        return self.scaling.of(entry) if isinstance(self.scaling, PerChannel) else self.scaling
+
+    def quantize(
+        self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None, entry: Entry | None = None
+    ) -> Tensor:
         """The tensor in the format of its kind, drawing numbers that depend on the seed, the step and the rest."""
         generator = None
         if self.rounding == "stochastic" and tensor.numel():
             generator = self._random.begin(tensor.device, self.step, kind, name, *key)
         try:
-            return quantize(tensor, self.formats[kind], self.rounding, self.overflow, self.scaling, generator, out)
+            scaling = self.scaling if entry is None else self.scaling_of(entry)
+            return quantize(tensor, self.formats[kind], self.rounding, self.overflow, scaling, generator, out)
         except ValueError as error:
             raise ValueError(f"{kind} of {name} in step {self.step}: {error}") from error
 
-    def quantize_anew(self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None) -> Tensor:
+    def quantize_anew(
+        self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None, entry: Entry | None = None
+    ) -> Tensor:
         """The same for what comes several times in a step: each time with other numbers."""
         call = (kind, name, *key)
         self._calls[call] = self._calls.get(call, -1) + 1
-        return self.quantize(tensor, kind, name, *key, self._calls[call], out=out)
+        return self.quantize(tensor, kind, name, *key, self._calls[call], out=out, entry=entry)
 
     def round_(self, kind: str, tensors: Sequence[tuple[Entry, Tensor]], label: str | None = None) -> None:
         """Round these tensors of entries in place, measuring what it does to them when the step is due.
@@ -119,20 +132,21 @@ class TensorRounding:
         for entry, whole in tensors:
             tensor = local_part(whole)
             original = tensor.clone() if due else None
-            self.quantize(tensor, kind, entry.name, label, *shard_of(entry.parameter), out=tensor)
+            self.quantize(tensor, kind, entry.name, label, *shard_of(entry.parameter), out=tensor, entry=entry)
             if original is not None:
-                rows.append(shrinkage_sums(original, tensor, self.formats[kind], self.scaling))
+                rows.append(shrinkage_sums(original, tensor, self.formats[kind], self.scaling_of(entry)))
         if rows:
             chosen = [entry for entry, _ in tensors]
             sums = torch.stack([row.to(rows[0].device) for row in rows])
             self._keep(label, chosen, sum_over_shards(sums, [entry.parameter for entry in chosen]))
 
-    def round_own_gradient_(self, name: str, gradient: Tensor, rank: int) -> None:
+    def round_own_gradient_(self, entry: Entry, gradient: Tensor, rank: int) -> None:
         """Round this rank's gradient before the reduction, in place; its sums wait for `keep_own_sums`."""
         original = gradient.clone() if self._due("gradients") else None
-        self.quantize_anew(gradient, "gradients", name, rank, out=gradient)
+        self.quantize_anew(gradient, "gradients", entry.name, rank, out=gradient, entry=entry)
         if original is not None:
-            self._own_sums[name] = shrinkage_sums(original, gradient, self.formats["gradients"], self.scaling)
+            scaling = self.scaling_of(entry)
+            self._own_sums[entry.name] = shrinkage_sums(original, gradient, self.formats["gradients"], scaling)
 
     def keep_own_sums(self, chosen: Sequence[Entry]) -> None:
         """Add up what the ranks measured before the reduction; every rank calls this in the same steps."""
