@@ -60,7 +60,7 @@ def zeroing(
         if is_sharded(weight):
             raise ValueError(f"{name} is sharded (DTensor); a mask of the whole tensor does not fit its parts")
         gone = ~mask.to(weight.device)
-        if bool((weight.detach() * gone).count_nonzero()):
+        if bool(weight.detach().masked_fill(~gone, 0).count_nonzero()):
             alive.append(name)
         masked.append((known[name], gone))
     if alive:
