@@ -52,6 +52,7 @@ def check_ready(model: nn.Module) -> None:
 def packed_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
     """(name, weight, module) of the layers of PyTorch's quantisation, whose weights are no parameters."""
     for name, module in own_modules(model):
-        weight = getattr(module, "weight", None)
-        if type(module).__module__.startswith(QUANTISED) and callable(weight):
+        if not type(module).__module__.startswith(QUANTISED):
+            continue  # reading a weight that is computed (spectral_norm) would change the module
+        if callable(weight := getattr(module, "weight", None)):
             yield f"{name}.weight".removeprefix("."), weight(), module
