@@ -113,7 +113,7 @@ class CocoReader(ReaderOptions):
             doubt = (
                 "annotations of the set name no image, so none without boxes is surely a negative" if nameless else ""
             )
-            if len({_boxes(part) for part in parts}) > 1:
+            if len(parts) > 1 and len({_boxes(part) for part in parts}) > 1:
                 doubt = "image is listed twice with different boxes"
             lost = sum(broken[identity] for identity in entry.ids)
             yield from self._image(

@@ -21,14 +21,11 @@ def number(value: object) -> float:
     >>> number("2.5"), number(True), number("1_0"), number([1])
     (2.5, nan, nan, nan)
     """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | str)
-        or (isinstance(value, str) and ("_" in value or not value.isascii()))
-    ):
+    kind = type(value)
+    if kind is not float and kind is not int and (kind is not str or "_" in str(value) or not str(value).isascii()):
         return math.nan
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
     except (ValueError, OverflowError):
         return math.nan
 
@@ -49,11 +46,12 @@ def identifier(value: object) -> str | None:
     >>> identifier(1), identifier(1.0), identifier(" 1"), identifier(True), identifier([1])
     ('1', '1', '1', None, None)
     """
-    if isinstance(value, str):
-        return value.strip() or None
-    if isinstance(value, int) and not isinstance(value, bool):
+    kind = type(value)
+    if kind is int:
         return str(value)
-    found = whole(value)
+    if kind is str:
+        return str(value).strip() or None
+    found = whole(value) if kind is float else None
     return None if found is None else str(found)
 
 
@@ -189,6 +187,10 @@ class PictureIndex:
                     for name in {path.as_posix(), path.with_suffix("").as_posix(), file, path.stem}:
                         self._by_name.setdefault(name, []).append(path.as_posix())
         self._paths = set(self.files)
+
+    def __contains__(self, path: str) -> bool:
+        """Whether there is a picture of this very path."""
+        return path in self._paths
 
     def named(self, name: str) -> Sequence[str]:
         """All pictures that `name` may mean, relative to the folder; of an exact path only that."""

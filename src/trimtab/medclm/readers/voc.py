@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,6 +11,8 @@ from typing import Any
 from trimtab.medclm.readers.files import PictureIndex, number, require_folder, whole
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected, inside
+
+_FILENAME = re.compile(rb"<filename>([^<]*)</filename>")
 
 
 class VocReader(ReaderOptions):
@@ -40,18 +43,21 @@ class VocReader(ReaderOptions):
         if not files:
             raise FileNotFoundError(f"{annotations} holds no .xml files")
         index = PictureIndex(images)
-        pictures = {file: _picture(file, index, images) for file in files}
-        times = Counter(found for found in pictures.values() if isinstance(found, str))
+        pictures = {file: _picture(_filename(file), file, index, images) for file in files}
+        times = Counter(pictures.values())
         for file, found in pictures.items():
-            root = _parsed(file) if isinstance(found, str) else found
+            root = _parsed(file)
+            name = "" if isinstance(root, Rejected) else _text(root.find("filename"))
             if isinstance(root, Rejected):
                 yield root
-            elif times[str(found)] > 1:
+            elif not name or _picture(name, file, index, images) != found:
+                yield Rejected(file=file.name, row="filename", reason="xml without filename")
+            elif times[found] > 1:
                 also = [other.name for other, one in pictures.items() if one == found and other != file]
                 value = f"{found}: also {', '.join(also[:3])}"
                 yield Rejected(file=file.name, row="filename", reason="image occurs twice", value=value)
             else:
-                yield from self._image(root, str(found), file, annotations.name, images)
+                yield from self._image(root, found, file, annotations.name, images)
 
     def _image(self, root: Any, name: str, file: Path, source: str, images: Path) -> Iterator[ImageRecord | Rejected]:
         stated = [_text(root.find(f"size/{key}")) for key in ("width", "height")]
@@ -92,19 +98,27 @@ class VocReader(ReaderOptions):
         yield from assembled(image, boxes, images, self)
 
 
-def _picture(file: Path, index: PictureIndex, images: Path) -> str | Rejected:
-    """The picture an xml file speaks of, or why that cannot be told."""
-    root = _parsed(file)
-    if isinstance(root, Rejected):
-        return root
-    name = _text(root.find("filename"))
-    if not name:
-        return Rejected(file=file.name, row="filename", reason="xml without filename")
+def _filename(file: Path) -> str:
+    """The text of `filename`; of plain xml, where no comment can hide another, without parsing all of it."""
     try:
-        path = inside(name)
-    except ValueError as error:
-        return Rejected(file=file.name, row="filename", reason="file name leaves the image folder", value=str(error))
-    if (images / path).is_file() or len(index.named(path)) > 1:
+        raw = file.read_bytes()
+    except OSError:
+        return ""
+    found = _FILENAME.findall(raw)
+    if len(found) == 1 and found[0].isascii() and b"&" not in found[0] and b"<!" not in raw:
+        name: str = found[0].decode("ascii").strip()
+        return name
+    root = _parsed(file)
+    return "" if isinstance(root, Rejected) else _text(root.find("filename"))
+
+
+def _picture(name: str, file: Path, index: PictureIndex, images: Path) -> str:
+    """The picture that an xml file with this `filename` speaks of."""
+    try:
+        path = inside(name) if name else file.stem
+    except ValueError:
+        return name
+    if path in index or (images / path).is_file() or len(index.named(path)) > 1:
         return path
     found = index.find(path) or index.find(path.removeprefix(f"{images.name}/")) or index.find(file.stem)
     return found or path
