@@ -14,7 +14,7 @@ from trimtab.cli.precision_command import format_table
 from trimtab.experiments.precision_results import PrecisionStudy
 from trimtab.report.palette import looks
 from trimtab.report.parts import Figure, Section
-from trimtab.report.precision import precision_sections
+from trimtab.report.precision import middle, precision_sections
 from trimtab.report.precision_theory import logistic_section, render_precision
 
 
@@ -96,3 +96,28 @@ def test_the_table_fits_eighty_columns_and_names_what_diverged() -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     assert "diverged" in text
     assert "90.0" in text
+
+
+def with_dead(study: PrecisionStudy, values: list[float]) -> PrecisionStudy:
+    """The study's runs of e4m3, as many as values, each with that median of dead entries, and a curve of others."""
+    runs = []
+    for run, value in zip(study.of("e4m3"), values, strict=False):
+        assert run.shrinkage is not None
+        own = run.shrinkage.model_copy(update={"dead": [0.5, 0.7] * 3, "dead_median": value, "q_median": 1 - value})
+        runs.append(run.model_copy(update={"shrinkage": own}))
+    return study.model_copy(update={"runs": runs})
+
+
+@pytest.mark.parametrize(("values", "dead", "q"), [([0.0, 0.0, 0.9], "0", "1"), ([0.2, 0.6], "40", "0.6")])
+def test_page_and_terminal_show_medians(values: list[float], dead: str, q: str) -> None:
+    study = with_dead(precision_study(), values)
+    row = [cell.text for cell in sections(study)["precision"].tables[0].rows[0]]
+    assert (row[6], row[8]) == (q, dead)
+    columns = {str(column.header): list(column.cells) for column in format_table(study).columns}
+    assert (columns["q"], columns["dead"]) == ([q], [dead])
+
+
+def test_the_middle_of_an_even_number_is_between_its_middle_two() -> None:
+    assert middle([0.9, None, 0.1, 0.6, 0.2]) == pytest.approx(0.4)
+    assert middle([3.0, 1.0, 2.0]) == 2.0
+    assert middle([None]) is None
