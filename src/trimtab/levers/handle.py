@@ -31,7 +31,7 @@ def handles_on(optimizer: Optimizer) -> list[Handle]:
 
 def _hook(handle: Handle, method: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that stays out of the graph of a compiled `optimizer.step`: levers look at numbers and count."""
-    eager = torch.compiler.disable(method)
+    eager = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
     eager.handle = handle
     return eager  # type: ignore[no-any-return]
 

@@ -15,6 +15,7 @@ from trimtab.parameters import Entry
 
 Policy = Literal["pass", "skip", "raise"]
 POLICIES = ("pass", "skip", "raise")
+SMALL = 4096  # entries of tensors that are looked at together [ours]
 READ_EVERY = 128  # steps between two looks at a flag that lies on a device, where the policy is "pass" [ours]
 
 
@@ -26,6 +27,7 @@ def _numbers(gradient: Tensor) -> Tensor:
     return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
+@torch.no_grad()
 def flag_nonfinite(gradients: Sequence[Tensor]) -> Tensor | None:
     """True where an entry on this rank is inf or NaN, shape (), on the first one's device; None for no entries.
 
@@ -34,11 +36,15 @@ def flag_nonfinite(gradients: Sequence[Tensor]) -> Tensor | None:
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for gradient in gradients:
-        numbers = _numbers(gradient.detach())
+        plain = type(gradient) is Tensor and gradient.layout is torch.strided and gradient.is_floating_point()
+        numbers = gradient if plain else _numbers(gradient)
         if numbers.numel():
             kinds.setdefault((numbers.device, numbers.dtype), []).append(numbers)
     found: Tensor | None = None
     for (device, dtype), block in kinds.items():
+        small = [tensor.reshape(-1) for tensor in block if tensor.numel() <= SMALL]
+        if len(small) > 1:  # one look at many small ones together
+            block = [torch.cat(small), *(tensor for tensor in block if tensor.numel() > SMALL)]
         norms = torch.stack(torch._foreach_norm(block, dtype=torch.promote_types(dtype, torch.float32)))
         suspect = ~norms.isfinite()
         if device.type == "cpu" and bool(suspect.any()):
