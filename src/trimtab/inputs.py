@@ -35,10 +35,10 @@ _OF_OTHERS = (
 _OF_PARSERS: tuple[type[Exception], ...] = (LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 
 
-def bad_input() -> tuple[type[Exception], ...]:
-    """The errors that say "the input is wrong", of Python and of those libraries that are loaded."""
+def bad_input(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """The errors that say "the input is wrong", of Python and of those libraries that are loaded, and `more`."""
     loaded = ((sys.modules.get(module), name) for module, name in _OF_OTHERS)
-    return _OF_PYTHON + tuple(getattr(module, name) for module, name in loaded if module is not None)
+    return more + _OF_PYTHON + tuple(getattr(module, name) for module, name in loaded if module is not None)
 
 
 def damage() -> tuple[type[Exception], ...]:

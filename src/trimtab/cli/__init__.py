@@ -105,7 +105,7 @@ def _run(name: str, rest: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (*bad_input(), ImportError) as error:
+    except bad_input(ImportError) as error:
         return _said(name, error, 2)
     except (ArithmeticError, RuntimeError, LookupError) as error:  # divergence, torch's own errors
         return _said(name, error, 1)

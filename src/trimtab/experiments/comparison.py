@@ -83,7 +83,7 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | No
             prune_run(run, recipe=variant.recipe, label=variant.label, split=split, data=load_data(variant.recipe))
     except KeyboardInterrupt:
         raise
-    except (*bad_input(), ArithmeticError) as error:
+    except bad_input(ArithmeticError) as error:
         return f"{type(error).__name__}: {error}"
     except Exception:
         return traceback.format_exc()
