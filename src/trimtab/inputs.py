@@ -30,6 +30,7 @@ _OF_OTHERS = (
     ("safetensors", "SafetensorError"),
     ("pyarrow", "ArrowException"),
     ("lzma", "LZMAError"),
+    ("tokenize", "TokenError"),
     ("xml.parsers.expat", "ExpatError"),
 )
 _OF_PARSERS: tuple[type[Exception], ...] = (LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError)

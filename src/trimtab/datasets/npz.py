@@ -16,6 +16,8 @@ from trimtab.datasets.reading import (
 )
 from trimtab.inputs import named
 
+MOST_CLASSES = 100_000
+"""Above it a label is taken for damage [ours]."""
 KEYS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 
@@ -57,6 +59,8 @@ def read_npz(root: Path | None, classes: str = "") -> Source:
     if "train" not in splits:
         raise ValueError(f"{path} has no train_images; root must be {expected}")
     count = 1 + max(int(split.targets.max()) for split in splits.values())
+    if count > MOST_CLASSES:
+        raise ValueError(f"{path}: labels reach {count - 1}; more than {MOST_CLASSES:,} classes are not read")
     names = tuple(part.strip() for part in classes.split(",")) if classes else tuple(map(str, range(count)))
     if len(names) < count:
         raise ValueError(f"{path} holds {count} classes, but classes names {len(names)}: {names}")

@@ -108,7 +108,11 @@ def _task(folder: RunFolder) -> tuple[str, int, list[str]]:
     """Task, classes and remarks of a run's data, from its folder; from the data itself for folders that lack them."""
     info = folder.info()
     if "task" in info:
-        return info["task"], info["classes"], info["notes"]
+        with named(folder.path / "run.json"):
+            task, classes, notes = info["task"], info["classes"], [str(note) for note in info["notes"]]
+            if task not in ("classification", "segmentation") or type(classes) is not int or classes < 1:
+                raise ValueError(f"task {task!r} with {classes!r} classes")
+        return task, classes, notes
     data = load_data(folder.recipe)
     return data.task, data.num_classes, list(data.notes)
 
@@ -161,19 +165,20 @@ def assemble(
         if (track := run_track(folder, label)) is not None:
             curvature.append(track)
         storage += pruned.storage if not any(item.method == label for item in storage) else []
-        runs.append(
-            Run(
-                method=label,
-                seed=recipe.seed,
-                folder=os.path.relpath(folder.path, root),
-                epochs=info["epochs"],
-                steps=info["steps"],
-                train_seconds=info["train_seconds"],
-                step_seconds=info["step_seconds"],
-                train_loss=info["train_loss"],
-                validation_accuracy=info["validation_accuracy"],
+        with named(folder.path / "run.json"):
+            runs.append(
+                Run(
+                    method=label,
+                    seed=recipe.seed,
+                    folder=os.path.relpath(folder.path, root),
+                    epochs=info["epochs"],
+                    steps=info["steps"],
+                    train_seconds=info["train_seconds"],
+                    step_seconds=info["step_seconds"],
+                    train_loss=info["train_loss"],
+                    validation_accuracy=info["validation_accuracy"],
+                )
             )
-        )
     if not runs:
         raise ValueError(
             f"no finished and pruned run under {root} ({len(unfinished)} unfinished); train and prune first"

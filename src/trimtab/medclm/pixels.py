@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from trimtab.inputs import damage, shortened
 from trimtab.medclm.dicoms import DICOM_SUFFIXES, PictureError, dicom_pixels, dicom_size
 from trimtab.medclm.stretching import Window, to_bytes
 
@@ -86,8 +87,8 @@ def read_picture(path: Path, window: Window | None = None, upright: bool = False
                 return to_bytes(np.asarray(picture, dtype=np.float64), window)
             wanted = "L" if picture.mode in ("1", "L", "LA") else "RGB"
             return np.array(picture if picture.mode == wanted else picture.convert(wanted))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise PictureError(f"{path} cannot be decoded: {error}") from error
+        except damage() as error:
+            raise PictureError(f"{path} cannot be decoded: {shortened(error, 300)}") from error
 
 
 def read_mask(path: Path) -> NDArray[np.integer[Any]]:
@@ -102,8 +103,8 @@ def read_mask(path: Path) -> NDArray[np.integer[Any]]:
             raise PictureError(f"{path} has mode {picture.mode}: masks are of one channel (1, 8, 16 bits, palette)")
         try:
             return np.array(picture).astype(np.uint8) if picture.mode == "1" else np.array(picture)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise PictureError(f"{path} cannot be decoded: {error}") from error
+        except damage() as error:
+            raise PictureError(f"{path} cannot be decoded: {shortened(error, 300)}") from error
 
 
 def _opened(path: Path) -> Image.Image:
@@ -111,8 +112,8 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path} is not a readable picture: {error}") from error
+    except damage() as error:
+        raise PictureError(f"{path} is not a readable picture: {shortened(error, 300)}") from error
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from trimtab.inputs import shortened
+
 SplitName = Literal["train", "validation", "test"]
 Stage = Literal["easy", "medium", "hard"]
 Side = Literal["left", "right", "midline"]
@@ -210,12 +212,19 @@ class Rejected(Record):
         row: where in the file: a line number, an annotation id, a path inside a document.
         reason: why, in words that are the same for all rows with this fault, so that they can be counted.
         value: the offending value, as text.
+
+    Each is cut at 500 characters: a damaged source may hold anything.
     """
 
     file: str
     row: str
     reason: str
     value: str = ""
+
+    @field_validator("file", "row", "reason", "value")
+    @classmethod
+    def _cut(cls, text: str) -> str:
+        return shortened(text, 500)
 
     def __str__(self) -> str:
         where = f"{self.file}:{self.row}" if self.row else self.file

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.files import write_text
+from trimtab.inputs import damage, read_json, shortened
 from trimtab.medclm.organs.source import Mask, OrganError, beside, organ_name, without_empty
 from trimtab.medclm.records import ImageRecord
 
@@ -163,13 +164,13 @@ def read_organs(path: Path) -> dict[str, Mask]:
         OrganError: there is no such file or it is not of this form.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         height, width = document["size"]
         return {organ: decode(counts, height, width) for organ, counts in document["organs"].items()}
     except FileNotFoundError:
         raise OrganError(str(path), "organ file is missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OrganError(str(path), "organ file is unreadable", str(error)) from error
+    except damage() as error:
+        raise OrganError(str(path), "organ file is unreadable", shortened(error, 200)) from error
 
 
 class RleFolder:
