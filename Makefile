@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 USER_STAMP := $(VENV)/.installed
 STAMP := $(VENV)/.installed-dev
 
-.PHONY: help setup demo test test-slow lint bench docs clean
+.PHONY: help setup demo test test-slow fuzz lint bench docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(STAMP)  ## the default test suite, doctests included
 
 test-slow: $(STAMP)  ## tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(STAMP)  ## damage every kind of file 100,000 times and read it (hours; tests/fuzz)
+	$(BIN)/python -m tests.fuzz --mutations 100000
 
 lint: $(STAMP)  ## style, types, import contracts
 	$(BIN)/ruff check .

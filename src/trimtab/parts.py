@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.files import replace_atomically
+from trimtab.inputs import named
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,14 +38,10 @@ def read_table(path: Path | str) -> pa.Table:
 
 
 def _read(file: Path) -> pa.Table:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(file) as opened:
-            return opened.read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file} is not a readable Parquet file: {error}") from error
+    with named(file, "is not a readable Parquet file"), pq.ParquetFile(file) as opened:
+        return opened.read()
 
 
 def _names(folder: Path) -> set[str]:

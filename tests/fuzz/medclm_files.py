@@ -230,7 +230,7 @@ KINDS = [
     Kind("organ-labels", _organ_labels("labels.json"), _masks(kind="labels", folder=Path()), _whole_masks, named=False),
     Kind("organ-map", _organ_labels("a.png"), _masks(kind="labels", folder=Path()), _whole_masks),
     Kind("nifti", _nifti, _masks(kind="nifti", folder=Path()), _whole_masks),
-    Kind("built-set", _built, _read_set, _inside_set),
+    Kind("built-set", _built, _read_set, _inside_set, named=False),
     Kind("journal", _journal, lambda folder: list(journal_items(folder / "j.jsonl"))),
     _questions(
         "vqa_rad", "VQA_RAD Dataset Public.json",

@@ -61,9 +61,11 @@ def _in_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutated(content: bytes, kind: str, number: int) -> bytes:
-    """`content` with one to three damages, drawn from the name of its kind and the number."""
+    """`content` with one to three damages, drawn from the name of its kind and the number; never as it was."""
     rng = random.Random(f"{kind} {number}")
     text = _is_text(content)
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        content = (_in_text if text and rng.random() < 0.7 else _in_bytes)(content, rng)
-    return content
+    found = content
+    while found == content:
+        for _ in range(rng.choice((1, 1, 1, 2, 3))):
+            found = (_in_text if text and rng.random() < 0.7 else _in_bytes)(found, rng)
+    return found

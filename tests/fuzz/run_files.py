@@ -110,7 +110,7 @@ def _tables(folder: Path) -> Path:
 
 
 KINDS = [
-    Kind("recipe", _recipe, lambda folder: load_recipe(folder / "r.yaml")),
+    Kind("recipe", _recipe, lambda folder: load_recipe(folder / "r.yaml"), short=500),
     Kind("checkpoint", _checkpoint, lambda folder: load_checkpoint(folder / "c.safetensors")["model"], _same),
     Kind("network", _network_file, _read_network, _same),
     Kind("sparse", _sparse, lambda folder: load_sparse(folder / "s.safetensors"), _same),

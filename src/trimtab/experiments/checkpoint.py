@@ -80,6 +80,8 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = dict(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         sha256 = metadata.pop(HASH_KEY, None)
+        if sha256 is None and any(len(value) == 64 and value.isalnum() for value in metadata.values()):
+            raise ValueError("its metadata hold a sha256 under another name: it was altered")
         if sha256 is not None and content_hash(tensors, metadata) != sha256:
             raise ValueError("its content does not have the sha256 in its metadata: it was altered")
     return tensors, metadata

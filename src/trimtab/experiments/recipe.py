@@ -368,8 +368,8 @@ def problems(error: ValidationError, section: str = "") -> str:
         if item["type"] == "extra_forbidden":
             found.append(f"unknown field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
         else:
-            found.append(f"{dotted}: {item['msg']} (got {shortened(repr(item.get('input')), 200)})")
-    return "; ".join(found)
+            found.append(f"{dotted}: {shortened(item['msg'], 500)} (got {shortened(repr(item.get('input')), 200)})")
+    return shortened("; ".join(found))
 
 
 def _checked(data: Any, where: str) -> Recipe:

@@ -21,7 +21,9 @@ class Row(_Record):
         description="label of the method as in the recipe, e.g. 'sgd', 'var+sam', 'var[var.strength=1e-4]'"
     )
     seed: int
-    sparsity: float = Field(description="fraction of the prunable weights that is zero; 0 is the dense network")
+    sparsity: float = Field(
+        ge=0, le=1, description="fraction of the prunable weights that is zero; 0 is the dense network"
+    )
     sparsity_total: float = Field(description="fraction of all parameters that is zero")
     score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
     scope: Literal["global", "layer", "erk"] = "global"

@@ -128,7 +128,7 @@ class Penalty(ABC):
         """
         layers = self.per_layer(params)
         total = self.strength * sum(layers.values())
-        loss = abs(float(task_loss))
+        loss = abs(float(task_loss.detach() if isinstance(task_loss, Tensor) else task_loss))
         too_large = not total <= factor * loss
         if too_large and not self._warned:
             self._warned = True

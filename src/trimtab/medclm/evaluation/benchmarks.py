@@ -68,7 +68,7 @@ def load_benchmark(name: Benchmark, folder: Path, split: Part, language: str = "
             if not question.image.is_file():
                 raise _RowError(f"no image {question.image.name}")
             questions.append(question)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:  # a name may be too long
             reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
             rejected.append(Rejected(file=file.name, row=place, reason=shortened(reason, 300), value=str(row)[:120]))
     if not questions:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from trimtab.inputs import shortened
 from trimtab.medclm.readers.files import Damaged, csv_table, number, whole
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
@@ -34,7 +35,9 @@ class DeepLesionReader(ReaderOptions):
         """
         header, lines = csv_table(annotations)
         if len(header) <= _SPLIT:
-            raise ValueError(f"{annotations}: DL_info.csv has 18 columns; the header has {len(header)}: {header}")
+            raise ValueError(
+                f"{annotations}: DL_info.csv has 18 columns; the header has {len(header)}: {shortened(header, 500)}"
+            )
         slices: dict[str, list[tuple[str, list[str]]]] = {}
         damaged: Counter[str] = Counter()
         for line in lines:

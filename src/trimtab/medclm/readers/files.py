@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.inputs import csv_fields
+from trimtab.inputs import csv_fields, shortened
 from trimtab.inputs import utf8 as utf8
 from trimtab.medclm.pixels import is_picture
 from trimtab.medclm.records import Rejected
@@ -155,12 +155,14 @@ def csv_rows(
         found = [at for at, name in enumerate(header) if name == wanted]
         found = found or [at for at, name in enumerate(header) if name.casefold() == wanted.casefold()]
         if len(found) > 1:
-            raise ValueError(f"{path}: {len(found)} columns are called {wanted!r}; the header has {header}")
+            raise ValueError(
+                f"{path}: {len(found)} columns are called {wanted!r}; the header has {shortened(header, 500)}"
+            )
         if found:
             places[wanted] = found[0]
     missing = [column for column in columns if column not in places]
     if missing:
-        raise ValueError(f"{path}: columns {missing} are missing; the header has {header}")
+        raise ValueError(f"{path}: columns {missing} are missing; the header has {shortened(header, 500)}")
     return (
         line if isinstance(line, Damaged) else (line[0], {name: line[1][at] for name, at in places.items()})
         for line in lines

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from trimtab.inputs import shortened
 from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, csv_table, number
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
@@ -37,7 +38,9 @@ class NihReader(ReaderOptions):
         index = PictureIndex(images)
         header, lines = csv_table(annotations)
         if len(header) < 6:
-            raise ValueError(f"{annotations}: file, class, x, y, width, height are needed; the header has {header}")
+            raise ValueError(
+                f"{annotations}: file, class, x, y, width, height are needed; the header has {shortened(header, 500)}"
+            )
         boxes: dict[str, list[RawBox]] = {}
         damaged: Counter[str] = Counter()
         for line in lines:
