@@ -102,6 +102,14 @@ def test_weights_of_zero_may_grow():
     torch.testing.assert_close(parameter.grad, torch.tensor([[0.03, 0.04]]))
 
 
+def test_a_gradient_below_the_floor_is_divided_by_the_floor():
+    parameter = nn.Parameter(torch.zeros(1, 2))
+    parameter.grad = torch.tensor([[3e-8, 4e-8]])
+    AdaptiveClip(clip=1e-2, eps=1e-6, exclude_last_linear=False).before_step([Entry("w", parameter, 0)])
+    # limit 1e-8, norm 5e-8, floor 1e-6: a factor of 0.01 where the norm alone gives 0.2
+    torch.testing.assert_close(parameter.grad, torch.tensor([[3e-10, 4e-10]]), rtol=1e-6, atol=0)
+
+
 def test_what_is_not_finite_stays_in_its_unit():
     clean, dirty = sample(), sample()
     for name, value in {"small": float("nan"), "medium": float("inf")}.items():
@@ -117,6 +125,22 @@ def test_what_is_not_finite_stays_in_its_unit():
             torch.testing.assert_close(actual[1], before[other.name][1], equal_nan=True)
             actual, wanted = actual[2:], wanted[2:]
         torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("norm_type", [1.0, 2.0, math.inf])
+def test_clip_norm_of_a_sparse_gradient_equals_that_of_a_dense_one(norm_type):
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(9, 3, sparse=sparse), nn.Linear(3, 2))
+        net(torch.tensor([4, 1, 4, 4])).square().sum().backward()  # row 4 is stored three times
+        assert net[0].weight.grad.is_sparse == sparse
+        transform = ClipNorm(0.01, norm_type)
+        transform.before_step(entries_of(net))
+        assert net[0].weight.grad.is_sparse == sparse
+        found.append([net[0].weight.grad.to_dense(), net[1].weight.grad, transform.signals()["norm"]])
+    for dense, sparse in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.5, math.inf])

@@ -144,6 +144,20 @@ def test_z_score_amplifies_a_tensor_of_low_variance():
     assert float(entries[0].parameter.grad.norm()) > 1e5 * before
 
 
+@pytest.mark.parametrize("mean", [0.0, 30.0, 1e4])
+def test_a_mean_far_above_the_deviation_is_taken_off_before_scaling(mean):
+    """`factor * g - factor * mean` in one pass would round at the size of the mean, not of the deviation."""
+    values = (mean + 3 * torch.randn(40_000, 1, generator=torch.Generator().manual_seed(0))).view(200, 200)
+    parameter = nn.Parameter(torch.zeros(200, 200))
+    parameter.grad = values.clone()
+    ZScore().before_step([Entry("w", parameter, 0)])
+    exact = (values.double() - values.double().mean()) / values.double().std()
+    away = parameter.grad.double() - exact
+    # the mean itself is rounded to float32 once, the same for all entries
+    assert float(away.mean().abs()) <= 6e-8 * (mean / 3 + 1)
+    assert float((away - away.mean()).abs().max()) <= 1e-6
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="granularity must be one of 'tensor', 'channel', got 'row'"):
         ZScore("row")  # type: ignore[arg-type]

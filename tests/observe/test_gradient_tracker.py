@@ -479,15 +479,27 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
         GradientTracker(**settings)
 
 
-def test_a_rule_of_another_type_and_sparse_gradients_are_refused() -> None:
+def test_a_rule_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match="rule must be"):
         GradientTracker(rule="weight")  # type: ignore[arg-type]
-    net = nn.Embedding(5, 3, sparse=True)
+
+
+@pytest.mark.parametrize("places", [[1, 2, 2, 7], []])
+def test_sparse_gradients_equal_dense_ones(places: list[int]) -> None:
+    torch.manual_seed(0)
+    net = nn.Embedding(9, 3, sparse=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    trimtab.attach(optimizer, GradientTracker(), model=net)
-    net(torch.tensor([1, 2])).sum().backward()
-    with pytest.raises(TypeError, match=r"that of weight has layout torch.sparse_coo; leave it out"):
-        optimizer.step()
+    tracker = GradientTracker(("gradients", "weights", "updates"))
+    trimtab.attach(optimizer, tracker, model=net)
+    net(torch.tensor(places, dtype=torch.long)).square().sum().backward()
+    assert net.weight.grad is not None
+    gradient, before = net.weight.grad.to_dense(), net.weight.detach().clone()
+    optimizer.step()
+    rows = {row["kind"]: row for row in tracker.table().to_pylist() if row["layer"] == "weight"}
+    assert net.weight.grad.is_sparse
+    assert_row(rows["gradients"], gradient, 1e-6)
+    assert_row(rows["weights"], before, 1e-6, weights=True)
+    assert_row(rows["updates"], net.weight.detach() - before, 1e-6)
 
 
 def test_repr() -> None:

@@ -108,6 +108,7 @@ def test_exceeds_warns_once_and_names_the_layer():
         warnings.simplefilter("error")
         assert penalty.exceeds(2.3, net)
         assert not VarianceAmplifier(1e-12).exceeds(2.3, net)
+        assert not VarianceAmplifier(1e-12).exceeds(-2.3, net)  # a loss may be negative: its size counts
     with pytest.warns(UserWarning, match="more than"):
         assert VarianceAmplifier(1e-5).exceeds(2.3, net, factor=1.0)
 

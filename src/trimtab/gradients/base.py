@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.parameters import Entry, Rule, no_axis
+from trimtab.sparse import is_sparse, refuse_sparse
 
 EVERY_TENSOR = Rule(min_ndim=0)
 """What the two clipping transforms act on by default: biases and norm scales too."""
@@ -72,6 +73,8 @@ class GradientTransform(ABC):
     default_rule = Rule()
     needs_axis = False
     """Whether the transform works on channels, so that it leaves out what has no known output dimension."""
+    takes_sparse = False
+    """Whether `transform_` also takes sparse COO gradients."""
 
     def __init__(self, rule: Rule | None = None) -> None:
         if rule is not None and not isinstance(rule, Rule):
@@ -85,7 +88,7 @@ class GradientTransform(ABC):
 
     @abstractmethod
     def transform_(self, chosen: Sequence[Entry]) -> None:
-        """Change the gradients of these entries, each of which has a dense real one."""
+        """Change the gradients of these entries, each of which has a real one, dense unless `takes_sparse`."""
 
     def chosen(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks and that have a gradient now."""
@@ -106,20 +109,17 @@ class GradientTransform(ABC):
             # a parameter may be frozen or thawed between steps, so this is asked every time
             if gradient is None or not (parameter.requires_grad or self.rule.frozen):
                 continue
-            if gradient.layout is not torch.strided or gradient.is_complex():
-                self._refuse(entry, gradient)
+            if gradient.is_complex():
+                self._refuse_complex(entry, gradient)
+            if gradient.layout is not torch.strided and not (self.takes_sparse and is_sparse(parameter)):
+                refuse_sparse(self, entry.name, gradient)
             picked.append(entry)
         return picked
 
-    def _refuse(self, entry: Entry, gradient: Tensor) -> None:
-        leave_out = "leave it out with rule=Rule(exclude=...)"
-        if gradient.is_complex():
-            raise TypeError(
-                f"{type(self).__name__} acts on real gradients, {entry.name} is {gradient.dtype}; {leave_out}"
-            )
+    def _refuse_complex(self, entry: Entry, gradient: Tensor) -> None:
         raise TypeError(
-            f"{type(self).__name__} acts on dense gradients, that of {entry.name} has layout {gradient.layout}; "
-            f"{leave_out} or build the layer with sparse=False"
+            f"{type(self).__name__} acts on real gradients, {entry.name} is {gradient.dtype}; leave it out with "
+            "rule=Rule(exclude=...)"
         )
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
 from trimtab.gradients.passes import local_gradients, shift_and_scale_
 from trimtab.moments import joint_norm
 from trimtab.parameters import Entry, Rule
+from trimtab.sparse import is_sparse, stored_values
 
 
 class ClipNorm(GradientTransform):
@@ -28,9 +29,10 @@ class ClipNorm(GradientTransform):
 
     Raises:
         ValueError: `max_norm` or `norm_type` is out of range.
-        TypeError: (at the step) a chosen tensor is complex or its gradient sparse.
+        TypeError: (at the step) a chosen tensor is complex or its gradient sparse in another layout than COO.
 
-    A norm that is not finite leaves all gradients as they are [ours]; torch makes all of them NaN.
+    A sparse COO gradient counts with its stored values, each place once, and stays sparse. A norm that is not finite leaves
+    all gradients as they are [ours]; torch makes all of them NaN.
 
     Reference: Pascanu et al., arXiv 1211.5063.
 
@@ -46,6 +48,7 @@ class ClipNorm(GradientTransform):
     """
 
     default_rule = EVERY_TENSOR
+    takes_sparse = True
 
     def __init__(self, max_norm: float, norm_type: float = 2.0, rule: Rule | None = None) -> None:
         super().__init__(rule)
@@ -66,8 +69,11 @@ class ClipNorm(GradientTransform):
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Scale the gradients."""
-        gradients = local_gradients(chosen)
-        owners = [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+        sparse = [entry.parameter for entry in chosen if is_sparse(entry.parameter)]
+        dense = [entry for entry in chosen if not is_sparse(entry.parameter)]
+        stored = [stored_values(parameter) for parameter in sparse]
+        gradients = [*local_gradients(dense), *stored]
+        owners = [*(entry.parameter.grad for entry in dense if entry.parameter.grad is not None), *stored]
         self._norm = joint_norm(gradients, owners, self.norm_type)
         factor = (self.max_norm / (self._norm + 1e-6)).clamp(max=1.0)
         self._factor = torch.where(torch.isfinite(self._norm), factor, 1.0)

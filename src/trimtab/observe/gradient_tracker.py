@@ -17,6 +17,7 @@ from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, 
 from trimtab.observe.tables import KINDS
 from trimtab.parameters import Entry, Rule
 from trimtab.rows import SECONDS
+from trimtab.sparse import refuse_sparse
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +70,7 @@ class GradientTracker:
     Raises:
         ValueError: an unknown name, `every` or `capacity` below 1, `seconds` not above 0; (at a step) the rule fits no
             parameter, the folder holds rows of an earlier run, or another tracker writes there.
-        TypeError: `rule` is no Rule; (at a step) a gradient is not dense, the message names its parameter.
+        TypeError: `rule` is no Rule; (at a step) a gradient is neither dense nor sparse COO, the message names its parameter.
 
     Example:
         >>> import trimtab
@@ -135,7 +136,9 @@ class GradientTracker:
         here = [at for at, entry in enumerate(self._layers) if self.rule.frozen or entry.parameter.requires_grad]
         with_gradient = [at for at in here if self._layers[at].parameter.grad is not None]
         for at in with_gradient:
-            self._check_dense(self._layers[at])
+            gradient = self._layers[at].parameter.grad
+            if gradient is not None and gradient.layout is not torch.sparse_coo:
+                refuse_sparse(self, self._layers[at].name, gradient)
         device = self._layers[0].parameter.device
         shape = (len(self.track), len(self._layers), len(RAW))
         if fresh := self._slot is None or not self._taken.isdisjoint(with_gradient):  # the step before may have failed
@@ -186,14 +189,6 @@ class GradientTracker:
         self._rows.layers = [entry.name for entry in layers]
         self._layers, self._before, self._slot = layers, [], None
         self._judged, self._judged_number = parameters, len(parameters)
-
-    def _check_dense(self, entry: Entry) -> None:
-        gradient = entry.parameter.grad
-        if gradient is not None and gradient.layout is not torch.strided:
-            raise TypeError(
-                f"GradientTracker reads dense gradients, that of {entry.name} has layout {gradient.layout}; leave it out with "
-                "rule=Rule(exclude=...) or build the layer with sparse=False"
-            )
 
     def _take(self, kind: str, positions: list[int], tensors: list[Tensor]) -> None:
         if self._slot is None or not positions:

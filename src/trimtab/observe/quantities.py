@@ -77,11 +77,17 @@ class Quantities:
             device: where the result is wanted.
         """
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        sparse = []
         for position, tensor in enumerate(tensors):
-            groups.setdefault((tensor.device, working_dtype(tensor)), []).append(position)
-        if len(groups) == 1:
+            if tensor.layout is torch.sparse_coo:
+                sparse.append(position)
+            else:
+                groups.setdefault((tensor.device, working_dtype(tensor)), []).append(position)
+        if len(groups) == 1 and not sparse:
             return self._of_group(tensors, parameters).to(device)
         rows = torch.empty(len(tensors), len(RAW), dtype=torch.float64, device=device)
+        for at in sparse:
+            rows[at] = self._of_sparse(tensors[at]).to(device)
         for positions in groups.values():
             found = self._of_group([tensors[at] for at in positions], [parameters[at] for at in positions])
             rows[torch.tensor(positions, device=device)] = found.to(device)
@@ -102,6 +108,23 @@ class Quantities:
             near_zero = chunks.below(flats, torch.where(limits == 0, 1, limits))
             near_zero = sum_over_shards(near_zero.unsqueeze(1), parameters).squeeze(1)
         return torch.cat([number.unsqueeze(1), sums, near_zero.unsqueeze(1)], 1)
+
+    def _of_sparse(self, tensor: Tensor) -> Tensor:
+        """The same of a sparse gradient, from its stored values; all other entries are zeros. Shape (columns,)."""
+        values = tensor.coalesce().values().reshape(-1)
+        values = values.to(working_dtype(values))
+        stored = Chunks([values.numel()], values.dtype, values.device).sums([values], self.wanted, self.smallest_normal)
+        column = dict(zip(COLUMNS, stored[0].unbind(), strict=True))
+        here, zeros = float(values.numel()), tensor.numel() - float(values.numel())
+        if here:
+            # stored values and zeros are two parts of one tensor, whose means lie S / n apart
+            column["squares"] = column["squares"] + (column["total"] / here).square() * (here * zeros / tensor.numel())
+        else:
+            column = {name: torch.zeros_like(value) for name, value in column.items()}
+        if "zeros" in self.wanted:
+            column["zeros"] = column["zeros"] + zeros
+        number = torch.full_like(column["total"], float(tensor.numel()))
+        return torch.stack([number, *(column[name] for name in COLUMNS), torch.zeros_like(number)])
 
     def _cut(self, flats: Sequence[Tensor]) -> Chunks:
         first = flats[0]

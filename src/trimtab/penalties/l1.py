@@ -8,6 +8,7 @@ from torch import Tensor
 from trimtab.parameters import Rule, Source
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
 from trimtab.penalties.moments import Magnitudes, batches, finish, flat_with_gradients, widened, write_back
+from trimtab.sparse import is_sparse, refuse_sparse, stored_places, stored_values
 
 
 class L1(MagnitudePenalty):
@@ -43,12 +44,27 @@ class L1(MagnitudePenalty):
     def add_gradient_(self, params: Source) -> None:
         """Add `strength * sign(w)` to the gradients, in place: no statistics and no communication needed.
 
+        Where the gradient is sparse (COO), only the entries that it holds get the penalty's: the others are left alone in
+        this step, as the optimizer leaves them alone, and the gradient stays sparse [ours].
+
         Raises:
             ValueError: the rule chooses no tensor.
+            TypeError: a chosen tensor's gradient is sparse in another layout.
         """
         with self.with_gradients(params) as groups:
-            for parameters in groups:
-                rows, copied = flat_with_gradients(parameters)
+            for group in groups:
+                for entry in group:
+                    assert entry.parameter.grad is not None
+                    if is_sparse(entry.parameter):
+                        values = stored_values(entry.parameter)
+                        weight = entry.parameter[stored_places(entry.parameter)]
+                        values.add_(weight.sign(), alpha=self.strength)
+                    else:
+                        refuse_sparse(self, entry.name, entry.parameter.grad)
+                dense = [entry.parameter for entry in group if not is_sparse(entry.parameter)]
+                if not dense:
+                    continue
+                rows, copied = flat_with_gradients(dense)
                 for batch in batches(rows):
                     gradients = [gradient for _, gradient in batch.parts]
                     targets = widened(gradients)

@@ -11,7 +11,7 @@ with `constant = (df/dm) / n` and `slope = 2 (df/dV) / n`. One pass reads the su
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 from trimtab.parameters import Entry, Source
 from trimtab.penalties.base import Penalty
 from trimtab.penalties.moments import MagnitudePass, Magnitudes, working_dtype
+from trimtab.sparse import refuse_sparse
 
 
 class Law(NamedTuple):
@@ -55,7 +56,7 @@ class MagnitudePenalty(Penalty):
         """
         chosen = self.chosen(params)
         values: dict[str, float] = {}
-        for group in _by_device_and_dtype(chosen):
+        for group in by_device_and_dtype(chosen):
             psi = self.law(MagnitudePass([entry.parameter for entry in group], self.smoothing).moments()).psi
             values.update(zip([entry.name for entry in group], psi.tolist(), strict=True))
         return {entry.name: values[entry.name] for entry in chosen}
@@ -70,16 +71,25 @@ class MagnitudePenalty(Penalty):
 
         Raises:
             ValueError: the rule chooses no tensor.
+            TypeError: a chosen tensor's gradient is sparse; the message names it.
         """
         with self.with_gradients(params) as groups:
-            for parameters in groups:
-                weights = MagnitudePass(parameters, self.smoothing, gradients=True)
+            for group in groups:
+                for entry in group:
+                    assert entry.parameter.grad is not None
+                    refuse_sparse(self, entry.name, entry.parameter.grad)
+                weights = MagnitudePass([entry.parameter for entry in group], self.smoothing, gradients=True)
                 statistics = weights.moments()
                 law = self.law(statistics)
-                weights.add_gradients_(statistics.mean, law.constant * self.strength, law.slope * self.strength)
+                strength = self.strengths(group, statistics, law)
+                weights.add_gradients_(statistics.mean, law.constant * strength, law.slope * strength)
+
+    def strengths(self, group: Sequence[Entry], statistics: Magnitudes, law: Law) -> Tensor | float:
+        """The strength, or one for each tensor, shape (tensors,)."""
+        return self.strength
 
     @contextmanager
-    def with_gradients(self, params: Source) -> Iterator[list[list[Tensor]]]:
+    def with_gradients(self, params: Source) -> Iterator[list[list[Entry]]]:
         """The chosen tensors that have a gradient, by device and precision; none when the strength is 0.
 
         For a weight that is computed from parts a leaf stands in; what is added to its gradient goes on to those of the parts.
@@ -94,14 +104,15 @@ class MagnitudePenalty(Penalty):
                 leaf.grad = torch.zeros_like(leaf)
                 chosen.append(replace(entry, parameter=leaf))
                 computed.append((entry, leaf))
-        yield [[entry.parameter for entry in group] for group in _by_device_and_dtype(chosen)]
+        yield by_device_and_dtype(chosen)
         for entry, leaf in computed:
             assert entry.computed is not None
             assert leaf.grad is not None
             entry.computed.add_gradient_(entry.parameter, leaf.grad)
 
 
-def _by_device_and_dtype(chosen: list[Entry]) -> list[list[Entry]]:
+def by_device_and_dtype(chosen: list[Entry]) -> list[list[Entry]]:
+    """The entries that one pass may take together."""
     groups: dict[tuple[torch.device, torch.dtype], list[Entry]] = {}
     for entry in chosen:
         groups.setdefault((entry.parameter.device, working_dtype(entry.parameter)), []).append(entry)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trimtab.parameters import Rule
+from trimtab.collectives import local_part, sum_over_shards
+from trimtab.moments import unit_squares
+from trimtab.parameters import Entry, Rule, select
 from trimtab.penalties.base import non_negative
-from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Magnitudes
+from trimtab.penalties.magnitude import Law, MagnitudePenalty, by_device_and_dtype
+from trimtab.penalties.moments import MagnitudePass, Magnitudes
 
 Form = Literal["variance", "relative", "as_printed"]
+WITHOUT_SPREAD = 100.0
+"""Variance of the magnitudes, in eps, up to which a tensor counts as one that starts without spread [ours]."""
 
 
 class VarianceAmplifier(MagnitudePenalty):
@@ -36,11 +42,21 @@ class VarianceAmplifier(MagnitudePenalty):
         form: see above. Default "variance".
         r: smoothing of the absolute value at 0, in squared weight units. Default 1e-8 (the paper).
         eps: keeps the denominator from 0, in squared weight units. Default 1e-8 (the paper).
+        bound: of a tensor that starts with magnitudes (almost) all equal, such as zeros, the attached penalty's gradient is
+            kept at most so many times as large as the task's. Default 10 [ours]; None for no bound. See below.
         rule: which tensors count. Default at least two dimensions [ours]: a norm scale of ones has V = 0 and would add
             1e8 with gradient 0.
 
     Raises:
-        ValueError: an unknown form; a strength, r or eps below 0 or not finite; eps = 0.
+        ValueError: an unknown form; a strength, r or eps below 0 or not finite; eps = 0; a bound of 0 or less.
+
+    Tensors that start without spread [ours]: where V <= 100 eps when the penalty is attached (LoRA's B, zero-initialised
+    heads and blocks), 1 / (V + eps) is near its ceiling and its gradient grows a million times above the task's as soon
+    as weights leave zero. `attach` warns and names these tensors; their gradient is then multiplied by
+    `min(1, bound ||g|| / (strength ||d psi||))`, with g the gradient that the penalty finds (accumulated, unscaled, whole)
+    and `||d psi|| <= |slope| sqrt(n V) + |constant| sqrt(n)` in closed form. Their names are in the saved state, so that a
+    resumed run bounds the same ones. All other tensors are never
+    touched by the bound, nor weights that are computed from parts, nor `value`.
 
     Source: arXiv 2511.14282.
 
@@ -50,7 +66,7 @@ class VarianceAmplifier(MagnitudePenalty):
         >>> penalty.value([weight])
         tensor(0.0008, grad_fn=<MulBackward0>)
         >>> penalty
-        VarianceAmplifier(strength=1e-05, form='variance', r=1e-08, eps=1e-08, min_ndim=2)
+        VarianceAmplifier(strength=1e-05, form='variance', r=1e-08, eps=1e-08, bound=10.0, min_ndim=2)
     """
 
     def __init__(
@@ -60,6 +76,7 @@ class VarianceAmplifier(MagnitudePenalty):
         r: float = 1e-8,
         eps: float = 1e-8,
         rule: Rule | None = None,
+        bound: float | None = 10.0,
     ) -> None:
         super().__init__(strength, rule)
         if form not in get_args(Form):
@@ -70,9 +87,70 @@ class VarianceAmplifier(MagnitudePenalty):
         if self.eps == 0:
             raise ValueError("eps must be above 0, or a tensor of equal magnitudes divides by zero")
 
+        self.bound = None if bound is None else non_negative("bound", bound)
+        if self.bound == 0:
+            raise ValueError("bound must be above 0, or None for no bound, got 0")
+        self.bounded: set[str] = set()
+        """Names of the tensors that started without spread."""
+
     def settings(self) -> dict[str, Any]:
-        """The form, r and eps."""
-        return {"form": self.form, "r": self.r, "eps": self.eps}
+        """The form, r, eps and the bound."""
+        return {"form": self.form, "r": self.r, "eps": self.eps, "bound": self.bound}
+
+    @torch.no_grad()
+    def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
+        """Find and name the tensors that start without spread; called by `trimtab.attach`."""
+        found = []
+        # of a weight that is computed from parts the task's gradient is not at hand: no bound
+        chosen = [entry for entry in select(parameters, self.rule).chosen if entry.computed is None]
+        for group in by_device_and_dtype(chosen):
+            variance = MagnitudePass([entry.parameter for entry in group], self.smoothing).moments().variance
+            flat = (variance <= WITHOUT_SPREAD * self.eps).tolist()
+            found += [entry.name for entry, is_flat in zip(group, flat, strict=True) if is_flat]
+        self.bounded |= set(found)
+        if found and self.strength:
+            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            kept = (
+                "bound=None lets it explode as soon as they leave that value"
+                if self.bound is None
+                else f"it is kept at most bound={self.bound:g} times as large as the task's"
+            )
+            warnings.warn(
+                f"{self!r}: the magnitudes of {shown} start (almost) all equal, where the penalty's gradient knows no "
+                f"measure; {kept}. To leave such tensors out: rule=Rule(exclude=...)",
+                stacklevel=2,
+            )
+
+    def strengths(self, group: Sequence[Entry], statistics: Magnitudes, law: Law) -> Tensor | float:
+        """The strength; for tensors that started without spread as much of it as the bound allows."""
+        positions = [at for at, entry in enumerate(group) if entry.name in self.bounded]
+        if self.bound is None or not positions:
+            return self.strength
+        squares, owners = [], []
+        for at in positions:
+            gradient = group[at].parameter.grad
+            assert gradient is not None
+            squares.append(unit_squares(local_part(gradient).reshape(1, -1)).squeeze(0))
+            owners.append(gradient)
+        task = sum_over_shards(torch.stack(squares), owners).squeeze(1).sqrt()
+        index = torch.tensor(positions, device=task.device)
+        number, _, variance = (column[index] for column in statistics)
+        ours = law.slope[index].abs() * (number * variance).sqrt() + law.constant[index].abs() * number.sqrt()
+        allowed = self.bound * task / (self.strength * ours)
+        found = torch.full_like(statistics.mean, self.strength)
+        # 0 / 0: nothing is added anyway; NaN of the task stays the task's
+        found[index] = self.strength * allowed.nan_to_num(1.0, 1.0).clamp(max=1.0)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Strength and settings, and the names of the tensors that are bounded."""
+        return {**super().state_dict(), "bounded": sorted(self.bounded)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the saved strength and bounded tensors; ValueError when the saved settings are not this object's."""
+        rest = {name: value for name, value in state.items() if name != "bounded"}
+        super().load_state_dict(rest)
+        self.bounded = set(state.get("bounded", self.bounded))
 
     def psi(self, weight: Tensor) -> Tensor:
         """psi of one tensor, differentiable; shape ()."""
