@@ -183,3 +183,15 @@ def test_variance_of_two_magnitudes(size: int, high: float) -> None:
     exact = weight.double().abs()
     assert found.variance.item() == pytest.approx(exact.var(correction=0).item(), rel=1e-6)
     assert found.mean.item() == pytest.approx(exact.mean().item(), rel=1e-6)
+
+
+def test_the_parts_of_a_computed_weight_are_not_named() -> None:
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))  # its gains may well be all equal
+    with torch.no_grad():
+        net.parametrizations.weight.original0.fill_(1.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        penalty = VarianceAmplifier()
+        trimtab.attach(optimizer, penalty, model=net)
+    assert penalty.bounded == set()

@@ -102,7 +102,7 @@ class VarianceAmplifier(MagnitudePenalty):
         """Find and name the tensors that start without spread; called by `trimtab.attach`."""
         found = []
         # of a weight that is computed from parts the task's gradient is not at hand: no bound
-        chosen = [entry for entry in select(parameters, self.rule).chosen if entry.computed is None]
+        chosen = [entry for entry in select(parameters, self.rule, computed=True).chosen if entry.computed is None]
         for group in by_device_and_dtype(chosen):
             variance = MagnitudePass([entry.parameter for entry in group], self.smoothing).moments().variance
             flat = (variance <= WITHOUT_SPREAD * self.eps).tolist()
