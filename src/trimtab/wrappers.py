@@ -7,8 +7,9 @@ Masks, files, rows and patterns use the network's own names, wherever the wrappe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 SHARDED = "_fsdp_wrapped_module"  # FullyShardedDataParallel, the one that wraps; `fully_shard` renames nothing
@@ -110,7 +111,7 @@ def own_names(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def own_state(model: nn.Module) -> dict[str, Tensor]:
+def own_state(model: nn.Module) -> dict[str, Any]:
     """The state dict of the network inside wrappers, by its own names; an AveragedModel's counter is not part of it.
 
     Example:
@@ -121,7 +122,7 @@ def own_state(model: nn.Module) -> dict[str, Tensor]:
     return {own: state[key] for key, own in own_names(model, state).items()}
 
 
-def load_own_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_own_state(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Put a state of `own_state` into `model`, wrapped as it may be.
 
     Raises:

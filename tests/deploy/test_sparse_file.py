@@ -6,6 +6,7 @@ import copy
 import errno
 import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,9 +310,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_newer_version_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(store_format, "VERSION", 2)
-        save_sparse(pruned_net(), tmp_path / "f")
+    save_sparse(Remembers({"version": 3}), tmp_path / "f")
+    monkeypatch.setattr(store_format, "VERSION", 1)
     with pytest.raises(ValueError, match=r"version 2 is newer than 1.*upgrade trimtab"):
         load_sparse(tmp_path / "f")
 
@@ -390,3 +390,58 @@ def test_max_bytes(tmp_path: Path) -> None:
 def test_index_row_sizes() -> None:
     assert IndexRow("w", "float32", (2, 3), 6).stored == 6
     assert IndexRow("w", "float32", (2, 3), 2, k=1, position_bytes=2).stored == 2
+
+
+class Remembers(nn.Module):
+    """A module with a state that is no tensor."""
+
+    def __init__(self, state: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.state = state
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_extra_states_come_back(tmp_path: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    state = {"version": 3, "scale": 0.1, "names": ["a", None, True], "deep": {"x": -0.0}}
+    source = nn.Sequential(Remembers(state), Remembers(torch.arange(3)))
+    save_sparse(wrap(source), tmp_path / "f")
+    target = nn.Sequential(Remembers(None), Remembers(torch.zeros(3, dtype=torch.int64)))
+    found = load_sparse(tmp_path / "f", wrap(target))
+    assert target[0].state == found["0._extra_state"] == state
+    assert type(target[0].state["names"][2]) is bool
+    assert torch.equal(target[1].state, torch.arange(3))
+    assert torch.equal(target[0].layer.weight, source[0].layer.weight)
+    with pytest.raises(ValueError, match=r"unexpected \['0._extra_state', '1._extra_state'\]"):
+        load_sparse(tmp_path / "f", nn.Sequential(Plain(), Plain()))
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+
+def test_extra_states_are_covered_by_the_hash_and_older_files_stay_the_same(tmp_path: Path) -> None:
+    save_sparse(Remembers({"version": 3}), tmp_path / "f")
+    content = (tmp_path / "f").read_bytes()
+    (tmp_path / "g").write_bytes(content.replace(b'\\"version\\": 3', b'\\"version\\": 4'))
+    assert (tmp_path / "g").read_bytes() != content
+    with pytest.raises(ValueError, match="altered or damaged"):
+        load_sparse(tmp_path / "g")
+    assert b'\\"version\\": 2' in content
+    save_sparse(Plain(), tmp_path / "h")
+    assert b'\\"version\\": 1' in (tmp_path / "h").read_bytes(), "readers of version 1 read it"
+
+
+@pytest.mark.parametrize("state", [(1, 2), {1: "a"}, [object()], {"t": torch.ones(1)}])
+def test_an_extra_state_that_would_not_come_back_is_refused(tmp_path: Path, state: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^_extra_state is what get_extra_state gave, of {type(state).__name__}"):
+        save_sparse(Remembers(state), tmp_path / "f")
+    assert not list(tmp_path.iterdir())

@@ -42,7 +42,8 @@ def parse(command: type[T], arguments: Sequence[str], name: str, default: T | No
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            return tyro.cli(command, args=list(arguments), prog=f"trimtab {name}", **options)
+            given: T = tyro.cli(command, args=list(arguments), prog=f"trimtab {name}", **options)
+            return given
     except ValidationError as error:
         raise ValueError(problems(error)) from None
     except SystemExit as stop:

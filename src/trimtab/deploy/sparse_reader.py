@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import safetensors
 import torch
@@ -16,16 +16,16 @@ from trimtab.deploy.store_format import DTYPES, Index, as_integers, content_hash
 from trimtab.wrappers import load_own_state, own_state, without_marks
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
-    """The entries of the file as they are, the hash it claims, the user's metadata."""
+def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str], dict[str, Any]]:
+    """The entries of the file as they are, the hash it claims, the user's metadata, the extra states."""
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            sha256, user = read_metadata(file.metadata())
+            sha256, user, extra = read_metadata(file.metadata())
             names = list(file.keys())
             allowed = {"index", "positions", *(f"values.{dtype}" for dtype in DTYPES)}
             if not {"index", "positions"} <= set(names) <= allowed:
                 raise ValueError(f"entries {names} are not those of a sparse file")
-            return {name: file.get_tensor(name) for name in names}, sha256, user
+            return {name: file.get_tensor(name) for name in names}, sha256, user, extra
     except safetensors.SafetensorError as error:
         raise ValueError(f"not a whole safetensors file ({error})") from error
 
@@ -74,19 +74,22 @@ def _decode(index: Index, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state | {alias: state[name] for alias, name in index.aliases.items()}
 
 
-def _names_in_model(index: Index, model: nn.Module) -> dict[str, str]:
+def _names_in_model(index: Index, extra: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
     """Name in the file -> name in the network, when names, shapes and dtypes are its own; before anything is copied."""
     held = {row.name: row for row in index.rows}
     held |= {alias: held[name] for alias, name in index.aliases.items()}
     state = own_state(model)
-    names = {name: name for name in held}
-    if set(held) != set(state) and set(bare := without_marks(list(held))) == set(state):
-        names = dict(zip(held, bare, strict=True))  # of the state dict of a wrapped network
-    rows = {names[name]: row for name, row in held.items()}
-    missing, unexpected = sorted(set(state) - set(rows)), sorted(set(rows) - set(state))
+    everything = [*held, *extra]
+    names = {name: name for name in everything}
+    if set(names) != set(state) and set(bare := without_marks(everything)) == set(state):
+        names = dict(zip(everything, bare, strict=True))  # of the state dict of a wrapped network
+    found = set(names.values())
+    missing, unexpected = sorted(set(state) - found), sorted(found - set(state))
     if missing or unexpected:
         raise ValueError(f"it does not fit {type(model).__name__}: missing {missing}, unexpected {unexpected}")
-    for name, row in rows.items():
+    for name, row in ((names[name], row) for name, row in held.items()):
+        if not isinstance(state[name], Tensor):
+            raise ValueError(f"it does not fit {type(model).__name__}: {name} is a tensor in the file alone")
         shape, dtype = tuple(state[name].shape), state[name].dtype
         if shape != row.shape or dtype != DTYPES[row.dtype]:
             raise ValueError(
@@ -98,7 +101,7 @@ def _names_in_model(index: Index, model: nn.Module) -> dict[str, str]:
 
 def load_sparse(
     path: str | os.PathLike[str], model: nn.Module | None = None, max_bytes: int | None = None
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Read a file of `save_sparse`, bit-equal, and load it into `model` when one is given.
 
     The hash is checked first, then every count against the sizes in the file, then the tensors are made: a damaged or
@@ -111,7 +114,7 @@ def load_sparse(
         max_bytes: most bytes the tensors may take. Default [ours]: 1 GiB or 1,000 times the file, whichever is more.
 
     Returns:
-        The state dict on the CPU; tied names share one tensor.
+        The state dict on the CPU: tensors, tied names sharing one, and what modules gave as extra state.
 
     Raises:
         FileNotFoundError: no file at `path`.
@@ -130,14 +133,14 @@ def load_sparse(
     path = Path(path)
     limit = max(2**30, 1000 * path.stat().st_size) if max_bytes is None else max_bytes
     try:
-        entries, sha256, user = _read(path)
-        if content_hash(entries, user) != sha256:
+        entries, sha256, user, extra = _read(path)
+        if content_hash(entries, user, extra) != sha256:
             raise ValueError("its content does not have the sha256 in its metadata: the file was altered or damaged")
         index = read_index(entries["index"])
         _check_sizes(index, entries, limit)
         if model is not None:
-            names = _names_in_model(index, model)
-        state = _decode(index, entries)
+            names = _names_in_model(index, extra, model)
+        state: dict[str, Any] = {**_decode(index, entries), **extra}
     except ValueError as error:
         raise ValueError(f"could not read {path}: {error}") from error
     if model is not None:

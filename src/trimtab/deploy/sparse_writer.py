@@ -6,7 +6,7 @@ import gzip
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab.deploy import positions
 from trimtab.deploy.store_format import (
     DTYPES,
+    EXTRA_STATE,
     HEADER_LIMIT,
     NAMES,
     Index,
@@ -24,6 +25,7 @@ from trimtab.deploy.store_format import (
     as_bytes,
     as_integers,
     content_hash,
+    is_plain,
     safetensors_label,
     write_index,
     write_metadata,
@@ -36,11 +38,23 @@ from trimtab.wrappers import own_state
 Source = nn.Module | Mapping[str, Tensor]
 
 
-def _tensors(source: Source) -> dict[str, Tensor]:
-    """The state dict of `source`, checked; a model's by the network's own names, without wrappers."""
+def _tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of `source` and the extra states in it, checked; a model's by its own names, without wrappers."""
     if isinstance(source, nn.Module) and (packed := [name for name, _, _ in packed_weights(source)]):
         raise TypeError(f"{packed[0]} is of a quantised layer, which packs it; save the model before it is quantised")
     state = own_state(source) if isinstance(source, nn.Module) else source
+    extra: dict[str, Any] = {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str) and name.rpartition(".")[2] == EXTRA_STATE and not isinstance(value, Tensor)
+    }
+    for name, value in extra.items():
+        if not is_plain(value):
+            raise TypeError(
+                f"{name} is what get_extra_state gave, of {type(value).__name__}; a sparse file holds it as a tensor, or as "
+                "numbers, strings, None, and lists and dicts (by string) of them"
+            )
+    state = {name: tensor for name, tensor in state.items() if name not in extra}
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(f"{name!r} is {type(tensor).__name__}; a sparse file holds named tensors only")
@@ -51,7 +65,7 @@ def _tensors(source: Source) -> dict[str, Tensor]:
             raise ValueError(f"{name} is sharded; gather the full state dict before saving it")
         if tensor.dtype not in NAMES:
             raise TypeError(f"{name} has dtype {tensor.dtype}; allowed are {', '.join(DTYPES)}")
-    return dict(state)
+    return state, extra
 
 
 def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -167,7 +181,8 @@ def save_sparse(
         Sizes of the file, of the dense file and of the entropy bound, in total and per tensor.
 
     Raises:
-        TypeError: an entry is no tensor, has a dtype safetensors lacks, or metadata are not strings.
+        TypeError: an entry is no tensor, has a dtype safetensors lacks, or metadata are not strings; an extra state
+            (`get_extra_state`) that is neither a tensor nor plain JSON.
         ValueError: a tensor is sparse, quantised, sharded or on the meta device; names or metadata are too long to be read
             back (16 MiB of names, 100 MB of metadata). Nothing is written then.
         OSError: the file could not be written.
@@ -188,7 +203,7 @@ def save_sparse(
     for key, value in user.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
-    state = _tensors(source)
+    state, extra = _tensors(source)
     aliases = _aliases(state)
     held = [name for name in state if name not in aliases]
     packed = {name: _pack(name, state[name], drop_negative_zeros) for name in held}
@@ -200,8 +215,8 @@ def save_sparse(
     rows = tuple(each.row for each in packed.values())
     entries = {f"values.{dtype}": torch.cat(parts) for dtype, parts in values.items()}
     entries |= {"index": write_index(Index(rows, aliases)), "positions": torch.from_numpy(codes)}
-    sha256 = content_hash(entries, user)
-    content = _file_content(entries, write_metadata(sha256, user))
+    sha256 = content_hash(entries, user, extra)
+    content = _file_content(entries, write_metadata(sha256, user, extra))
     path = Path(path)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
 

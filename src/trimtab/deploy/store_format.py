@@ -9,7 +9,8 @@ A sparse file is a safetensors file with these entries:
   row, the non-zero ones for a sparse row, in row-major order.
 * `positions`: uint8, the codes of the sparse rows one after the other (`trimtab.deploy.positions`).
 
-The metadata has one key, `trimtab.sparse`, with JSON: format version, sha256 of the content, the user's strings.
+The metadata has one key, `trimtab.sparse`, with JSON: format version, sha256 of the content, the user's strings, and in
+version 2 what modules gave as extra state (`get_extra_state`). Files without extra state are version 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
+EXTRA_STATE = "_extra_state"  # how torch's state dicts end the key of what `get_extra_state` gave
 METADATA_KEY = "trimtab.sparse"
 INDEX_LIMIT = 16 * 2**20
 HEADER_LIMIT = 100_000_000  # bytes of a header that safetensors reads
@@ -155,9 +157,25 @@ def read_index(packed: Tensor) -> Index:
     return Index(rows, aliases)
 
 
-def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str]) -> str:
-    """sha256 over the user's metadata and, for each entry by name, its name, dtype, shape and bytes."""
+def is_plain(value: object) -> bool:
+    """Whether JSON gives `value` back as it is: None, bool, int, float, str, and lists and dicts by name of them.
+
+    Example:
+        >>> is_plain({"version": 3, "seen": [1.5, None]}), is_plain((1, 2))
+        (True, False)
+    """
+    if type(value) is list:
+        return all(map(is_plain, value))
+    if type(value) is dict:
+        return all(type(key) is str and is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> str:
+    """sha256 over the user's metadata, extra states and, for each entry by name, its name, dtype, shape and bytes."""
     digest = hashlib.sha256(json.dumps(dict(user), sort_keys=True).encode())
+    if extra:
+        digest.update(json.dumps(dict(extra), sort_keys=True).encode())
     for name in sorted(entries):
         tensor = entries[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -166,14 +184,16 @@ def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def write_metadata(sha256: str, user: Mapping[str, str]) -> dict[str, str]:
+def write_metadata(sha256: str, user: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The metadata of the safetensors header: one key, so that equal content gives equal bytes."""
-    fields = {"version": VERSION, "sha256": sha256, "metadata": dict(user)}
+    fields: dict[str, Any] = {"version": 1, "sha256": sha256, "metadata": dict(user)}
+    if extra:
+        fields |= {"version": 2, "extra": dict(extra)}
     return {METADATA_KEY: json.dumps(fields, sort_keys=True)}
 
 
-def read_metadata(metadata: Mapping[str, str] | None) -> tuple[str, dict[str, str]]:
-    """The hash and the user's strings.
+def read_metadata(metadata: Mapping[str, str] | None) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """The hash, the user's strings, and the extra states of modules by name.
 
     Raises:
         ValueError: not a sparse file, written by a newer version, or damaged.
@@ -197,4 +217,7 @@ def read_metadata(metadata: Mapping[str, str] | None) -> tuple[str, dict[str, st
         raise ValueError("metadata: sha256 or metadata is missing")
     if not all(isinstance(value, str) for value in user.values()):
         raise ValueError("metadata: values must be strings")
-    return sha256, user
+    extra = fields.get("extra", {})
+    if not isinstance(extra, dict):
+        raise ValueError("metadata: extra states are no mapping")
+    return sha256, user, extra
