@@ -80,6 +80,17 @@ def test_lazy_weights_ask_for_a_forward_pass_and_work_after_it() -> None:
     assert one_shot(net, 0.5).prunable == 28
 
 
+def test_axes_of_lazy_weights_are_known_after_the_forward_pass() -> None:
+    net = nn.Sequential(nn.LazyLinear(3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    trimtab.attach(optimizer, trimtab.gradients.Centralize(), model=net)
+    inputs, pull = torch.randn(5, 4), torch.randn(5, 3)
+    (net(inputs) * pull).sum().backward()
+    before, gradient = net[0].weight.detach().clone(), pull.T @ inputs
+    optimizer.step()
+    torch.testing.assert_close(before - net[0].weight.detach(), gradient - gradient.mean(1, keepdim=True))
+
+
 def test_meta_weights_have_no_values() -> None:
     net = nn.Linear(8, 8, device="meta")
     with pytest.raises(ValueError, match="weight is on the meta device and has no values: load the weights"):

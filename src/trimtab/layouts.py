@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 ROLES = ("weight", "bias", "scale", "position", "other")
 """What a parameter can be; only a "weight" is a factor of a product (or the table of an embedding)."""
@@ -171,7 +172,8 @@ def layout_of(owner: nn.Module, label: str, parameter: Tensor) -> Layout | None:
         for layouts in (_BY_TYPE.get(kind), _of_transformers(kind, owner)):
             for pattern, layout in (layouts or {}).items():
                 if fnmatchcase(label, pattern):
-                    layout.check(parameter, f"{label} of {type(owner).__name__}")
+                    if not is_lazy(parameter):  # it has no shape before the first forward pass
+                        layout.check(parameter, f"{label} of {type(owner).__name__}")
                     return layout
     return None
 

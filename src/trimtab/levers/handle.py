@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trimtab.collectives import local_part
 from trimtab.levers.nonfinite import NonFinite
@@ -156,7 +157,8 @@ class Handle:
         if ids != self._known_ids:
             self._lists = _together(self.optimizers, self._model)
             self._entries = [entry for listed in self._lists for entry in listed]
-            self._known_ids = ids
+            lazy = any(is_lazy(entry.parameter) for entry in self._entries)  # asked again once it has a shape
+            self._known_ids = [] if lazy else ids
             self._whereabouts = None if self._model is None else Whereabouts(self._model, self._entries)
         return self._entries
 

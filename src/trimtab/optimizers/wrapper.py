@@ -79,6 +79,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
         """Add a group to the base optimizer."""
         if "base_optimizer" in self.__dict__:
             self.base_optimizer.add_param_group(param_group)
+            _check_dtypes(type(self).__name__, self.param_groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of all parameters."""
