@@ -199,7 +199,9 @@ def test_prune_with_other_settings_leaves_what_reports_read(study: Path, capsys:
     run = study / "runs/sgd/seed0"
     before = (run / "pruning-test.json").read_bytes()
     assert main(["prune", str(run), "--sparsities", "0.6", "--quiet"]) == 0
-    assert "pruning-test-other.json" in capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "pruning-test-other.json" in said
+    assert "reports do not read this file: give --replace" in said
     assert (run / "pruning-test.json").read_bytes() == before
     assert main(["prune", "--quiet", str(run)]) == 2
     assert "RUN comes first" in capsys.readouterr().err

@@ -67,5 +67,7 @@ def run(arguments: Sequence[str]) -> int:
             f"left out of pruning: {len(result.left_out)} tensors, e.g. {next(iter(result.left_out.items()))}"
         )
     console.print(f"kept in {file}", soft_wrap=True)
+    if file != pruned_file(folder, given.split):
+        console.print("reports do not read this file: give --replace to have these sparsities there", soft_wrap=True)
     console.print(f"next: trimtab export {given.run} --sparsity 0.9", soft_wrap=True)
     return 0
