@@ -161,7 +161,7 @@ def _cut(tensor: Tensor, limit: int) -> Iterator[Tensor]:
     elif tensor.shape[0] == 1:
         yield from _cut(tensor[0], limit)
     else:
-        for part in tensor.split(max(1, limit * tensor.shape[0] // tensor.numel())):
+        for part in torch.split(tensor, max(1, limit * tensor.shape[0] // tensor.numel())):
             yield from _cut(part, limit)
 
 
@@ -172,7 +172,7 @@ def _stretches(flats: Sequence[Tensor], limit: int) -> Iterator[tuple[list[int],
     filled = 0
     for owner, flat in enumerate(flats):
         size = flat.numel()
-        for part in (flat,) if size <= limit else flat.split(limit):
+        for part in (flat,) if size <= limit else torch.split(flat, limit):
             size = part.numel()
             if parts and filled + size > limit:
                 yield owners, parts
@@ -317,18 +317,21 @@ def _total(rows: Tensor) -> Tensor:
     if rows.shape[1] <= 32 * CHUNK:
         return rows.sum(1, keepdim=True).double()
     whole = rows.shape[1] // CHUNK * CHUNK
-    chunks = rows[:, :whole].unflatten(1, (-1, CHUNK)).sum(2).sum(1, keepdim=True, dtype=torch.float64)
-    return chunks + rows[:, whole:].sum(1, keepdim=True)
+    chunks = torch.unflatten(rows[:, :whole], 1, (-1, CHUNK)).sum(2).sum(1, keepdim=True, dtype=torch.float64)
+    total: Tensor = chunks + rows[:, whole:].sum(1, keepdim=True)
+    return total
 
 
 def _second(rows: Tensor) -> Tensor:
     """`sum x^2` of each row."""
     if rows.shape[1] <= 2 * CHUNK:
-        return torch.linalg.vector_norm(rows, 2, 1, True).double().square_()
+        second: Tensor = torch.linalg.vector_norm(rows, 2, 1, True).double().square_()
+        return second
     whole = rows.shape[1] // CHUNK * CHUNK
-    norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, CHUNK)), 2, 2)
+    norms = torch.linalg.vector_norm(torch.unflatten(rows[:, :whole], 1, (-1, CHUNK)), 2, 2)
     second = norms.double().square_().sum(1, keepdim=True)
-    return second + torch.linalg.vector_norm(rows[:, whole:], 2, 1, True).double().square_()
+    second += torch.linalg.vector_norm(rows[:, whole:], 2, 1, True).double().square_()
+    return second
 
 
 def _again(rows: Tensor, found: Tensor, doubtful: Tensor, reduction: Reduction) -> Tensor:
@@ -353,8 +356,10 @@ def _over_units(rows: Tensor, reduction: Reduction) -> Tensor:
         return reduction(buffer[: part.numel()].view(part.shape).copy_(part).view(here, -1))
 
     if elements <= limit:
-        return torch.cat([reduced(part, part.shape[0]) for part in rows.split(limit // elements)])
-    return torch.cat([torch.stack([reduced(part, 1) for part in _cut(unit, limit)]).sum(0) for unit in rows.split(1)])
+        return torch.cat([reduced(part, part.shape[0]) for part in torch.split(rows, limit // elements)])
+    return torch.cat(
+        [torch.stack([reduced(part, 1) for part in _cut(unit, limit)]).sum(0) for unit in torch.split(rows, 1)]
+    )
 
 
 Reduction = Callable[[Tensor], Tensor]
