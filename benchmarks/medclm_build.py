@@ -204,7 +204,7 @@ def viewing() -> list[dict[str, Any]]:
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
-    from trimtab.cli.medclm_use import write_view
+    from trimtab.cli.medclm.use import write_view
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         curricula,
         datasets,
         deploy,
-        experiments,
         gradients,
         models,
         observe,
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
         precision,
         pruning,
         report,
+        runs,
+        studies,
     )
 
 __version__ = "0.1.0"
@@ -39,7 +40,6 @@ __all__ = [
     "curricula",
     "datasets",
     "deploy",
-    "experiments",
     "gradients",
     "models",
     "observe",
@@ -48,6 +48,8 @@ __all__ = [
     "precision",
     "pruning",
     "report",
+    "runs",
+    "studies",
 ]
 
 _ROOMS = frozenset(__all__) - {"Handle", "Lever", "attach"}

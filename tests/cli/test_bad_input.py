@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from trimtab.cli import main
-from trimtab.experiments.run_folder import RunFolder
 from trimtab.models.registry import CODE_VARIABLE
+from trimtab.runs.run_folder import RunFolder
 
 SMALL = ["--epochs", "1", "--data.limit-train", "320"]
 

@@ -14,8 +14,8 @@ import pytest
 
 from trimtab.cli import COMMANDS, main
 from trimtab.deploy import load_sparse
-from trimtab.experiments.recipe import load_recipe
-from trimtab.experiments.summary import Summary
+from trimtab.runs.recipe import load_recipe
+from trimtab.studies.summary import Summary
 
 SMALL = [
     "--epochs", "2", "--data.limit-train", "320", "--pruning.sparsities", "0.5", "0.9", "--pruning.recalibrate-batches", "3",

@@ -12,9 +12,9 @@ import pytest
 
 from trimtab.cli import main
 from trimtab.cli.precision_command import PrecisionArguments, study_of
-from trimtab.experiments import logistic_study
-from trimtab.experiments.precision_results import PrecisionStudy
-from trimtab.experiments.recipe import Recipe
+from trimtab.runs.recipe import Recipe
+from trimtab.studies.precision import logistic as logistic_study
+from trimtab.studies.precision.records import PrecisionStudy
 
 TINY = ["--epochs", "2", "--data.limit-train", "320", "--precision.meter-every", "2"]
 STUDY = ["digits", *TINY, "--formats", "e4m3,e3m2", "--compensate", "--seeds", "0", "1"]
@@ -36,7 +36,7 @@ class HereAndNow(Executor):
 def one_process_and_short_descents() -> object:
     """`descend` with fewer steps, and no process started for a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trimtab.experiments.comparison.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+        patch.setattr("trimtab.studies.comparison.concurrent.futures.ProcessPoolExecutor", HereAndNow)
         defaults = dict(logistic_study.descend.__kwdefaults__ or {})
         patch.setattr(logistic_study.descend, "__kwdefaults__", defaults | {"steps": 40, "repetitions": 4})
         yield

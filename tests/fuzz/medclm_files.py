@@ -17,8 +17,9 @@ from tests.medclm.test_pixels import dicom_file
 from trimtab.medclm import organs, readers
 from trimtab.medclm.building import DataSetFolder, build
 from trimtab.medclm.building.journal import journal_items
+from trimtab.medclm.coco import encode
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
-from trimtab.medclm.organs.rle import encode, write_organs
+from trimtab.medclm.organs.rle import write_organs
 from trimtab.medclm.pixels import read_mask, read_picture
 from trimtab.medclm.records import ImageRecord, Rejected
 from trimtab.medclm.texts.replies import Reply, ReplyCache

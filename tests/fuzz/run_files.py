@@ -11,12 +11,17 @@ import torch
 from tests.fuzz.running import Kind
 from tests.report.factory import make_summary
 from trimtab.deploy import load_sparse, save_sparse
-from trimtab.experiments.assemble import assemble, kept_measurements
-from trimtab.experiments.checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
-from trimtab.experiments.recipe import Recipe, load_recipe
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.summary import Summary
-from trimtab.parts import read_table
+from trimtab.runs.checkpoint import (
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    save_network,
+)
+from trimtab.runs.recipe import Recipe, load_recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.summary import Summary
+from trimtab.studies.weights.assemble import assemble, kept_measurements
+from trimtab.tables.parts import read_table
 
 
 def _network() -> torch.nn.Module:
@@ -69,8 +74,8 @@ def _sparse(folder: Path) -> Path:
 
 def _run_folder(folder: Path) -> list[Path]:
     """A finished and pruned run of a few seconds."""
-    from trimtab.experiments.prune_run import prune_run
-    from trimtab.experiments.training import train
+    from trimtab.runs.training import train
+    from trimtab.studies.prune_run import prune_run
 
     recipe = Recipe().with_settings({
         "epochs": 1, "data.limit_train": 320, "track": ["gradients"], "track_every": 2,

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.gradients import AdaptiveClip, Autoscale, ClipNorm, GradientTransform, ZScore
-from trimtab.moments import joint_norm, moments, unit_moments, unit_squares, unit_sums
 from trimtab.optimizers.norms import global_norm
 from trimtab.parameters import Entry
+from trimtab.tensors.moments import (
+    joint_norm,
+    moments,
+    unit_moments,
+    unit_squares,
+    unit_sums,
+)
 
 SCALES = pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-21, 1.0, 1e18, 1e20, 1e30])
 SIZES = pytest.mark.parametrize("rows", [4, 10_000])
@@ -108,7 +114,7 @@ def test_joint_norm_of_any_order(order, dtype):
 
 @pytest.mark.parametrize("layout", ["rows", "long rows", "strided", "halves"])
 def test_units_of_any_layout(layout, monkeypatch):
-    monkeypatch.setattr("trimtab.moments.PIECE_ON_CPU", 1000)
+    monkeypatch.setattr("trimtab.tensors.moments.PIECE_ON_CPU", 1000)
     rows = {
         "rows": 1e25 * gradient(300).view(3, 400),
         "long rows": 5 + gradient(10_000).view(2, 20_000),

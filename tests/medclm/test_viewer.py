@@ -6,9 +6,9 @@ import pytest
 
 from tests.medclm.samples import source
 from tests.report.test_browser import CHROMIUM, DRIVER, FLAGS, wait
-from trimtab.cli.medclm_use import write_view
+from trimtab.cli.medclm.use import write_view
 from trimtab.medclm.building import build
-from trimtab.report.viewer import Shown, write_viewer
+from trimtab.report.medclm.viewer import Shown, write_viewer
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.penalties import L1, HoyerSquare, Penalty, VarianceAmplifier
-from trimtab.penalties import moments as moments_module
+from trimtab.penalties import magnitude_pass as moments_module
 
 PENALTIES: dict[str, Callable[[float], Penalty]] = {
     "variance": lambda strength: VarianceAmplifier(strength),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab.penalties import L1, HoyerSquare, VarianceAmplifier
-from trimtab.penalties import moments as moments_module
+from trimtab.penalties import magnitude_pass as moments_module
 from trimtab.penalties.variance_amplifier import Form
 
 NAMED = r"magnitudes of up\.weight start .*bound=10 times"

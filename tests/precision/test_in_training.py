@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.experiments.tiny import tiny_recipe
-from trimtab.experiments.methods import steer
-from trimtab.experiments.recipe import Recipe, load_recipe
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.training import Progress, train
+from tests.runs.tiny import tiny_recipe
 from trimtab.observe import read_table
 from trimtab.precision import quantize
+from trimtab.runs.recipe import Recipe, load_recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.steering import steer
+from trimtab.runs.training import Progress, train
 
 
 def recipe(**settings: object) -> Recipe:

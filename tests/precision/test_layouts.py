@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import trimtab
-from tests.test_layouts import MixedExperts, OfTransformers, Unknown
+from tests.parameters.test_layouts import MixedExperts, OfTransformers, Unknown
 from trimtab.parameters import Rule
 from trimtab.precision import LowPrecision, PerChannel, quantize
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.distributed import on_two_ranks
-from trimtab.parts import read_table
 from trimtab.precision import (
     MX,
     Block,
@@ -27,6 +26,7 @@ from trimtab.precision import (
     shrinkage,
     shrinkage_sums,
 )
+from trimtab.tables.parts import read_table
 
 QUANTITIES = ("norm", "projection", "norm_ratio", "noise_to_signal", "cosine", "dead", "overflow")
 

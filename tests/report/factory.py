@@ -8,9 +8,18 @@ import random
 
 import numpy as np
 
-from trimtab.experiments.dynamics import dynamics, without_curves
-from trimtab.experiments.headline import headline
-from trimtab.experiments.summary import Cost, Dynamics, Histogram, Latency, Row, Run, Storage, Summary
+from trimtab.studies.gradients.dynamics import dynamics, without_curves
+from trimtab.studies.summary import (
+    Cost,
+    Dynamics,
+    Histogram,
+    Latency,
+    Row,
+    Run,
+    Storage,
+    Summary,
+)
+from trimtab.studies.weights.headline import headline
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 METHODS = ("sgd", "var", "sam", "cram+")

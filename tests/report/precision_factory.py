@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 
-from trimtab.experiments.logistic_study import Descent
-from trimtab.experiments.precision_results import FormatRun, LayerShrinkage, PrecisionStudy, ShrinkageCurves
-from trimtab.experiments.recipe import Recipe
+from trimtab.runs.recipe import Recipe
+from trimtab.studies.precision.logistic import Descent
+from trimtab.studies.precision.records import (
+    FormatRun,
+    LayerShrinkage,
+    PrecisionStudy,
+    ShrinkageCurves,
+)
 
 LAYERS = ("first.weight", "middle.weight", "last.weight")
 

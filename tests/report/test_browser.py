@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.report.factory import make_dynamics, make_summary
-from trimtab.experiments.summary import Summary
 from trimtab.report import render
+from trimtab.studies.summary import Summary
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

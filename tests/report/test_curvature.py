@@ -9,15 +9,20 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.experiments.test_curvature_statistics import row
 from tests.report.factory import make_summary
-from trimtab.experiments.curvature import CurvatureSettings, CurvatureSummary, Density, Landscape
-from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.summary import CurvatureTrack
+from tests.studies.curvature.test_conclusions import row
 from trimtab.report import render, render_curvature
-from trimtab.report.curvature import curvature_sections
-from trimtab.report.curvature_landscape import landscape_sections
-from trimtab.report.terminal import curvature_table
+from trimtab.report.curvature.landscape import landscape_sections
+from trimtab.report.curvature.networks import curvature_sections
+from trimtab.report.weights.terminal import curvature_table
+from trimtab.runs.recipe import Recipe
+from trimtab.studies.curvature.records import (
+    CurvatureSettings,
+    CurvatureSummary,
+    Density,
+    Landscape,
+)
+from trimtab.studies.summary import CurvatureTrack
 
 TRACK = CurvatureTrack(
     method="sgd", seed=0, batch=1024, epochs=[1, 2], eigenvalues=[8.0, 4.0], residuals=[0.1, 0.1], sharpness=[0.4, 0.2]

@@ -11,11 +11,11 @@ import pytest
 
 from tests.report.factory import LAYERS, make_dynamics, make_summary
 from tests.report.test_page import EVIL, page_of, read
-from trimtab.experiments.summary import Dynamics, Summary
 from trimtab.report import render, render_dynamics
-from trimtab.report.dynamics import dynamics_sections
+from trimtab.report.gradients.dynamics import dynamics_sections
 from trimtab.report.palette import looks
 from trimtab.report.parts import Figure
+from trimtab.studies.summary import Dynamics, Summary
 
 
 def figures(found: list[Dynamics]) -> dict[str, Figure]:

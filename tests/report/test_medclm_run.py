@@ -3,8 +3,8 @@ import json
 import pytest
 from PIL import Image
 
-from trimtab.report.medclm_evaluation import examples_section
-from trimtab.report.medclm_run import render_medclm_run
+from trimtab.report.medclm.evaluation import examples_section
+from trimtab.report.medclm.run import render_medclm_run
 
 DECISIONS = [
     {"epoch": epoch, "domain": "<b>x</b> x CT", "shares": {"easy": 1.0 - epoch, "medium": float(epoch)},

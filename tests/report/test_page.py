@@ -9,11 +9,11 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from tests.report.factory import make_summary
-from trimtab.experiments.summary import Latency, Summary
 from trimtab.report import render
 from trimtab.report.page import script_json
 from trimtab.report.palette import THEMES, looks
-from trimtab.report.resources import break_even
+from trimtab.report.weights.resources import break_even
+from trimtab.studies.summary import Latency, Summary
 
 EVIL = "</script><img src=x onerror=alert(1)>{{7*7}}%{x}"
 

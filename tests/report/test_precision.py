@@ -11,11 +11,11 @@ from rich.console import Console
 
 from tests.report.precision_factory import LAYERS, format_run, precision_study
 from trimtab.cli.precision_command import format_table
-from trimtab.experiments.precision_results import PrecisionStudy
 from trimtab.report.palette import looks
 from trimtab.report.parts import Figure, Section
-from trimtab.report.precision import middle, precision_sections
-from trimtab.report.precision_theory import logistic_section, render_precision
+from trimtab.report.precision.formats import middle, precision_sections
+from trimtab.report.precision.theory import logistic_section, render_precision
+from trimtab.studies.precision.records import PrecisionStudy
 
 
 def sections(study: PrecisionStudy) -> dict[str, Section]:

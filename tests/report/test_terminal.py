@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from tests.report.factory import make_summary
-from trimtab.experiments.summary import Summary
-from trimtab.report.terminal import terminal_table
+from trimtab.report.weights.terminal import terminal_table
+from trimtab.studies.summary import Summary
 
 
 def printed(summary: Summary, recalibrated: bool = False, width: int = 80) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trimtab.report.viewer import Shown, write_viewer
+from trimtab.report.medclm.viewer import Shown, write_viewer
 
 
 def _page(folder: Path, text: str) -> str:

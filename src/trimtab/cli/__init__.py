@@ -94,7 +94,7 @@ def _code_of_networks(words: Sequence[str]) -> Iterator[None]:
 
 
 def _run(name: str, rest: list[str]) -> int:
-    module = importlib.import_module(f"trimtab.cli.{name}_command")
+    module = importlib.import_module("trimtab.cli.medclm" if name == "medclm" else f"trimtab.cli.{name}_command")
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill stops like Ctrl-C
     try:

@@ -13,8 +13,8 @@ import tyro
 import yaml
 from pydantic import ValidationError
 
-from trimtab.experiments.recipe import Recipe, load_recipe, problems
 from trimtab.inputs import named, shortened
+from trimtab.runs.recipe import Recipe, load_recipe, problems
 
 T = TypeVar("T")
 

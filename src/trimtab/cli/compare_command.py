@@ -12,7 +12,7 @@ import tyro
 from trimtab.cli.arguments import Fields, Output, check_first, parse, parse_vary, split_recipe
 from trimtab.cli.console import print_json
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
-from trimtab.experiments.variants import variants
+from trimtab.studies.variants import variants
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from trimtab.experiments.comparison import Standing
-from trimtab.experiments.dynamics import Latest
-from trimtab.experiments.training import Progress as TrainingProgress
+from trimtab.runs.tracked import Latest
+from trimtab.runs.training import Progress as TrainingProgress
+from trimtab.studies.comparison import Standing
 
 console = Console()
 errors = Console(stderr=True)

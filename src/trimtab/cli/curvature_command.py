@@ -13,15 +13,21 @@ import tyro
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, measuring_progress, print_json
-from trimtab.experiments.comparison import run_folders
-from trimtab.experiments.curvature import CurvatureRow, CurvatureSettings, CurvatureSummary, Landscape, Measured
-from trimtab.experiments.curvature_run import MeasuredRun
-from trimtab.experiments.curvature_statistics import curvature_headline
-from trimtab.experiments.curvature_tracking import run_track
-from trimtab.experiments.machine import hardware, versions
-from trimtab.experiments.run_folder import RunFolder
 from trimtab.report import render_curvature
-from trimtab.report.terminal import curvature_table
+from trimtab.report.weights.terminal import curvature_table
+from trimtab.runs.machine import hardware, versions
+from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.comparison import run_folders
+from trimtab.studies.curvature.conclusions import curvature_headline
+from trimtab.studies.curvature.measuring import MeasuredRun
+from trimtab.studies.curvature.records import (
+    CurvatureRow,
+    CurvatureSettings,
+    CurvatureSummary,
+    Landscape,
+    Measured,
+)
+from trimtab.studies.curvature.track import run_track
 
 
 @dataclass(frozen=True)

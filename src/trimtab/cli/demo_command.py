@@ -13,8 +13,8 @@ import tyro
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
-from trimtab.experiments.recipe import load_recipe
-from trimtab.experiments.variants import variants
+from trimtab.runs.recipe import load_recipe
+from trimtab.studies.variants import variants
 
 METHODS = ("sgd", "var", "sam", "cram+")
 

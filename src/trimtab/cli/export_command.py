@@ -14,11 +14,11 @@ from rich.table import Table
 from trimtab import deploy, pruning
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.statistics import sparsity_label
-from trimtab.experiments.training import batches_of, load_data, trained_model
-from trimtab.experiments.variants import safe_name
 from trimtab.observe import summary
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training import batches_of, load_data, trained_model
+from trimtab.studies.statistics import sparsity_label
+from trimtab.studies.variants import safe_name
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
-from trimtab.experiments.comparison import run_folders
-from trimtab.experiments.dynamics import in_words, run_dynamics
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.summary import Dynamics
-from trimtab.experiments.variants import run_label
 from trimtab.report import render_dynamics
+from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.comparison import run_folders
+from trimtab.studies.gradients.dynamics import in_words, run_dynamics
+from trimtab.studies.summary import Dynamics
+from trimtab.studies.variants import run_label
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from rich.table import Table
 from trimtab import datasets, models
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
-from trimtab.experiments.methods import METHODS
-from trimtab.experiments.recipe import shipped_recipes
+from trimtab.runs.methods import METHODS
+from trimtab.runs.recipe import shipped_recipes
 
 Kind = Literal["methods", "models", "datasets", "recipes"]
 

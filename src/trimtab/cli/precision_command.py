@@ -17,19 +17,19 @@ from rich.text import Text
 from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
 from trimtab.cli.console import console, print_json
 from trimtab.cli.study import run_study
-from trimtab.experiments.comparison import run_folders
-from trimtab.experiments.logistic_study import Descent, descend, wanted_descents
-from trimtab.experiments.precision_results import PrecisionStudy, gather, is_diverged
-from trimtab.experiments.precision_statistics import in_words, quality
-from trimtab.experiments.precision_variants import FormatStudy, format_variants
-from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.statistics import Estimate
-from trimtab.experiments.training import load_data
 from trimtab.files import write_text
 from trimtab.precision.rounding import Rounding
-from trimtab.report.precision import median_of
-from trimtab.report.precision_theory import render_precision
+from trimtab.report.precision.formats import median_of
+from trimtab.report.precision.theory import render_precision
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training import load_data
+from trimtab.studies.comparison import run_folders
+from trimtab.studies.precision.conclusions import in_words, quality
+from trimtab.studies.precision.logistic import Descent, descend, wanted_descents
+from trimtab.studies.precision.records import PrecisionStudy, gather, is_diverged
+from trimtab.studies.precision.variants import FormatStudy, format_variants
+from trimtab.studies.statistics import Estimate
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import tyro
 
 from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
-from trimtab.experiments.assemble import assemble
-from trimtab.experiments.prune_run import prune_run, pruned_file, read_pruned
-from trimtab.experiments.recipe import Pruning
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.statistics import sparsity_label
-from trimtab.report.terminal import terminal_table
+from trimtab.report.weights.terminal import terminal_table
+from trimtab.runs.recipe import Pruning
+from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.prune_run import prune_run, pruned_file, read_pruned
+from trimtab.studies.statistics import sparsity_label
+from trimtab.studies.weights.assemble import assemble
 
 
 @dataclass(frozen=True)

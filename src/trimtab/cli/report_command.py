@@ -12,10 +12,10 @@ import tyro
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import print_json
 from trimtab.cli.study import show, write_report
-from trimtab.experiments.assemble import assemble, kept_measurements
-from trimtab.experiments.comparison import run_folders
-from trimtab.experiments.summary import Cost, Latency
 from trimtab.report import render
+from trimtab.studies.comparison import run_folders
+from trimtab.studies.summary import Cost, Latency
+from trimtab.studies.weights.assemble import assemble, kept_measurements
 
 
 @dataclass(frozen=True)

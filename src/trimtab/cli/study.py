@@ -7,19 +7,24 @@ from pathlib import Path
 
 from trimtab.cli.console import console, errors, study_progress
 from trimtab.deploy import save_sparse
-from trimtab.experiments import statistics
-from trimtab.experiments.assemble import assemble, keep_measurements, kept_measurements, measure_latencies
-from trimtab.experiments.comparison import Outcome, compare, run_folders
-from trimtab.experiments.cost import measure_costs
-from trimtab.experiments.prune_run import Split
-from trimtab.experiments.recipe import Recipe
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.summary import Summary
-from trimtab.experiments.training import batches_of, load_data, trained_model
-from trimtab.experiments.variants import Variant, safe_name
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.report import render
-from trimtab.report.terminal import terminal_table
+from trimtab.report.weights.terminal import terminal_table
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training import batches_of, load_data, trained_model
+from trimtab.studies import statistics
+from trimtab.studies.comparison import Outcome, compare, run_folders
+from trimtab.studies.prune_run import Split
+from trimtab.studies.summary import Summary
+from trimtab.studies.variants import Variant, safe_name
+from trimtab.studies.weights.assemble import (
+    assemble,
+    keep_measurements,
+    kept_measurements,
+    measure_latencies,
+)
+from trimtab.studies.weights.cost import measure_costs
 
 
 def run_study(

@@ -12,8 +12,8 @@ import tyro
 
 from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
 from trimtab.cli.console import console, errors, print_json, training_progress
-from trimtab.experiments.curvature_tracking import run_track
-from trimtab.experiments.training import train
+from trimtab.runs.training import train
+from trimtab.studies.curvature.track import run_track
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from rich.table import Table
 from trimtab.cli.arguments import Fields, Output, check_first, parse, parse_vary, split_recipe
 from trimtab.cli.console import console, print_json
 from trimtab.cli.study import run_study
-from trimtab.experiments.prune_run import prune_run
-from trimtab.experiments.run_folder import RunFolder
-from trimtab.experiments.tuning import choose, chosen_settings
-from trimtab.experiments.variants import variants
+from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.prune_run import prune_run
+from trimtab.studies.variants import variants
+from trimtab.studies.weights.tuning import choose, chosen_settings
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils._pytree import tree_leaves, tree_map
 
-from trimtab.arguments import Arguments, arguments
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.files import replace_atomically
 from trimtab.observe.untouched import untouched
-from trimtab.wrappers import unwrapped
+from trimtab.parameters.arguments import Arguments, arguments
+from trimtab.parameters.wrappers import unwrapped
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

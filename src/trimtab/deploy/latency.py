@@ -10,7 +10,7 @@ from torch import nn
 
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.timing import Comparison, compare_twice
-from trimtab.selection import checked_sparsity
+from trimtab.tensors.selection import checked_sparsity
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from trimtab.arguments import arguments
 from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
 from trimtab.deploy.timing import Comparison, compare_twice
-from trimtab.kinds import PACKED, check_ready, packed_weights
 from trimtab.observe.untouched import uncompiled, untouched
-from trimtab.wrappers import is_wrapper, own_modules, unwrapped
+from trimtab.parameters.arguments import arguments
+from trimtab.parameters.kinds import PACKED, check_ready, packed_weights
+from trimtab.parameters.wrappers import is_wrapper, own_modules, unwrapped
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 READS_WEIGHTS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.deploy import positions
 from trimtab.deploy.store_format import DTYPES, Index, as_integers, content_hash, read_index, read_metadata
-from trimtab.wrappers import load_own_state, own_state, without_marks
+from trimtab.parameters.wrappers import load_own_state, own_state, without_marks
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, str], dict[str, Any]]:

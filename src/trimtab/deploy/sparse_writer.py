@@ -32,8 +32,8 @@ from trimtab.deploy.store_format import (
 )
 from trimtab.deploy.store_report import Form, StoreReport, TensorRow, dense_file_bytes, mask_entropy_bits
 from trimtab.files import replace_atomically
-from trimtab.kinds import check_has_shape, packed_weights
-from trimtab.wrappers import own_state
+from trimtab.parameters.kinds import check_has_shape, packed_weights
+from trimtab.parameters.wrappers import own_state
 
 Source = nn.Module | Mapping[str, Tensor]
 

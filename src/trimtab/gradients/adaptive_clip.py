@@ -9,14 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
-from trimtab.gradients.blocks import blocks, columns, norms
+from trimtab.checks import positive
+from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.gradients.channels import finite_or
-from trimtab.gradients.passes import working_dtype
-from trimtab.gradients.units import Item, channel_axis, is_cut, items_of, over_ranks, rows_of, same_layout
-from trimtab.layouts import is_linear
-from trimtab.moments import unit_squares
 from trimtab.parameters import Entry, Rule
+from trimtab.parameters.layouts import is_linear
+from trimtab.tensors.blocks import blocks, columns, norms
+from trimtab.tensors.moments import unit_squares
+from trimtab.tensors.passes import working_dtype
+from trimtab.tensors.units import (
+    Item,
+    channel_axis,
+    is_cut,
+    items_of,
+    over_ranks,
+    rows_of,
+    same_layout,
+)
 
 LEAST_GRADIENT_NORM = 1e-6
 """Floor of a gradient's norm before the division by it, as in the authors' code."""

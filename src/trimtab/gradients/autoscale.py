@@ -9,13 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from trimtab.gradients.base import GradientTransform, one_of
+from trimtab.checks import one_of
+from trimtab.gradients.base import GradientTransform
 from trimtab.gradients.channels import centre_channels_, finite_or
-from trimtab.gradients.passes import local_gradients, shift_and_scale_
 from trimtab.gradients.statistics import moments_of
 from trimtab.gradients.z_score import GRANULARITIES, Granularity
-from trimtab.moments import pooled
 from trimtab.parameters import Entry, Rule
+from trimtab.tensors.moments import pooled
+from trimtab.tensors.passes import local_gradients, shift_and_scale_
 
 ScaleRule = Literal["running_max", "first", "ema", "log"]
 SCALE_RULES = ("running_max", "first", "ema", "log")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,32 +15,6 @@ from trimtab.sparse import is_sparse, refuse_sparse
 
 EVERY_TENSOR = Rule(min_ndim=0)
 """What the two clipping transforms act on by default: biases and norm scales too."""
-
-
-def positive(name: str, value: float) -> float:
-    """`value` as a float; ValueError unless it is finite and above 0.
-
-    Example:
-        >>> positive("max_norm", 1)
-        1.0
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be finite and above 0, got {value}")
-    return float(value)
-
-
-def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
-    """`value`; ValueError unless it is among `allowed`.
-
-    Example:
-        >>> one_of("granularity", "tensor", ("tensor", "channel"))
-        'tensor'
-    """
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    return value
 
 
 def _as_real(entry: Entry) -> Entry:

@@ -9,11 +9,24 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.gradients.blocks import blocks, columns, means, norms
-from trimtab.gradients.passes import working_dtype
-from trimtab.gradients.units import Item, channel_axis, is_cut, items_of, over_ranks, row_elements, rows_of
-from trimtab.moments import unit_moments
 from trimtab.parameters import Entry
+from trimtab.tensors.blocks import (
+    blocks,
+    columns,
+    means,
+    norms,
+)
+from trimtab.tensors.moments import unit_moments
+from trimtab.tensors.passes import working_dtype
+from trimtab.tensors.units import (
+    Item,
+    channel_axis,
+    is_cut,
+    items_of,
+    over_ranks,
+    row_elements,
+    rows_of,
+)
 
 Factor = Callable[[Tensor, int | Tensor], Tensor]
 """(norms of the centred units, elements per unit) -> factors of the same shape."""

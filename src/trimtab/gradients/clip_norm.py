@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.gradients.base import EVERY_TENSOR, GradientTransform, positive
-from trimtab.gradients.passes import local_gradients, shift_and_scale_
-from trimtab.moments import joint_norm
+from trimtab.checks import positive
+from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.parameters import Entry, Rule
 from trimtab.sparse import is_sparse, stored_values
+from trimtab.tensors.moments import joint_norm
+from trimtab.tensors.passes import local_gradients, shift_and_scale_
 
 
 class ClipNorm(GradientTransform):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtab.gradients.blocks import STACKED, blocks
-from trimtab.gradients.units import Item
-from trimtab.moments import Moments, moments, unit_moments
 from trimtab.parameters import Entry
+from trimtab.tensors.blocks import STACKED, blocks
+from trimtab.tensors.moments import Moments, moments, unit_moments
+from trimtab.tensors.units import Item
 
 
 def moments_of(chosen: Sequence[Entry]) -> Moments:

@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from trimtab.checks import one_of, positive
 from trimtab.collectives import is_sharded
-from trimtab.gradients.base import GradientTransform, one_of, positive
-from trimtab.gradients.blocks import STACKED
+from trimtab.gradients.base import GradientTransform
 from trimtab.gradients.channels import centre_channels_, centre_units_, factor_of, finite_or
-from trimtab.gradients.passes import local_gradients, shift_and_scale_
 from trimtab.gradients.statistics import moments_of
-from trimtab.gradients.units import Item, channel_axis, row_elements
 from trimtab.parameters import Entry, Rule
+from trimtab.tensors.blocks import STACKED
+from trimtab.tensors.passes import local_gradients, shift_and_scale_
+from trimtab.tensors.units import Item, channel_axis, row_elements
 
 Granularity = Literal["tensor", "channel"]
 GRANULARITIES = ("tensor", "channel")

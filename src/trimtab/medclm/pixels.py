@@ -126,3 +126,6 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # damaged EXIF raises whatever the byte at fault leads to; viewers then show the pixels as stored
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+Mask = NDArray[np.bool_]

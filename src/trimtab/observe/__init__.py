@@ -4,8 +4,8 @@ from trimtab.observe.gradient_tracker import GradientTracker
 from trimtab.observe.model_summary import LayerRow, ModelSummary, summary
 from trimtab.observe.tensorboard import TensorBoard
 from trimtab.observe.weights import WeightDistribution, weight_distribution
-from trimtab.parts import read_table
-from trimtab.recorder import Recorder
+from trimtab.tables.parts import read_table
+from trimtab.tables.recorder import Recorder
 
 __all__ = [
     "GradientTracker",

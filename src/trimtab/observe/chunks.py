@@ -29,7 +29,7 @@ KEPT = 1 << 20
 COLUMNS = (
     "total", "squares", "max_abs", "zeros", "nan", "inf", "subnormal", "magnitude_total", "magnitude_squares",
 )  # fmt: skip
-"""What `Chunks.sums` finds of each tensor; `squares` are squared deviations from the mean, as in `trimtab.moments`."""
+"""What `Chunks.sums` finds of each tensor; `squares` are squared deviations from the mean, as in `trimtab.tensors.moments`."""
 PLACE = {name: place for place, name in enumerate(COLUMNS)}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.observe.tables import gradients_schema, gradients_table, signals_schema, signals_table
-from trimtab.recorder import Recorder, fetch
-from trimtab.rows import Rows
+from trimtab.tables.recorder import Recorder, fetch
+from trimtab.tables.rows import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

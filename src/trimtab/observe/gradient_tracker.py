@@ -16,8 +16,8 @@ from trimtab.observe.gradient_rows import GradientRows
 from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, working_dtype
 from trimtab.observe.tables import KINDS
 from trimtab.parameters import Entry, Rule
-from trimtab.rows import SECONDS
 from trimtab.sparse import refuse_sparse
+from trimtab.tables.rows import SECONDS
 
 if TYPE_CHECKING:
     import pyarrow as pa

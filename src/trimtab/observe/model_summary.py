@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from trimtab.arguments import arguments
-from trimtab.kinds import check_ready, packed_weights
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
 from trimtab.observe.untouched import uncompiled, untouched
 from trimtab.parameters import PRUNABLE, Rule, entries, select
-from trimtab.wrappers import own_modules, unwrapped
+from trimtab.parameters.arguments import arguments
+from trimtab.parameters.kinds import check_ready, packed_weights
+from trimtab.parameters.wrappers import own_modules, unwrapped
 
 
 @dataclass(frozen=True)

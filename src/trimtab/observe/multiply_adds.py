@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trimtab.kinds import reason_against_dtype
 from trimtab.parameters import entries
+from trimtab.parameters.kinds import reason_against_dtype
 
 Owners = tuple[str, ...]
 _PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1}

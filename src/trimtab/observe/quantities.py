@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import is_sharded, local_part, max_over_shards, sum_over_shards
-from trimtab.moments import Moments, flat_part, from_terms, pooled, terms
 from trimtab.observe.chunks import COLUMNS, PLACE, Chunks
 from trimtab.observe.weights import NEAR_ZERO
+from trimtab.tensors.moments import (
+    Moments,
+    flat_part,
+    from_terms,
+    pooled,
+    terms,
+)
 
 MOMENTS = ("mean", "variance", "std", "norm")
 COUNTS = ("zeros", "nan", "inf", "subnormal", "near_zero")

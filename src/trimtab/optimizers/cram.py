@@ -15,7 +15,12 @@ from trimtab.collectives import from_first_rank, is_sharded
 from trimtab.optimizers.norms import non_negative
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.parameters import Entry, Rule, entries, no_axis
-from trimtab.selection import checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
+from trimtab.tensors.selection import (
+    checked_sparsity,
+    kth_threshold,
+    smallest_in_groups,
+    smallest_masks,
+)
 
 _WEIGHTS = Rule()
 

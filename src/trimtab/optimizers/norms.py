@@ -9,7 +9,7 @@ from numbers import Real
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.moments import joint_norm
+from trimtab.tensors.moments import joint_norm
 
 TINY = 1e-12  # added to gradient norms before dividing, as SAM's authors do
 

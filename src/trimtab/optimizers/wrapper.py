@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.kinds import reason_against_dtype
+from trimtab.parameters.kinds import reason_against_dtype
 
 
 def _check_dtypes(name: str, groups: list[dict[str, Any]]) -> None:

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trimtab.checks import non_negative
 from trimtab.collectives import is_sharded
 from trimtab.parameters import Entry, Rule, Source, select
-
-
-def non_negative(name: str, value: object) -> float:
-    """`value` as a float; ValueError unless it is finite and at least 0.
-
-    Example:
-        >>> non_negative("strength", 1)
-        1.0
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name} must be finite and 0 or more, got {value}")
-    return number
 
 
 class Penalty(ABC):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trimtab.parameters import Rule
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Magnitudes
+from trimtab.penalties.magnitude_pass import Magnitudes
 
 
 class HoyerSquare(MagnitudePenalty):

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from trimtab.parameters import Rule, Source
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.moments import Magnitudes, batches, finish, flat_with_gradients, widened, write_back
+from trimtab.penalties.magnitude_pass import (
+    Magnitudes,
+    batches,
+    finish,
+    flat_with_gradients,
+    widened,
+    write_back,
+)
 from trimtab.sparse import is_sparse, refuse_sparse, stored_places, stored_values
 
 

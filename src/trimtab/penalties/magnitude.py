@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trimtab.parameters import Entry, Source
 from trimtab.penalties.base import Penalty
-from trimtab.penalties.moments import MagnitudePass, Magnitudes, working_dtype
+from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes, working_dtype
 from trimtab.sparse import refuse_sparse
 
 

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import non_negative
 from trimtab.collectives import local_part, sum_over_shards
-from trimtab.moments import unit_squares
 from trimtab.parameters import Entry, Rule, select
-from trimtab.penalties.base import non_negative
 from trimtab.penalties.magnitude import Law, MagnitudePenalty, by_device_and_dtype
-from trimtab.penalties.moments import MagnitudePass, Magnitudes
+from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
+from trimtab.tensors.moments import unit_squares
 
 Form = Literal["variance", "relative", "as_printed"]
 WITHOUT_SPREAD = 100.0

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from trimtab.inexact import RoundedBackward
-from trimtab.layouts import is_linear
 from trimtab.parameters import Entry
+from trimtab.parameters.layouts import is_linear
+from trimtab.parameters.wrappers import own_modules
 from trimtab.precision.straight_through import _Rounded
-from trimtab.wrappers import own_modules
 
 LAYERS = (
     nn.Linear,

@@ -13,7 +13,7 @@ from trimtab.precision.format import Format, named
 from trimtab.precision.scaling import Scaling
 from trimtab.precision.shrinkage import Measured, shrinkage_sums
 from trimtab.precision.shrinkage_rows import ShrinkageRows
-from trimtab.rows import SECONDS
+from trimtab.tables.rows import SECONDS
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from trimtab.precision.shrinkage import Shrinkage, shrinkage
-from trimtab.recorder import Recorder, fetch
-from trimtab.rows import Rows
+from trimtab.tables.recorder import Recorder, fetch
+from trimtab.tables.rows import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.parameters import Rule
+from trimtab.parameters.reparametrised import Reparametrised
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.scores import Score
 from trimtab.pruning.selection_plan import Removal, RemovalSequence, SelectionPlan
 from trimtab.pruning.undo import Saved, Undo, put_back
-from trimtab.reparametrised import Reparametrised
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from trimtab.arguments import arguments_of_batch, moved
 from trimtab.collectives import is_distributed, sum_over_ranks
-from trimtab.wrappers import unwrapped
+from trimtab.parameters.arguments import arguments_of_batch, moved
+from trimtab.parameters.wrappers import unwrapped
 
 
 @dataclass(frozen=True)

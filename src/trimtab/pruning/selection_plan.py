@@ -9,13 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.collectives import is_sharded
-from trimtab.kinds import check_has_values
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, select, total_elements
+from trimtab.parameters.kinds import check_has_values
+from trimtab.parameters.wrappers import is_sharding_wrapper
 from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
 from trimtab.pruning.scopes import IN_GROUPS, SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
-from trimtab.selection import Threshold, checked_sparsity, kth_threshold, smallest_in_groups, smallest_masks
-from trimtab.wrappers import is_sharding_wrapper
+from trimtab.tensors.selection import (
+    Threshold,
+    checked_sparsity,
+    kth_threshold,
+    smallest_in_groups,
+    smallest_masks,
+)
 
 DEFAULT_RULE = PRUNABLE
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trimtab.reparametrised import Reparametrised
+from trimtab.parameters.reparametrised import Reparametrised
 
 Saved = list[tuple[Tensor, Tensor]]
 """Tensors, each with a copy of its values."""

@@ -1,6 +1,7 @@
 """What a study found, for people: one self-contained HTML page, and a table for the terminal."""
 
-from trimtab.report.curvature import render_curvature
-from trimtab.report.page import render, render_dynamics
+from trimtab.report.curvature.networks import render_curvature
+from trimtab.report.gradients.page import render_dynamics
+from trimtab.report.weights.page import render
 
 __all__ = ["render", "render_curvature", "render_dynamics"]

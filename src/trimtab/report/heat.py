@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.experiments.summary import Dynamics, LayerDynamics
 from trimtab.report.parts import Cell, Figure, Section, Table, plain
+from trimtab.studies.summary import Dynamics, LayerDynamics
 
 WIDE = 2  # so many maps stand below each other at full width, more become small ones side by side
 COLOURS = "Viridis"  # even steps of lightness, readable without colour vision, on light and dark paper

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.experiments.statistics import Estimate, sparsity_label
+from trimtab.studies.statistics import Estimate, sparsity_label
 
 STATES = {"pruned": "as pruned", "recalibrated": "BatchNorm recalibrated"}
 

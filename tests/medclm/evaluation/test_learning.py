@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.medclm.training.blobs import blob_set
-from trimtab.cli.medclm_command import run
+from trimtab.cli.medclm import run
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.run import train
 

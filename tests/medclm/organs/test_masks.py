@@ -11,7 +11,8 @@ from pycocotools import mask as coco_masks
 
 from tests.medclm.pictures import coco, image_record, mask
 from trimtab.medclm import organs
-from trimtab.medclm.organs.rle import decode, encode, read_organs, run_lengths, write_organs
+from trimtab.medclm.coco import decode, encode, run_lengths
+from trimtab.medclm.organs.rle import read_organs, write_organs
 from trimtab.medclm.organs.source import OrganError
 
 RECORD = image_record()

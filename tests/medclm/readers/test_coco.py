@@ -8,7 +8,7 @@ import pytest
 
 from tests.medclm.pictures import coco, parted, picture
 from trimtab.medclm import readers
-from trimtab.medclm.organs.rle import encode
+from trimtab.medclm.coco import encode
 
 
 def read(path: Path, **options: object):

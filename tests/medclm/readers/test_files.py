@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.medclm.readers.files import Damaged, csv_rows
+from trimtab.medclm.files import Damaged, csv_rows
 
 
 def _read(tmp_path, content):

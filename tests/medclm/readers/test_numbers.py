@@ -14,7 +14,8 @@ import pytest
 from tests.medclm.pictures import coco, image_record, parted, picture
 from tests.medclm.test_pixels import dicom_file
 from trimtab.medclm import readers
-from trimtab.medclm.organs.rle import CocoOrgans, OrganError, run_lengths
+from trimtab.medclm.coco import run_lengths
+from trimtab.medclm.organs.rle import CocoOrgans, OrganError
 
 BAD = [float("nan"), float("inf"), 1e308, 1e9, 10**30, -(2**63), None, True, "x", "4 4", "1_0", [4], {}, ""]
 POLYGON = [10, 20, 60, 20, 60, 60, 10, 60]

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from trimtab.files import alone, write_text
 from trimtab.medclm import readers
@@ -21,53 +19,16 @@ from trimtab.medclm.building.folder import DataSetFolder, Manifest, fingerprint
 from trimtab.medclm.building.identity import settle
 from trimtab.medclm.building.journal import Journal, journal_items
 from trimtab.medclm.building.launchers import Launcher, run_local, run_ray
+from trimtab.medclm.building.options import BuildOptions
 from trimtab.medclm.building.preparing import OnText, Preparation, Prepared, as_text
 from trimtab.medclm.building.writing import write_rows
-from trimtab.medclm.planning import STAGES
-from trimtab.medclm.records import ImageRecord, Rejected, Stage
-from trimtab.medclm.rules import RuleName, host_rules, warn_unlisted
-from trimtab.medclm.splits import FRACTIONS, split_of, without_leaks
+from trimtab.medclm.records import ImageRecord, Rejected
+from trimtab.medclm.rules import host_rules, warn_unlisted
+from trimtab.medclm.splits import split_of, without_leaks
 from trimtab.medclm.texts.generator import Generator
 from trimtab.medclm.texts.template import TemplateGenerator
 
 Progress = Callable[[str, int], None]
-
-
-class BuildOptions(BaseModel):
-    """What `build` does. A build goes on only with the same options.
-
-    Attributes:
-        detections: annotation file or folder.
-        format: reader, see `readers.names`.
-        images: folder the images lie in.
-        reader: options of the reader.
-        organs: (name, options) of the organ sources, see `organs.names`; none leaves hosts unknown.
-        without_organs: "keep" images whose masks cannot be had, or "reject" them.
-        preset, rule, allowed: host rules, see `rules.host_rules`.
-        split: "patient" = by hash of the patient; "source" = as the source says.
-        fractions: train, validation, test of the split by patient.
-        stages, balance, cap, seed: see `planning.Planner`.
-        embed: store the images' bytes in the Parquet files.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    detections: Path
-    format: str
-    images: Path
-    reader: Mapping[str, Any] = {}
-    organs: tuple[tuple[str, Mapping[str, Any]], ...] = ()
-    without_organs: Literal["keep", "reject"] = "keep"
-    preset: str = "general"
-    rule: RuleName = "inside_fraction"
-    allowed: Mapping[str, tuple[str, ...]] = {}
-    split: Literal["patient", "source"] = "patient"
-    fractions: tuple[float, float, float] = FRACTIONS
-    stages: tuple[Stage, ...] = STAGES
-    balance: bool = True
-    cap: float = 0.6
-    seed: int = 0
-    embed: bool = True
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from trimtab.medclm.building.card import card
 from trimtab.medclm.building.folder import DataSetFolder, Manifest, listed_file
 from trimtab.medclm.building.journal import journal_items
 from trimtab.medclm.building.parquet import write_splits
+from trimtab.medclm.building.preparing import prepared_records
 from trimtab.medclm.building.statistics import Statistics
-from trimtab.medclm.building.writing import prepared_records
 from trimtab.medclm.records import Rejected, Row
 
 

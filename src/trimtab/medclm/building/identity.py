@@ -19,7 +19,7 @@ from trimtab.medclm.records import Rejected
 from trimtab.medclm.splits import split_of
 
 if TYPE_CHECKING:
-    from trimtab.medclm.building.build import BuildOptions
+    from trimtab.medclm.building.options import BuildOptions
 
 SAME = "same picture as an earlier image of the set"
 DISPUTED = "same picture as another image of the set, with other findings"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimtab.medclm import organs
+from trimtab.medclm.building.folder import DataSetFolder
 from trimtab.medclm.building.identity import content_of
+from trimtab.medclm.building.journal import journal_items
 from trimtab.medclm.hosts import decided_hosts
 from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
@@ -154,3 +156,10 @@ def _source(sources: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]) -> Org
     """The organ source of this process, made once."""
     made = [organs.create(name, **dict(options)) for name, options in sources]
     return made[0] if len(made) == 1 else organs.Combined(made)
+
+
+def prepared_records(folder: DataSetFolder) -> Iterator[ImageRecord]:
+    """The records of the step "images"."""
+    for item in journal_items(folder.work / "images.jsonl"):
+        if item["record"] is not None:
+            yield Prepared.model_validate(item).record  # type: ignore[misc]

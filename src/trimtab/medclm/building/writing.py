@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from trimtab.medclm.building.folder import DataSetFolder
 from trimtab.medclm.building.journal import Journal, journal_items
 from trimtab.medclm.building.launchers import run_threads
-from trimtab.medclm.building.preparing import Prepared
+from trimtab.medclm.building.preparing import prepared_records
 from trimtab.medclm.planning import Planned, Planner
 from trimtab.medclm.quality import QualityControl
 from trimtab.medclm.records import ImageRecord, Rejected, Row
 from trimtab.medclm.texts.generator import GenerationError, Generator
 
 if TYPE_CHECKING:
-    from trimtab.medclm.building.build import BuildOptions
+    from trimtab.medclm.building.options import BuildOptions
 
 
 def write_rows(
@@ -60,10 +60,3 @@ def write_rows(
             if progress is not None:
                 progress("rows", journal.lines)
     return planner.left_out
-
-
-def prepared_records(folder: DataSetFolder) -> Iterator[ImageRecord]:
-    """The records of the step "images"."""
-    for item in journal_items(folder.work / "images.jsonl"):
-        if item["record"] is not None:
-            yield Prepared.model_validate(item).record  # type: ignore[misc]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trimtab.inputs import named, parse_json, shortened
 from trimtab.medclm.evaluation.questions import Question, choices_of
-from trimtab.medclm.readers.files import require_file, utf8
+from trimtab.medclm.files import require_file, utf8
 from trimtab.medclm.records import Rejected, inside
 
 Benchmark = Literal["vqa_rad", "slake", "path_vqa", "pmc_vqa"]

@@ -10,8 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.inputs import named, read_json_mapping
-from trimtab.medclm.organs.source import Mask, OrganError, beside, fitted, organ_name, without_empty
-from trimtab.medclm.pixels import PictureError, read_mask
+from trimtab.medclm.organs.source import (
+    OrganError,
+    beside,
+    fitted,
+    organ_name,
+    without_empty,
+)
+from trimtab.medclm.pixels import Mask, PictureError, read_mask
 from trimtab.medclm.records import ImageRecord
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.medclm.organs.folders import read_labels, split_labels
-from trimtab.medclm.organs.source import Mask, OrganError, beside, fitted
+from trimtab.medclm.organs.source import OrganError, beside, fitted
+from trimtab.medclm.pixels import Mask
 from trimtab.medclm.records import ImageRecord
 
 _SUFFIXES = (".nii.gz", ".nii")

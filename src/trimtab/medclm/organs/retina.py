@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.medclm.organs.rle import CocoOrgans
-from trimtab.medclm.organs.source import Mask, OrganError, beside, fitted
-from trimtab.medclm.pixels import PictureError, read_mask
+from trimtab.medclm.organs.source import OrganError, beside, fitted
+from trimtab.medclm.pixels import Mask, PictureError, read_mask
 from trimtab.medclm.places import bounds, eye
 from trimtab.medclm.records import ImageRecord
 

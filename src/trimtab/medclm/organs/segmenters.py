@@ -17,7 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from trimtab.medclm.organs.nifti import NiftiOrgans
-from trimtab.medclm.organs.source import Mask, OrganError, fitted, organ_name, without_empty
+from trimtab.medclm.organs.source import (
+    OrganError,
+    fitted,
+    organ_name,
+    without_empty,
+)
+from trimtab.medclm.pixels import Mask
 from trimtab.medclm.records import ImageRecord
 
 

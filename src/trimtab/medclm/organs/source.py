@@ -9,9 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.medclm.pixels import Mask
 from trimtab.medclm.records import ImageRecord, Rejected
-
-Mask = NDArray[np.bool_]
 
 
 class OrganSource(Protocol):

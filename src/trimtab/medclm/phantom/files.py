@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trimtab.files import replace_atomically, write_text
-from trimtab.medclm.organs.rle import encode, write_organs
+from trimtab.medclm.coco import encode
+from trimtab.medclm.organs.rle import write_organs
 from trimtab.medclm.phantom.anatomy import Anatomy, Mask
 from trimtab.medclm.phantom.lesions import FINDINGS, PhantomLesion, drawn
 from trimtab.medclm.phantom.picture import radiograph

@@ -8,56 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import from_json
-
-from trimtab.medclm.organs.rle import polygons, run_lengths
-from trimtab.medclm.readers.coco_images import Entry, Listed, shown
-from trimtab.medclm.readers.files import identifier, number, require_file, utf8
+from trimtab.medclm.coco import category_names, load_coco, polygons, run_lengths, shown
+from trimtab.medclm.files import identifier, number
+from trimtab.medclm.readers.coco_images import Entry, Listed
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_size
 from trimtab.medclm.records import ImageRecord, Rejected
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-def load_coco(path: Path) -> dict[str, Any]:
-    """The document of a COCO json file, with its lists `images`, `annotations` and `categories`.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8, not json, or one of the lists is missing or `images` is empty.
-    """
-    raw = require_file(path, "a COCO json file").read_bytes()
-    try:
-        document = from_json(raw.removeprefix(BYTE_ORDER_MARK))
-    except ValueError as error:
-        utf8(path)
-        raise ValueError(f"{path} is not json: {error}") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise ValueError(f"{path} has no list {key!r}; COCO needs images, annotations and categories")
-    if not document["images"]:
-        raise ValueError(f"{path} lists no images")
-    found: dict[str, Any] = document
-    return found
-
-
-def category_names(document: Mapping[str, Any], file: str) -> tuple[dict[str, str], list[Rejected]]:
-    """Category id (as text, see `identifier`) -> name, and the categories that have no usable name or an id twice."""
-    found: dict[str, str] = {}
-    rejected = []
-    for index, category in enumerate(document["categories"]):
-        row = f"categories[{index}]"
-        identity, name = (
-            (identifier(category.get("id")), category.get("name")) if isinstance(category, dict) else (None,) * 2
-        )
-        if identity is None or not isinstance(name, str) or not name.strip():
-            rejected.append(Rejected(file=file, row=row, reason="category without id or name", value=shown(category)))
-        elif identity not in found:
-            found[identity] = name
-        elif found[identity] != name:
-            value = f"{identity}: {found[identity]} and {name}"
-            rejected.append(Rejected(file=file, row=row, reason="category id occurs twice", value=value[:200]))
-    return found, rejected
 
 
 class CocoReader(ReaderOptions):

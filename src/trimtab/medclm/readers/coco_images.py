@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.medclm.readers.files import identifier, whole
+from trimtab.medclm.coco import shown
+from trimtab.medclm.files import identifier, whole
 from trimtab.medclm.records import Rejected
 
 
@@ -106,10 +107,3 @@ def _located(name: str, folder: Path) -> str:
         if not folder.joinpath(*parts).exists() and (folder / rest).exists():
             return rest
     return "/".join(part for part in parts if part) if parts[0] else name
-
-
-def shown(row: object) -> str:
-    """A row of the document as text for the report, without its mask, cut at 200 characters."""
-    if isinstance(row, dict):
-        return str({key: value for key, value in row.items() if key != "segmentation"})[:200]
-    return str(row)[:200]

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trimtab.inputs import shortened
-from trimtab.medclm.readers.files import Damaged, csv_table, number, whole
+from trimtab.medclm.files import (
+    Damaged,
+    csv_table,
+    number,
+    whole,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 

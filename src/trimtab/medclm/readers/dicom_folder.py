@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.medclm.dicoms import DICOM_SUFFIXES, PictureError, dicom, text_of
-from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, number
+from trimtab.medclm.files import (
+    Damaged,
+    PictureIndex,
+    csv_rows,
+    number,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 

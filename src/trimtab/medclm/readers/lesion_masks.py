@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
+from trimtab.medclm.files import PictureIndex, require_folder
 from trimtab.medclm.pixels import PictureError, picture_header, picture_size, read_mask
-from trimtab.medclm.readers.files import PictureIndex, require_folder
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_size
 from trimtab.medclm.records import ImageRecord, Rejected
 

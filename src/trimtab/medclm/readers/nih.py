@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trimtab.inputs import shortened
-from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, csv_table, number
+from trimtab.medclm.files import (
+    Damaged,
+    PictureIndex,
+    csv_rows,
+    csv_table,
+    number,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 

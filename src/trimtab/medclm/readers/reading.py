@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from trimtab.medclm.files import PictureIndex
 from trimtab.medclm.pixels import PictureError, picture_header
-from trimtab.medclm.readers.files import PictureIndex
 from trimtab.medclm.records import Box, ImageRecord, Lesion, Rejected, SplitName, inside
 
 SPLIT_NAMES: Mapping[str, SplitName] = {

@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, number
+from trimtab.medclm.files import (
+    Damaged,
+    PictureIndex,
+    csv_rows,
+    number,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 

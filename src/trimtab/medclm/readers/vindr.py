@@ -10,7 +10,12 @@ from pathlib import Path
 
 from pydantic import Field
 
-from trimtab.medclm.readers.files import Damaged, PictureIndex, csv_rows, number
+from trimtab.medclm.files import (
+    Damaged,
+    PictureIndex,
+    csv_rows,
+    number,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_box, checked_size
 from trimtab.medclm.records import Box, ImageRecord, Rejected
 

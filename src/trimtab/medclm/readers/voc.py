@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trimtab.medclm.readers.files import PictureIndex, number, require_folder, whole
+from trimtab.medclm.files import (
+    PictureIndex,
+    number,
+    require_folder,
+    whole,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected, inside
 

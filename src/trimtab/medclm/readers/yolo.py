@@ -8,7 +8,13 @@ from typing import Any
 
 import yaml
 
-from trimtab.medclm.readers.files import PictureIndex, number, require_folder, utf8, whole
+from trimtab.medclm.files import (
+    PictureIndex,
+    number,
+    require_folder,
+    utf8,
+    whole,
+)
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled
 from trimtab.medclm.records import ImageRecord, Rejected
 

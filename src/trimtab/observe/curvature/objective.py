@@ -14,15 +14,15 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from trimtab.arguments import arguments
 from trimtab.collectives import is_sharded, sum_over_ranks
-from trimtab.kinds import check_ready
 from trimtab.observe.curvature.counting import Counted, counted, reduction_of
 from trimtab.observe.curvature.data import Batch, Batches, Count, Loss
 from trimtab.observe.curvature.intact import RandomState, intact
 from trimtab.observe.curvature.results import Setting
 from trimtab.parameters import Rule, entries, select
-from trimtab.wrappers import unwrapped
+from trimtab.parameters.arguments import arguments
+from trimtab.parameters.kinds import check_ready
+from trimtab.parameters.wrappers import unwrapped
 
 POLICIES = ("frozen", "batch")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from trimtab.layouts import NO_WEIGHT
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.results import Eigenvalues
 from trimtab.parameters import Entry, no_axis
+from trimtab.parameters.layouts import NO_WEIGHT
 
 SCALES = ("filter", "tensor", "none")
 ONE_DIMENSIONAL = ("zero", "scaled")

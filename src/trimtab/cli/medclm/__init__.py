@@ -1,0 +1,39 @@
+"""`trimtab medclm`: question data sets from detection boxes: build, check, view, export, demo."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+COMMANDS = {
+    "build": "detection boxes and organ masks -> questions, reasoning and answers",
+    "check": "validate a built set: manifest, files, boxes, splits, every row",
+    "view": "make the HTML viewer of a built set",
+    "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
+    "train": "train a vision-language model on a built set, from easy to hard",
+    "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
+    "demo": "all of it on drawn chest X-rays, or on a folder of real data",
+}
+
+
+def usage() -> str:
+    """What `trimtab medclm --help` prints."""
+    lines = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: trimtab medclm COMMAND ...   (trimtab medclm COMMAND --help says more)\n\n"
+        f"{lines}\n\nneeds the extra: pip install 'trimtab[medclm]'\n"
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and run one command."""
+    words = list(arguments)
+    if not words or words[0] in {"-h", "--help"}:
+        print(usage(), end="")
+        return 0 if words else 2
+    if words[0] not in COMMANDS:
+        raise ValueError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    homes = {"build": "build", "demo": "build", "train": "train", "evaluate": "evaluate"}
+    module = importlib.import_module(f"trimtab.cli.medclm.{homes.get(words[0], 'use')}")
+    code: int = getattr(module, words[0])(words[1:])
+    return code

@@ -1,0 +1,153 @@
+"""`trimtab medclm evaluate` and the export of questions for other harnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.table import Table
+
+from trimtab.cli.arguments import Output, parse
+from trimtab.cli.console import console, counting_progress, print_json
+from trimtab.inputs import named, read_json_mapping
+from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.evaluation.benchmarks import load_benchmark
+from trimtab.medclm.evaluation.evaluate import Evaluation, write
+from trimtab.medclm.evaluation.evaluate import evaluate as evaluate_model
+from trimtab.medclm.evaluation.questions import Question, questions_of
+from trimtab.medclm.records import Stage
+
+SetName = Literal["medclm", "vqa_rad", "slake", "path_vqa", "pmc_vqa"]
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """`trimtab medclm evaluate RUN`: asks the trained model, the same model with images of other patients, the majority guess, and the guess from the text with its box numbers; prints them side by side; writes RUN/evaluation.json, predictions.jsonl and report.html."""  # noqa: E501
+
+    run: tyro.conf.Positional[Path]
+    """Folder of `trimtab medclm train`, or of any model that transformers reads (then with --data and --out)."""
+    data: Path | None = None
+    """Built set, or folder of a question set; default what the run was trained on."""
+    questions: SetName = "medclm"
+    """medclm, or a question set as its authors ship it."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which part."""
+    stages: tuple[Stage, ...] = ("easy", "medium", "hard")
+    """Of a built set."""
+    limit: int = 0
+    """At most so many questions, spread evenly; 0 takes all."""
+    batch: int = 32
+    """Questions at a time."""
+    out: Path | None = None
+    """Folder for the results; default the run."""
+    export: Literal["no", "lmms-eval", "vlmevalkit"] = "no"
+    """Write the questions for another harness into --out instead of evaluating."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Parse and evaluate."""
+    given = parse(EvaluateArguments, arguments, "medclm evaluate")
+    out = given.out or given.run
+    data = given.data or _data_of(given.run)
+    asked, training = questions(given, data)
+    if given.export != "no":
+        from trimtab.medclm.evaluation.exports import lmms_eval, vlmevalkit
+
+        written = (
+            lmms_eval(asked, out / "lmms_eval")
+            if given.export == "lmms-eval"
+            else vlmevalkit(asked, out / "MedCLM.tsv")
+        )
+        console.print(f"{len(asked):,} questions: {written}", soft_wrap=True)
+        return 0
+    about, found, page = measure(given, data, out, asked, training)
+    if given.output.json:
+        print_json({**about, **found.summary})
+        return 0
+    console.print(results_table(found.summary))
+    for rule, text in found.summary["rules"].items():
+        console.print(f"{rule}: {text}", highlight=False, markup=False)
+    if page is not None:
+        console.print(f"report: {page} (open it in a browser)", soft_wrap=True)
+    console.print(f"results: {out / 'evaluation.json'}, replies: {out / 'predictions.jsonl'}", soft_wrap=True)
+    return 0
+
+
+def measure(
+    given: EvaluateArguments, data: Path, out: Path, asked: Sequence[Question], training: Sequence[Question]
+) -> tuple[dict[str, str], Evaluation, Path | None]:
+    """Evaluate and write; returns (what was evaluated, results, report page of a run)."""
+    from trimtab.medclm.training.models import load_finished
+
+    model, processor = load_finished(given.run)
+    with counting_progress("evaluate", given.output.silent) as progress:
+        found = evaluate_model(model, processor, asked, training, given.batch, progress)
+    about = {"data": str(data), "questions": given.questions, "split": given.split, "model": str(given.run)}
+    write(found, out, about)
+    page = None
+    if out == given.run and (given.run / "run.json").is_file():
+        from trimtab.report.medclm.run import render_medclm_run
+
+        page = render_medclm_run(given.run)
+    return about, found, page
+
+
+def questions(given: EvaluateArguments, data: Path) -> tuple[list[Question], list[Question]]:
+    """(what is asked, training questions for the majority)."""
+    if given.questions == "medclm":
+        folder = DataSetFolder(data)
+        asked = [one for one in questions_of(folder, [given.split]) if one.stage in given.stages]
+        training = questions_of(folder, ["train"])
+    else:
+        loaded = load_benchmark(given.questions, data, given.split)
+        if loaded.rejected and not given.output.silent:
+            console.print(
+                f"{len(loaded.rejected):,} rows rejected, first: {loaded.rejected[0]}", highlight=False, markup=False
+            )
+        asked, training = loaded.questions, load_benchmark(given.questions, data, "train").questions
+    if given.limit and given.limit < len(asked):
+        asked = [asked[place * len(asked) // given.limit] for place in range(given.limit)]
+    if not asked:
+        raise ValueError(f"{data} has no questions of the split {given.split} and the stages {', '.join(given.stages)}")
+    return asked, training
+
+
+def _data_of(run: Path) -> Path:
+    file = run / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run} has no run.json, so it is no run of `trimtab medclm train`: say --data")
+    with named(file):
+        return Path(read_json_mapping(file)["data"])
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """Rules over all questions and by stage, the systems side by side."""
+    systems = summary["systems"]
+    found = {
+        (row["group"], row["name"], row["rule"], system): row for system, one in systems.items() for row in one["rows"]
+    }
+    table = Table(title=f"{summary['n']:,} questions; 95 % bootstrap intervals over patients")
+    table.add_column("rule")
+    table.add_column("questions")
+    table.add_column("n", justify="right")
+    for system in systems:
+        table.add_column(system, justify="right")
+    stages = [name for name in ("easy", "medium", "hard") if any(key[:2] == ("stage", name) for key in found)]
+    for rule in summary["rules"]:
+        for group, name in (("all", "all"), *(("stage", stage) for stage in stages)):
+            row = found.get((group, name, rule, "model"))
+            if row is not None:
+                cells = [_cell(found.get((group, name, rule, system))) for system in systems]
+                table.add_row(rule, name, f"{row['n']:,}", *cells)
+    return table
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    bounds = "" if row["low"] is None else f" ({100 * row['low']:.0f}-{100 * row['high']:.0f})"
+    return f"{100 * row['value']:.1f} %{bounds}"

@@ -1,0 +1,108 @@
+"""Accuracy against sharpness at each sparsity, and whether flatter networks bear pruning better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trimtab.report.palette import Look
+from trimtab.report.parts import Cell, Figure, Section, Table, halvings, log_ticks, plain
+from trimtab.studies.curvature.conclusions import (
+    MEASURES,
+    SCALE_FREE,
+    RankCorrelation,
+    robustness,
+)
+from trimtab.studies.curvature.records import CurvatureRow, CurvatureSummary
+from trimtab.studies.statistics import sparsity_label
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def _scatter(
+    rows: Sequence[CurvatureRow], found: Mapping[str, Look], name: str, sparsity: float, metric: str
+) -> Figure:
+    text, value = MEASURES[name]
+    own = [row for row in rows if row.sparsity == sparsity and value(row) > 0]
+    traces = [
+        {
+            "type": "scatter", "mode": "markers", "name": plain(method),
+            "x": [value(row) for row in own if row.method == method],
+            "y": [row.accuracy for row in own if row.method == method],
+            "customdata": [[row.seed] for row in own if row.method == method],
+            "hovertemplate": "%{fullData.name}, seed %{customdata[0]}<br>%{x:.3g}: <b>%{y:.1%}</b><extra></extra>",
+            "marker": {"color": look.colour, "symbol": look.marker, "size": 9},
+        }
+        for method, look in found.items()
+    ]  # fmt: skip
+    label = sparsity_label(sparsity)
+    return Figure(
+        f"scatter-{name}-{halvings(sparsity):.3f}".replace(".", "_"),
+        f"{metric.capitalize()} against {text} of the same networks, {label}.",
+        {"": [trace for trace in traces if trace["x"]]},
+        {
+            "xaxis": {
+                "title": {"text": text.replace("||w||\u00b2", "|w|\u00b2")},
+                "type": "log",
+                "zeroline": False,
+                "nticks": 5,
+                **(log_ticks([value(row) for row in own]) if own else {}),
+            },
+            "yaxis": {"tickformat": ".3~p", "title": {"text": metric}, "zeroline": False},
+            "height": 300,
+            "margin": {"l": 55},
+            "legend": {"font": {"size": 11}},
+        },
+        small=True,
+        title=f"{label.capitalize()}: {text}",
+    )
+
+
+def _correlation(found: RankCorrelation) -> Cell:
+    text = f"{found.value:+.2f}".replace("-", MINUS)
+    if found.low is not None and found.high is not None:
+        text += f" ({found.low:+.2f} to {found.high:+.2f})".replace("-", MINUS)
+    return Cell(text, round(found.value, 4), best=found.excludes_zero)
+
+
+def scatter_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Section:
+    """Accuracy against sharpness at each sparsity, and rank correlations of dense sharpness with what pruning leaves."""
+    rows, metric = summary.rows, summary.metric
+    sparsities = sorted({row.sparsity for row in rows})
+    figures = [
+        _scatter(rows, found, name, s, metric) for s in sparsities for name in ("sharpness", "adaptive_sharpness")
+    ]
+    sentences = [
+        f"Each point is one network: its {metric} on the {rows[0].split} split against its own sharpness on training images."
+    ]
+    related = robustness(rows, summary.pruned)
+    tables = []
+    if related:
+        lines = [
+            [
+                Cell(MEASURES[item.measure][0]), Cell("relative" if item.measure in SCALE_FREE else "raw"),
+                Cell(sparsity_label(item.sparsity), item.sparsity), _correlation(item.kept), _correlation(item.accuracy),
+            ]
+            for item in related
+        ]  # fmt: skip
+        head = [
+            "measure of the dense network",
+            "scale",
+            "pruned to",
+            f"with the change of {metric}",
+            f"with {metric} left",
+        ]
+        first = related[0].kept
+        tables.append(
+            Table(
+                "robustness",
+                f"Does flatter go with more robust? Spearman's rank correlation over {first.networks} networks of "
+                f"{first.methods} methods; bold: the interval excludes 0",
+                head,
+                lines,
+            )
+        )
+        sentences.append(
+            "Negative: flatter networks lose less. Intervals: 95 %, methods drawn with replacement, each with all of its seeds "
+            "(seeds of one method are no independent evidence on how methods differ); none with fewer than four methods."
+        )
+    return Section("scatter", f"{metric.capitalize()} against sharpness", sentences, figures, tables)

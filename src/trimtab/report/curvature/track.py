@@ -1,0 +1,77 @@
+"""Curvature over training: the largest eigenvalue and SAM's sharpness, as measured and averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trimtab.report.palette import Look
+from trimtab.report.parts import Figure, Section, plain
+from trimtab.runs.curvature_tracking import RHO
+from trimtab.studies.curvature.track import DECAY, moving_average
+from trimtab.studies.summary import CurvatureTrack
+
+TITLE = "Curvature over training"
+Values = Callable[[CurvatureTrack], Sequence[float]]
+
+
+def _traces(tracks: Sequence[CurvatureTrack], looks: Mapping[str, Look], values: Values) -> list[dict[str, Any]]:
+    traces: list[dict[str, Any]] = []
+    named: set[str] = set()
+    for track in tracks:
+        look, name = looks[track.method], plain(track.method)
+        shared = {"type": "scatter", "mode": "lines", "x": track.epochs, "legendgroup": name}
+        traces.append(
+            {
+                **shared, "name": f"{name}, as measured", "y": list(values(track)), "showlegend": False, "hoverinfo": "skip",
+                "line": {"color": look.faint(0.35), "width": 1.2},
+            }
+        )  # fmt: skip
+        traces.append(
+            {
+                **shared, "name": name, "y": moving_average(values(track)), "showlegend": name not in named,
+                "customdata": [[track.seed, f"{value:.4g}"] for value in values(track)],
+                "hovertemplate": "%{fullData.name}, seed %{customdata[0]}, epoch %{x}<br><b>%{y:.4g}</b>, as measured "
+                "%{customdata[1]}<extra></extra>",
+                "line": {"color": look.colour, "dash": look.dash, "width": 2.2},
+            }
+        )  # fmt: skip
+        named.add(name)
+    return traces
+
+
+def _figure(
+    name: str, label: str, tracks: Sequence[CurvatureTrack], looks: Mapping[str, Look], values: Values
+) -> Figure:
+    positive = all(value > 0 for track in tracks for value in values(track))
+    return Figure(
+        f"track-{name}",
+        f"{label} after each measured epoch. Thick: moving average (decay {DECAY:g}), thin: as measured; one line per run.",
+        {"": _traces(tracks, looks, values)},
+        {
+            "xaxis": {"title": {"text": "epoch"}, "zeroline": False},
+            "yaxis": {"title": {"text": label.lower()}, "type": "log" if positive else "linear", "zeroline": False},
+            "height": 340,
+        },
+    )
+
+
+def track_section(tracks: Sequence[CurvatureTrack], looks: Mapping[str, Look]) -> Section:
+    """Curves of the runs that were tracked, or a sentence saying that none was.
+
+    Args:
+        tracks: one per run.
+        looks: colour, dash and marker of every label.
+    """
+    if not tracks:
+        return Section("track", TITLE, missing="Curvature was not tracked; train with --track curvature.")
+    images = " or ".join(f"{count:,}" for count in sorted({track.batch for track in tracks}))
+    sentences = [
+        f"Loss of the task on one fixed batch of {images} training images, without augmentation and penalty, BatchNorm by its "
+        f"running statistics. Sharpness: rise of the loss after one step of SAM, rho {RHO:g}."
+    ]
+    figures = [
+        _figure("eigenvalue", "Largest eigenvalue", tracks, looks, lambda track: track.eigenvalues),
+        _figure("sharpness", "SAM sharpness", tracks, looks, lambda track: track.sharpness),
+    ]
+    return Section("track", TITLE, sentences, figures)

@@ -1,0 +1,232 @@
+"""Gradients over training: the global standard deviation, layers by steps, what the transforms did, runs beside each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trimtab.report.heat import heat_section
+from trimtab.report.palette import Look
+from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sentence
+from trimtab.studies.statistics import estimate
+from trimtab.studies.summary import Dynamics
+
+TITLE = "Gradients over training"
+STEP_AXIS = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
+SIGNALS = {"norm": "norm before clipping", "factor": "clipping factor", "clipped": "share of units clipped"}
+Points = list[tuple[int, list[float]]]
+
+
+def by_method(found: Sequence[Dynamics]) -> dict[str, list[Dynamics]]:
+    """The runs of each label, in order of first appearance."""
+    groups: dict[str, list[Dynamics]] = {}
+    for run in found:
+        groups.setdefault(run.method, []).append(run)
+    return groups
+
+
+def _over_seeds(runs: Sequence[Dynamics], values: Callable[[Dynamics], Sequence[float | None]]) -> Points:
+    """Per step that all seeds share: the seeds' values; steps where a seed has none are left out."""
+    tables = [dict(zip(run.steps, values(run), strict=False)) for run in runs]
+    shared = [step for step in runs[0].steps if all(table.get(step) is not None for table in tables)]
+    return [(step, [value for table in tables if (value := table[step]) is not None]) for step in shared]
+
+
+def _log_axis(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A logarithmic axis: ticks at the powers of ten, or plotly's own where less than two decades are shown."""
+    values = [value for trace in traces for value in trace["y"] if value > 0]
+    wide = bool(values) and max(values) >= 100 * min(values)
+    return {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})}
+
+
+def _count_axis(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An axis from zero with whole numbers only."""
+    most = max(value for trace in traces for value in trace["y"])
+    few = {"dtick": 1, "range": [0, most + 0.5]} if most <= 5 else {}
+    return {"rangemode": "tozero", "tickformat": ",d", **few}
+
+
+def _logarithms(points: Points) -> Points:
+    return [(step, [math.log10(value) for value in values]) for step, values in points if min(values) > 0]
+
+
+def _std_traces(method: str, runs: Sequence[Dynamics], look: Look) -> list[dict[str, Any]]:
+    points = _logarithms(_over_seeds(runs, lambda run: run.std))
+    if not points:
+        return []
+    steps = [step for step, _ in points]
+    found = [estimate(values) for _, values in points]
+    traces: list[dict[str, Any]] = []
+    ends = [(step, one.low, one.high) for step, one in zip(steps, found, strict=True) if one.low is not None]
+    if ends:
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "name": plain(method) + ", interval", "legendgroup": plain(method),
+                "showlegend": False, "hoverinfo": "skip", "fill": "toself", "fillcolor": look.faint(0.15),
+                "x": [step for step, *_ in ends] + [step for step, *_ in reversed(ends)],
+                "y": [10 ** (high or 0) for *_, high in ends] + [10 ** (low or 0) for _, low, _ in reversed(ends)],
+                "line": {"width": 0, "color": look.faint(0.15)},
+            }
+        )  # fmt: skip
+    line = _line(method, look, steps, [10**one.mean for one in found], "%{y:.3g}")
+    return [*traces, line]
+
+
+def _line(
+    method: str, look: Look, steps: Sequence[int], values: Sequence[float], shown: str, steady: bool = False
+) -> dict[str, Any]:
+    return {
+        "type": "scatter", "mode": "lines" if len(steps) > 1 else "markers", "name": plain(method),
+        "legendgroup": plain(method), "x": list(steps), "y": [float(f"{value:.5g}") for value in values],
+        "line": {"color": look.colour, "dash": look.dash, "width": 2, "shape": "hv" if steady else "linear"},
+        "marker": {"color": look.colour, "symbol": look.marker, "size": 7},
+        "hovertemplate": f"%{{fullData.name}}, step %{{x}}: {shown}<extra></extra>",
+    }  # fmt: skip
+
+
+def _std_figure(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look]) -> Figure:
+    traces = [trace for method, runs in groups.items() for trace in _std_traces(method, runs, looks[method])]
+    counts = [len(runs) for runs in groups.values()]
+    return Figure(
+        "dynamics-std",
+        "Standard deviation of all tracked gradients together, as they come: before penalty and transforms. "
+        + ("Lines are geometric means over seeds. " if max(counts) > 1 else "")
+        + seeds_sentence(counts).replace("of the mean", "of the mean logarithm"),
+        {"": traces},
+        {"xaxis": STEP_AXIS, "yaxis": {"title": {"text": "standard deviation"}, **_log_axis(traces)}, "height": 380},
+    )
+
+
+def _times(value: float | None) -> Cell:
+    return Cell("", None) if value is None else Cell(f"{value:,.3g}x", value)
+
+
+def _plain_number(value: float | None, digits: int = 3) -> Cell:
+    if value is None:
+        return Cell("", None)
+    return Cell(f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}"), value)
+
+
+def _facts_table(found: Sequence[Dynamics]) -> Table:
+    updates = any(run.facts.update_ratio is not None for run in found)
+    scaled = any(run.facts.alpha is not None for run in found)
+    rows = []
+    for run in found:
+        facts = run.facts
+        cells = [
+            Cell(run.method), Cell(str(run.seed), run.seed), Cell(f"{run.tracked:,}", run.tracked),
+            _times(facts.heterogeneity), _times(facts.fall), _plain_number(facts.trend, 2),
+        ]  # fmt: skip
+        cells += [_plain_number(facts.update_ratio)] if updates else []
+        if scaled:
+            alpha = facts.alpha
+            cells.append(Cell("", None) if alpha is None else Cell(f"{alpha[0]:.3g} to {alpha[1]:.3g}", alpha[0]))
+        cells += [Cell(str(facts.dead), facts.dead), Cell(f"{facts.non_finite:,}", facts.non_finite)]
+        rows.append(cells)
+    head = ["method", "seed", "steps", "layers differ", "global fall", "rank corr."]
+    head += ["update / weight"] if updates else []
+    head += ["alpha"] if scaled else []
+    head += ["dead layers", "non-finite"]
+    return Table("dynamics", "The dynamics in numbers", head, rows, folded=len(rows) > 12)
+
+
+EXPLAINED = (
+    "Steps: how many were tracked. Layers differ: largest over smallest standard deviation of a layer, median over steps. "
+    "Global fall: standard deviation in the first tenth of the tracked steps over that in the last; rank correlation: "
+    "Spearman's, of the global standard deviation with the step. A layer is dead in a step when its gradient is zero "
+    "everywhere; counted are layers dead in half or more of the steps. Non-finite: entries that are NaN or infinite."
+)
+
+
+def _small(
+    name: str,
+    title: str,
+    caption: str,
+    groups: Mapping[str, list[Dynamics]],
+    looks: Mapping[str, Look],
+    values: Callable[[Dynamics], Sequence[float | None]],
+    *,
+    join: Callable[[Sequence[float]], float],
+    log: bool = False,
+    counts: bool = False,
+) -> Figure | None:
+    traces = []
+    for method, runs in groups.items():
+        with_values = [run for run in runs if values(run)]
+        points = _over_seeds(with_values, values) if with_values else []
+        points = _logarithms(points) if log else points
+        if points:
+            joined = [10 ** join(own) if log else join(own) for _, own in points]
+            traces.append(_line(method, looks[method], [step for step, _ in points], joined, "%{y:.3g}", counts))
+    if not traces:
+        return None
+    axis = _log_axis(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}
+    return Figure(
+        name, caption, {"": traces},
+        {"xaxis": STEP_AXIS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48},
+         "legend": {"font": {"size": 11}}, "showlegend": len(groups) > 1},
+        small=True, title=title,
+    )  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _signal_figures(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look]) -> list[Figure | None]:
+    names = list(dict.fromkeys(name for runs in groups.values() for run in runs for name in run.signals))
+    names = sorted((name for name in names if not name.endswith("sigma")), key=lambda name: not name.endswith("alpha"))
+    return [
+        _small(
+            f"dynamics-signal-{place}", SIGNALS.get(name, name),
+            f"{SIGNALS.get(name, name)}, as the gradient transforms report it; mean over seeds.", groups, looks,
+            lambda run, name=name: run.signals.get(name, []), join=_mean,  # type: ignore[misc]
+        )
+        for place, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def _signals_section(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look]) -> Section | None:
+    runs = [run for own in groups.values() for run in own]
+    figures = [
+        _small(
+            "dynamics-update", "update / weight", "Norm of a step's weight change over the norm of the weights, all layers.",
+            groups, looks, lambda run: run.update_ratio, join=_mean, log=True,
+        ),
+        *_signal_figures(groups, looks),
+    ]  # fmt: skip
+    sentences = []
+    if any(any(run.dead) for run in runs):
+        figures.append(
+            _small("dynamics-dead", "dead layers", "Layers whose gradient is zero everywhere; most over seeds.", groups, looks,
+                   lambda run: run.dead, join=max, counts=True)
+        )  # fmt: skip
+    else:
+        sentences.append("No layer had a gradient of zero everywhere in any tracked step.")
+    if any(any(run.non_finite) for run in runs):
+        figures.append(
+            _small("dynamics-non-finite", "non-finite entries", "Gradient entries that are NaN or infinite; most over seeds.",
+                   groups, looks, lambda run: run.non_finite, join=max, counts=True)
+        )  # fmt: skip
+    else:
+        sentences.append("No gradient entry was NaN or infinite in any tracked step.")
+    if not any(run.update_ratio for run in runs):
+        sentences.append("Updates were not tracked: --track gradients,weights,updates adds the update-to-weight ratio.")
+    drawn = [figure for figure in figures if figure is not None]
+    return Section("dynamics-signals", "Transforms, updates and counts", sentences, drawn)
+
+
+def dynamics_sections(found: Sequence[Dynamics], looks: Mapping[str, Look]) -> list[Section]:
+    """All that is shown of tracked runs: one section saying that there are none, or the curves, the layers and the counts.
+
+    Args:
+        found: the runs, seeds of one label are drawn together.
+        looks: colour, dash and marker of every label.
+    """
+    if not found:
+        return [Section("dynamics", TITLE, missing="No run was tracked; train with --track gradients,weights,updates.")]
+    groups = by_method(found)
+    curves = Section("dynamics", TITLE, [EXPLAINED], [_std_figure(groups, looks)], [_facts_table(found)])
+    sections = [curves, heat_section(groups), _signals_section(groups, looks)]
+    return [section for section in sections if section is not None]

@@ -1,0 +1,82 @@
+"""The page of a MedCLM run: curriculum, evaluation, examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.inputs import read_json_lines, read_json_mapping
+from trimtab.report.medclm.curriculum import curriculum_sections
+from trimtab.report.medclm.evaluation import evaluation_section, examples_section
+from trimtab.report.page import render_sections
+from trimtab.report.palette import looks
+from trimtab.report.parts import Section
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return read_json_lines(file) if file.is_file() else []
+
+
+def render_medclm_run(run: Path, path: Path | None = None) -> Path:
+    """Write RUN/report.html from what `trimtab medclm train` and `evaluate` left in RUN; what is missing is said.
+
+    Args:
+        run: folder of a run.
+        path: the file to write; default `report.html` in the run.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+    """
+    file = run / "run.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{run} has no run.json; `trimtab medclm train` writes one")
+    about = read_json_mapping(file)
+    options = about["options"]
+    decisions = _lines(run / "stages.jsonl")
+    stages = list(decisions[0]["shares"]) if decisions else []
+    sections = curriculum_sections(decisions, looks(stages, stages[0]) if stages else {})
+    evaluated = run / "evaluation.json"
+    summary: dict[str, Any] = {}
+    if evaluated.is_file():
+        summary = read_json_mapping(evaluated)
+        systems = list(summary["systems"])
+        sections += [
+            evaluation_section(summary, looks(systems, "majority")),
+            examples_section(_lines(run / "predictions.jsonl")),
+        ]
+    else:
+        sections.append(
+            Section("evaluation", "Held-out questions", missing="Not evaluated: trimtab medclm evaluate RUN")
+        )
+    rows = [{"system": name, **row} for name, one in summary.get("systems", {}).items() for row in one["rows"]]
+    headline = _headline(summary) if summary else f"{options['schedule']} curriculum, not evaluated yet."
+    facts = [
+        ("model", options["model"]), ("schedule", options["schedule"]),
+        ("steps", f"{about.get('steps', options['steps'])} of {options['batch']} rows"), ("seed", str(options["seed"])),
+        ("training rows", f"{about.get('rows', 0):,}"), ("parameters", f"{about.get('parameters', 0):,}"),
+        ("data", Path(about["data"]).name),
+    ]  # fmt: skip
+    data = {"schema": "trimtab.medclm.run/1", "rows": rows, "decisions": decisions, "run": about}
+    return render_sections(
+        sections, path or run / "report.html", name=f"MedCLM: {options['model']}, {options['schedule']}", headline=headline,
+        facts=facts, recipe=yaml.safe_dump(options, sort_keys=False), data=json.dumps(data), file="medclm.json",
+        notes=["One run, one seed: a difference to another run may be chance."],
+    )  # fmt: skip
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    parts = []
+    for rule, words in (("closed.1", "closed questions right"), ("f1.1", "F1 of open answers")):
+        values = {
+            name: row["value"]
+            for name, one in summary["systems"].items()
+            for row in one["rows"]
+            if (row["group"], row["rule"]) == ("all", rule)
+        }
+        if "model" in values:
+            others = ", ".join(f"{name} {100 * value:.0f} %" for name, value in values.items() if name != "model")
+            parts.append(f"{words}: {100 * values['model']:.0f} % ({others})")
+    return "; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "."

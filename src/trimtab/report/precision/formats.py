@@ -1,0 +1,280 @@
+"""Number formats side by side: quality over seeds, shrinkage over training, layers by steps, what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trimtab.report.heat import WIDE, heat_map
+from trimtab.report.palette import Look
+from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sentence, spread
+from trimtab.studies.precision.conclusions import Compared, comparisons, quality
+from trimtab.studies.precision.records import FormatRun, PrecisionStudy, ShrinkageCurves
+from trimtab.studies.statistics import Estimate
+
+STEP_AXIS = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
+Q_AXIS = {"title": {"text": "projection q"}, "range": [-0.03, 1.13], "zeroline": False}
+MINUS = "\N{MINUS SIGN}"
+FEW = 5
+"""Lines up to which a small figure has a legend of its own."""
+HIGHEST = 1.2
+"""q above it is drawn as this: one wild step of a dead layer would take the colours of all others away."""
+
+
+def number(value: float | None, digits: int = 3) -> Cell:
+    """A number for a table, blank for None."""
+    return Cell("", None) if value is None else Cell(f"{value:.{digits}g}".replace("-", MINUS), value)
+
+
+def share(value: float | None) -> Cell:
+    """A fraction in percent for a table, blank for None."""
+    return Cell("", None) if value is None else Cell(f"{100 * value:.3g}", round(100 * value, 6))
+
+
+def quality_cell(found: Estimate | None, *, percent: bool, signed: bool = False) -> Cell:
+    """Mean and half the interval: in percent, or as a plain number."""
+    if found is None:
+        return Cell("", None)
+    if percent:
+        return Cell(spread(found, signed=signed), round(100 * found.mean, 4))
+    sign = "+" if signed else ""
+    text = f"{found.mean:{sign}.3f}" + ("" if found.half is None else f" ± {found.half:.3f}")
+    return Cell(text.replace("-", MINUS), round(found.mean, 6))
+
+
+def median_of(runs: Sequence[FormatRun], pick: Callable[[ShrinkageCurves], float | None]) -> float | None:
+    """Median over seeds of a number of the curves; None where no seed has one."""
+    return middle([pick(run.shrinkage) for run in runs if run.shrinkage is not None])
+
+
+def middle(values: Sequence[float | None]) -> float | None:
+    """Median of the numbers among `values`, the mean of the middle two where they are even in number, None of none."""
+    found = sorted(value for value in values if value is not None)
+    return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
+
+
+def _quality_table(study: PrecisionStudy) -> Table:
+    rows = []
+    for label in study.labels:
+        runs, found = study.of(label), quality(study, label)
+        least = next((run.shrinkage.least_layer for run in runs if run.shrinkage and run.shrinkage.least_layer), None)
+        rows.append(
+            [
+                Cell(label), Cell(f"{found.finished} of {len(runs)}", found.finished),
+                quality_cell(found.train_loss, percent=False), quality_cell(found.loss, percent=False),
+                quality_cell(found.accuracy, percent=True), quality_cell(found.to_full, percent=True, signed=True),
+                number(median_of(runs, lambda own: own.q_median), 4), number(median_of(runs, lambda own: own.q_min), 4),
+                share(median_of(runs, lambda own: own.dead_median)),
+                share(median_of(runs, lambda own: own.overflow_median)),
+                Cell((least or "").removesuffix(".weight")),
+            ]
+        )  # fmt: skip
+    head = [
+        "format", "finished", "training loss", "test loss", "test accuracy, %", "against full, points", "q", "least q",
+        "dead, %", "overflow, %", "layer of least q",
+    ]  # fmt: skip
+    return Table("formats", "Formats in numbers", head, rows)
+
+
+def _quality_figure(study: PrecisionStudy, looks: Mapping[str, Look]) -> Figure:
+    labels = list(reversed(study.labels))
+    traces: list[dict[str, Any]] = []
+    for place, label in enumerate(labels):
+        found = quality(study, label).accuracy
+        if found is None:
+            continue
+        look = looks[label]
+        traces.append(
+            {
+                "type": "scatter", "mode": "markers", "x": [100 * found.mean], "y": [place], "name": plain(label),
+                "showlegend": False, "marker": {"color": look.colour, "symbol": look.marker, "size": 9},
+                "error_x": {"type": "data", "array": [100 * (found.half or 0)], "color": look.colour, "thickness": 1.5},
+                "hovertemplate": "%{fullData.name}: %{x:.1f} %<extra></extra>",
+            }
+        )  # fmt: skip
+    counts = [len(study.of(label)) for label in labels]
+    return Figure(
+        "precision-accuracy",
+        "Accuracy on the test split by number format. " + seeds_sentence(counts, "Whiskers"),
+        {"": traces},
+        {"xaxis": {"title": {"text": "test accuracy, %"}, "zeroline": False},
+         "yaxis": {"tickvals": list(range(len(labels))), "ticktext": [plain(label) for label in labels],
+                   "range": [-0.6, len(labels) - 0.4], "zeroline": False},
+         "height": 120 + 26 * len(labels), "margin": {"l": 30}},
+    )  # fmt: skip
+
+
+def _curves(
+    study: PrecisionStudy,
+    looks: Mapping[str, Look],
+    pick: Callable[[ShrinkageCurves], Sequence[float | None]],
+    scale: float = 1.0,
+) -> list[dict[str, Any]]:
+    """A line per label: mean over the seeds, where all have a number."""
+    traces = []
+    for label in study.labels:
+        tables = [
+            dict(zip(run.shrinkage.steps, pick(run.shrinkage), strict=True)) for run in study.of(label) if run.shrinkage
+        ]
+        if not tables:
+            continue
+        points = []
+        for step in tables[0]:
+            values = [value for table in tables if (value := table.get(step)) is not None]
+            if len(values) == len(tables):
+                points.append((step, scale * sum(values) / len(values)))
+        if not points:
+            continue
+        look = looks[label]
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines" if len(points) > 1 else "markers", "name": plain(label),
+                "legendgroup": plain(label), "x": [step for step, _ in points],
+                "y": [float(f"{value:.5g}") for _, value in points],
+                "line": {"color": look.colour, "dash": look.dash, "width": 2},
+                "marker": {"color": look.colour, "symbol": look.marker, "size": 7},
+                "hovertemplate": "%{fullData.name}, step %{x}: %{y:.3g}<extra></extra>",
+            }
+        )  # fmt: skip
+    return traces
+
+
+def _shrinkage_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section:
+    lines = _curves(study, looks, lambda own: own.q)
+    if not lines:
+        return Section("precision-q", "Shrinkage over training", missing="No run was metered, or every gradient died.")
+    figures = [
+        Figure(
+            "precision-q-lines",
+            "Projection q of all rounded gradients together over training: 1 keeps the step, 0.5 halves it. Mean over seeds; "
+            "no line where the gradient before rounding was zero or not finite.",
+            {"": lines},
+            {"xaxis": STEP_AXIS, "yaxis": Q_AXIS, "height": 320 + 18 * len(lines)},
+        )
+    ]
+    return Section(
+        "precision-q", "Shrinkage over training",
+        ["With g the gradient and g~ the rounded one, q = <g~, g> / ||g||\u00b2."], figures,
+    )  # fmt: skip
+
+
+def _noise_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section | None:
+    figures = []
+    for key, title, pick in (
+        ("dead", "dead entries, %", lambda own: own.dead),
+        ("overflow", "overflowing entries, %", lambda own: own.overflow),
+        ("noise", "noise to signal, %", lambda own: own.noise),
+    ):
+        traces = _curves(study, looks, pick, 100)
+        if traces:
+            figures.append(
+                Figure(
+                    f"precision-{key}",
+                    f"{title}, all rounded gradients together; mean over seeds.",
+                    {"": traces},
+                    {
+                        "xaxis": STEP_AXIS,
+                        "yaxis": {"rangemode": "tozero"},
+                        "height": 290 if len(traces) > FEW else 290 + 18 * len(traces),
+                        "showlegend": len(traces) <= FEW,
+                        "margin": {"l": 48},
+                        "legend": {"font": {"size": 11}},
+                    },
+                    small=True,
+                    title=title,
+                )
+            )
+    if not figures:
+        return None
+    return Section(
+        "precision-noise", "Dead entries, overflow, noise",
+        ["Dead: non-zero entries that became zero. Overflowing: non-zero entries beyond the format's largest number. Noise to "
+         "signal: ||g~ \u2212 q g|| / ||g||. Colours and dashes are those of the figure of q above."],
+        figures,
+    )  # fmt: skip
+
+
+def _layers_section(study: PrecisionStudy) -> Section | None:
+    found = [
+        (label, run, run.shrinkage)
+        for label in study.labels
+        if (run := next((run for run in study.of(label) if run.shrinkage), None)) is not None
+        and run.shrinkage is not None
+    ]
+    if not found:
+        return None
+    values = [value for *_, own in found for layer in own.layers for value in layer.curve if value is not None]
+    span = (max(-HIGHEST, min(0.0, *values)), min(HIGHEST, max(1.0, *values))) if len(values) > 1 else (0.0, 1.0)
+    maps = [
+        heat_map(
+            f"precision-layers-{place}",
+            f"{label}, seed {run.seed}: projection q of each layer's gradient, the first layer at the top, training from left "
+            "to right. Blank: the gradient was zero or not finite.",
+            f"{label}, seed {run.seed}",
+            layers=[layer.name for layer in own.layers],
+            steps=own.steps,
+            values=[layer.curve for layer in own.layers],
+            span=span,
+            quantity="q",
+            small=len(found) > WIDE,
+        )
+        for place, (label, run, own) in enumerate(found)
+    ]
+    rows = [
+        [Cell(layer.name), Cell(label), number(layer.q, 4), share(layer.dead), share(layer.overflow)]
+        for label, _, own in found
+        for layer in own.layers
+    ]
+    head = ["layer", "format", "q", "dead, %", "overflow, %"]
+    return Section(
+        "precision-layers", "Layer by layer",
+        [f"Colour: projection q, one scale for all maps, which ends at {HIGHEST:g}. Of each format the first seed is shown."],
+        maps,
+        [Table("precision-layers", "The layers in numbers: medians over the metered steps", head, rows, folded=True)],
+    )  # fmt: skip
+
+
+def _comparison_row(found: Compared) -> list[Cell]:
+    return [
+        Cell(found.what), Cell(found.label), Cell(found.against),
+        quality_cell(found.accuracy, percent=True, signed=True), quality_cell(found.train_loss, percent=False, signed=True),
+    ]  # fmt: skip
+
+
+def _comparisons_section(study: PrecisionStudy) -> Section:
+    rows = [_comparison_row(found) for found in comparisons(study)]
+    title = "What scaling, rounding, a longer step and compensation change"
+    if not rows:
+        return Section(
+            "precision-effects", title,
+            missing="Nothing to compare: --scaling none,tensor,mx, --rounding nearest,stochastic, --steps 1,2 and --compensate "
+            "add runs that differ in one thing.",
+        )  # fmt: skip
+    return Section(
+        "precision-effects", title,
+        ["Differences between runs that differ in one thing only, paired over seeds, with 95 % Student's t intervals; one seed "
+         "has none. An interval that holds zero tells nothing apart."],
+        tables=[Table("precision-effects", "Differences, paired over seeds",
+                      ["what", "format", "against", "test accuracy, points", "training loss"], rows)],
+    )  # fmt: skip
+
+
+def precision_sections(study: PrecisionStudy, looks: Mapping[str, Look]) -> list[Section]:
+    """All that is shown of the network's runs.
+
+    Args:
+        study: the runs.
+        looks: colour, dash and marker of every label.
+    """
+    quality_section = Section(
+        "precision", "Loss and accuracy by number format",
+        ["Training loss: mean of the last epoch. Test: measured once at the end, on the network that the run left. Against "
+         "full: difference to full precision with the same seed. q, dead and overflow: medians over the metered steps; least "
+         "q: of a single metered step, all layers together; of these, medians over seeds."],
+        [_quality_figure(study, looks)], [_quality_table(study)],
+    )  # fmt: skip
+    sections = [
+        quality_section, _shrinkage_section(study, looks), _noise_section(study, looks), _layers_section(study),
+        _comparisons_section(study),
+    ]  # fmt: skip
+    return [section for section in sections if section is not None]

@@ -1,0 +1,272 @@
+"""Accuracy against sparsity: the main figure, its tables, and the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.report.palette import Look
+from trimtab.report.parts import (
+    STATES,
+    Cell,
+    Figure,
+    Section,
+    Table,
+    halvings,
+    plain,
+    seeds_sentence,
+    sparsity_axis,
+    spread,
+    state_of,
+)
+from trimtab.report.weights.study import Study
+from trimtab.studies.statistics import (
+    Entry,
+    Estimate,
+    against,
+    sparsity_label,
+)
+
+CONTROLS = {
+    ("magnitude", "global"): ("global magnitude", "solid", "circle"),
+    ("magnitude", "layer"): ("per layer", "dash", "square"),
+    ("random", "global"): ("random", "dot", "x"),
+}
+HOVER = "%{fullData.name}, %{customdata[0]}<br><b>%{y:.1%}</b> %{customdata[1]}<extra></extra>"
+
+
+def _line(
+    entries: Sequence[Entry], name: str, look: Look, dash: str, marker: str, legend: bool = True
+) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": plain(name),
+        "legendgroup": plain(name),
+        "showlegend": legend,
+        "x": [halvings(entry.sparsity) for entry in entries],
+        "y": [entry.mean for entry in entries],
+        "customdata": [
+            [
+                sparsity_label(entry.sparsity),
+                "one seed" if entry.half is None else f"± {entry.half:.1%}, {entry.n} seeds",
+            ]
+            for entry in entries
+        ],
+        "hovertemplate": HOVER,
+        "line": {"color": look.colour, "dash": dash, "width": 2.5},
+        "marker": {"color": look.colour, "symbol": marker, "size": 8},
+    }
+
+
+def _band(entries: Sequence[Entry], name: str, look: Look, opacity: float = 0.13) -> list[dict[str, Any]]:
+    """The interval as an area, left out where there is one seed."""
+    known = [(halvings(e.sparsity), e.low, e.high) for e in entries if e.low is not None and e.high is not None]
+    if not known:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": plain(name) + ", interval",
+            "legendgroup": plain(name),
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "x": [x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
+            "y": [high for _, _, high in known] + [low for _, low, _ in reversed(known)],
+            "fill": "toself",
+            "fillcolor": look.faint(opacity),
+            "line": {"width": 0, "color": look.faint(opacity)},
+        }
+    ]
+
+
+def _dots(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
+    points = [
+        (halvings(e.sparsity), value, sparsity_label(e.sparsity), seed) for e in entries for seed, value in e.values
+    ]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": plain(name) + ", seeds",
+        "legendgroup": plain(name),
+        "showlegend": False,
+        "x": [x for x, *_ in points],
+        "y": [y for _, y, *_ in points],
+        "customdata": [[label, seed] for *_, label, seed in points],
+        "hovertemplate": plain(name).replace("%", "&#37;")
+        + ", %{customdata[0]}, seed %{customdata[1]}: %{y:.1%}<extra></extra>",
+        "marker": {"color": look.faint(0.55), "size": 6, "symbol": look.marker},
+    }
+
+
+def _level(name: str, value: float, ends: Sequence[float], colour: str, dash: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": plain(name),
+        "legendrank": 2000,
+        "x": list(ends),
+        "y": [value, value],
+        "line": {"color": colour, "dash": dash, "width": 1.5},
+        "hovertemplate": f"{plain(name).replace('%', '&#37;')}: %{{y:.1%}}<extra></extra>",
+    }
+
+
+def _value_axis(study: Study, entries: Sequence[Entry]) -> dict[str, Any]:
+    values = [value for entry in entries for _, value in entry.values]
+    low, high = min([study.summary.chance, *values]), max(values)
+    margin = 0.04 * (high - low) + 0.01
+    return {
+        "title": {"text": study.quality},
+        "tickformat": ".0%",
+        "range": [max(low - margin, -0.02), min(high + margin, 1.02)],
+        "zeroline": False,
+    }
+
+
+def _main_figure(study: Study) -> Figure:
+    axis = sparsity_axis([entry.sparsity for entry in study.main])
+    states: dict[str, list[dict[str, Any]]] = {}
+    for recalibrated in study.states:
+        entries = [entry for entry in study.main if entry.recalibrated == recalibrated]
+        bands: list[dict[str, Any]] = []
+        dots: list[dict[str, Any]] = []
+        lines: list[dict[str, Any]] = []
+        for method, look in study.looks.items():
+            own = [entry for entry in entries if entry.method == method]
+            if own:
+                bands += _band(own, method, look, 0.13 if len(study.looks) <= 5 else 0.06)
+                dots += [_dots(own, method, look)] if own[0].n > 1 else []
+                lines.append(_line(own, method, look, look.dash, look.marker))
+        levels = []
+        dense = next((e for e in entries if e.method == study.baseline and e.sparsity == 0), None)
+        if dense is not None:
+            levels.append(_level(f"{study.baseline}, dense", dense.mean, axis["range"], "@s0/0.6", "2px,3px"))
+        if study.summary.chance > 0:
+            levels.append(_level("chance", study.summary.chance, axis["range"], "@muted", "8px,3px,2px,3px"))
+        states[state_of(recalibrated)] = bands + dots + levels + lines
+    return Figure(
+        "accuracy",
+        f"{study.quality} against sparsity, one line per method, faint points for single seeds. "
+        + seeds_sentence([entry.n for entry in study.main])
+        + " Each step to the right leaves a smaller share of the weights: the axis is the logarithm of the density.",
+        states,
+        {"xaxis": axis, "yaxis": _value_axis(study, study.main), "height": 470},
+        switch="state",
+    )
+
+
+def _grid(
+    study: Study,
+    name: str,
+    caption: str,
+    cells: dict[tuple[str, float], Estimate],
+    recalibrated: bool,
+    certain: bool = False,
+) -> Table:
+    """Methods by sparsities; the highest of a column is marked, or with `certain` each interval that excludes zero."""
+    sparsities = sorted({sparsity for _, sparsity in cells})
+    best = {s: max(cell.mean for (_, other), cell in cells.items() if other == s) for s in sparsities}
+    rows = []
+    for method in study.looks:
+        own = [cells.get((method, sparsity)) for sparsity in sparsities]
+        if any(own):
+            rows.append(
+                [Cell(method)]
+                + [
+                    Cell("", None)
+                    if cell is None
+                    else Cell(
+                        spread(cell, signed=name != "absolute"),
+                        round(100 * cell.mean, 4),
+                        best=cell.excludes_zero if certain else cell.mean == best[sparsity],
+                    )
+                    for cell, sparsity in zip(own, sparsities, strict=True)
+                ]
+            )
+    state = state_of(recalibrated)
+    head = ["method", *map(sparsity_label, sparsities)]
+    return Table(f"{name}-{state}", f"{caption} ({STATES[state]})", head, rows, state=state)
+
+
+def _tables(study: Study) -> list[Table]:
+    tables = []
+    for recalibrated in study.states:
+        entries = [entry for entry in study.main if entry.recalibrated == recalibrated]
+        absolute: dict[tuple[str, float], Estimate] = {(e.method, e.sparsity): e for e in entries}
+        tables.append(
+            _grid(study, "absolute", f"{study.quality} in %; bold: highest mean of the column", absolute, recalibrated)
+        )
+        dense = {(e.method, e.sparsity): e.to_dense for e in entries if e.to_dense is not None and e.sparsity > 0}
+        if dense:
+            caption = "Difference to the same method's dense network, in points"
+            tables.append(_grid(study, "dense", caption, dense, recalibrated))
+        base = {(e.method, e.sparsity): difference for e, difference in against(entries, study.baseline)}
+        if base:
+            caption = f"Difference to {study.baseline}, paired over seeds, in points; bold: the interval excludes zero"
+            tables.append(_grid(study, "baseline", caption, base, recalibrated, certain=True))
+    return tables
+
+
+def accuracy_section(study: Study) -> Section:
+    """The main figure and the tables beside it."""
+    counts = [entry.n for entry in study.main]
+    sentences = [
+        seeds_sentence(counts, "Numbers after ±").replace("Numbers after ± are", "Numbers after ± are half widths of")
+    ]
+    if len(study.states) == 1:
+        only = STATES[state_of(study.states[0])]
+        sentences.append(f"The networks were measured in one state only ({only}), so there is nothing to switch.")
+    if max(counts) > 1:
+        sentences.append("Intervals are per comparison, not adjusted for how many there are.")
+    return Section(
+        "accuracy",
+        f"{study.quality} against sparsity",
+        sentences,
+        [_main_figure(study)],
+        _tables(study),
+        switch="state",
+    )
+
+
+def controls_section(study: Study) -> Section:
+    """Global magnitude against a random mask and per-layer magnitude, a small figure for each method that has controls."""
+    pairs = list(dict.fromkeys((entry.score, entry.scope) for entry in study.entries))
+    title = "Controls: does it matter which weights go?"
+    if len(pairs) < 2:
+        only = " ".join(pairs[0])
+        return Section("controls", title, missing=f"No controls were measured: every network was pruned by {only}.")
+    axis = {**sparsity_axis([entry.sparsity for entry in study.entries], "sparsity", gap=0.15), "tickangle": 0}
+    values = {key: value for key, value in _value_axis(study, study.entries).items() if key != "title"}
+    figures = []
+    for place, (method, look) in enumerate(study.looks.items()):
+        if len({(entry.score, entry.scope) for entry in study.entries if entry.method == method}) < 2:
+            continue
+        states = {}
+        for recalibrated in study.states:
+            traces = []
+            for pair in pairs:
+                own = [
+                    entry
+                    for entry in study.entries
+                    if (entry.method, entry.recalibrated, entry.score, entry.scope) == (method, recalibrated, *pair)
+                ]
+                label, dash, marker = CONTROLS.get(pair, (" ".join(pair), "longdash", "diamond"))
+                if own:
+                    traces += [*_band(own, label, look), _line(own, label, look, dash, marker)]
+            states[state_of(recalibrated)] = traces
+        if any(states.values()):
+            figures.append(
+                Figure(
+                    f"controls-{place}", f"{method}: {study.quality} by way of pruning.", states,
+                    {"xaxis": axis, "yaxis": values, "height": 290, "margin": {"l": 44}, "legend": {"font": {"size": 11}}},
+                    switch="state", small=True, title=method,
+                )
+            )  # fmt: skip
+    sentences = [
+        "A random mask of the same size shows what magnitude is worth; the same sparsity in every layer shows what the "
+        "global threshold is worth; the dense network stands at the left end. "
+        + seeds_sentence([e.n for e in study.entries])
+    ]
+    return Section("controls", title, sentences, figures, switch="state")

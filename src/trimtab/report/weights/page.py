@@ -1,0 +1,101 @@
+"""The page of a study of weights: one or more summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trimtab.report.curvature.track import track_section
+from trimtab.report.gradients.dynamics import dynamics_sections
+from trimtab.report.page import as_article, write_page
+from trimtab.report.parts import STATES
+from trimtab.report.weights.accuracy import accuracy_section, controls_section
+from trimtab.report.weights.records import results_section, runs_section
+from trimtab.report.weights.resources import cost_section, latency_section, storage_section
+from trimtab.report.weights.study import Study
+from trimtab.report.weights.weights import weights_section
+from trimtab.studies.summary import Summary
+
+BEFORE = (accuracy_section, controls_section, storage_section, latency_section, cost_section, weights_section)
+
+
+AFTER = (runs_section, results_section)
+
+
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+    """What was run, in short."""
+    methods = list(dict.fromkeys(run.method for run in summary.runs)) or list(
+        dict.fromkeys(r.method for r in summary.rows)
+    )
+    seeds = sorted({run.seed for run in summary.runs} | {row.seed for row in summary.rows})
+    facts = [("methods", ", ".join(methods)), ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})")]
+    for key in ("data", "model"):
+        value = summary.recipe.get(key)
+        name = value.get("name") if isinstance(value, dict) else value
+        if name:
+            facts.append((key, str(name)))
+    splits = sorted({row.split for row in summary.rows})
+    facts += [("measured on", " and ".join(splits) + " split")]
+    facts += [("created", summary.created)]
+    facts += [
+        ("hardware", ", ".join(f"{k} {v}" for k, v in summary.hardware.items() if v is not None) or "not recorded")
+    ]
+    facts += [("versions", ", ".join(f"{k} {v}" for k, v in summary.versions.items()) or "not recorded")]
+    if summary.runs:
+        facts.append(
+            ("to repeat a run", f"trimtab train {summary.runs[0].folder} --out NEW (folders: table of training runs)")
+        )
+    return facts
+
+
+def _study(summary: Summary, place: int) -> dict[str, Any]:
+    study = Study(summary)
+    sections = [build(study) for build in BEFORE]
+    sections += dynamics_sections(summary.dynamics, study.looks)
+    sections += [track_section(summary.curvature, study.looks)] if summary.curvature else []
+    sections += [build(study) for build in AFTER]
+    switchable = [
+        state for state, recalibrated in (("pruned", False), ("recalibrated", True)) if recalibrated in study.states
+    ]
+    return as_article(
+        place,
+        sections,
+        name=summary.name,
+        headline=summary.headline,
+        notes=summary.notes,
+        facts=_facts(summary),
+        recipe=yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
+        states={state: STATES[state] for state in switchable},
+        data=summary.model_dump_json(by_alias=True),
+        file="summary.json",
+    )
+
+
+def render(summary: Summary | Sequence[Summary], path: Path) -> Path:
+    """Write the report of one or more studies: a single HTML file that needs no network.
+
+    plotly's script is inlined once (about 4.8 MB), whatever the number of figures and studies. Labels, notes and recipes
+    are escaped wherever they stand. What a summary does not hold is left out with a sentence saying so.
+
+    Args:
+        summary: one study, or several to be shown below each other.
+        path: the file to write; its folder is made when absent, an earlier file is replaced only by a whole one.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: no summary, a summary without rows, or rows that contradict each other.
+        OSError: the file could not be written.
+    """
+    summaries = [summary] if isinstance(summary, Summary) else list(summary)
+    if not summaries:
+        raise ValueError("a report needs at least one summary, got none")
+    for one in summaries:
+        if not one.rows:
+            raise ValueError(f"the summary {one.name!r} has no rows: there is nothing to report")
+    title = summaries[0].name if len(summaries) == 1 else f"{len(summaries)} studies"
+    return write_page([_study(one, place) for place, one in enumerate(summaries)], title, path)

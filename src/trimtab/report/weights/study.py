@@ -1,0 +1,59 @@
+"""A summary with what every section of the page needs: entries, looks, the baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from trimtab.report.palette import Look, looks
+from trimtab.studies.statistics import Entry, main_rows, table
+from trimtab.studies.summary import Row, Summary
+
+
+@dataclass(frozen=True)
+class Study:
+    """One summary, looked at."""
+
+    summary: Summary
+
+    @property
+    def quality(self) -> str:
+        """The metric's name at the start of a sentence."""
+        return {"accuracy": "Accuracy", "dice": "Dice"}[self.summary.metric]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Labels in order of first appearance."""
+        labels = [row.method for row in self.summary.rows] + [run.method for run in self.summary.runs]
+        return list(dict.fromkeys([*labels, *(run.method for run in self.summary.dynamics)]))
+
+    @property
+    def baseline(self) -> str:
+        """What the others are compared with: "sgd" where there is one, else the first method."""
+        return "sgd" if "sgd" in self.methods else self.methods[0]
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """A look for each method, the baseline first."""
+        return looks(self.methods, self.baseline)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Rows of one split: test where there is any."""
+        split = "test" if any(row.split == "test" for row in self.summary.rows) else "validation"
+        return [row for row in self.summary.rows if row.split == split]
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """All rows over seeds, controls too."""
+        return table(self.rows)
+
+    @cached_property
+    def main(self) -> list[Entry]:
+        """The study's own way of pruning, over seeds."""
+        return table(main_rows(self.summary.rows))
+
+    @cached_property
+    def states(self) -> list[bool]:
+        """Whether networks were measured as pruned, recalibrated, or both."""
+        return sorted({entry.recalibrated for entry in self.main})

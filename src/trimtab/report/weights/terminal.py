@@ -1,0 +1,104 @@
+"""The study's main table for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.report.parts import significant
+from trimtab.studies.curvature.records import CurvatureRow
+from trimtab.studies.statistics import (
+    Entry,
+    main_rows,
+    sparsity_label,
+    table,
+)
+from trimtab.studies.summary import Summary
+
+
+def _cell(entry: Entry | None, best: bool, stacked: bool) -> Text:
+    if entry is None:
+        return Text("-", style="dim")
+    text = Text(f"{100 * entry.mean:.1f}", style="bold" if best else "")
+    if entry.half is not None:
+        text.append(f"{chr(10) if stacked else ''}±{100 * entry.half:.1f}", style="dim not bold")
+    return text
+
+
+def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80) -> Table:
+    """Methods by sparsities: mean and half the 95 % t interval over seeds, in percent; the best mean of a column is bold.
+
+    Args:
+        summary: the study.
+        recalibrated: the networks with BatchNorm statistics re-estimated, instead of as pruned.
+        width: columns that the table may take; where the table would be wider the interval goes below the mean.
+
+    Raises:
+        ValueError: the summary has no row in that state.
+    """
+    entries = [entry for entry in table(main_rows(summary.rows)) if entry.recalibrated == recalibrated]
+    if not entries:
+        state = "recalibrated" if recalibrated else "not recalibrated"
+        raise ValueError(f"the summary {summary.name!r} has no rows that are {state}")
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+    sparsities = sorted({entry.sparsity for entry in entries})
+    by_place = {(entry.method, entry.sparsity): entry for entry in entries}
+    best = {s: max((e for e in entries if e.sparsity == s), key=lambda e: e.mean).mean for s in sparsities}
+    columns = [max(len(_cell(by_place.get((m, s)), False, False).plain) for m in methods) for s in sparsities]
+    labels = [sparsity_label(sparsity) for sparsity in sparsities]
+    needed = sum(1 + max(column, len(label)) for column, label in zip(columns, labels, strict=True))
+    stacked = max(6, *map(len, methods)) + 2 + needed > width
+    narrow = sum(1 + max(len(label), 6) for label in labels) if stacked else needed
+    counts = sorted({entry.n for entry in entries})
+    if counts == [1]:
+        seeds = "one seed: no interval"
+    else:
+        seeds = f"mean ± 95 % t interval, {' or '.join(map(str, counts))} seeds"
+    metric = "Dice" if summary.metric == "dice" else summary.metric
+    found = Table(
+        title=f"{metric} in % by sparsity, {'recalibrated' if recalibrated else 'as pruned'}",
+        caption=f"{seeds}; bold: best of column; chance {100 * summary.chance:.3g} %",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0),
+        pad_edge=False,
+    )
+    found.add_column("method", overflow="fold", max_width=max(12, width - narrow - 2))
+    for label in labels:
+        found.add_column(label, justify="right", no_wrap=True)
+    for method in methods:
+        cells = []
+        for sparsity in sparsities:
+            entry = by_place.get((method, sparsity))
+            cells.append(_cell(entry, entry is not None and entry.mean == best[sparsity], stacked))
+        found.add_row(Text(method), *cells)
+    return found
+
+
+def curvature_table(rows: Sequence[CurvatureRow], sparsity: float) -> Table:
+    """One line per network of one sparsity: each measure with its own error, where it has one.
+
+    Args:
+        rows: measured networks.
+        sparsity: whose lines to show.
+    """
+    found = Table(
+        title=f"curvature of the training loss, {sparsity_label(sparsity)}", box=box.SIMPLE_HEAD, padding=(0, 1),
+        pad_edge=False, caption="top: largest eigenvalue ± residual (? not converged); trace ± standard error; SAM, adaptive: "
+        "rise of the loss within the ball; top w2: largest eigenvalue x ||w||\u00b2; acc: accuracy, %",
+    )  # fmt: skip
+    found.add_column("network", overflow="fold", min_width=10)
+    for name in ("top", "trace", "SAM", "adaptive", "top w2", "acc"):
+        found.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.sparsity == sparsity:
+            mark = "" if row.converged else "?"
+            top = f"{significant(row.eigenvalues[0])}±{significant(row.residuals[0], 1)}{mark}"
+            trace = f"{significant(row.trace)}±{significant(row.trace_error, 1)}"
+            found.add_row(
+                Text(f"{row.method}, {row.seed}"), top, trace, f"{row.sharpness:.3g}", f"{row.adaptive_sharpness:.3g}",
+                significant(row.normalized_eigenvalue), f"{100 * row.accuracy:.1f}",
+            )  # fmt: skip
+    return found

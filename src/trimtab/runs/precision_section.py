@@ -1,0 +1,118 @@
+"""The recipe's section `precision`: number formats of gradients, weights, momentum, activations, and the levers they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from trimtab.precision import MX, Block, Compensate, LowPrecision, PerChannel, PerTensor, Scaling, ShrinkageMeter, named
+from trimtab.precision.scaling import Rule
+from trimtab.runs.section import Section
+
+ScalingName = Literal["none", "tensor", "channel", "block", "mx"]
+ROUNDED = ("gradients", "weights", "momentum", "activations", "activation_gradients")
+"""Fields that name a format."""
+
+
+class Precision(Section):
+    """Number formats: what training rounds, and how."""
+
+    autocast: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Mixed precision of the forward and backward pass, by torch itself."""
+    gradients: str | None = None
+    """Format of the gradients that the optimizer steps with, such as e4m3, e5m2, e2m1, int4 or e3m4."""
+    weights: str | None = None
+    """Format of the weights that the network computes with."""
+    momentum: str | None = None
+    """Format of the optimizer's momentum."""
+    activations: str | None = None
+    """Format of what Linear and convolution layers put out."""
+    activation_gradients: str | None = None
+    """Format of the gradients that come back there."""
+    rounding: Literal["nearest", "toward_zero", "stochastic"] = "nearest"
+    """How numbers between two of the format are rounded."""
+    overflow: Literal["saturate", "inf", "nan", "raise"] = "saturate"
+    """What numbers beyond the format's largest become."""
+    scaling: ScalingName = "none"
+    """What shares a scale that brings it into the format's range: nothing, tensors, channels, blocks, blocks as in MX."""
+    scaling_rule: Rule | None = None
+    """How the scale is made; default absmax, floor for mx."""
+    block_size: PositiveInt = 32
+    """block, mx: entries that share a scale."""
+    master: bool = True
+    """Let the optimizer step weights kept in full, of which the network sees the rounded ones."""
+    before_reduce: bool = False
+    """Round each process's gradients before they are averaged, as quantised communication does."""
+    compensate: Literal["none", "global", "tensor"] = "none"
+    """Divide the step by the running shrinkage: of all gradients together, or of each tensor."""
+    meter_every: int = Field(default=10, ge=0)
+    """Optimizer steps between measured ones; 0 measures nothing."""
+
+    @field_validator(*ROUNDED)
+    @classmethod
+    def _known_format(cls, value: str | None) -> str | None:
+        if value is None or value == "none":
+            return None
+        named(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Precision:
+        for field, given in (("before_reduce", self.before_reduce), ("compensate", self.compensate != "none")):
+            if given and self.gradients is None:
+                raise ValueError(f"{field} is about rounded gradients; give precision.gradients a format")
+        scaling_of(self)
+        return self
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is rounded."""
+        return any(getattr(self, field) is not None for field in ROUNDED)
+
+
+def scaling_of(section: Precision) -> Scaling | None:
+    """The scaling that the section names."""
+    if section.scaling == "none":
+        if section.scaling_rule is not None:
+            raise ValueError("scaling_rule needs a scaling: tensor, channel, block or mx")
+        return None
+    rule: Rule = section.scaling_rule or ("floor" if section.scaling == "mx" else "absmax")
+    match section.scaling:
+        case "tensor":
+            return PerTensor(rule=rule)
+        case "channel":
+            return PerChannel(rule=rule)
+        case "block":
+            return Block(section.block_size, rule=rule)
+    return MX(section.block_size, rule=rule)
+
+
+def build_precision(section: Precision, seed: int, folder: Path | None) -> tuple[LowPrecision | Compensate, ...]:
+    """The levers of the section: the rounding and, where asked for, the compensation behind it; none where nothing is rounded.
+
+    Args:
+        section: what to round.
+        seed: of stochastic rounding.
+        folder: the run folder for `shrinkage.parquet/`; None measures nothing.
+    """
+    if not section.rounds:
+        return ()
+    metered = folder is not None and section.meter_every > 0
+    lever = LowPrecision(
+        section.gradients,
+        section.weights,
+        section.momentum,
+        (section.activations, section.activation_gradients),
+        rounding=section.rounding,
+        overflow=section.overflow,
+        scaling=scaling_of(section),
+        master=section.master,
+        before_reduce=section.before_reduce,
+        seed=seed,
+        meter=ShrinkageMeter(section.meter_every, folder, overwrite=True) if metered else None,
+    )
+    if section.compensate == "none":
+        return (lever,)
+    return lever, Compensate(lever, granularity=section.compensate)

@@ -1,0 +1,141 @@
+"""The folder that a training run leaves: recipe, metrics, checkpoint, pruning rows; resumable at any time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.files import alone, write_text
+from trimtab.inputs import read_json_lines, read_json_mapping
+from trimtab.runs.checkpoint import load_checkpoint, save_checkpoint
+from trimtab.runs.recipe import Recipe, load_recipe
+
+# Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
+INCIDENTAL = {
+    "name", "device", "strategy", "checkpoint_every", "validate_every", "track", "track_every", "track_curvature_every",
+    "track_curvature_batch", "pruning",
+}  # fmt: skip
+
+
+def training_identity(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that decides which network comes out."""
+    from trimtab.runs.methods import METHODS, TRANSFORMS
+
+    data = recipe.model_dump(mode="json", exclude=INCIDENTAL)
+    data["data"].pop("root")
+    data["precision"].pop("meter_every")
+    method = METHODS[recipe.method]
+    penalties_and_wrappers = {"var", "l1", "hoyer", "sam", "asam", "cram"} - set(method.sections)
+    for section in penalties_and_wrappers | (set(TRANSFORMS) - set(recipe.transforms)):
+        data.pop(section)  # unread by this run
+    return data
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run.
+
+    `recipe.yaml` (resolved), `run.json` (status, versions, hardware, timing), `metrics.jsonl` (one line per epoch),
+    `model.safetensors` (the trained network), `checkpoint.safetensors` (everything to go on), `pruning.json`; of a tracked
+    run `gradients.parquet` and `signals.parquet`; of one that rounds to a number format `shrinkage.parquet`.
+    """
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        """Resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Model, optimizer, levers, random state and position."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def model_file(self) -> Path:
+        """State dict of the trained network, plain safetensors."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON line per epoch."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def gradients_folder(self) -> Path:
+        """Parts of the tracker's table, where the run was tracked."""
+        return self.path / "gradients.parquet"
+
+    @property
+    def signals_folder(self) -> Path:
+        """What the transforms reported at the tracked steps."""
+        return self.path / "signals.parquet"
+
+    @property
+    def shrinkage_folder(self) -> Path:
+        """What rounding did to gradients, weights and momentum at the metered steps."""
+        return self.path / "shrinkage.parquet"
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe this folder was made from; ValueError when it is not a run folder."""
+        if not self.recipe_file.is_file():
+            raise ValueError(f"{self.path} is not a run folder: it holds no recipe.yaml")
+        return load_recipe(self.recipe_file)
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse to mix runs.
+
+        Raises:
+            ValueError: the folder holds work of a different recipe; the message names the fields that differ.
+        """
+        if self.recipe_file.is_file() and (self.checkpoint_file.is_file() or self.model_file.is_file()):
+            old, new = training_identity(self.recipe), training_identity(recipe)
+            differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            if differing:
+                changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
+                raise ValueError(f"{self.path} holds a run of another recipe ({changes}); choose another folder")
+
+    def open(self, recipe: Recipe) -> None:
+        """Create the folder and write the resolved recipe."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        recipe.write(self.recipe_file)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes out of the folder while training into it; ValueError when one is at it."""
+        return alone(self.path, "training into")
+
+    def info(self) -> dict[str, Any]:
+        """Contents of `run.json`, empty before the first checkpoint."""
+        file = self.path / "run.json"
+        return read_json_mapping(file) if file.is_file() else {}
+
+    def write_info(self, **changes: Any) -> None:
+        """Merge `changes` into `run.json`."""
+        write_text(self.path / "run.json", json.dumps({**self.info(), **changes}, indent=1) + "\n")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training came to its end."""
+        return self.info().get("status") == "finished" and self.model_file.is_file()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of `metrics.jsonl`."""
+        return read_json_lines(self.metrics_file) if self.metrics_file.is_file() else []
+
+    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace `metrics.jsonl`."""
+        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint, atomically."""
+        save_checkpoint(self.checkpoint_file, state)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, or None before the first."""
+        return load_checkpoint(self.checkpoint_file) if self.checkpoint_file.is_file() else None

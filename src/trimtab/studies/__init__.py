@@ -1,0 +1,29 @@
+"""From a recipe to a run folder to a summary: training, pruning, comparing, tuning."""
+
+from trimtab.runs.methods import METHODS, Method
+from trimtab.runs.recipe import Recipe, load_recipe, shipped_recipes
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training import train, trained_model
+from trimtab.studies.comparison import compare
+from trimtab.studies.prune_run import prune_run
+from trimtab.studies.summary import Row, Summary
+from trimtab.studies.variants import Variant, variants
+from trimtab.studies.weights.assemble import assemble
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Recipe",
+    "Row",
+    "RunFolder",
+    "Summary",
+    "Variant",
+    "assemble",
+    "compare",
+    "load_recipe",
+    "prune_run",
+    "shipped_recipes",
+    "train",
+    "trained_model",
+    "variants",
+]

@@ -1,0 +1,278 @@
+"""What a study of number formats found: quality over seeds, and what rounding did to the gradients on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from trimtab import levers
+from trimtab.files import write_text
+from trimtab.inputs import named, read_json_mapping
+from trimtab.observe import read_table
+from trimtab.runs.evaluation import evaluate
+from trimtab.runs.precision_section import ROUNDED, Precision, build_precision
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import INCIDENTAL, RunFolder
+from trimtab.runs.tracked import (
+    Matrix,
+    consecutive,
+    joined,
+    median,
+    rounded,
+    tracked,
+)
+from trimtab.runs.training import batches_of, load_data, trained_model
+from trimtab.studies.precision.logistic import Descent
+from trimtab.studies.precision.variants import FormatStudy, step_field, variant_label
+
+SCHEMA = "trimtab.precision/1"
+COMPARED = {*ROUNDED, "rounding", "scaling", "compensate", "meter_every"}
+"""Fields of the section `precision` in which the runs of one study may differ."""
+MEASURED = ("projection", "dead", "overflow", "noise_to_signal")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerShrinkage(_Record):
+    """What rounding did to one layer's gradient."""
+
+    name: str
+    q: float | None = Field(description="projection q, median over the metered steps")
+    dead: float | None = Field(description="share of the non-zero entries that became zero, median over the steps")
+    overflow: float | None = Field(description="share of the non-zero entries beyond the largest number, median")
+    curve: list[float | None] = Field(description="per point: q; null where the gradient was zero or not finite")
+
+
+class ShrinkageCurves(_Record):
+    """What rounding did to the gradients of one run, in at most 120 points; a point is the median of consecutive steps."""
+
+    steps: list[int] = Field(description="per point: the last of its optimizer steps, counted from 0")
+    q: list[float | None] = Field(description="per point: projection q of all gradients together")
+    dead: list[float | None]
+    overflow: list[float | None]
+    noise: list[float | None] = Field(description="per point: noise-to-signal ratio")
+    layers: list[LayerShrinkage] = Field(description="in the network's order")
+    q_min: float | None = Field(description="least q of all gradients together at a metered step")
+    q_median: float | None = Field(description="median over the metered steps, as the next two")
+    dead_median: float | None = None
+    overflow_median: float | None = None
+    least_layer: str | None = Field(description="layer of the least median q")
+
+
+class FormatRun(_Record):
+    """One run of the study."""
+
+    label: str
+    seed: int
+    folder: str
+    status: Literal["finished", "diverged"] = Field(description="diverged: the training loss was not finite")
+    step_factor: float = Field(description="learning rate over that of the study's other runs")
+    train_loss: list[float] = Field(description="mean training loss of each epoch")
+    validation_accuracy: float | None
+    validation_loss: float | None
+    test_accuracy: float | None
+    test_loss: float | None
+    shrinkage: ShrinkageCurves | None = Field(description="null where nothing was rounded or metered")
+
+
+class PrecisionStudy(_Record):
+    """Everything that the table and the page show. Written as `precision.json`."""
+
+    schema_: str = Field(default=SCHEMA, alias="schema")
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    name: str
+    headline: str
+    recipe: dict[str, Any]
+    chance: float
+    runs: list[FormatRun]
+    logistic: list[Descent]
+    unfinished: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels in order of first appearance."""
+        return list(dict.fromkeys(run.label for run in self.runs))
+
+    def of(self, label: str) -> list[FormatRun]:
+        """The runs of a label."""
+        return [run for run in self.runs if run.label == label]
+
+    def write(self, path: Path) -> None:
+        """Write to a temporary name beside `path`, then rename."""
+        write_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
+
+
+def shrinkage_curves(columns: dict[str, Any]) -> ShrinkageCurves | None:
+    """A meter's rows on gradients, drawn together; None where there are none.
+
+    Args:
+        columns: `ShrinkageMeter.table()`, column by column.
+    """
+    own = tracked(columns, "gradients", MEASURED)
+    if own is None:
+        return None
+    bins = consecutive(len(own.steps))
+
+    def middle(values: Matrix) -> float | None:
+        return rounded(float(median(values)))
+
+    layers = [
+        LayerShrinkage(
+            name=name,
+            q=middle(own.values["projection"][row]),
+            dead=middle(own.values["dead"][row]),
+            overflow=middle(own.values["overflow"][row]),
+            curve=joined(own.values["projection"][row], bins),
+        )
+        for row, name in enumerate(own.layers)
+    ]
+    q = own.together["projection"]
+    least = min((layer for layer in layers if layer.q is not None), key=lambda layer: layer.q or 0.0, default=None)
+    return ShrinkageCurves(
+        steps=[int(own.steps[part][-1]) for part in bins],
+        q=joined(q, bins),
+        dead=joined(own.together["dead"], bins),
+        overflow=joined(own.together["overflow"], bins),
+        noise=joined(own.together["noise_to_signal"], bins),
+        layers=layers,
+        q_min=rounded(float(np.nanmin(q))) if np.isfinite(q).any() else None,
+        q_median=middle(q),
+        dead_median=middle(own.together["dead"]),
+        overflow_median=middle(own.together["overflow"]),
+        least_layer=None if least is None else least.name,
+    )
+
+
+def run_shrinkage(folder: RunFolder) -> ShrinkageCurves | None:
+    """The curves of a metered run, None of one that was not.
+
+    Raises:
+        ValueError: the meter's files are damaged.
+    """
+    if not folder.shrinkage_folder.is_dir():
+        return None
+    table = read_table(folder.shrinkage_folder)
+    return shrinkage_curves({name: table[name].to_numpy() for name in ("step", "layer", "kind", *MEASURED)})
+
+
+def quality_on_test(folder: RunFolder) -> dict[str, float]:
+    """Accuracy and loss of a finished run's network on the test split, measured once and kept in the run folder.
+
+    The network is what the run left: rounded weights where the run rounded weights, and layer outputs are rounded where it
+    rounded them.
+
+    Raises:
+        ValueError: the run is not finished, or the kept file is damaged.
+    """
+    file = folder.path / "quality-test.json"
+    if file.is_file():
+        with named(file, "is damaged; delete it to measure again"):
+            kept = read_json_mapping(file)
+            return {name: float(kept[name]) for name in ("accuracy", "loss")}
+    recipe = folder.recipe
+    data = load_data(recipe)
+    model = trained_model(folder, data)
+    outputs = Precision.model_validate(
+        recipe.precision.model_dump() | {"gradients": None, "weights": None, "momentum": None, "compensate": "none"}
+        | {"activation_gradients": None, "before_reduce": False}
+    )  # fmt: skip
+    never_steps = torch.optim.SGD(model.parameters(), lr=0.0)
+    with levers.attach(never_steps, *build_precision(outputs, recipe.seed, None), model=model):
+        quality = evaluate(model, batches_of(recipe, data, "test"), data.num_classes)
+    found = {"accuracy": quality.accuracy, "loss": quality.loss}
+    write_text(file, json.dumps(found) + "\n")
+    return found
+
+
+def _common(recipe: Recipe) -> dict[str, Any]:
+    """What the runs of one study share."""
+    section, leaf = step_field(recipe).split(".")
+    data = recipe.model_dump(mode="json", exclude=INCIDENTAL | {"seed"})
+    for field in COMPARED:
+        data["precision"].pop(field)
+    data["data"].pop("root")
+    data[section].pop(leaf)
+    return data
+
+
+def _rate(recipe: Recipe) -> float:
+    section, leaf = step_field(recipe).split(".")
+    return float(getattr(getattr(recipe, section), leaf))
+
+
+def is_diverged(folder: RunFolder) -> bool:
+    """Whether the run ended in a loss that is not finite."""
+    file = folder.path / "error.txt"
+    return file.is_file() and file.read_bytes().startswith(b"FloatingPointError")
+
+
+def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:
+    """What one run left, finished or diverged.
+
+    Args:
+        folder: the run.
+        root: what the run's path is relative to.
+        rate: learning rate of the study's runs without a step factor.
+    """
+    recipe, rows = folder.recipe, folder.metrics()
+    factor = float(f"{_rate(recipe) / rate:.6g}")
+    tested = quality_on_test(folder) if folder.finished else {}
+    last = rows[-1] if rows and folder.finished else {}
+    return FormatRun(
+        label=variant_label(recipe.precision, factor),
+        seed=recipe.seed,
+        folder=folder.path.relative_to(root).as_posix(),
+        status="finished" if folder.finished else "diverged",
+        step_factor=factor,
+        train_loss=[row["train_loss"] for row in rows],
+        validation_accuracy=last.get("validation_accuracy"),
+        validation_loss=last.get("validation_loss"),
+        test_accuracy=tested.get("accuracy"),
+        test_loss=tested.get("loss"),
+        shrinkage=run_shrinkage(folder),
+    )
+
+
+def gather(
+    folders: Sequence[RunFolder], root: Path, recipe: Recipe, study: FormatStudy
+) -> tuple[list[FormatRun], list[str]]:
+    """The finished and diverged runs among `folders` and the paths of the others; the study's own labels first.
+
+    Args:
+        folders: run folders, also of earlier studies in the same folder with other formats.
+        root: what paths are relative to.
+        recipe: what all runs share.
+        study: whose labels come first, in their order.
+
+    Raises:
+        ValueError: runs that differ in more than number format, learning rate and seed, or none that is finished.
+    """
+    runs, unfinished, expected = [], [], _common(recipe)
+    for folder in folders:
+        found = _common(folder.recipe)
+        section = folder.recipe.precision
+        if section.rounds and {field for field in ROUNDED if getattr(section, field)} != set(study.tensors):
+            raise ValueError(
+                f"{folder.path} rounds other tensors than {', '.join(study.tensors)}; choose another --out"
+            )
+        differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+        if differing:
+            raise ValueError(
+                f"{folder.path} is of another study: {', '.join(differing)} differ; choose another folder with --out"
+            )
+        if folder.finished or is_diverged(folder):
+            runs.append(format_run(folder, root, _rate(recipe)))
+        else:
+            unfinished.append(folder.path.relative_to(root).as_posix())
+    if not any(run.status == "finished" for run in runs):
+        raise ValueError(f"no run under {root} is finished ({len(unfinished)} unfinished, {len(runs)} diverged)")
+    order = {label: place for place, label in enumerate(study.labels())}
+    return sorted(runs, key=lambda run: (order.get(run.label, len(order)), run.label, run.seed)), unfinished

@@ -1,0 +1,120 @@
+"""The runs of a study of number formats: full precision, then formats x rounding x scaling x step x compensation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from trimtab.precision import named
+from trimtab.precision.rounding import Rounding
+from trimtab.runs.methods import METHODS
+from trimtab.runs.precision_section import ROUNDED, Precision, ScalingName
+from trimtab.runs.recipe import Recipe
+from trimtab.studies.variants import Variant
+
+BASELINE = "full"
+"""Label of the runs that round nothing."""
+
+
+@dataclass(frozen=True)
+class FormatStudy:
+    """What is compared.
+
+    Attributes:
+        formats: names of number formats.
+        rounding, scaling: each with each format.
+        compensate: also run each with the step divided by the running shrinkage of all gradients.
+        tensors: what is rounded, fields of the recipe's section `precision`.
+        steps: factors of the recipe's learning rate, tried with full precision too.
+    """
+
+    formats: tuple[str, ...]
+    rounding: tuple[Rounding, ...] = ("nearest",)
+    scaling: tuple[str, ...] = ("none",)
+    compensate: bool = False
+    tensors: tuple[str, ...] = ("gradients",)
+    steps: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        for what in ("formats", "rounding", "scaling", "tensors", "steps"):
+            values = getattr(self, what)
+            if not values:
+                raise ValueError(f"{what} is empty: nothing to run")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{what} holds a value twice: {', '.join(map(str, values))}")
+        for name in self.formats:
+            named(name)
+        for what, allowed in (("rounding", get_args(Rounding)), ("scaling", get_args(ScalingName))):
+            for word in getattr(self, what):
+                if word not in allowed:
+                    raise ValueError(f"{what} is one of {', '.join(allowed)}, got {word!r}")
+        for tensor in self.tensors:
+            if tensor not in ROUNDED:
+                raise ValueError(f"tensors are among {', '.join(ROUNDED)}, got {tensor!r}")
+        if self.compensate and "gradients" not in self.tensors:
+            raise ValueError(f"compensation is about rounded gradients, and only {', '.join(self.tensors)} are rounded")
+        for factor in self.steps:
+            if not (math.isfinite(factor) and factor > 0):
+                raise ValueError(f"a step factor must be finite and positive, got {factor}")
+
+    def labels(self) -> list[str]:
+        """Names of the variants, in the order in which they run."""
+        return list(dict.fromkeys(variant.label for variant in format_variants(Recipe(), self, [0])))
+
+
+def variant_label(section: Precision, step: float = 1.0) -> str:
+    """What distinguishes a run in tables and figures.
+
+    Example:
+        >>> variant_label(Precision(gradients="e2m1", scaling="mx", compensate="global"), 2.0)
+        'e2m1, mx, compensated, step x2'
+    """
+    formats = list(dict.fromkeys(value for field in ROUNDED if (value := getattr(section, field)) is not None))
+    parts = ["/".join(formats) or BASELINE]
+    parts += [] if section.rounding == "nearest" else [section.rounding.replace("_", " ")]
+    parts += [] if section.scaling == "none" else [section.scaling]
+    parts += [] if section.compensate == "none" else ["compensated"]
+    parts += [] if step == 1.0 else [f"step x{step:g}"]
+    return ", ".join(parts)
+
+
+def step_field(recipe: Recipe) -> str:
+    """Dotted name of the recipe's learning rate."""
+    return f"{METHODS[recipe.method].optimizer or recipe.optimizer}.lr"
+
+
+def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) -> list[Variant]:
+    """Every run, seeds outermost: full precision with each step, then each format with each combination.
+
+    What the recipe itself says in its section `precision` (overflow, master weights, blocks, autocast, metering) holds for
+    the formats too.
+
+    Raises:
+        ValueError: the same seed twice, no seed, the recipe itself names a format.
+
+    Example:
+        >>> [v.label for v in format_variants(Recipe(), FormatStudy(("e4m3",), compensate=True), [0])]
+        ['full', 'e4m3', 'e4m3, compensated']
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more, each once, got {list(seeds)}")
+    if recipe.precision.rounds:
+        raise ValueError("the recipe names a number format itself; leave it out, --formats says which are compared")
+    field = step_field(recipe)
+    section, leaf = field.split(".")
+    rate = getattr(getattr(recipe, section), leaf)
+    choices: list[tuple[dict[str, object], float]] = [({}, step) for step in study.steps]
+    combined = itertools.product(study.formats, study.rounding, study.scaling, (False, True)[: 1 + study.compensate])
+    for (name, rounding, scaling, compensate), step in itertools.product(combined, study.steps):
+        given: dict[str, object] = {f"precision.{tensor}": name for tensor in study.tensors}
+        given |= {"precision.rounding": rounding, "precision.scaling": scaling}
+        choices.append((given | ({"precision.compensate": "global"} if compensate else {}), step))
+    found = []
+    for seed in seeds:
+        for given, step in choices:
+            made = recipe.with_settings({**given, field: rate * step, "seed": seed})
+            found.append(Variant(variant_label(made.precision, step), made))
+    return found

@@ -1,0 +1,256 @@
+"""Prune a finished run at every sparsity of its recipe and measure what is left, recalibrated and not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from trimtab import datasets, pruning
+from trimtab.deploy import StoreReport, save_sparse
+from trimtab.files import write_text
+from trimtab.inputs import named, utf8
+from trimtab.observe import summary as model_summary
+from trimtab.observe import weight_distribution
+from trimtab.runs.evaluation import Quality, evaluate
+from trimtab.runs.methods import METHODS
+from trimtab.runs.recipe import Pruning, Recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training import batches_of, load_data, trained_model
+from trimtab.studies.statistics import sparsity_label
+from trimtab.studies.summary import Histogram, Row, Storage
+from trimtab.studies.variants import run_label
+
+Split = Literal["validation", "test"]
+
+
+class PrunedRun(BaseModel):
+    """What pruning one run gave: `pruning.json` of its folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    settings: dict[str, Any]
+    rows: list[Row]
+    storage: list[Storage]
+    histogram: Histogram
+    left_out: dict[str, str]
+
+
+@contextmanager
+def _buffers_put_back(model: nn.Module) -> Iterator[None]:
+    """Put every buffer (BatchNorm statistics) back bit for bit at the end."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
+def _has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+class _Measured:
+    """Evaluates one network again and again, as it is and recalibrated."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, data: datasets.DataSet, split: Split, device: torch.device
+    ) -> None:
+        self.recipe, self.data, self.split = recipe, data, split
+        self.model = trained_model(folder, data).to(device)
+        self.device = device
+        self.batches = batches_of(recipe, data, split, device=device)
+        # Statistics come from training images as the network was trained on them, a choice fixed by the run's seed.
+        self.calibration = batches_of(recipe, data, "train", device=device).sample(
+            recipe.pruning.recalibrate_batches, recipe.seed
+        )
+        self.recalibrates = _has_batch_norm(self.model)
+
+    def quality(self) -> Quality:
+        return evaluate(self.model, self.batches, self.data.num_classes)
+
+    def recalibrated_quality(self) -> Quality:
+        with _buffers_put_back(self.model):
+            pruning.recalibrate(self.model, self.calibration, device=self.device)
+            return self.quality()
+
+
+def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: Any) -> Row:
+    return Row(
+        method=label,
+        seed=recipe.seed,
+        split=split,
+        accuracy=quality.accuracy,
+        loss=quality.loss if math.isfinite(quality.loss) else None,
+        top5=quality.top5,
+        iou=quality.iou,
+        **fields,
+    )
+
+
+def _combinations(section: Pruning, plain: bool) -> list[tuple[str, str]]:
+    """Score and scope asked for, then the controls; controls belong to the plain optimizers, which are the baseline."""
+    asked = (section.score, section.scope)
+    controls = [("random", "global"), ("magnitude", "layer")] if section.controls and plain else []
+    if section.pattern != "unstructured":  # which chooses within its groups: a layer's masks are those of the network
+        controls = controls[:1]
+    return [asked, *(pair for pair in controls if pair != asked)]
+
+
+def _settings(recipe: Recipe, split: Split, label: str, model_file: Path) -> dict[str, Any]:
+    return {
+        **recipe.pruning.model_dump(mode="json"),
+        "split": split,
+        "label": label,
+        "recalibrated_on": "augmented",
+        "network": hashlib.sha256(model_file.read_bytes()).hexdigest()[:16] if model_file.is_file() else None,
+    }
+
+
+def read_pruned(file: Path) -> PrunedRun:
+    """Read what `prune_run` kept; ValueError names the file when it is damaged."""
+    with named(file, "is damaged; delete it to measure again"):
+        return PrunedRun.model_validate_json(utf8(file))
+
+
+def pruned_file(folder: RunFolder, split: Split) -> Path:
+    """Where a run's measurements on a split are kept."""
+    return folder.path / f"pruning-{split}.json"
+
+
+def prune_run(
+    folder: RunFolder,
+    *,
+    recipe: Recipe | None = None,
+    label: str | None = None,
+    split: Split = "test",
+    data: datasets.DataSet | None = None,
+    report: Callable[[str], None] | None = None,
+    file: Path | None = None,
+) -> PrunedRun:
+    """Measure a finished run at every sparsity; results are kept in `pruning-SPLIT.json` and reused when nothing changed.
+
+    Each sparsity is pruned from the dense network (one-shot, nothing retrained), measured as it is, then with BatchNorm
+    statistics re-estimated on augmented training images. The run folder's network is not changed.
+
+    Args:
+        folder: a finished run.
+        recipe: the run's recipe with other `pruning` settings; default the folder's own.
+        label: name of the method in the rows; default its method and transforms.
+        split: what to measure on. Settings are chosen on "validation"; "test" is for the final figures.
+        data: the loaded data set, when the caller has it.
+        report: called with a short text before each measurement.
+        file: where the results are kept; default `pruning-SPLIT.json` in the run folder, which reports read.
+
+    Raises:
+        ValueError: the run is not finished, or the settings do not fit the network.
+    """
+    recipe = recipe or folder.recipe
+    label = label or run_label(recipe)
+    settings = _settings(recipe, split, label, folder.model_file)
+    file = file or pruned_file(folder, split)
+    if file.is_file():
+        kept = read_pruned(file)
+        if json.loads(json.dumps(kept.settings)) == json.loads(json.dumps(settings)):
+            return kept
+    data = data or load_data(recipe)
+    device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
+    measured = _Measured(recipe, folder, data, split, device)
+    model, section = measured.model, recipe.pruning
+    rows: list[Row] = []
+    storage: list[Storage] = []
+    left_out: dict[str, str] = {}
+    example = (1, *data.train.images.shape[1:])
+    dense = measured.quality()
+    note = report or (lambda text: None)
+    with tempfile.TemporaryDirectory() as scratch:
+        for score, scope in _combinations(section, not METHODS[recipe.method].sections and not recipe.transforms):
+            control = (score, scope) != (section.score, section.scope)
+            rows.append(
+                _row(
+                    recipe,
+                    label,
+                    split,
+                    dense,
+                    sparsity=0.0,
+                    sparsity_total=0.0,
+                    score=score,
+                    scope=scope,
+                    recalibrated=False,
+                )
+            )
+            if measured.recalibrates:
+                quality = measured.recalibrated_quality()
+                rows.append(
+                    _row(
+                        recipe,
+                        label,
+                        split,
+                        quality,
+                        sparsity=0.0,
+                        sparsity_total=0.0,
+                        score=score,
+                        scope=scope,
+                        recalibrated=True,
+                    )
+                )
+            sparsities = section.sparsities if section.pattern == "unstructured" else (None,)
+            for pruned in pruning.sweep(
+                model, sparsities, score=score, scope=scope, pattern=section.pattern, seed=recipe.seed
+            ):
+                note(f"{score}/{scope} {sparsity_label(pruned.sparsity)}")
+                left_out = {entry.name: reason for entry, reason in pruned.left_out}
+                stored: StoreReport | None = None
+                fields: dict[str, Any] = {}
+                if not control:
+                    stored = save_sparse(model, Path(scratch) / "network.safetensors", with_gzip=True)
+                    work = model_summary(model, input_shape=example)
+                    fields = {
+                        "file_bytes": stored.sparse_bytes,
+                        "dense_bytes": stored.dense_bytes,
+                        "multiply_adds_ratio": work.dense_multiply_adds / max(work.sparse_multiply_adds, 1),
+                    }
+                    storage.append(
+                        Storage(
+                            method=label,
+                            sparsity=pruned.sparsity,
+                            sparse_bytes=stored.sparse_bytes,
+                            dense_bytes=stored.dense_bytes,
+                            gzip_bytes=stored.gzip_bytes or 0,
+                            bound_bytes=stored.bound_bytes,
+                        )
+                    )
+                fields |= {
+                    "sparsity": pruned.sparsity,
+                    "sparsity_total": pruned.sparsity_total,
+                    "score": score,
+                    "scope": scope,
+                }
+                rows.append(_row(recipe, label, split, measured.quality(), recalibrated=False, **fields))
+                if measured.recalibrates:
+                    rows.append(
+                        _row(recipe, label, split, measured.recalibrated_quality(), recalibrated=True, **fields)
+                    )
+    weights = weight_distribution(model)
+    histogram = Histogram(
+        method=label,
+        seed=recipe.seed,
+        edges=list(weights.edges),
+        counts=list(weights.counts),
+        near_zero=weights.near_zero,
+        variance_of_magnitude=weights.variance_of_magnitude,
+        root_mean_square=weights.root_mean_square,
+    )
+    result = PrunedRun(settings=settings, rows=rows, storage=storage, histogram=histogram, left_out=left_out)
+    write_text(file, result.model_dump_json(indent=1) + "\n")
+    return result

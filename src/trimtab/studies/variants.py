@@ -1,0 +1,102 @@
+"""The runs of a study: methods x settings x seeds, each with a label and a folder name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.runs.methods import METHODS, TRANSFORMS, check_method
+from trimtab.runs.recipe import Recipe
+
+METHOD_SECTIONS = ("var", "l1", "hoyer", "sam", "asam", "cram", "sgd", "adamw")
+
+
+def safe_name(label: str) -> str:
+    """The label without characters that a file system minds."""
+    return "".join(letter if letter.isalnum() or letter in "+-=.," else "_" for letter in label)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One run of a study."""
+
+    label: str
+    recipe: Recipe
+
+    @property
+    def folder(self) -> str:
+        """Folder name: label and seed."""
+        return f"{safe_name(self.label)}/seed{self.recipe.seed}"
+
+
+def run_label(recipe: Recipe) -> str:
+    """The name of a run in tables and figures where nothing is varied: its method, and its gradient transforms.
+
+    Example:
+        >>> run_label(Recipe(method="var", transforms=("centralize", "autoscale")))
+        'var[transforms=centralize+autoscale]'
+    """
+    return f"{recipe.method}[transforms={'+'.join(recipe.transforms)}]" if recipe.transforms else recipe.method
+
+
+def _applies(field: str, method: str, recipe: Recipe) -> bool:
+    section = field.split(".")[0]
+    if section in TRANSFORMS:
+        return section in recipe.transforms
+    if section not in METHOD_SECTIONS:
+        return True
+    known = METHODS[method]
+    return section in known.sections or section == (known.optimizer or recipe.optimizer)
+
+
+def _shown(value: Any) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
+
+
+def variants(
+    recipe: Recipe, methods: Sequence[str], seeds: Sequence[int], vary: Mapping[str, Sequence[Any]] | None = None
+) -> list[Variant]:
+    """Every combination, seeds innermost last: all methods of the first seed come before the second seed.
+
+    A varied field applies to the runs that read it: `var.strength` multiplies `var` and `var+sam`, not `sgd`, and
+    `autoscale.scale` those with the transform autoscale.
+
+    Raises:
+        ValueError: an unknown method or field, an empty list, or a field that no method reads.
+
+    Example:
+        >>> [v.label for v in variants(Recipe(), ["sgd", "var"], [0], {"var.strength": [1e-5, 1e-4]})]
+        ['sgd', 'var[var.strength=1e-05]', 'var[var.strength=0.0001]']
+    """
+    vary = vary or {}
+    for what, values in (("methods", methods), ("seeds", seeds), *vary.items()):
+        if not values:
+            raise ValueError(f"{what} is empty: nothing to run")
+        if len(set(map(str, values))) != len(values):
+            raise ValueError(f"{what} holds a value twice: {list(values)}")
+    for method in methods:
+        check_method(method)
+    for field in vary:
+        if field in {"seed", "method", "name"}:
+            raise ValueError(
+                f"--vary {field}: use --{field}s" if field != "name" else "--vary name: a name decides nothing"
+            )
+        choices = [recipe.with_settings({"transforms": value}) for value in vary.get("transforms", ())] or [recipe]
+        if not any(_applies(field, method, choice) for method in methods for choice in choices):
+            raise ValueError(f"--vary {field}: none of the methods {', '.join(methods)} reads it")
+    found: dict[tuple[str, int], Variant] = {}
+    for seed in seeds:
+        for method in methods:
+            for values in itertools.product(*vary.values()):
+                given = dict(zip(vary, values, strict=True))
+                chosen = recipe.with_settings({"transforms": given.get("transforms", recipe.transforms)})
+                settings = {field: value for field, value in given.items() if _applies(field, method, chosen)}
+                named = {} if "transforms" in given or not recipe.transforms else {"transforms": recipe.transforms}
+                shown = ",".join(f"{field}={_shown(value)}" for field, value in {**named, **settings}.items())
+                label = f"{method}[{shown}]" if shown else method
+                if (label, seed) not in found:
+                    made = recipe.with_settings({**settings, "method": method, "seed": seed})
+                    found[label, seed] = Variant(label, made)
+    return list(found.values())

@@ -1,0 +1,1 @@
+"""Studies of what pruning leaves of trained networks."""

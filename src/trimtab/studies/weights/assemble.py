@@ -1,0 +1,249 @@
+"""Gather the runs of a study into one `Summary`."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from trimtab.deploy import measure_linear
+from trimtab.files import write_text
+from trimtab.inputs import named, read_json_mapping
+from trimtab.runs.machine import hardware, versions
+from trimtab.runs.methods import METHODS, TRANSFORMS
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import INCIDENTAL, RunFolder
+from trimtab.runs.training import load_data
+from trimtab.studies.curvature.track import run_track
+from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
+from trimtab.studies.prune_run import (
+    PrunedRun,
+    Split,
+    pruned_file,
+    read_pruned,
+)
+from trimtab.studies.summary import (
+    Cost,
+    CurvatureTrack,
+    Dynamics,
+    Histogram,
+    Latency,
+    Row,
+    Run,
+    Storage,
+    Summary,
+)
+from trimtab.studies.variants import METHOD_SECTIONS
+from trimtab.studies.weights.headline import headline
+
+OF_THE_METHOD = {"method", "seed", "optimizer", "transforms", *METHOD_SECTIONS, *TRANSFORMS}
+"""Recipe fields in which the runs of one table may differ."""
+
+
+def measure_latencies(
+    shapes: Sequence[tuple[int, int]] = ((1024, 1024),),
+    sparsities: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.98),
+    batches: Sequence[int] = (1, 64),
+) -> list[Latency]:
+    """Dense against CSR Linear layers on this machine, interleaved; above 1 the sparse one is faster."""
+    found = []
+    for inputs, outputs in shapes:
+        for batch in batches:
+            for sparsity in sparsities:
+                ratio = measure_linear(inputs, outputs, sparsity, batch)
+                found.append(
+                    Latency(
+                        what=f"Linear {inputs} to {outputs}",
+                        sparsity=sparsity,
+                        batch=batch,
+                        ratio=ratio,
+                        faster=ratio > 1.0,
+                    )
+                )
+    return found
+
+
+def _pruned(folder: RunFolder, split: Split) -> PrunedRun | None:
+    file = pruned_file(folder, split)
+    return read_pruned(file) if file.is_file() else None
+
+
+def _common(recipe: Recipe, label: str) -> dict[str, object]:
+    """What runs of one table must share: everything but method, seed, their settings and what the label names as varied."""
+    data = recipe.model_dump(mode="json", exclude=INCIDENTAL | OF_THE_METHOD)
+    data["data"].pop("root")
+    varied = [item.partition("=")[0] for item in label.partition("[")[2].rstrip("]").split(",")]
+    flat: dict[str, object] = {}
+    for name, value in data.items():
+        inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {key: item for key, item in inner.items() if key not in varied}
+    return flat
+
+
+def _check_comparable(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]]) -> None:
+    first_folder, first_recipe, first = kept[0]
+    ignored = {"label", "network"}
+    for folder, recipe, pruned in kept[1:]:
+        label = pruned.histogram.method
+        one = _common(first_recipe, first.histogram.method) | {
+            k: v for k, v in first.settings.items() if k not in ignored
+        }
+        two = _common(recipe, label) | {k: v for k, v in pruned.settings.items() if k not in ignored}
+        differing = sorted(key for key in one.keys() & two.keys() if one[key] != two[key])
+        if differing:
+            changes = "; ".join(f"{key}: {one[key]!r} and {two[key]!r}" for key in differing)
+            raise ValueError(
+                f"{first_folder.path} and {folder.path} cannot stand in one table ({changes}); report them apart"
+            )
+
+
+def _notes(unfinished: Sequence[str], kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]], split: Split) -> list[str]:
+    notes = [f"Every network was pruned once, without retraining, and measured on the {split} split."]
+    labels = {pruned.histogram.method: recipe.method for _, recipe, pruned in kept}
+    if split == "test" and len(set(labels.values())) < len(labels):
+        notes.append(
+            "Several settings of one method are shown on the test split: reading off the best one is choosing on it."
+        )
+    notes.append(
+        "Unstructured zeros make the file smaller; convolutions do not run faster for them on common hardware. "
+        "The latency figure says where a Linear layer does."
+    )
+    settings = kept[0][2].settings
+    if (settings["score"], settings["scope"], settings["pattern"]) != ("magnitude", "global", "unstructured"):
+        notes.append(f"Pruned by {settings['score']}, scope {settings['scope']}, pattern {settings['pattern']}.")
+    if unfinished:
+        notes.append(f"Not finished and left out: {', '.join(unfinished)}.")
+    return notes
+
+
+def _task(folder: RunFolder) -> tuple[str, int, list[str]]:
+    """Task, classes and remarks of a run's data, from its folder; from the data itself for folders that lack them."""
+    info = folder.info()
+    if "task" in info:
+        with named(folder.path / "run.json"):
+            task, classes, notes = info["task"], info["classes"], [str(note) for note in info["notes"]]
+            if task not in ("classification", "segmentation") or type(classes) is not int or classes < 1:
+                raise ValueError(f"task {task!r} with {classes!r} classes")
+        return task, classes, notes
+    data = load_data(folder.recipe)
+    return data.task, data.num_classes, list(data.notes)
+
+
+def assemble(
+    folders: Sequence[RunFolder],
+    root: Path,
+    *,
+    name: str | None = None,
+    split: Split = "test",
+    costs: Sequence[Cost] = (),
+    latencies: Sequence[Latency] = (),
+    measured: Mapping[Path, PrunedRun] | None = None,
+) -> Summary:
+    """One summary of all finished and pruned runs among `folders`.
+
+    Args:
+        folders: runs of one task; different tasks in one table would compare nothing.
+        root: folder that the summary's paths are relative to.
+        name: title; default the first recipe's name.
+        split: which measurements to gather.
+        costs, latencies: measured elsewhere.
+        measured: prunings to show instead of those kept in the run folders, by folder.
+
+    Raises:
+        ValueError: no run is finished and pruned, or the runs differ in more than method, seed and what is varied.
+    """
+    runs: list[Run] = []
+    rows: list[Row] = []
+    histograms: list[Histogram] = []
+    storage: list[Storage] = []
+    dynamics: list[Dynamics] = []
+    curvature: list[CurvatureTrack] = []
+    unfinished: list[str] = []
+    kept: list[tuple[RunFolder, Recipe, PrunedRun]] = []
+    overridden = {} if measured is None else measured
+    for folder in folders:
+        pruned, info = overridden.get(folder.path) or _pruned(folder, split), folder.info()
+        if pruned is None or not folder.finished:
+            unfinished.append(os.path.relpath(folder.path, root))
+            continue
+        recipe = folder.recipe
+        kept.append((folder, recipe, pruned))
+        label = pruned.histogram.method
+        rows += pruned.rows
+        histograms.append(pruned.histogram)
+        if (found := run_dynamics(folder, label)) is not None:
+            repeated = any(item.method == label for item in dynamics)
+            dynamics.append(without_curves(found) if repeated else found)
+        if (track := run_track(folder, label)) is not None:
+            curvature.append(track)
+        storage += pruned.storage if not any(item.method == label for item in storage) else []
+        with named(folder.path / "run.json"):
+            runs.append(
+                Run(
+                    method=label,
+                    seed=recipe.seed,
+                    folder=os.path.relpath(folder.path, root),
+                    epochs=info["epochs"],
+                    steps=info["steps"],
+                    train_seconds=info["train_seconds"],
+                    step_seconds=info["step_seconds"],
+                    train_loss=info["train_loss"],
+                    validation_accuracy=info["validation_accuracy"],
+                )
+            )
+    if not runs:
+        raise ValueError(
+            f"no finished and pruned run under {root} ({len(unfinished)} unfinished); train and prune first"
+        )
+    _check_comparable(kept)
+    twice = {(run.method, run.seed) for run in runs}
+    if len(twice) < len(runs):
+        raise ValueError("the same method and seed occurs in several of these folders; report them apart")
+    _, recipe, _ = kept[0]
+    task, classes, remarks = _task(kept[0][0])
+    metric: Literal["accuracy", "dice"] = "dice" if task == "segmentation" else "accuracy"
+    chance = 0.0 if task == "segmentation" else 1 / classes
+    plain = [
+        pruned.histogram.method
+        for _, other, pruned in kept
+        if not METHODS[other.method].sections and not other.transforms
+    ]
+    baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
+    return Summary(
+        name=name or recipe.name,
+        headline=headline(rows, metric, chance, baseline),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        metric=metric,
+        chance=chance,
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions(),
+        hardware=hardware(),
+        runs=runs,
+        rows=rows,
+        histograms=histograms,
+        costs=list(costs),
+        latencies=list(latencies),
+        storage=storage,
+        dynamics=dynamics,
+        curvature=curvature,
+        notes=[*_notes(unfinished, kept, split), *remarks],
+    )
+
+
+def keep_measurements(folder: Path, costs: Sequence[Cost], latencies: Sequence[Latency]) -> None:
+    """Write costs and latencies beside the runs, so that `trimtab report` need not measure them again."""
+    data = {"costs": [item.model_dump() for item in costs], "latencies": [item.model_dump() for item in latencies]}
+    write_text(folder / "measurements.json", json.dumps(data, indent=1) + "\n")
+
+
+def kept_measurements(folder: Path) -> tuple[list[Cost], list[Latency]]:
+    """What `keep_measurements` wrote, or nothing."""
+    file = folder / "measurements.json"
+    if not file.is_file():
+        return [], []
+    with named(file, "is damaged; delete it to measure again"):
+        data = read_json_mapping(file)
+        return [Cost(**item) for item in data["costs"]], [Latency(**item) for item in data["latencies"]]

@@ -1,0 +1,143 @@
+"""One honest sentence about a study, written from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trimtab.studies.statistics import (
+    Entry,
+    Estimate,
+    against,
+    main_rows,
+    sparsity_label,
+    table,
+)
+from trimtab.studies.summary import Row
+
+KEPT = 0.5
+
+
+def operating_point(entries: Sequence[Entry], chance: float) -> float | None:
+    """The sparsity that a headline speaks of: the highest one that some method still bears.
+
+    A method bears a sparsity when its mean keeps at least half of its dense mean's distance from chance [ours]. When
+    none does at any sparsity, the highest one at which some method's whole interval (its mean, with one seed) lies
+    above chance. None when there is none.
+
+    Args:
+        entries: of one state, one score and scope.
+        chance: what guessing reaches.
+    """
+    dense = {entry.method: entry.mean for entry in entries if entry.sparsity == 0}
+    pruned = [entry for entry in entries if entry.sparsity > 0]
+    borne = [
+        entry.sparsity
+        for entry in pruned
+        if entry.mean - chance > 0
+        and entry.mean - chance >= KEPT * (dense.get(entry.method, max(dense.values(), default=1.0)) - chance)
+    ]
+    above = [entry.sparsity for entry in pruned if (entry.mean if entry.low is None else entry.low) > chance]
+    return max(borne or above, default=None)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _seeds(n: int) -> str:
+    return "one seed: no interval" if n == 1 else f"{n} seeds"
+
+
+def _spread(difference: Estimate) -> str:
+    if difference.low is None or difference.high is None:
+        return _seeds(difference.n)
+    return f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}, {_seeds(difference.n)}"
+
+
+def _clause(entries: Sequence[Entry], quality: str, chance: float, baseline: str) -> str:
+    """What can be said of one state."""
+    sparsity = operating_point(entries, chance)
+    if sparsity is None:
+        return "no method stays above chance at any sparsity measured"
+    here = [entry for entry in entries if entry.sparsity == sparsity]
+    best = max(here, key=lambda entry: entry.mean)
+    place = f"at {sparsity_label(sparsity)} sparsity"
+    base = next((entry for entry in here if entry.method == baseline), None)
+    if len({entry.method for entry in entries}) == 1:
+        spread = "" if best.half is None else f" +- {100 * best.half:.1f}"
+        return f"{best.method} keeps {_percent(best.mean)}{spread} {quality} {place} ({_seeds(best.n)})"
+    if base is None:
+        return (
+            f"{best.method} has the highest mean {quality} {place}, {_percent(best.mean)} ({_seeds(best.n)}; "
+            f"no {baseline} run to compare with)"
+        )
+    compared = [(entry, difference) for entry, difference in against(here, baseline)]
+    if not compared:
+        return f"no method shares a seed with {baseline} {place}, so none can be compared with it"
+    if all(difference.n == 1 for _, difference in compared):
+        leader, difference = max(compared, key=lambda pair: pair[1].mean)
+        lead = best if best.method == baseline else leader
+        rest = f"{100 * difference.mean:+.1f} points to {baseline}'s {_percent(base.mean)}"
+        versus = f"next is {leader.method} with {rest}" if lead is best and best.method == baseline else rest
+        return (
+            f"{lead.method} has the highest {quality} {place}, {_percent(lead.mean)}, {versus} (one seed: no interval)"
+        )
+    better = [(entry, difference) for entry, difference in compared if (difference.low or 0.0) > 0]
+    if better:
+        leader, difference = max(better, key=lambda pair: pair[0].mean)
+        claim = "keeps the most" if leader.method == best.method else f"beats {baseline} in"
+        rest = (
+            ""
+            if leader.method == best.method
+            else f"; {best.method}'s mean is higher, {_percent(best.mean)}, but not distinguishable from {baseline}"
+        )
+        return (
+            f"{leader.method} {claim} {quality} {place}: {_percent(leader.mean)} against {_percent(base.mean)} for "
+            f"{baseline}, {100 * difference.mean:+.1f} points ({_spread(difference)}){rest}"
+        )
+    nearest, difference = max(compared, key=lambda pair: pair[0].mean)
+    worse = all(difference.excludes_zero for _, difference in compared)
+    verdict = f"no method is better than {baseline}" if worse else f"no method is distinguishable from {baseline}"
+    if not worse and any(difference.excludes_zero for _, difference in compared):
+        verdict = f"no method is distinguishably better than {baseline}"
+    return (
+        f"{verdict} {place} ({baseline} {_percent(base.mean)}, the best other mean is {nearest.method}'s "
+        f"{_percent(nearest.mean)}: {100 * difference.mean:+.1f} points, {_spread(difference)})"
+    )
+
+
+def headline(rows: list[Row], metric: str, chance: float, baseline: str = "sgd") -> str:
+    """One sentence: which method keeps most at the highest sparsity that is still borne, and whether that is certain.
+
+    It speaks of the network as pruned and, where measured, with BatchNorm recalibrated. The difference to the baseline
+    is paired over seeds with a 95 % t interval; when no interval lies above zero it says that no method is
+    distinguishable. Intervals are per comparison, not adjusted for their number. Controls (other scores and scopes) are
+    not looked at. The choice of the sparsity is `operating_point`'s [ours].
+
+    Args:
+        rows: of one study.
+        metric: "accuracy" or "dice".
+        chance: what guessing reaches, in the metric's units.
+        baseline: the method that the others are compared with.
+
+    Raises:
+        ValueError: there are no rows, a value is not finite or a network occurs twice.
+
+    Example:
+        >>> from trimtab.studies.summary import Row
+        >>> point = dict(seed=0, sparsity_total=0.9, recalibrated=False, loss=1.0)
+        >>> print(headline([Row(method="var", sparsity=0.9, accuracy=0.8, **point)], "accuracy", 0.1))
+        Without recalibration, var keeps 80.0 % accuracy at 90 % sparsity (one seed: no interval).
+    """
+    kept = main_rows(rows)
+    if not kept:
+        raise ValueError("a headline needs at least one row, got none")
+    quality = {"dice": "Dice"}.get(metric, metric)
+    entries = table(kept)
+    clauses = []
+    for recalibrated in sorted({entry.recalibrated for entry in entries}):
+        state = [entry for entry in entries if entry.recalibrated == recalibrated]
+        lead = "with recalibration" if recalibrated else "without recalibration"
+        clauses.append(f"{lead}, {_clause(state, quality, chance, baseline)}")
+    text = "; ".join(clauses)
+    return text[0].upper() + text[1:] + "."

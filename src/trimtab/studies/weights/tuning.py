@@ -1,0 +1,87 @@
+"""Choose a setting on the validation split, by what is left after pruning or by the dense network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trimtab.studies.summary import Row
+from trimtab.studies.variants import Variant
+
+Criterion = Literal["plain", "recalibrated", "both", "dense"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best variant of one method and how every candidate scored (label, mean validation accuracy)."""
+
+    method: str
+    best: Variant
+    scores: list[tuple[str, float]]
+
+
+def pruning_score(rows: Sequence[Row], criterion: Criterion) -> float:
+    """Mean validation accuracy over the pruned sparsities (and over seeds), dense network left out; or of it alone.
+
+    Args:
+        rows: rows of one variant on the validation split, main score and scope only.
+        criterion: "plain" as pruned, "recalibrated" after BatchNorm recalibration, "both" their mean; "dense" before pruning
+            (for a learning rate, say).
+
+    Raises:
+        ValueError: there is no such row, or one was measured on another split.
+    """
+    if any(row.split != "validation" for row in rows):
+        raise ValueError("settings are chosen on the validation split only")
+    if criterion == "dense":
+        values = [row.accuracy for row in rows if row.sparsity == 0 and not row.recalibrated]
+        if not values:
+            raise ValueError("no row of the dense network")
+        return sum(values) / len(values)
+    wanted = {"plain": (False,), "recalibrated": (True,), "both": (False, True)}[criterion]
+    values = [row.accuracy for row in rows if row.sparsity > 0 and row.recalibrated in wanted]
+    if not values:
+        raise ValueError(f"no pruned row for criterion {criterion!r}")
+    return sum(values) / len(values)
+
+
+def choose(candidates: Sequence[tuple[Variant, Sequence[Row]]], criterion: Criterion) -> list[Choice]:
+    """The best candidate of each method; ties go to the one listed first.
+
+    A setting that failed on one of its seeds (fewer rows than the others) is not chosen: it would be judged on its luck.
+    """
+    by_method: dict[str, list[tuple[Variant, float]]] = {}
+    pooled: dict[str, list[Row]] = {}
+    first: dict[str, Variant] = {}
+    for variant, rows in candidates:
+        pooled.setdefault(variant.label, []).extend(rows)
+        first.setdefault(variant.label, variant)
+    most: dict[str, int] = {}
+    for label, rows in pooled.items():
+        method = first[label].recipe.method
+        most[method] = max(most.get(method, 0), len(rows))
+    for label, rows in pooled.items():
+        if len(rows) < most[first[label].recipe.method]:
+            continue
+        variant = first[label]
+        by_method.setdefault(variant.recipe.method, []).append((variant, pruning_score(rows, criterion)))
+    return [
+        Choice(method, max(scored, key=lambda pair: pair[1])[0], [(variant.label, score) for variant, score in scored])
+        for method, scored in by_method.items()
+    ]
+
+
+def chosen_settings(choices: Sequence[Choice], fields: Sequence[str]) -> dict[str, Any]:
+    """The varied fields at their best values, dotted, each from the first listed method that reads it."""
+    settings: dict[str, Any] = {}
+    for choice in choices:
+        data = choice.best.recipe.model_dump()
+        for field in fields:
+            if f"{field}=" not in choice.best.label or field in settings:
+                continue
+            value: Any = data
+            for part in field.split("."):
+                value = value[part]
+            settings[field] = value
+    return settings

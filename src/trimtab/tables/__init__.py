@@ -1,0 +1,1 @@
+"""Tidy rows that grow on disk."""

@@ -1,0 +1,1 @@
+"""Passes over tensors: exact moments, selection, blocks and units; the one kernel room."""
