@@ -11,8 +11,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from trimtab.levers import Handle, Lever, attach
-
 if TYPE_CHECKING:
     from trimtab import (
         adapters,
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
         runs,
         studies,
     )
+    from trimtab.levers import Handle, Lever, attach
 
 __version__ = "0.1.0"
 __all__ = [
@@ -52,12 +51,14 @@ __all__ = [
     "studies",
 ]
 
-_ROOMS = frozenset(__all__) - {"Handle", "Lever", "attach"}
+_FROM_LEVERS = frozenset({"Handle", "Lever", "attach"})
 
 
 def __getattr__(name: str) -> object:
-    """Import a room when it is first used, so that `import trimtab` costs little more than torch."""
-    if name in _ROOMS:
+    """Import what is asked for when it is first used, so that the command line answers without torch where it can."""
+    if name in _FROM_LEVERS:
+        return getattr(importlib.import_module("trimtab.levers"), name)
+    if name in __all__:
         return importlib.import_module(f"trimtab.{name}")
     raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
 

@@ -46,3 +46,16 @@ def non_negative(name: str, value: object) -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} must be finite and 0 or more, got {value}")
     return number
+
+
+def below_one(name: str, value: object) -> float:
+    """`value` as a float; ValueError unless it lies in [0, 1).
+
+    Example:
+        >>> below_one("momentum", 0.9)
+        0.9
+    """
+    number = non_negative(name, value)
+    if number >= 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
+    return number

@@ -105,8 +105,8 @@ def test_prune_report_and_list(study: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["report", str(study), "--out", str(tmp_path), "--name", "again <b>", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "again <b>"
     assert "again <b>" not in (tmp_path / "report.html").read_text().split("</title>")[0]
-    assert main(["list", "methods", "--json"]) == 0
-    assert "var+cram+" in json.loads(capsys.readouterr().out)["methods"]
+    assert main(["list", "levers", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["levers"]["cram+"].endswith("(2207.14200)")
     assert main(["list"]) == 0
     assert "cifar10-resnet20" in capsys.readouterr().out
 
@@ -138,7 +138,7 @@ def test_train_quiet_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["train", "digits", "--data.name", "digit"], "digits"),
         (["train", "cifar10-resnet20", "--data.root", "/nonexistent"], "/nonexistent"),
         (["train", "digits", "--method", "vart"], "did you mean var"),
-        (["compare", "digits", "--methods", "sgd", "nothing"], "unknown method 'nothing'"),
+        (["compare", "digits", "--methods", "sgd", "nothing"], "unknown lever 'nothing'"),
         (["compare", "digits", "--vary", "var.strength"], "FIELD=VALUE"),
         (["prune", "/nonexistent"], "not a run folder"),
         (["export", "/nonexistent"], "not a run folder"),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.runs.methods import METHODS, TRANSFORMS
-from trimtab.runs.recipe import Recipe, load_recipe, shipped_recipes
+from trimtab.registry import create, of_home
+from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe, shipped_recipes
 from trimtab.runs.run_folder import training_identity
 
 
@@ -59,13 +59,85 @@ def test_with_settings_checks_field_and_value() -> None:
     assert (recipe.var.strength, recipe.epochs, recipe.model.arguments) == (1e-4, 3, {"depth": 2})
     with pytest.raises(ValueError, match=r"var\.strength"):
         Recipe().with_settings({"var.strengh": 1.0})
-    with pytest.raises(ValueError, match="greater than or equal to 0"):
-        Recipe().with_settings({"var.strength": -1.0})
+    with pytest.raises(ValueError, match=r"var\.strength must be finite and 0 or more, got -1"):
+        Recipe().with_settings({"method": "var", "var.strength": -1.0})
 
 
-def test_methods_named_in_the_issue_exist() -> None:
-    wanted = {"sgd", "adamw", "var", "l1", "hoyer", "sam", "asam", "cram", "cram+", "var+sam", "var+cram+"}
-    assert wanted <= METHODS.keys()
+@pytest.mark.parametrize(
+    ("method", "used"),
+    [
+        ("sgd", ("sgd",)),
+        ("adamw", ("adamw",)),
+        ("var+cram+", ("sgd", "var", "cram+")),
+        ("cram++var", ("sgd", "cram+", "var")),
+        ("cram+var", ("sgd", "cram", "var")),
+        ("l1+cram+", ("sgd", "l1", "cram+")),
+        ("adamw+hoyer+sam+centralize", ("adamw", "hoyer", "sam", "centralize")),
+    ],
+)
+def test_any_combination_is_a_method_and_a_list_of_levers(method: str, used: tuple[str, ...], tmp_path: Path) -> None:
+    recipe = Recipe(method=method)
+    assert recipe.used == used
+    again = Recipe(levers=recipe.levers)
+    assert again.used == used
+    assert training_identity(again) == training_identity(recipe)
+    recipe.write(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "method: sam+cram+",
+            r"read as \['sam', 'cram\+'\]: sam and cram\+ cannot act together, each takes the whole step",
+        ),
+        ("method: sgd+adamw", "sgd and adamw cannot act together, one takes the step"),
+        ("method: l1+l1", "'l1' occurs twice; give the second a suffix and a section, such as l1@head"),
+        ("method: l1@Head", "suffix of 'l1@Head' must be of a-z, 0-9 and _"),
+        ("method: l1++", r"a \+ without a name before it"),
+        ("{method: var, levers: [l1]}", "method 'var' and levers .*both given and differ"),
+        (
+            "levers: [low_precision]",
+            "'low_precision' does not act among the levers of a run but by the section precision",
+        ),
+        ("levers: [one_shot]", "'one_shot' does not act among the levers of a run but in its own room"),
+        ("method: clip_norm", "clip_norm.max_norm must be given"),
+        ("{method: l1, 'l1@head': {strength: 1.0}}", "settings for 'l1@head', which is not among the levers"),
+        ("{method: l1+l1@head, 'l1@head': {strenght: 1.0}}", "strenght"),
+        ("{method: centralize, transforms: [centralize]}", "name it once"),
+        ("{method: var, var: {form: none}}", "var.form"),
+        ("{method: cram+, cram: {sparsities: [1.5]}}", r"cram.*sparsities\[0\]"),
+        ("optimizer: sam", "unknown optimizer 'sam'"),
+    ],
+)
+def test_what_cannot_act_together_is_refused_with_the_reason(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(file)
+
+
+def test_the_same_lever_twice_has_two_sections(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("levers: [l1, l1@head]\nl1: 1.0e-4\nl1@head: {strength: 1.0e-2, include: 'head*'}\n")
+    recipe = load_recipe(file)
+    assert [recipe.build(name).strength for name in recipe.levers] == [1e-4, 1e-2]
+    assert recipe.build("l1@head").rule.include == ("head*",)
+    changed = recipe.with_settings({"l1@head.strength": 0.5})
+    assert (changed.build("l1@head").strength, changed.build("l1").strength) == (0.5, 1e-4)
+    assert training_identity(changed) != training_identity(recipe)
+    changed.write(file)
+    assert "l1@head:" in file.read_text()
+    assert load_recipe(file) == changed
+
+
+def test_a_bare_value_stands_for_the_first_setting_of_a_lever(tmp_path: Path) -> None:
+    short, long = Recipe(clip_norm=0.5), Recipe(clip_norm={"max_norm": 0.5})
+    assert short == long
+    assert short.used == ("sgd", "clip_norm")
+    assert Recipe(clip_norm=None) == Recipe()
+    assert Recipe(levers=("clip_norm", "l1"), clip_norm=0.5).used == ("sgd", "clip_norm", "l1")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +167,6 @@ def test_transforms_as_a_list_and_as_one_word(given: object, read: tuple[str, ..
         ("track", ["gradient"], "unknown tracked quantity 'gradient'; allowed are gradients, weights, updates"),
         ("track_every", 0, "track_every"),
         ("autoscale.scale", "max", "running_max"),
-        ("adaptive_clip.clip", 0, "greater than 0"),
     ],
 )
 def test_bad_transforms_and_tracking_are_refused(field: str, value: object, message: str) -> None:
@@ -103,19 +174,18 @@ def test_bad_transforms_and_tracking_are_refused(field: str, value: object, mess
         Recipe().with_settings({field: value})
 
 
-def test_names_of_the_transforms_are_those_of_the_library() -> None:
-    from trimtab import gradients
-
-    assert {*TRANSFORMS, "clip_norm"} == set(gradients.names())
-    for name in TRANSFORMS:  # every section's defaults are the transform's own
-        section = getattr(Recipe(), name).model_dump()
-        assert repr(gradients.create(name, **section)) == repr(gradients.create(name))
+def test_every_section_has_the_defaults_of_its_lever() -> None:
+    for name in of_home("transform", "penalty"):
+        section = SECTIONS[name]().model_dump(exclude={"include", "exclude"})
+        if None not in section.values():
+            assert repr(create(name, **section)) == repr(create(name))
 
 
 def test_identity_drops_what_nobody_reads_and_what_is_only_watched() -> None:
     plain = training_identity(Recipe())
     assert plain == training_identity(Recipe(track=("gradients",), track_every=3, autoscale={"scale": "ema"}))
-    assert "autoscale" not in plain
+    assert not {"autoscale", "adamw"} & plain.keys()
+    assert plain["levers"] == ["sgd"]
     scaled = Recipe(transforms=("autoscale",))
     assert training_identity(scaled) != plain
     assert training_identity(scaled) != training_identity(scaled.with_settings({"autoscale.scale": "ema"}))

@@ -16,7 +16,7 @@ from trimtab import levers
 from trimtab.runs.parallel import launch
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.steering import build_transforms, steer
+from trimtab.runs.steering import steer
 from trimtab.runs.training import Progress, TrainingRun, train
 
 
@@ -88,7 +88,7 @@ def test_under_a_gradient_scaler_the_true_gradient_is_transformed_and_clipped(fu
         torch.manual_seed(0)
         model = torch.nn.Linear(6, 5)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused and scaled)
-        levers.attach(optimizer, *build_transforms(recipe), model=model)
+        levers.attach(optimizer, *(recipe.build(name) for name in recipe.used[1:]), model=model)
         scaler = torch.amp.GradScaler("cpu", enabled=scaled)
         loss = model(torch.arange(12.0).reshape(2, 6)).square().sum()
         scaler.scale(loss).backward()
@@ -118,5 +118,5 @@ def test_a_folder_of_other_transforms_is_refused(tmp_path: Path) -> None:
     recipe = tiny_recipe(epochs=1, data__limit_train=130, transforms="zscore")
     train(recipe, tmp_path)
     train(recipe.with_settings({"autoscale.scale": "log"}), tmp_path)  # not read: the same run
-    with pytest.raises(ValueError, match="holds a run of another recipe \\(transforms"):
+    with pytest.raises(ValueError, match="holds a run of another recipe \\(levers"):
         train(recipe.with_settings({"transforms": "none"}), tmp_path)

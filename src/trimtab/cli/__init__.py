@@ -25,7 +25,8 @@ COMMANDS = {
     "report": "make the HTML report and the summary of one or more folders",
     "export": "write a finished run as a smaller file, ONNX or torch.export program",
     "medclm": "question data sets for vision-language models, from detection boxes and organ masks",
-    "list": "list methods, models, datasets, recipes",
+    "list": "list levers, models, datasets, recipes",
+    "show": "one lever: what it does, formula, settings, source, card",
 }
 TRUST = "--trust-code"
 EPILOGUE = f"""{TRUST} (any command): run the package.module:function that a recipe or run folder names as its network; only

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from trimtab.cli.arguments import Fields, Output, check_first, parse, parse_vary, split_recipe
+from trimtab.cli.arguments import Output
 from trimtab.cli.console import print_json
+from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_recipe
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
 from trimtab.studies.variants import variants
 
@@ -23,7 +24,7 @@ class CompareArguments:
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
     fields: Fields
     methods: tuple[str, ...] = ("sgd", "var")
-    """Methods (trimtab list methods)."""
+    """Methods: levers joined by + (trimtab list levers), such as sgd var l1+cram+."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; fewer than two give no interval."""
     vary: tuple[str, ...] = ()
@@ -39,9 +40,7 @@ class CompareArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, run, report."""
-    name, recipe = split_recipe(arguments)
-    given = parse(CompareArguments, arguments, "compare", default=CompareArguments(name, recipe))
-    check_first(given.recipe, name, "RECIPE", "compare")
+    given = parse_with_recipe(CompareArguments, arguments, "compare")
     recipe, output = given.fields, given.output
     if given.cost_steps < 1 or given.jobs < 1:
         raise ValueError(f"--cost-steps and --jobs must be 1 or more, got {given.cost_steps} and {given.jobs}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from trimtab.runs.tracked import Latest
-from trimtab.runs.training import Progress as TrainingProgress
-from trimtab.studies.comparison import Standing
+if TYPE_CHECKING:
+    from trimtab.runs.tracked import Latest
+    from trimtab.runs.training import Progress as TrainingProgress
+    from trimtab.studies.comparison import Standing
 
 console = Console()
 errors = Console(stderr=True)

@@ -4,51 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 from rich.table import Table
 
-from trimtab import datasets, models
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
-from trimtab.runs.methods import METHODS
-from trimtab.runs.recipe import shipped_recipes
+from trimtab.registry import HOMES, of_home
 
-Kind = Literal["methods", "models", "datasets", "recipes"]
+Kind = Literal["levers", "models", "datasets", "recipes"]
 
 
 @dataclass(frozen=True)
 class ListArguments:
-    """`trimtab list [methods|models|datasets|recipes]`: names and one line about each."""
+    """`trimtab list [levers|models|datasets|recipes]`: names and one line about each."""
 
-    kind: tyro.conf.Positional[Literal["all", "methods", "models", "datasets", "recipes"]] = "all"
+    kind: tyro.conf.Positional[Literal["all", "levers", "models", "datasets", "recipes"]] = "all"
     """What to list."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def listing(kind: Kind) -> dict[str, str]:
-    """Names of one kind with their descriptions."""
+    """Names of one kind with their descriptions; only what is listed is imported."""
     match kind:
-        case "methods":
-            return {name: method.description for name, method in METHODS.items()}
+        case "levers":
+            return {name: f"{row.line} ({row.source})" for home in HOMES for name, row in of_home(home).items()}
         case "models":
+            from trimtab import models
+
             return models.names()
         case "datasets":
+            from trimtab import datasets
+
             return datasets.names()
+    from trimtab.runs.recipe import shipped_recipes
+
     return shipped_recipes()
+
+
+def _print(title: str, rows: dict[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and print."""
     given = parse(ListArguments, arguments, "list")
-    kinds: list[Kind] = ["methods", "models", "datasets", "recipes"] if given.kind == "all" else [given.kind]
+    kinds: tuple[Kind, ...] = get_args(Kind) if given.kind == "all" else (given.kind,)
     if given.output.json:
         print_json({kind: listing(kind) for kind in kinds})
         return 0
     for kind in kinds:
-        table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
-        for name, text in listing(kind).items():
-            table.add_row(name, text)
-        console.print(table)
+        if kind != "levers":
+            _print(kind, listing(kind))
+            continue
+        for home, says in HOMES.items():
+            if rows := {name: f"{row.line} ({row.source})" for name, row in of_home(home).items()}:
+                _print(f"levers: {home} ({says})", rows)
     return 0

@@ -14,8 +14,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
+from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, print_json
+from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
 from trimtab.cli.study import run_study
 from trimtab.files import write_text
 from trimtab.precision.rounding import Rounding
@@ -165,9 +166,7 @@ def gather_study(folder: Path, recipe: Recipe, study: FormatStudy, logistic: Seq
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, train, show."""
-    name, recipe = split_recipe(arguments)
-    given = parse(PrecisionArguments, arguments, "precision", default=PrecisionArguments(name, recipe))
-    check_first(given.recipe, name, "RECIPE", "precision")
+    given = parse_with_recipe(PrecisionArguments, arguments, "precision")
     recipe, output, study = given.fields, given.output, study_of(given)
     if given.jobs < 1:
         raise ValueError(f"--jobs must be 1 or more, got {given.jobs}")

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import tyro
 
-from trimtab.cli.arguments import Fields, Output, check_first, parse, split_recipe
+from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, errors, print_json, training_progress
+from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
 from trimtab.runs.training import train
 from trimtab.studies.curvature.track import run_track
 
@@ -30,9 +31,7 @@ class TrainArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse and train."""
-    name, recipe = split_recipe(arguments)
-    given = parse(TrainArguments, arguments, "train", default=TrainArguments(name, recipe))
-    check_first(given.recipe, name, "RECIPE", "train")
+    given = parse_with_recipe(TrainArguments, arguments, "train")
     recipe, output = given.fields, given.output
     folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
     with training_progress(f"{recipe.method} seed {recipe.seed}", output.silent or "RANK" in os.environ) as report:

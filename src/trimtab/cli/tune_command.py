@@ -11,8 +11,9 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
-from trimtab.cli.arguments import Fields, Output, check_first, parse, parse_vary, split_recipe
+from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, print_json
+from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_recipe
 from trimtab.cli.study import run_study
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.prune_run import prune_run
@@ -30,7 +31,7 @@ class TuneArguments:
     vary: tuple[str, ...] = ("var.strength=1e-6,1e-5,1e-4",)
     """Settings to try."""
     methods: tuple[str, ...] = ("var",)
-    """Methods to tune, each on its own settings."""
+    """Methods to tune, each on its own settings: levers joined by +."""
     seeds: tuple[int, ...] = (0,)
     """Seeds to average over."""
     criterion: Literal["plain", "recalibrated", "both", "dense"] = "both"
@@ -44,9 +45,7 @@ class TuneArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, run, choose."""
-    name, recipe = split_recipe(arguments)
-    given = parse(TuneArguments, arguments, "tune", default=TuneArguments(name, recipe))
-    check_first(given.recipe, name, "RECIPE", "tune")
+    given = parse_with_recipe(TuneArguments, arguments, "tune")
     recipe, output = given.fields, given.output
     vary = parse_vary(given.vary)
     pruning = recipe.pruning.model_copy(update={"controls": False})

@@ -69,9 +69,9 @@ class CrAM(TwoPassOptimizer):
     Args:
         base: any `torch.optim` optimizer instance whose step needs no closure.
         rho: step length of the perturbation; the gradient is not normalised. The authors use 0.2 for ResNet-18 and
-            ResNet-20 on CIFAR-10 (0.15 with up to 95 %).
+            ResNet-20 on CIFAR-10, and 0.15 with up to 95 %, which is the default.
         sparsities: fractions of zeros in [0, 1), one drawn per step with equal chance; the authors use (0.95,) for
-            ResNet-18 and (0.5, 0.7, 0.8, 0.9, 0.95) for ResNet-20. Unused when `pattern` is given.
+            ResNet-18 and (0.5, 0.7, 0.8, 0.9, 0.95) for ResNet-20, the default. Unused when `pattern` is given.
         sparse_grad: mask the second gradient. Default True (authors' code).
         plus: CrAM+. Default True.
         pattern: "N:M" or several of them, such as ("2:4", "4:8"), drawn with equal chance: N of M consecutive weights
@@ -101,8 +101,8 @@ class CrAM(TwoPassOptimizer):
     def __init__(
         self,
         base: torch.optim.Optimizer,
-        rho: float,
-        sparsities: Sequence[float],
+        rho: float = 0.15,
+        sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
         sparse_grad: bool = True,
         plus: bool = True,
         pattern: str | Sequence[str] | None = None,

@@ -6,234 +6,60 @@ import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import torch
 import yaml
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+from torch import nn
 
 from trimtab.files import write_text
-from trimtab.inputs import check_expansion, named, shortened, utf8
-from trimtab.runs.methods import METHODS, TRANSFORMS, check_method
+from trimtab.inputs import check_expansion, named, utf8
+from trimtab.registry import HOMES, TRAINED, checked, find, of_home, parse, settings_name
 from trimtab.runs.precision_section import Precision
-from trimtab.runs.section import Section
+from trimtab.runs.problems import all_fields, nearest, problems
+from trimtab.runs.section import LeverSection, Section, build, section
+from trimtab.runs.sections import Data, Model, Pruning, Schedule
 
 TRACKED = ("gradients", "weights", "updates", "curvature")
-Sparsity = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Data(Section):
-    """Which images, and how they are served."""
-
-    name: str = "digits"
-    """Data set: see `trimtab list datasets`."""
-    root: str | None = None
-    """Folder or file that holds it; not needed for digits."""
-    batch_size: PositiveInt = 64
-    """Images per step and process."""
-    validation: float = Field(default=0.1, gt=0, lt=1)
-    """Fraction of the training images kept for choosing settings."""
-    split_seed: int = 0
-    """Seed of the validation split; the same for all runs that are compared."""
-    limit_train: PositiveInt | None = None
-    """Use only so many training images, class-balanced."""
-    image_size: PositiveInt | None = None
-    """Resize to this size, where the loader can."""
-    augment: Literal["none", "flip", "crop_flip", "shift"] = "none"
-    """Augmentation of the training images, on the device."""
-    arguments: dict[str, bool | int | float | str] = Field(default={})
-    """Further arguments of the loader."""
+SECTIONS: dict[str, type[LeverSection]] = {row.section: section(row) for row in of_home(*TRAINED).values()}
+"""The settings of every lever that acts in a run, by name, as its constructor has them."""
 
 
-class Model(Section):
-    """Which network."""
-
-    name: str = "resnet_digits"
-    """Network: see `trimtab list models`, or package.module:function."""
-    arguments: dict[str, bool | int | float | str] = Field(default={})
-    """Further arguments of its constructor."""
-    channels_last: bool = True
-    """Keep 4-D weights and images in channels-last memory order (about 1.2x faster on a CPU)."""
-
-
-class SGD(Section):
-    """torch.optim.SGD."""
-
-    lr: PositiveFloat = 0.1
-    """Learning rate."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum."""
-    weight_decay: float = Field(default=5e-4, ge=0)
-    """L2 decay."""
-    nesterov: bool = False
-    """Nesterov momentum."""
-
-
-class AdamW(Section):
-    """torch.optim.AdamW."""
-
-    lr: PositiveFloat = 1e-3
-    """Learning rate."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    """Decoupled decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of the moments."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-
-
-class Schedule(Section):
-    """Learning rate over the run."""
-
-    name: Literal["cosine", "constant", "step"] = "cosine"
-    """Shape."""
-    warmup_epochs: float = Field(default=0, ge=0)
-    """Linear rise from 1 % over so many epochs."""
-    step_epochs: PositiveInt = 30
-    """step: epochs between drops."""
-    gamma: PositiveFloat = 0.1
-    """step: factor of a drop."""
-
-
-class Var(Section):
-    """VarianceAmplifier (arXiv 2511.14282)."""
-
-    strength: float = Field(default=1e-5, ge=0)
-    """lambda; 1e-5 in the paper's Figure 1."""
-    form: Literal["variance", "relative", "as_printed"] = "variance"
-    """variance as the paper; relative is ours."""
-    r: PositiveFloat = 1e-8
-    """Smoothing of |w|."""
-    eps: PositiveFloat = 1e-8
-    """Added to the variance."""
-
-
-class L1(Section):
-    """L1 penalty."""
-
-    strength: float = Field(default=1e-5, ge=0)
-    """Factor of sum |w|."""
-
-
-class Hoyer(Section):
-    """Hoyer-Square penalty (DeepHoyer, ICLR 2020)."""
-
-    strength: float = Field(default=1e-5, ge=0)
-    """Factor of (sum |w|)^2 / sum w^2."""
-
-
-class Sam(Section):
-    """Sharpness-aware minimisation (Foret 2021)."""
-
-    rho: float = Field(default=0.05, ge=0)
-    """Radius."""
-
-
-class Asam(Section):
-    """Adaptive sharpness-aware minimisation (Kwon 2021)."""
-
-    rho: float = Field(default=0.5, ge=0)
-    """Radius; 0.5 for CIFAR-10, 1.0 for CIFAR-100 in the paper."""
-    eta: float = Field(default=0.01, ge=0)
-    """Added to |w|."""
-
-
-class Cram(Section):
-    """Compression-aware minimisation (Peste, ICLR 2023); `cram+` adds the plain gradient."""
-
-    rho: float = Field(default=0.15, ge=0)
-    """Step of the perturbation, not normalised."""
-    sparsities: tuple[Sparsity, ...] = (0.5, 0.7, 0.8, 0.9, 0.95)
-    """One is drawn at every step."""
-    sparse_grad: bool = True
-    """Mask the gradient that is taken at the compressed weights."""
-    pattern: tuple[str, ...] | None = None
-    """N:M patterns such as 2:4 instead of sparsities."""
-
-
-class Autoscale(Section):
-    """Gradient autoscaled normalisation (arXiv 2509.03677)."""
-
-    scale: Literal["running_max", "first", "ema", "log"] = "log"
-    """Rule of alpha_t [ours]."""
-    granularity: Literal["tensor", "channel"] = "tensor"
-    """What is centred."""
-
-
-class ZScore(Section):
-    """Layer-wise gradient normalisation (ZNorm, arXiv 2408.01215)."""
-
-    granularity: Literal["tensor", "channel"] = "tensor"
-    """What is normalised."""
-    eps: PositiveFloat | None = None
-    """Added to the standard deviation; default 1e-12 per tensor, 1e-8 per channel."""
-
-
-class Centralize(Section):
-    """Gradient centralization (ECCV 2020)."""
-
-    conv_only: bool = False
-    """Only tensors of more than three dimensions."""
-
-
-class AdaptiveClip(Section):
-    """Adaptive gradient clipping (arXiv 2102.06171)."""
-
-    clip: PositiveFloat = 0.01
-    """Greatest ratio of gradient norm to weight norm, per unit."""
-    eps: PositiveFloat = 1e-3
-    """Floor of the weight norm."""
-    exclude_last_linear: bool = True
-    """Leave out the last Linear layer, as the paper does."""
-
-
-class Pruning(Section):
-    """How the trained network is pruned and looked at."""
-
-    sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        default=(0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1
-    )
-    """Fractions of the prunable weights to remove; the dense network is always measured too."""
-    score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
-    """What is small."""
-    scope: Literal["global", "layer", "erk"] = "global"
-    """Where it is compared."""
-    pattern: str = "unstructured"
-    """unstructured, or N:M such as 2:4 (which fixes the sparsity)."""
-    recalibrate_batches: PositiveInt = 20
-    """Training batches for re-estimating BatchNorm statistics."""
-    controls: bool = True
-    """Also prune the baseline (sgd, adamw) at random and per layer, as controls."""
-
-    @field_validator("sparsities")
-    @classmethod
-    def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("a sparsity occurs twice")
-        return value
-
-
-class Recipe(Section):
-    """Everything a training run needs."""
+class RecipeFields(Section):
+    """What every recipe has, whatever its levers."""
 
     name: str = "digits"
     """Name of the study."""
     method: str = "sgd"
-    """How to train: see `trimtab list methods`."""
+    """The levers in short: joined by +, such as var, l1+cram+ or adamw (`trimtab list levers`)."""
+    levers: tuple[str, ...] = ()
+    """The levers in the order they act, such as l1 cram+ perpendicular; instead of the method. The same one twice takes a
+    suffix and a section of its own: l1@head."""
+    suffixed: dict[str, dict[str, Any]] = Field(default={})
+    """Sections of levers with a suffix; in a file each stands under its own name, such as l1@head."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of weights, order, augmentation and draws."""
     epochs: PositiveInt = 20
     """Passes over the training images."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Base optimizer of the methods that do not name one."""
+    optimizer: str = "sgd"
+    """Base optimizer where the levers name none."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Of the cross-entropy."""
     dice_weight: float = Field(default=0.5, ge=0, le=1)
     """Segmentation: share of the soft Dice loss, the rest is cross-entropy."""
     transforms: tuple[str, ...] = ()
-    """Gradient transforms in their order, after a penalty: autoscale, zscore, centralize, adaptive_clip. One word such as
-    centralize+adaptive_clip, or none, is read too."""
-    clip_norm: PositiveFloat | None = None
-    """Clip the global norm of the final gradient: after penalty and transforms, once per step."""
+    """Gradient transforms after the levers, in their order, such as centralize adaptive_clip; one word with + or none is read
+    too."""
     accumulate: PositiveInt = 1
     """Batches whose gradients make one step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -255,26 +81,41 @@ class Recipe(Section):
     """Training images on which the curvature is measured."""
     data: Data = Data()
     model: Model = Model()
-    sgd: SGD = SGD()
-    adamw: AdamW = AdamW()
     schedule: Schedule = Schedule()
-    var: Var = Var()
-    l1: L1 = L1()
-    hoyer: Hoyer = Hoyer()
-    sam: Sam = Sam()
-    asam: Asam = Asam()
-    cram: Cram = Cram()
-    autoscale: Autoscale = Autoscale()
-    zscore: ZScore = ZScore()
-    centralize: Centralize = Centralize()
-    adaptive_clip: AdaptiveClip = AdaptiveClip()
     precision: Precision = Precision()
     pruning: Pruning = Pruning()
 
-    @field_validator("method")
+    @model_validator(mode="before")
     @classmethod
-    def _known_method(cls, value: str) -> str:
-        return check_method(value)
+    def _one_list(cls, data: Any) -> Any:
+        """`method` and `levers` say the same; sections of levers with a suffix come together under `suffixed`."""
+        if not isinstance(data, Mapping):
+            return data
+        found = {key: value for key, value in data.items() if "@" not in str(key)}
+        own = {key: value for key, value in data.items() if "@" in str(key)}
+        if own:
+            found["suffixed"] = {**found.get("suffixed", {}), **own}
+        levers, method = _words(found.get("levers")), found.get("method")
+        if not levers:
+            method = method or "sgd"
+            levers = parse(method) if isinstance(method, str) else ()
+        elif not method:
+            method = "+".join(map(str, levers))
+        elif isinstance(method, str) and isinstance(levers, tuple) and parse(method) != levers:
+            raise ValueError(
+                f"method {method!r} and levers {list(levers)} are both given and differ; method is the short form, give one"
+            )
+        return {**found, "method": method, "levers": levers}
+
+    @field_validator("levers")
+    @classmethod
+    def _composed(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return composed(value)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        return _known((value,), tuple(of_home("optimizer")), "optimizer")[0]
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -286,21 +127,66 @@ class Recipe(Section):
     @classmethod
     def _one_word(cls, value: Any) -> Any:
         """`none`, `a+b` and `a,b` as lists, since a flag and `--vary` take one word for a value."""
-        words = [value] if isinstance(value, str) else value
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            return value
-        parts = [part.strip() for word in words for part in word.replace("+", ",").split(",")]
-        return () if parts == ["none"] else tuple(parts)
+        return _words(value, "+")
 
     @field_validator("transforms")
     @classmethod
     def _known_transforms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return _known(value, TRANSFORMS, "gradient transform")
+        return _known(value, tuple(of_home("transform")), "gradient transform")
 
     @field_validator("track")
     @classmethod
     def _known_quantities(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return _known(value, TRACKED, "tracked quantity")
+
+    @model_validator(mode="after")
+    def _built_once(self) -> Self:
+        """Build every used lever once, so that a wrong setting is refused here."""
+        if again := [name for name in self.transforms if name in self.levers]:
+            raise ValueError(f"{again[0]} stands in the levers and in the transforms; name it once")
+        if unused := self.suffixed.keys() - set(map(settings_name, self.levers)):
+            raise ValueError(f"settings for {min(unused)!r}, which is not among the levers {list(self.levers)}")
+        base = self.build(self.base_name, [nn.Parameter(torch.zeros(1))])
+        for name in self.used:
+            home = find(name).home
+            if home != "optimizer":
+                self.build(name, *([base] if home == "wrapper" else []))
+        return self
+
+    @property
+    def base_name(self) -> str:
+        """The plain optimizer that takes the step."""
+        return next((name for name in self.levers if find(name).home == "optimizer"), self.optimizer)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Every lever of the run in the order of action: base optimizer, levers, transforms, the final clipping."""
+        own = tuple(name for name in self.levers if find(name).home != "optimizer")
+        clip = ("clip_norm",) if self.clips_last else ()
+        return (self.base_name, *own, *self.transforms, *clip)
+
+    @property
+    def clips_last(self) -> bool:
+        """Whether `clip_norm` is given without a place among the levers: then it ends them."""
+        named = "clip_norm" in self.levers or "clip_norm" in self.transforms
+        return not named and self.section("clip_norm").model_dump()["max_norm"] is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the base optimizer and a final clipping acts."""
+        return all(find(name).home == "optimizer" for name in self.levers) and not self.transforms
+
+    def section(self, name: str) -> LeverSection:
+        """The settings of a used lever, with its suffix if it has one."""
+        key = settings_name(name)
+        if "@" in key:
+            return SECTIONS[key.partition("@")[0]].model_validate(self.suffixed.get(key, {}))
+        found: LeverSection = getattr(self, key)
+        return found
+
+    def build(self, name: str, *arguments: Any, **handed: Any) -> Any:
+        """The lever of that name with the recipe's settings; ValueError when one is out of range."""
+        return build(find(name), settings_name(name), self.section(name), *arguments, **handed)
 
     def write(self, path: Path) -> None:
         """Write as YAML, atomically."""
@@ -308,7 +194,9 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The recipe as YAML text that `load_recipe` reads back to an equal recipe."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        data = self.model_dump(mode="json")
+        data |= data.pop("suffixed")
+        text: str = yaml.safe_dump(data, sort_keys=False)
         return text
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
@@ -319,15 +207,80 @@ class Recipe(Section):
             0.0001
         """
         data = self.model_dump()
+        data |= data.pop("suffixed")
+        if settings.keys() & {"method", "levers"}:
+            data |= {"method": "", "levers": ()}
         for dotted, value in settings.items():
             *parents, leaf = dotted.split(".")
+            if len(parents) == 1 and "@" in parents[0]:
+                find(parents[0])
+                data.setdefault(parents[0], {}).setdefault(leaf, None)
             target: Any = data
             for part in parents:
                 target = target.get(part, {}) if isinstance(target, dict) else {}
             if not isinstance(target, dict) or (leaf not in target and parents[-1:] != ["arguments"]):
-                raise ValueError(f"no recipe field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
+                raise ValueError(f"no recipe field {dotted!r}{nearest(dotted, FIELDS)}")
             target[leaf] = value
         return _checked(data, "settings")
+
+
+if TYPE_CHECKING:
+
+    class Recipe(RecipeFields):
+        """Everything a training run needs."""
+
+        def __getattr__(self, name: str) -> Any: ...
+else:
+    Recipe = create_model(
+        "Recipe",
+        __base__=RecipeFields,
+        __module__=__name__,
+        __doc__="Everything a training run needs.",
+        **{name: (kind, kind()) for name, kind in SECTIONS.items()},
+    )
+
+
+FIELDS = all_fields(Recipe)
+"""Dotted names of every field."""
+
+
+def composed(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`names` when these levers can act together in one run.
+
+    Raises:
+        ValueError: an unknown name, one that does not act by name in a run, one twice, two wrappers or two optimizers.
+
+    Example:
+        >>> composed(("l1", "cram+"))
+        ('l1', 'cram+')
+    """
+    read = f"read as {list(names)}"
+    for name in names:
+        home = find(checked(name)).home
+        if home not in TRAINED:
+            where = "by the section precision" if home == "precision" else f"in its own room ({HOMES[home]})"
+            raise ValueError(
+                f"{name!r} does not act among the levers of a run but {where}; `trimtab show {name}` says more"
+            )
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{read}: {name!r} occurs twice; give the second a suffix and a section, such as {name}@head"
+            )
+    for home, why in (("wrapper", "each takes the whole step"), ("optimizer", "one takes the step")):
+        those = [name for name in names if find(name).home == home]
+        if len(those) > 1:
+            raise ValueError(f"{read}: {' and '.join(those)} cannot act together, {why}")
+    return names
+
+
+def _words(value: Any, joint: str = ",") -> Any:
+    """`none`, `a+b` and `a,b` as tuples, since a flag and `--vary` take one word for a value."""
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        return value
+    parts = [part.strip() for word in words for part in word.replace(joint, ",").split(",")]
+    return () if parts == ["none"] else tuple(parts)
 
 
 def _known(names: tuple[str, ...], allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -340,45 +293,13 @@ def _known(names: tuple[str, ...], allowed: tuple[str, ...], what: str) -> tuple
     return names
 
 
-def _all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, info in section.model_fields.items():
-        names.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            names += _all_fields(info.annotation, f"{prefix}{name}.")
-    return names
-
-
-def _nearest(name: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    if not close:  # a field given without its section, or the other way round
-        close = [field for field in allowed if field.split(".")[-1] == name.split(".")[-1]][:3]
-    return f"; did you mean {' or '.join(close)}?" if close else f"; fields are {', '.join(allowed)}"
-
-
-def problems(error: ValidationError, section: str = "") -> str:
-    """What is wrong with a recipe, or with its part `section`, in one line."""
-    found = []
-    items = error.errors()
-    for item in items:
-        place = item["loc"]
-        if any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in items):
-            continue  # a list that is too short for its items' own mistakes
-        dotted = ".".join(str(part) for part in (*filter(None, [section]), *place))
-        if item["type"] == "extra_forbidden":
-            found.append(f"unknown field {dotted!r}{_nearest(dotted, _all_fields(Recipe))}")
-        else:
-            found.append(f"{dotted}: {shortened(item['msg'], 500)} (got {shortened(repr(item.get('input')), 200)})")
-    return shortened("; ".join(found))
-
-
 def _checked(data: Any, where: str) -> Recipe:
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a recipe is a mapping of fields, got {type(data).__name__}")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"{where}: {problems(error)}") from None
+        raise ValueError(f"{where}: {problems(error, FIELDS)}") from None
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -423,4 +344,4 @@ def load_recipe(source: str | Path) -> Recipe:
     return _checked({} if data is None else data, where)
 
 
-__all__ = ["METHODS", "Recipe", "load_recipe", "shipped_recipes"]
+__all__ = ["SECTIONS", "Recipe", "load_recipe", "shipped_recipes"]

@@ -11,8 +11,9 @@ from typing import Any
 
 from trimtab.files import alone, write_text
 from trimtab.inputs import read_json_lines, read_json_mapping
+from trimtab.registry import settings_name
 from trimtab.runs.checkpoint import load_checkpoint, save_checkpoint
-from trimtab.runs.recipe import Recipe, load_recipe
+from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
 
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
@@ -23,15 +24,16 @@ INCIDENTAL = {
 
 def training_identity(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that decides which network comes out."""
-    from trimtab.runs.methods import METHODS, TRANSFORMS
-
-    data = recipe.model_dump(mode="json", exclude=INCIDENTAL)
+    data = recipe.model_dump(
+        mode="json", exclude=INCIDENTAL | {"method", "levers", "transforms", "optimizer", "suffixed"}
+    )
     data["data"].pop("root")
     data["precision"].pop("meter_every")
-    method = METHODS[recipe.method]
-    penalties_and_wrappers = {"var", "l1", "hoyer", "sam", "asam", "cram"} - set(method.sections)
-    for section in penalties_and_wrappers | (set(TRANSFORMS) - set(recipe.transforms)):
-        data.pop(section)  # unread by this run
+    read = {settings_name(name) for name in recipe.used}
+    for name in SECTIONS.keys() - read:
+        data.pop(name)  # unread by this run
+    data["levers"] = list(recipe.used)
+    data |= recipe.suffixed
     return data
 
 

@@ -333,16 +333,17 @@ class TrainingRun:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": loss, "lr": rate}
         if self.steering.skipped:
             row["skipped_steps"] = self.steering.skipped
-        penalty = self.steering.penalty
-        if penalty is not None:
+        if penalties := self.steering.penalties:
             with torch.no_grad():
-                row["penalty"] = float(penalty.value(self.model))
-            if row["penalty"] > 10 * loss:
-                warnings.warn(
-                    f"penalty {penalty!r} is {row['penalty']:.3g}, more than 10 x the task loss {loss:.3g}: its strength "
-                    "is too high for weights this small",
-                    stacklevel=2,
-                )
+                values = [float(penalty.value(self.model)) for penalty in penalties]
+            row["penalty"] = sum(values)
+            for penalty, value in zip(penalties, values, strict=True):
+                if value > 10 * loss:
+                    warnings.warn(
+                        f"penalty {penalty!r} is {value:.3g}, more than 10 x the task loss {loss:.3g}: its strength is too "
+                        "high for weights this small",
+                        stacklevel=2,
+                    )
         if (self.epoch + 1) % self.recipe.validate_every == 0 or self.epoch + 1 == self.recipe.epochs:
             quality = evaluate(
                 unwrapped(self.model),

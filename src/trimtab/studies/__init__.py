@@ -1,6 +1,5 @@
 """From a recipe to a run folder to a summary: training, pruning, comparing, tuning."""
 
-from trimtab.runs.methods import METHODS, Method
 from trimtab.runs.recipe import Recipe, load_recipe, shipped_recipes
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import train, trained_model
@@ -11,8 +10,6 @@ from trimtab.studies.variants import Variant, variants
 from trimtab.studies.weights.assemble import assemble
 
 __all__ = [
-    "METHODS",
-    "Method",
     "Recipe",
     "Row",
     "RunFolder",

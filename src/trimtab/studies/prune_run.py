@@ -22,7 +22,6 @@ from trimtab.inputs import named, utf8
 from trimtab.observe import summary as model_summary
 from trimtab.observe import weight_distribution
 from trimtab.runs.evaluation import Quality, evaluate
-from trimtab.runs.methods import METHODS
 from trimtab.runs.recipe import Pruning, Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import batches_of, load_data, trained_model
@@ -174,7 +173,7 @@ def prune_run(
     dense = measured.quality()
     note = report or (lambda text: None)
     with tempfile.TemporaryDirectory() as scratch:
-        for score, scope in _combinations(section, not METHODS[recipe.method].sections and not recipe.transforms):
+        for score, scope in _combinations(section, recipe.is_plain):
             control = (score, scope) != (section.score, section.scope)
             rows.append(
                 _row(

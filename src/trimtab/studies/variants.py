@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.runs.methods import METHODS, TRANSFORMS, check_method
-from trimtab.runs.recipe import Recipe
-
-METHOD_SECTIONS = ("var", "l1", "hoyer", "sam", "asam", "cram", "sgd", "adamw")
+from trimtab.registry import settings_name
+from trimtab.runs.recipe import SECTIONS, Recipe
 
 
 def safe_name(label: str) -> str:
@@ -41,14 +39,11 @@ def run_label(recipe: Recipe) -> str:
     return f"{recipe.method}[transforms={'+'.join(recipe.transforms)}]" if recipe.transforms else recipe.method
 
 
-def _applies(field: str, method: str, recipe: Recipe) -> bool:
+def _applies(field: str, recipe: Recipe) -> bool:
+    """Whether a run of this recipe reads the field: those outside the levers' sections always."""
     section = field.split(".")[0]
-    if section in TRANSFORMS:
-        return section in recipe.transforms
-    if section not in METHOD_SECTIONS:
-        return True
-    known = METHODS[method]
-    return section in known.sections or section == (known.optimizer or recipe.optimizer)
+    known = section in SECTIONS or "@" in section
+    return not known or section in map(settings_name, recipe.used) or (section == field and section == "clip_norm")
 
 
 def _shown(value: Any) -> str:
@@ -76,23 +71,27 @@ def variants(
             raise ValueError(f"{what} is empty: nothing to run")
         if len(set(map(str, values))) != len(values):
             raise ValueError(f"{what} holds a value twice: {list(values)}")
-    for method in methods:
-        check_method(method)
+    used = [
+        recipe.with_settings({"method": method, "transforms": value})
+        for method in methods
+        for value in vary.get("transforms", (recipe.transforms,))
+    ]
     for field in vary:
-        if field in {"seed", "method", "name"}:
+        if field in {"seed", "method", "levers", "name"}:
             raise ValueError(
                 f"--vary {field}: use --{field}s" if field != "name" else "--vary name: a name decides nothing"
             )
-        choices = [recipe.with_settings({"transforms": value}) for value in vary.get("transforms", ())] or [recipe]
-        if not any(_applies(field, method, choice) for method in methods for choice in choices):
+        if not any(_applies(field, one) for one in used):
             raise ValueError(f"--vary {field}: none of the methods {', '.join(methods)} reads it")
     found: dict[tuple[str, int], Variant] = {}
     for seed in seeds:
         for method in methods:
             for values in itertools.product(*vary.values()):
                 given = dict(zip(vary, values, strict=True))
-                chosen = recipe.with_settings({"transforms": given.get("transforms", recipe.transforms)})
-                settings = {field: value for field, value in given.items() if _applies(field, method, chosen)}
+                chosen = recipe.with_settings(
+                    {"method": method, "transforms": given.get("transforms", recipe.transforms)}
+                )
+                settings = {field: value for field, value in given.items() if _applies(field, chosen)}
                 named = {} if "transforms" in given or not recipe.transforms else {"transforms": recipe.transforms}
                 shown = ",".join(f"{field}={_shown(value)}" for field, value in {**named, **settings}.items())
                 label = f"{method}[{shown}]" if shown else method

@@ -10,7 +10,6 @@ from typing import get_args
 
 from trimtab.precision import named
 from trimtab.precision.rounding import Rounding
-from trimtab.runs.methods import METHODS
 from trimtab.runs.precision_section import ROUNDED, Precision, ScalingName
 from trimtab.runs.recipe import Recipe
 from trimtab.studies.variants import Variant
@@ -83,7 +82,7 @@ def variant_label(section: Precision, step: float = 1.0) -> str:
 
 def step_field(recipe: Recipe) -> str:
     """Dotted name of the recipe's learning rate."""
-    return f"{METHODS[recipe.method].optimizer or recipe.optimizer}.lr"
+    return f"{recipe.base_name}.lr"
 
 
 def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) -> list[Variant]:

@@ -13,8 +13,7 @@ from trimtab.deploy import measure_linear
 from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping
 from trimtab.runs.machine import hardware, versions
-from trimtab.runs.methods import METHODS, TRANSFORMS
-from trimtab.runs.recipe import Recipe
+from trimtab.runs.recipe import SECTIONS, Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
 from trimtab.runs.training import load_data
 from trimtab.studies.curvature.track import run_track
@@ -36,10 +35,9 @@ from trimtab.studies.summary import (
     Storage,
     Summary,
 )
-from trimtab.studies.variants import METHOD_SECTIONS
 from trimtab.studies.weights.headline import headline
 
-OF_THE_METHOD = {"method", "seed", "optimizer", "transforms", *METHOD_SECTIONS, *TRANSFORMS}
+OF_THE_METHOD = {"method", "levers", "suffixed", "seed", "optimizer", "transforms", *SECTIONS}
 """Recipe fields in which the runs of one table may differ."""
 
 
@@ -206,11 +204,7 @@ def assemble(
     task, classes, remarks = _task(kept[0][0])
     metric: Literal["accuracy", "dice"] = "dice" if task == "segmentation" else "accuracy"
     chance = 0.0 if task == "segmentation" else 1 / classes
-    plain = [
-        pruned.histogram.method
-        for _, other, pruned in kept
-        if not METHODS[other.method].sections and not other.transforms
-    ]
+    plain = [pruned.histogram.method for _, other, pruned in kept if other.is_plain]
     baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
     return Summary(
         name=name or recipe.name,

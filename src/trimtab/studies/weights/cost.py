@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trimtab.runs.methods import METHODS
 from trimtab.runs.parallel import launch
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
@@ -31,8 +30,7 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _plain(recipe: Recipe) -> Recipe:
-    method = METHODS[recipe.method].optimizer or recipe.optimizer
-    return recipe.model_copy(update={"method": method, "transforms": (), "track": ()})
+    return recipe.with_settings({"method": recipe.base_name, "transforms": (), "track": ()})
 
 
 def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, warm_up: int = 3) -> list[Cost]:
@@ -56,7 +54,7 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
         for label, recipe in recipes:
             if bases[label] not in runs:
                 runs[bases[label]] = TrainingRun(plain[label], RunFolder(Path(scratch)), devices)
-            if METHODS[recipe.method].sections or recipe.transforms:  # a plain optimizer costs 1 by definition
+            if not recipe.is_plain:  # a plain optimizer costs 1 by definition
                 runs[label] = TrainingRun(recipe.model_copy(update={"track": ()}), RunFolder(Path(scratch)), devices)
         seconds: dict[str, list[float]] = {label: [] for label in runs}
         for run in runs.values():

@@ -1,0 +1,72 @@
+"""Fills the navigation's method cards and the table of levers from the registry when the documentation is built."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def _registry() -> Any:
+    """The registry by its file, so that building the documentation needs neither torch nor an installed package."""
+    file = Path(__file__).parents[1] / "src" / "trimtab" / "registry.py"
+    spec = importlib.util.spec_from_file_location("trimtab_registry", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def cards() -> list[dict[str, list[dict[str, str]]]]:
+    """The navigation: homes, and below each its cards, a shared card once."""
+    registry, seen, found = _registry(), set(), []
+    for home in registry.HOMES:
+        rows = []
+        for row in registry.of_home(home).values():
+            if row.card_file not in seen:
+                seen.add(row.card_file)
+                names = [other.name for other in registry.of_home(home).values() if other.card_file == row.card_file]
+                rows.append({", ".join(names): row.card_file})
+        if rows:
+            found.append({home.replace("_", " "): rows})
+    return found
+
+
+def table() -> str:
+    """Every lever in one line, by home."""
+    registry, lines = _registry(), []
+    for home, says in registry.HOMES.items():
+        rows = registry.of_home(home)
+        if not rows:
+            continue
+        lines += [
+            f"## {home.replace('_', ' ').capitalize()}",
+            "",
+            f"A lever here {says}.",
+            "",
+            "| name | what it does | source | in Python |",
+        ]
+        lines += ["| --- | --- | --- | --- |"]
+        for row in rows.values():
+            place = row.path.replace(":", ".")
+            lines.append(
+                f"| [`{row.name}`]({row.card_file}) | {row.line.replace('|', chr(92) + '|')} | {row.source} | `{place}` |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def on_config(config: Any) -> Any:
+    """Put the cards into the navigation."""
+    for item in config["nav"]:
+        if "Method cards" in item:
+            item["Method cards"] = cards()
+    return config
+
+
+def on_page_markdown(markdown: str, page: Any, **rest: Any) -> str:
+    """Put the table into its page."""
+    return markdown.replace("<!-- levers -->", table()) if page.file.src_uri == "levers.md" else markdown

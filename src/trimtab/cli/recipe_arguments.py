@@ -1,0 +1,123 @@
+"""How a recipe's fields become flags, and what `--vary` takes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from typing import Annotated, Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import ValidationError
+
+from trimtab.cli.arguments import check_first, parse
+from trimtab.inputs import named, shortened
+from trimtab.runs.problems import problems
+from trimtab.runs.recipe import FIELDS, SECTIONS, Recipe, load_recipe
+
+T = TypeVar("T")
+
+Fields = Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+def parse_with_recipe(command: Callable[..., T], arguments: Sequence[str], name: str, **rest: Any) -> T:
+    """Parse a command whose first word is a recipe and whose flags have that recipe's values as defaults.
+
+    `--levers` and `--method` replace both, since they say the same; `--clip-norm 1` is short for the first setting of a
+    lever; `--l1@head.strength 1e-3` belongs to a lever with a suffix.
+    """
+    first = arguments[0] if arguments and not arguments[0].startswith("-") else "digits"
+    recipe = load_recipe(first)
+    words, suffixed = _without_suffixed(_first_settings(arguments))
+    if any(word.partition("=")[0] in {"--levers", "--method"} for word in words):
+        recipe = recipe.model_copy(update={"method": "", "levers": (), "suffixed": {**recipe.suffixed, **suffixed}})
+    elif suffixed:
+        recipe = recipe.with_settings(
+            {f"{section}.{field}": value for section, fields in suffixed.items() for field, value in fields.items()}
+        )
+    given = _parsed(command, words, name, command(first, recipe, **rest))
+    check_first(given.recipe, first, "RECIPE", name)  # type: ignore[attr-defined]
+    return given
+
+
+def _parsed(command: Callable[..., T], words: Sequence[str], name: str, default: T) -> T:
+    """Parse; what a section refuses becomes one line, other usage errors are printed as they are."""
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return parse(command, words, name, default)
+    except ValidationError as error:
+        raise ValueError(problems(error, FIELDS)) from None
+    except SystemExit as stop:
+        if (found := _refused_section(stop)) is not None:
+            raise ValueError(problems(found[0], FIELDS, found[1])) from None
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _refused_section(stop: SystemExit) -> tuple[ValidationError, str] | None:
+    """The recipe's section whose values made tyro stop, and what it holds against them; None for another usage error."""
+    cause, section = stop.__context__, ""
+    while cause is not None and not isinstance(cause, ValidationError):
+        if isinstance(place := getattr(cause, "arg", None), str):
+            section = place.removeprefix("fields").removeprefix(".")
+        cause = cause.__context__
+    return None if cause is None else (cause, section)
+
+
+def _first_settings(arguments: Sequence[str]) -> list[str]:
+    """`--clip-norm` as `--clip-norm.max-norm`: a section's bare flag is that of its first setting."""
+    words = []
+    for word in arguments:
+        flag, equals, value = word.partition("=")
+        section = SECTIONS.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
+        if section is not None:
+            flag += "." + next(iter(section.model_fields)).replace("_", "-")
+        words.append(flag + equals + value)
+    return words
+
+
+def _without_suffixed(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The words without `--l1@head.strength 1e-3`, and what those say."""
+    words: list[str] = []
+    found: dict[str, dict[str, Any]] = {}
+    rest = iter(arguments)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or "@" not in flag:
+            words.append(word)
+            continue
+        section, dot, field = flag.removeprefix("--").replace("-", "_").partition(".")
+        if not dot:
+            raise ValueError(f"{flag} needs the name of a setting, such as --{section}.strength")
+        text = value if equals else next(rest, None)
+        if text is None:
+            raise ValueError(f"{flag} needs a value")
+        found.setdefault(section, {})[field] = _number_or_text(text)
+    return words, found
+
+
+def parse_vary(items: Sequence[str]) -> dict[str, list[Any]]:
+    """`field=value,value` items as lists of YAML values.
+
+    Example:
+        >>> parse_vary(["var.strength=1e-5,1e-4", "var.form=variance,relative"])
+        {'var.strength': [1e-05, 0.0001], 'var.form': ['variance', 'relative']}
+    """
+    found: dict[str, list[Any]] = {}
+    for item in items:
+        field, equals, values = item.partition("=")
+        if not equals or not field or not values:
+            raise ValueError(f"--vary takes FIELD=VALUE,VALUE such as var.strength=1e-6,1e-5, got {item!r}")
+        with named(f"--vary {shortened(item, 80)}", "is not readable as YAML"):
+            found[field] = [_number_or_text(value) for value in values.split(",")]
+    return found
+
+
+def _number_or_text(text: str) -> Any:
+    try:  # YAML 1.1 reads 1e-5 as a string
+        return int(text) if text.lstrip("+-").isdigit() else float(text)
+    except ValueError:
+        return yaml.safe_load(text)

@@ -1,0 +1,209 @@
+"""Every lever in one line: name, home, path, what it does, source. Sections of a recipe, flags, lists, docs index and the
+battery of tests are derived from these rows. Nothing is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Home = Literal[
+    "penalty", "transform", "wrapper", "optimizer", "after_step", "schedule", "sampler", "loss", "combiner", "policy_loss",
+    "worker", "pruning", "module", "precision", "observer", "data",
+]  # fmt: skip
+HOMES: dict[Home, str] = {
+    "optimizer": "takes the step",
+    "wrapper": "takes the step twice: a second gradient elsewhere",
+    "penalty": "adds a term to the loss, or its gradient before the step",
+    "transform": "changes the gradient before the step",
+    "after_step": "changes the weights after the step",
+    "precision": "rounds to number formats",
+    "pruning": "removes weights and repairs what is left",
+    "schedule": "decides which stage of the data comes when",
+    "sampler": "draws the data",
+    "loss": "is the loss, or weighs it",
+    "combiner": "joins the gradients of several losses",
+    "policy_loss": "is the loss of a policy",
+    "worker": "joins the gradients of many workers",
+    "module": "is part of the network",
+    "observer": "looks and changes nothing",
+    "data": "makes the training set",
+}
+TRAINED: tuple[Home, ...] = ("penalty", "transform", "wrapper", "optimizer", "after_step")
+"""Homes whose levers act in `trimtab train` by name, each with a section of its own in the recipe."""
+_SUFFIX = re.compile(r"[a-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One lever.
+
+    Attributes:
+        name: of the recipe's section, the flags, the test and the card.
+        home: where it acts.
+        path: `module:name` of the class or function, imported on use.
+        line: what it does, in one line.
+        source: arXiv number or publication, or "ours".
+        fixed: arguments that the name fixes, as `cram+` is CrAM with plus=True.
+        card: file of its card in docs/methods without the suffix, where it shares one with others.
+    """
+
+    name: str
+    home: Home
+    path: str
+    line: str
+    source: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
+
+    @property
+    def section(self) -> str:
+        """Name of its settings; forms of one lever (`cram`, `cram+`) share them."""
+        return self.name.rstrip("+")
+
+    @property
+    def card_file(self) -> str:
+        """Its card, relative to docs."""
+        return f"methods/{self.card or self.section.replace('_', '-')}.md"
+
+    def load(self) -> Callable[..., Any]:
+        """The class or function itself."""
+        module, _, name = self.path.partition(":")
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return found
+
+
+def index(*rows: Entry) -> dict[str, Entry]:
+    """The rows by name.
+
+    Raises:
+        ValueError: a name occurs twice, or a home is unknown.
+    """
+    found: dict[str, Entry] = {}
+    for row in rows:
+        if row.name in found:
+            raise ValueError(f"the lever {row.name!r} is registered twice")
+        if row.home not in get_args(Home):
+            raise ValueError(f"the lever {row.name!r} has the unknown home {row.home!r}; homes are {get_args(Home)}")
+        found[row.name] = row
+    return found
+
+
+# fmt: off
+LEVERS = index(
+    Entry("sgd", "optimizer", "trimtab.optimizers.plain:sgd", "stochastic gradient descent with momentum, the baseline", "torch.optim.SGD", card="plain-optimizers"),
+    Entry("adamw", "optimizer", "trimtab.optimizers.plain:adamw", "Adam with decoupled weight decay", "1711.05101", card="plain-optimizers"),
+    Entry("sam", "wrapper", "trimtab.optimizers:SAM", "sharpness-aware minimisation", "2010.01412"),
+    Entry("asam", "wrapper", "trimtab.optimizers:ASAM", "adaptive sharpness-aware minimisation", "2102.11600"),
+    Entry("cram", "wrapper", "trimtab.optimizers:CrAM", "compression-aware minimisation", "2207.14200", {"plus": False}),
+    Entry("cram+", "wrapper", "trimtab.optimizers:CrAM", "compression-aware minimisation with the plain gradient added", "2207.14200", {"plus": True}),
+    Entry("var", "penalty", "trimtab.penalties:VarianceAmplifier", "variance amplifying regularizer", "2511.14282"),
+    Entry("l1", "penalty", "trimtab.penalties:L1", "sum of magnitudes", "Tibshirani 1996"),
+    Entry("hoyer", "penalty", "trimtab.penalties:HoyerSquare", "Hoyer-Square, (sum |w|)^2 / sum w^2 per tensor", "1908.09979", card="hoyer-square"),
+    Entry("autoscale", "transform", "trimtab.gradients:Autoscale", "gradient autoscaled normalisation: centred, scaled by a global factor", "2509.03677"),
+    Entry("zscore", "transform", "trimtab.gradients:ZScore", "gradients of each layer to mean 0, deviation 1", "2408.01215"),
+    Entry("centralize", "transform", "trimtab.gradients:Centralize", "mean of each output row removed", "2004.01461"),
+    Entry("adaptive_clip", "transform", "trimtab.gradients:AdaptiveClip", "gradient norm of each unit clipped by its weight norm", "2102.06171"),
+    Entry("clip_norm", "transform", "trimtab.gradients:ClipNorm", "global norm of the gradient clipped", "1211.5063"),
+    Entry("low_precision", "precision", "trimtab.precision:LowPrecision", "gradients, weights, momentum, activations rounded to a number format", "2508.07142"),
+    Entry("compensate", "precision", "trimtab.precision:Compensate", "step divided by the running shrinkage of the gradients", "2508.07142"),
+    Entry("one_shot", "pruning", "trimtab.pruning:one_shot", "exact one-shot pruning: score, scope, pattern", "ours", card="one-shot-pruning"),
+    Entry("recalibrate", "pruning", "trimtab.pruning:recalibrate", "BatchNorm statistics estimated anew after pruning", "1907.07684", card="recalibration"),
+    Entry("adaptive", "schedule", "trimtab.curricula:Adaptive", "next stage when the loss has stopped falling", "ours", card="curricula"),
+    Entry("released", "schedule", "trimtab.curricula:Released", "the rule of the released code of MedCLM", "2510.04477", card="curricula"),
+    Entry("linear", "schedule", "trimtab.curricula:Linear", "shares of the stages on a straight line", "ours", card="curricula"),
+    Entry("mixed", "schedule", "trimtab.curricula:Mixed", "all stages at once", "ours", card="curricula"),
+    Entry("easy_only", "schedule", "trimtab.curricula:EasyOnly", "the first stage alone", "ours", card="curricula"),
+    Entry("curriculum", "sampler", "trimtab.curricula:CurriculumSampler", "rows drawn by stage, as a scheduler decides", "2510.04477", card="curricula"),
+    Entry("span_weights", "loss", "trimtab.curricula:SpanWeights", "cross-entropy weighted by text span", "2510.04477", card="curricula"),
+    Entry("gradient_tracker", "observer", "trimtab.observe:GradientTracker", "statistics of gradients, weights and updates at every step", "2509.03677"),
+    Entry("shrinkage_meter", "observer", "trimtab.precision:ShrinkageMeter", "what rounding did to each layer: shrinkage, noise, dead entries", "2508.07142"),
+    Entry("weight_distribution", "observer", "trimtab.observe:weight_distribution", "histogram and moments of weight magnitudes", "2511.14282", card="one-shot-pruning"),
+    Entry("curvature", "observer", "trimtab.observe.curvature:Hessian", "products with the Hessian: eigenvalues, trace, density, sharpness", "1912.07145"),
+    Entry("landscape", "observer", "trimtab.observe.landscape:section", "loss along filter-normalised directions", "1712.09913"),
+    Entry("medclm", "data", "trimtab.medclm.building:build", "detection boxes turned into visual questions with reasoning tied to anatomy", "2510.04477", card="medclm-build"),
+)
+# fmt: on
+
+
+def find(name: str) -> Entry:
+    """The row of that name.
+
+    Raises:
+        ValueError: no such lever; the nearest names are given.
+
+    Example:
+        >>> find("cram+").fixed
+        {'plus': True}
+    """
+    base = name.partition("@")[0]
+    if base in LEVERS:
+        return LEVERS[base]
+    close = difflib.get_close_matches(base, LEVERS, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"levers are {', '.join(LEVERS)}"
+    raise ValueError(f"unknown lever {name!r}; {hint}")
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """The levers of a short form such as `l1+cram+`: split at `+`, and a name that itself ends in `+` keeps its own.
+
+    Raises:
+        ValueError: an empty or unknown name, or a bad suffix.
+
+    Example:
+        >>> parse("l1+cram+"), parse("cram++var"), parse("cram+var"), parse("l1+l1@head")
+        (('l1', 'cram+'), ('cram+', 'var'), ('cram', 'var'), ('l1', 'l1@head'))
+    """
+    names: list[str] = []
+    for word in text.split("+"):
+        if word:
+            names.append(word)
+        elif names and not names[-1].endswith("+"):
+            names[-1] += "+"
+        else:
+            raise ValueError(f"{text!r} holds a + without a name before it")
+    return tuple(checked(name) for name in names)
+
+
+def checked(name: str) -> str:
+    """`name` itself when it is a known lever, with or without a suffix such as `@head`; ValueError otherwise."""
+    find(name)
+    _, at, suffix = name.partition("@")
+    if at and not _SUFFIX.fullmatch(suffix):
+        raise ValueError(f"the suffix of {name!r} must be of a-z, 0-9 and _, such as {name.partition('@')[0]}@head")
+    return name
+
+
+def settings_name(name: str) -> str:
+    """Name of the section that a used lever reads: without its own `+`, with its suffix.
+
+    Example:
+        >>> settings_name("cram+"), settings_name("l1@head")
+        ('cram', 'l1@head')
+    """
+    base, at, suffix = name.partition("@")
+    return f"{base.rstrip('+')}{at}{suffix}"
+
+
+def of_home(*homes: Home) -> dict[str, Entry]:
+    """The rows of these homes, in the registry's order."""
+    return {name: row for name, row in LEVERS.items() if row.home in homes}
+
+
+def create(name: str, *arguments: Any, **settings: Any) -> Any:
+    """The lever of that name with these settings.
+
+    Raises:
+        ValueError: an unknown name, or a setting out of range.
+        TypeError: a setting that the lever does not take.
+
+    Example:
+        >>> create("clip_norm", max_norm=1.0)
+        ClipNorm(max_norm=1.0, norm_type=2.0, min_ndim=0)
+    """
+    row = find(name)
+    return row.load()(*arguments, **row.fixed, **settings)

@@ -1,0 +1,82 @@
+"""The sections of a recipe that are no levers': data, network, schedule, pruning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from trimtab.runs.section import Section
+
+
+class Data(Section):
+    """Which images, and how they are served."""
+
+    name: str = "digits"
+    """Data set: see `trimtab list datasets`."""
+    root: str | None = None
+    """Folder or file that holds it; not needed for digits."""
+    batch_size: PositiveInt = 64
+    """Images per step and process."""
+    validation: float = Field(default=0.1, gt=0, lt=1)
+    """Fraction of the training images kept for choosing settings."""
+    split_seed: int = 0
+    """Seed of the validation split; the same for all runs that are compared."""
+    limit_train: PositiveInt | None = None
+    """Use only so many training images, class-balanced."""
+    image_size: PositiveInt | None = None
+    """Resize to this size, where the loader can."""
+    augment: Literal["none", "flip", "crop_flip", "shift"] = "none"
+    """Augmentation of the training images, on the device."""
+    arguments: dict[str, bool | int | float | str] = Field(default={})
+    """Further arguments of the loader."""
+
+
+class Model(Section):
+    """Which network."""
+
+    name: str = "resnet_digits"
+    """Network: see `trimtab list models`, or package.module:function."""
+    arguments: dict[str, bool | int | float | str] = Field(default={})
+    """Further arguments of its constructor."""
+    channels_last: bool = True
+    """Keep 4-D weights and images in channels-last memory order (about 1.2x faster on a CPU)."""
+
+
+class Schedule(Section):
+    """Learning rate over the run."""
+
+    name: Literal["cosine", "constant", "step"] = "cosine"
+    """Shape."""
+    warmup_epochs: float = Field(default=0, ge=0)
+    """Linear rise from 1 % over so many epochs."""
+    step_epochs: PositiveInt = 30
+    """step: epochs between drops."""
+    gamma: PositiveFloat = 0.1
+    """step: factor of a drop."""
+
+
+class Pruning(Section):
+    """How the trained network is pruned and looked at."""
+
+    sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1
+    )
+    """Fractions of the prunable weights to remove; the dense network is always measured too."""
+    score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
+    """What is small."""
+    scope: Literal["global", "layer", "erk"] = "global"
+    """Where it is compared."""
+    pattern: str = "unstructured"
+    """unstructured, or N:M such as 2:4 (which fixes the sparsity)."""
+    recalibrate_batches: PositiveInt = 20
+    """Training batches for re-estimating BatchNorm statistics."""
+    controls: bool = True
+    """Also prune the baseline (sgd, adamw) at random and per layer, as controls."""
+
+    @field_validator("sparsities")
+    @classmethod
+    def _distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a sparsity occurs twice")
+        return value
