@@ -20,8 +20,8 @@ PAGES += [
     f"docs/methods/{name}.md"
     for name in (
         "adaptive-clip", "autoscale", "centralize", "clip-norm", "compensate", "cram", "curvature", "faster-or-not",
-        "gradient-tracker", "hoyer-square", "l1", "landscape", "low_precision", "number_formats", "one-shot-pruning", "sam",
-        "shrinkage_meter", "sparse-file", "var", "zscore",
+        "gradient-tracker", "hoyer-square", "l1", "landscape", "low-precision", "number-formats", "one-shot-pruning", "sam",
+        "shrinkage-meter", "sparse-file", "var", "zscore",
     )
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -28,10 +28,9 @@ class Output:
 
 def parse(command: Callable[..., T], arguments: Sequence[str], name: str, default: T | None = None) -> T:
     """Parse by the dataclass's fields and docstring; usage errors exit with code 2."""
-    program = f"trimtab {name}"
-    if default is None:
-        return tyro.cli(command, args=list(arguments), prog=program)
-    return tyro.cli(command, args=list(arguments), prog=program, default=default)
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    given: T = tyro.cli(command, args=list(arguments), prog=f"trimtab {name}", **options)
+    return given
 
 
 def check_first(given: object, expected: object, what: str, command: str) -> None:

@@ -12,8 +12,8 @@ import tyro
 from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.report.weights.terminal import terminal_table
-from trimtab.runs.recipe import Pruning
 from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.sections import Pruning
 from trimtab.studies.prune_run import prune_run, pruned_file, read_pruned
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.weights.assemble import assemble

@@ -31,7 +31,7 @@ from trimtab.runs.sections import Data, Model, Pruning, Schedule
 TRACKED = ("gradients", "weights", "updates", "curvature")
 
 
-SECTIONS: dict[str, type[LeverSection]] = {row.section: section(row) for row in of_home(*TRAINED).values()}
+SECTIONS: dict[str, type[LeverSection]] = {row.section: section(row.section) for row in of_home(*TRAINED).values()}
 """The settings of every lever that acts in a run, by name, as its constructor has them."""
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from trimtab.parameters import Rule
-from trimtab.registry import Entry
+from trimtab.registry import TRAINED, Entry, of_home
 
 PLAIN = (bool, int, float, str, type(None))
 """Types of settings that a recipe can hold, beside literals and sequences of these."""
@@ -29,6 +30,9 @@ class Section(BaseModel):
 class LeverSection(Section):
     """The settings of a lever; a bare value stands for the first of them, one value for a sequence of one."""
 
+    lever: ClassVar[str] = ""
+    """Name of the section."""
+
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, value: Any) -> Any:
@@ -40,6 +44,10 @@ class LeverSection(Section):
             key: (item,) if cls._is_sequence(key) and isinstance(item, PLAIN[:-1]) else item
             for key, item in value.items()
         }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes: the class is made there anew from the registry."""
+        return _restored, (self.lever, self.model_dump())
 
     @classmethod
     def _is_sequence(cls, name: str) -> bool:
@@ -82,7 +90,8 @@ def _plain(annotation: Any) -> Any:
         inner = [_plain(part) for part in arguments if part is not Ellipsis]
         if None in inner:
             return None
-        return tuple[tuple(inner)] if origin is tuple and Ellipsis not in arguments else tuple[inner[0], ...]  # type: ignore[misc]
+        several = origin is not tuple or Ellipsis in arguments
+        return types.GenericAlias(tuple, (inner[0], Ellipsis) if several else tuple(inner))
     return None
 
 
@@ -119,7 +128,7 @@ def settings_of(entry: Entry) -> tuple[Setting, ...]:
     """What a recipe can give to the lever: names, types and defaults of its constructor, help from its `Args:`."""
     built = entry.load()
     parameters = inspect.signature(built).parameters
-    hints = get_type_hints(built.__init__ if isinstance(built, type) else built)
+    hints = get_type_hints(getattr(built, "__init__") if isinstance(built, type) else built)  # noqa: B009
     text = explained(inspect.getdoc(built) or "")
     found = []
     for name, parameter in parameters.items():
@@ -129,23 +138,27 @@ def settings_of(entry: Entry) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def _takes_rule(entry: Entry) -> bool:
-    return "rule" in inspect.signature(entry.load()).parameters
-
-
-def section(entry: Entry) -> type[LeverSection]:
-    """The pydantic section of a lever: one field for each setting; of a lever with a rule also `include` and `exclude`."""
+@functools.cache
+def section(name: str) -> type[LeverSection]:
+    """The pydantic section of that name: one field for each setting; of a lever with a rule also `include` and `exclude`."""
+    entry = next(row for row in of_home(*TRAINED).values() if row.section == name)
     fields: dict[str, Any] = {}
     for item in settings_of(entry):
         kind = item.type | None if item.required else item.type
         default = None if item.required else item.default
         fields[item.name] = (kind, Field(default=default, description=item.text))
-    if _takes_rule(entry):
-        for name, text in (("include", "Shell patterns; a tensor's name must match one of them."),
-                           ("exclude", "Shell patterns; a tensor's name must match none of them.")):  # fmt: skip
-            fields[name] = (tuple[str, ...], Field(default=(), description=text))
-    words = "".join(part.capitalize() for part in entry.section.split("_"))
-    return create_model(words, __base__=LeverSection, __doc__=f"{entry.line} ({entry.source}).", **fields)
+    if "rule" in inspect.signature(entry.load()).parameters:
+        for field, text in (("include", "Shell patterns; a tensor's name must match one of them."),
+                            ("exclude", "Shell patterns; a tensor's name must match none of them.")):  # fmt: skip
+            fields[field] = (tuple[str, ...], Field(default=(), description=text))
+    words = "".join(part.capitalize() for part in name.split("_"))
+    made = create_model(words, __base__=LeverSection, __doc__=f"{entry.line} ({entry.source}).", **fields)
+    made.lever = name
+    return made
+
+
+def _restored(name: str, settings: dict[str, Any]) -> LeverSection:
+    return section(name)(**settings)
 
 
 def build(entry: Entry, name: str, settings: LeverSection, /, *arguments: Any, **handed: Any) -> Any:

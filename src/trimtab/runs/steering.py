@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trimtab import levers
+from trimtab.levers import Handle, attach
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.penalties import Penalty
 from trimtab.precision import Compensate, LowPrecision
@@ -31,7 +31,7 @@ class Steering:
     wrapper: TwoPassOptimizer | None
     levers: tuple[Any, ...]
     precision: tuple[LowPrecision | Compensate, ...]
-    handle: levers.Handle
+    handle: Handle
 
     @property
     def penalties(self) -> tuple[Penalty, ...]:
@@ -79,8 +79,8 @@ def steer(
     chain = tuple(recipe.build(name, seed=recipe.seed) for name in acting if name not in wrapping)
     precision = build_precision(recipe.precision, recipe.seed, folder)
     if tracker is not None:
-        levers.attach(optimizer, tracker, model=model)
+        attach(optimizer, tracker, model=model)
         tracker.watch((*(lever for lever in chain if hasattr(lever, "signals")), *precision))
     named = reducing if reducing is not None and recipe.precision.before_reduce else model
-    handle = levers.attach(optimizer, *chain, *precision, model=named, on_nonfinite="skip")
+    handle = attach(optimizer, *chain, *precision, model=named, on_nonfinite="skip")
     return Steering(optimizer, base, wrapper, chain, precision, handle)

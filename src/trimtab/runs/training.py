@@ -29,8 +29,9 @@ from trimtab.runs.evaluation import evaluate
 from trimtab.runs.machine import hardware, versions
 from trimtab.runs.objective import learning_rate_factor, task_loss
 from trimtab.runs.parallel import Devices, launch
-from trimtab.runs.recipe import Data, Recipe
+from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.sections import Data
 from trimtab.runs.steering import Steering, steer
 from trimtab.runs.tracked import Latest, columns_of, latest
 
