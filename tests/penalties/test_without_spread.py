@@ -195,3 +195,13 @@ def test_the_parts_of_a_computed_weight_are_not_named() -> None:
         penalty = VarianceAmplifier()
         trimtab.attach(optimizer, penalty, model=net)
     assert penalty.bounded == set()
+
+
+def test_a_state_of_before_there_was_a_bound_loads() -> None:
+    penalty = VarianceAmplifier(strength=1e-4)
+    old = {name: value for name, value in penalty.state_dict().items() if name not in {"bound", "bounded"}}
+    other = VarianceAmplifier(strength=1.0)
+    other.load_state_dict(old)
+    assert (other.strength, other.bound) == (1e-4, 10.0)
+    with pytest.raises(ValueError, match="does not fit"):
+        VarianceAmplifier(bound=3.0).load_state_dict(penalty.state_dict())

@@ -149,7 +149,7 @@ class VarianceAmplifier(MagnitudePenalty):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the saved strength and bounded tensors; ValueError when the saved settings are not this object's."""
         rest = {name: value for name, value in state.items() if name != "bounded"}
-        super().load_state_dict(rest)
+        super().load_state_dict({"bound": self.bound, **rest})  # states of before there was a bound hold none
         self.bounded = set(state.get("bounded", self.bounded))
 
     def psi(self, weight: Tensor) -> Tensor:
