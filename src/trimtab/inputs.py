@@ -35,6 +35,10 @@ _OF_OTHERS = (
 )
 _OF_PARSERS: tuple[type[Exception], ...] = (LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError)
 
+CODE_VARIABLE = "TRIMTAB_MODEL_CODE"
+"""Environment variable: which `package.module:function` may run. Unset: all, since who calls from Python is the caller.
+"any": all; else names separated by commas, those that the user typed. The command line sets it, also for its workers."""
+
 
 def bad_input(*more: type[Exception]) -> tuple[type[Exception], ...]:
     """The errors that say "the input is wrong", of Python and of those libraries that are loaded, and `more`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.cli import main
-from trimtab.models.registry import CODE_VARIABLE
+from trimtab.inputs import CODE_VARIABLE
 from trimtab.runs.run_folder import RunFolder
 
 SMALL = ["--epochs", "1", "--data.limit-train", "320"]

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from trimtab.inputs import bad_input, shortened
+from trimtab.inputs import CODE_VARIABLE, bad_input, shortened
 
 COMMANDS = {
     "demo": "the whole job on embedded data, in under three minutes",
@@ -80,8 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @contextmanager
 def _code_of_networks(words: Sequence[str]) -> Iterator[None]:
     """Let the networks run that the user named in these words; any network with `TRUST`."""
-    from trimtab.models.registry import CODE_VARIABLE
-
     before = os.environ.get(CODE_VARIABLE)
     typed = [part for word in words for part in re.split("[=,]", word) if ":" in part]
     os.environ[CODE_VARIABLE] = "any" if TRUST in words else before or ",".join(typed)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from trimtab.inputs import CODE_VARIABLE
 from trimtab.models.cifar_resnet import CifarResNet
 from trimtab.models.digits import DigitsCNN
 from trimtab.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -79,11 +80,6 @@ def names() -> dict[str, str]:
         'CIFAR ResNet with 20 layers, 0.27 M parameters'
     """
     return {name: description for name, (description, _) in _NETWORKS.items()}
-
-
-CODE_VARIABLE = "TRIMTAB_MODEL_CODE"
-"""Environment variable: which `package.module:function` may run. Unset: all, since who calls from Python is the caller.
-"any": all; else names separated by commas, those that the user typed. The command line sets it, also for its workers."""
 
 
 def _find(path: str) -> Callable[..., Any]:
