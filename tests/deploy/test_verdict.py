@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from trimtab.deploy import Comparison, save_sparse, verdict
+from trimtab.deploy import Comparison, save_sparse, timing, verdict
 from trimtab.deploy import sparse_linear as sparse_linear_module
 from trimtab.observe import summary
 
@@ -63,14 +64,30 @@ def test_dense_network_gains_nothing(tmp_path: Path) -> None:
     ("ratio", "says"), [(2.0, "1 of 1 Linear layers run faster"), (0.4, "the best Linear reaches 0.40")]
 )
 def test_sparse_linear_row(monkeypatch: pytest.MonkeyPatch, ratio: float, says: str) -> None:
-    monkeypatch.setattr(sparse_linear_module, "compare_linear", lambda *_: Comparison(ratio, 1.0, ratio))
-    monkeypatch.setattr(sparse_linear_module, "compare_twice", lambda *_, **__: Comparison(1.0, 1.0, 1.0))
+    monkeypatch.setattr(sparse_linear_module, "compare_linear", lambda *_: Comparison(ratio, 1.0))
+    monkeypatch.setattr(sparse_linear_module, "compare_twice", lambda *_, **__: Comparison(1.0, 1.0))
     row = verdict(net(0.9), torch.randn(2, 1, 8, 8), budget=0.01)[-1]
     assert says in row.verdict
     if ratio > 1:
         assert "the whole model does not gain" in row.verdict
     else:
         assert row.verdict.startswith("Nothing gets faster")
+
+
+def test_the_ratio_is_that_of_the_two_times_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ratios 2, 3, 4, 0.5, 2.5: the median is that of the pair (10, 4); the columns' own medians, 8 and 3, give 2.67."""
+    seconds = iter([1e-3, 1e-3, 2.0, 1.0, 9.0, 3.0, 8.0, 2.0, 4.0, 8.0, 10.0, 4.0])
+    monkeypatch.setattr(timing, "_seconds", lambda call, times: next(seconds))
+    found = timing.compare(lambda: None, lambda: None, budget=0.0)
+    assert (found.before, found.after, found.ratio) == (10.0, 4.0, 2.5)
+
+
+def test_the_table_prints_times_whose_ratio_is_the_one_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        importlib.import_module("trimtab.deploy.verdict"), "compare_twice", lambda *_, **__: Comparison(0.0075, 0.0030)
+    )
+    row = next(row for row in verdict(net(0.9), torch.randn(2, 1, 8, 8), budget=0.01) if "dense" in row.what)
+    assert (row.before, row.after, row.ratio) == ("7.5 ms", "3 ms", 2.5)
 
 
 def test_without_linear_layers() -> None:
