@@ -15,6 +15,7 @@ import pytest
 from trimtab.cli import COMMANDS, main
 from trimtab.deploy import load_sparse
 from trimtab.runs.recipe import load_recipe
+from trimtab.studies.plan import planned_runs
 from trimtab.studies.summary import Summary
 
 SMALL = [
@@ -263,7 +264,10 @@ def test_a_failing_run_does_not_stop_the_others(tmp_path: Path, capsys: pytest.C
     assert code == 1
     assert "failed: sgd[sgd.lr=1000000000000.0] seed 0: FloatingPointError" in capsys.readouterr().err
     assert len(list(tmp_path.rglob("error.txt"))) == 1
-    assert Summary.read(tmp_path / "summary.json").runs[0].method == "sgd[sgd.lr=0.1]"
+    summary = Summary.read(tmp_path / "summary.json")
+    assert [run.method for run in summary.runs] == ["sgd[sgd.lr=0.1]"]
+    assert [(run.method, run.why) for run in summary.missing] == [("sgd[sgd.lr=1000000000000.0]", "failed")]
+    assert summary.headline.startswith("Incomplete, 1 of 2 runs is missing (1 failed). ")
 
 
 def test_ctrl_c_during_compare_leaves_resumable_runs(tmp_path: Path) -> None:
@@ -281,3 +285,4 @@ def test_ctrl_c_during_compare_leaves_resumable_runs(tmp_path: Path) -> None:
     assert "Traceback" not in errors
     assert (tmp_path / "runs/sgd/seed0/checkpoint.safetensors").exists()
     assert json.loads((tmp_path / "runs/sgd/seed0/run.json").read_text())["status"] == "interrupted"
+    assert [run.label for run in planned_runs(tmp_path).values()] == ["sgd"]

@@ -12,6 +12,7 @@ from trimtab.studies.precision.records import (
     PrecisionStudy,
     ShrinkageCurves,
 )
+from trimtab.studies.summary import Missing
 
 LAYERS = ("first.weight", "middle.weight", "last.weight")
 
@@ -80,5 +81,5 @@ def precision_study(evil: str = "") -> PrecisionStudy:
     return PrecisionStudy(
         name=f"demo: number formats (made up){evil}", headline="one < two", recipe=Recipe().model_dump(mode="json"),
         chance=0.1, runs=runs, logistic=[descent("full"), descent("e2m1"), descent("int4", bound=False)],
-        unfinished=["runs/begun"],
+        missing=[Missing(method="int8", seed=1, folder="runs/int8/seed1", why="not started")],
     )  # fmt: skip

@@ -83,7 +83,8 @@ def test_the_page_is_one_file_with_its_data_and_escapes_names(tmp_path: Path) ->
     assert evil not in page
     assert "one &lt; two" in page
     assert not re.search(r"<(?:script|img|link)[^>]*(?:src|href)=", page)
-    assert "Not finished and left out: runs/begun." in page
+    assert "Incomplete, 1 of 28 runs is missing (1 not started)" in page
+    assert "int8, seed 1: not started" in page
     blobs = re.findall(r"<script[^>]*type=\"application/json\"[^>]*>(.*?)</script>", page, re.DOTALL)
     assert any(evil in json.dumps(json.loads(blob)) for blob in blobs)
 

@@ -154,12 +154,12 @@ def format_table(study: PrecisionStudy) -> Table:
 
 def gather_study(folder: Path, recipe: Recipe, study: FormatStudy, logistic: Sequence[Descent]) -> PrecisionStudy:
     """Everything below `folder`, with its headline."""
-    runs, unfinished = gather(run_folders(folder / "runs"), folder, recipe, study)
+    runs, missing = gather(run_folders(folder / "runs"), folder, recipe, study)
     data = load_data(recipe)
     chance = 0.0 if data.task == "segmentation" else 1 / data.num_classes
     found = PrecisionStudy(
         name=f"{recipe.name}: number formats", headline="", recipe=recipe.model_dump(mode="json"), chance=chance, runs=runs,
-        logistic=list(logistic), unfinished=unfinished,
+        logistic=list(logistic), missing=missing,
     )  # fmt: skip
     return found.model_copy(update={"headline": in_words(found)})
 

@@ -14,6 +14,7 @@ from trimtab.cli.console import print_json
 from trimtab.cli.study import show, write_report
 from trimtab.report import render
 from trimtab.studies.comparison import run_folders
+from trimtab.studies.plan import planned_runs
 from trimtab.studies.summary import Cost, Latency
 from trimtab.studies.weights.assemble import assemble, kept_measurements
 
@@ -49,7 +50,10 @@ def run(arguments: Sequence[str]) -> int:
             more_costs, more_latencies = kept_measurements(folder)
             costs += [cost for cost in more_costs if cost.method not in {known.method for known in costs}]
             latencies = latencies or more_latencies
-        summary = assemble(found, out, name=given.name, split=given.split, costs=costs, latencies=latencies)
+        planned = {path: run for folder in given.folders for path, run in planned_runs(folder).items()}
+        summary = assemble(
+            found, out, name=given.name, split=given.split, costs=costs, latencies=latencies, planned=planned
+        )
         out.mkdir(parents=True, exist_ok=True)
         summary.write(out / "summary.json")
         render(summary, out / "report.html")

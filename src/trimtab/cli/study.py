@@ -15,6 +15,7 @@ from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import batches_of, load_data, trained_model
 from trimtab.studies import statistics
 from trimtab.studies.comparison import Outcome, compare, run_folders
+from trimtab.studies.plan import in_words, planned_runs
 from trimtab.studies.prune_run import Split
 from trimtab.studies.summary import Summary
 from trimtab.studies.variants import Variant, safe_name
@@ -57,7 +58,9 @@ def write_report(folder: Path, out: Path, *, name: str | None = None, split: Spl
     """Assemble the summary of the runs below `folder`; write `summary.json` and `report.html` into `out`."""
     costs, latencies = kept_measurements(folder)
     runs = folder / "runs" if (folder / "runs").is_dir() else folder
-    summary = assemble(run_folders(runs), out, name=name, split=split, costs=costs, latencies=latencies)
+    summary = assemble(
+        run_folders(runs), out, name=name, split=split, costs=costs, latencies=latencies, planned=planned_runs(folder)
+    )
     out.mkdir(parents=True, exist_ok=True)
     summary.write(out / "summary.json")
     render(summary, out / "report.html")
@@ -113,5 +116,11 @@ def show(summary: Summary, out: Path, extra: Sequence[str] = ()) -> None:
         console.print(terminal_table(summary, recalibrated=recalibrated))
     for line in extra:
         console.print(line, soft_wrap=True, markup=False)
+    if summary.missing:
+        console.print(
+            in_words(summary.missing, len(summary.runs)) + ":", style="bold red", soft_wrap=True, markup=False
+        )
+        for run in summary.missing:
+            console.print(f"  {run}", style="red", soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {out / 'report.html'}", soft_wrap=True)
     console.print(f"headline: {summary.headline}", soft_wrap=True, markup=False)

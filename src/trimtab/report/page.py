@@ -13,6 +13,8 @@ from markupsafe import Markup
 from trimtab.files import write_text
 from trimtab.report.palette import THEMES
 from trimtab.report.parts import Figure, Section
+from trimtab.studies.plan import in_words
+from trimtab.studies.summary import Missing
 
 _IN_SCRIPT = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 
@@ -46,10 +48,14 @@ def _figure(figure: Figure) -> dict[str, Any]:
     return {"states": figure.states, "layout": figure.layout, "layouts": figure.layouts, "switch": figure.switch}
 
 
-def as_article(place: int, sections: Sequence[Section], **parts: Any) -> dict[str, Any]:
+def as_article(
+    place: int, sections: Sequence[Section], missing: Sequence[Missing], done: int, **parts: Any
+) -> dict[str, Any]:
     """What the template of one study needs."""
     return {
         "key": f"s{place}",
+        "alert": in_words(missing, done),
+        "missing": list(map(str, missing)),
         "sections": sections,
         "figures": {
             f"s{place}-figure-{figure.name}": _figure(figure) for section in sections for figure in section.figures
@@ -88,6 +94,8 @@ def render_sections(
     data: str,
     file: str,
     notes: Sequence[str] = (),
+    missing: Sequence[Missing] = (),
+    done: int = 0,
 ) -> Path:
     """Write sections as one page of the same kind.
 
@@ -100,12 +108,13 @@ def render_sections(
         data: JSON document that the page carries; its "rows" are what is downloaded as CSV.
         file: name under which the document is downloaded.
         notes: plain sentences under the headline.
+        missing, done: runs that should be there and are not, and how many are.
 
     Returns:
         `path`.
     """
     article = as_article(
-        0, sections, name=name, headline=headline, notes=list(notes), facts=facts, recipe=recipe, states={}, data=data,
-        file=file,
+        0, sections, missing, done, name=name, headline=headline, notes=list(notes), facts=facts, recipe=recipe, states={},
+        data=data, file=file,
     )  # fmt: skip
     return write_page([article], name, path)

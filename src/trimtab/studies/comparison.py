@@ -21,6 +21,7 @@ from trimtab.files import alone, write_text
 from trimtab.inputs import bad_input
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import Progress, load_data, train
+from trimtab.studies.plan import write_plan
 from trimtab.studies.prune_run import Split, prune_run
 from trimtab.studies.variants import Variant
 
@@ -114,7 +115,8 @@ def compare(
     """Train and prune every variant into `folder/runs/LABEL/seedN`, `jobs` at a time.
 
     Finished runs are kept, interrupted ones go on from their checkpoint. A failing run does not stop the others; its error
-    is written to `error.txt` in its folder. The processor's cores are divided among the jobs.
+    is written to `error.txt` in its folder. The processor's cores are divided among the jobs. Before the first run starts
+    `folder/study.json` says which were asked for, so that a report can name those that are missing.
 
     Args:
         variants: what to run, in this order.
@@ -143,6 +145,7 @@ def _compare(
     paths = {folder / "runs" / variant.folder: variant for variant in variants}
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
+    write_plan(variants, folder)
     outcomes: list[Outcome] = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from trimtab import datasets, pruning
@@ -26,6 +25,7 @@ from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Pruning
 from trimtab.runs.training import batches_of, load_data, trained_model
+from trimtab.studies.documents import Record
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.summary import Histogram, Row, Storage
 from trimtab.studies.variants import run_label
@@ -33,10 +33,9 @@ from trimtab.studies.variants import run_label
 Split = Literal["validation", "test"]
 
 
-class PrunedRun(BaseModel):
+class PrunedRun(Record):
     """What pruning one run gave: `pruning.json` of its folder."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     settings: dict[str, Any]
     rows: list[Row]
     storage: list[Storage]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from trimtab.studies.documents import Document, Record
 
 SCHEMA = "trimtab.summary/1"
+Why = Literal["failed", "unfinished", "not started", "not measured"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Row(_Record):
+class Row(Record):
     """One network at one operating point: a method, a seed, a sparsity, recalibrated or not."""
 
     method: str = Field(
@@ -40,7 +38,7 @@ class Row(_Record):
     )
 
 
-class Histogram(_Record):
+class Histogram(Record):
     """Distribution of one network's prunable weights."""
 
     method: str
@@ -54,7 +52,7 @@ class Histogram(_Record):
     root_mean_square: float = Field(description="of all prunable weights, unnormalised")
 
 
-class Run(_Record):
+class Run(Record):
     """One training run."""
 
     method: str
@@ -68,7 +66,20 @@ class Run(_Record):
     validation_accuracy: float | None
 
 
-class Cost(_Record):
+class Missing(Record):
+    """A run that was planned or begun and is not in the tables."""
+
+    method: str
+    seed: int
+    folder: str = Field(description="run folder, relative to the summary")
+    why: Why = Field(description="not measured: trained, but not pruned and measured on the split")
+    detail: str = Field(default="", description="the error, or how far training got")
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}: {self.why}{f' ({self.detail})' if self.detail else ''}"
+
+
+class Cost(Record):
     """Cost of a step of a method relative to the plain optimizer, measured interleaved in one process."""
 
     method: str
@@ -76,7 +87,7 @@ class Cost(_Record):
     extra_state_ratio: float = Field(description="optimizer state bytes relative to the base optimizer's")
 
 
-class Latency(_Record):
+class Latency(Record):
     """One layer, dense against sparse, on this machine."""
 
     what: str
@@ -86,7 +97,7 @@ class Latency(_Record):
     faster: bool
 
 
-class Storage(_Record):
+class Storage(Record):
     """One network's file in several forms."""
 
     method: str
@@ -97,7 +108,7 @@ class Storage(_Record):
     bound_bytes: int = Field(description="entropy bound: mask entropy plus the kept values")
 
 
-class DynamicsFacts(_Record):
+class DynamicsFacts(Record):
     """A run's gradient dynamics in numbers, from every tracked step; null where there is nothing to compute it from."""
 
     heterogeneity: float | None = Field(
@@ -115,7 +126,7 @@ class DynamicsFacts(_Record):
     non_finite: int = Field(description="NaN and infinite gradient entries of all tracked steps")
 
 
-class LayerDynamics(_Record):
+class LayerDynamics(Record):
     """One parameter over training."""
 
     name: str
@@ -130,7 +141,7 @@ class LayerDynamics(_Record):
     non_finite: int = Field(description="NaN and infinite entries of all tracked steps")
 
 
-class Dynamics(_Record):
+class Dynamics(Record):
     """How the gradients of one run went over training, in at most 120 points.
 
     A point stands for consecutive tracked steps: its values are their medians, its counts their maxima.
@@ -156,7 +167,7 @@ class Dynamics(_Record):
     facts: DynamicsFacts
 
 
-class CurvatureTrack(_Record):
+class CurvatureTrack(Record):
     """Curvature of one run over its epochs."""
 
     method: str
@@ -168,11 +179,10 @@ class CurvatureTrack(_Record):
     sharpness: list[float] = Field(description="per point: rise of the loss after one step of SAM, rho 0.05")
 
 
-class Summary(_Record):
+class Summary(Document):
     """Everything a report shows. Written as `summary.json`."""
 
     schema_: str = Field(default=SCHEMA, alias="schema")
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: str
     headline: str
     created: str = Field(description="ISO 8601, UTC")
@@ -182,25 +192,14 @@ class Summary(_Record):
     versions: dict[str, str]
     hardware: dict[str, str | int | float | None]
     runs: list[Run]
+    missing: list[Missing] = Field(
+        default=[], description="runs that the study planned or began and that are not in it"
+    )
     rows: list[Row]
-    histograms: list[Histogram] = []
-    costs: list[Cost] = []
-    latencies: list[Latency] = []
-    storage: list[Storage] = []
+    histograms: list[Histogram] = Field(default=[])
+    costs: list[Cost] = Field(default=[])
+    latencies: list[Latency] = Field(default=[])
+    storage: list[Storage] = Field(default=[])
     dynamics: list[Dynamics] = Field(default=[], description="of the runs that were tracked")
     curvature: list[CurvatureTrack] = Field(default=[], description="of the runs whose curvature was tracked")
     notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
-
-    def write(self, path: Path) -> None:
-        """Write to a temporary name beside `path`, then rename."""
-        from trimtab.files import write_text
-
-        write_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
-
-    @classmethod
-    def read(cls, path: Path) -> Summary:
-        """Read a file that `write` left; ValueError names the file and the field that does not fit."""
-        from trimtab.inputs import named, utf8
-
-        with named(path, "is no summary"):
-            return cls.model_validate_json(utf8(path))

@@ -131,9 +131,9 @@ def test_gather_refuses_other_studies_and_counts_what_is_not_finished(tmp_path: 
     begun = RunFolder(tmp_path / "runs" / "begun")
     begun.path.mkdir()
     wanted.with_settings({"seed": 1}).write(begun.path / "recipe.yaml")
-    runs, unfinished = gather([done, begun], tmp_path, wanted, study)
+    runs, missing = gather([done, begun], tmp_path, wanted, study)
     assert [run.label for run in runs] == ["full"]
-    assert unfinished == ["runs/begun"]
+    assert list(map(str, missing)) == ["sgd, seed 1: unfinished (0 of 1 epochs)"]
     with pytest.raises(ValueError, match=r"is of another study: epochs differ; choose another folder with --out"):
         gather([done], tmp_path, wanted.with_settings({"epochs": 2}), study)
     with pytest.raises(ValueError, match=r"no run under .* is finished"):

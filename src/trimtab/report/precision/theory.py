@@ -117,11 +117,9 @@ def _runs_section(study: PrecisionStudy) -> Section:
     head = [
         "format", "seed", "status", "training loss", "validation accuracy, %", "test accuracy, %", "test loss", "folder",
     ]  # fmt: skip
-    sentences = [f"Not finished and left out: {', '.join(study.unfinished)}."] if study.unfinished else []
     return Section(
         "precision-runs",
         "The training runs",
-        sentences,
         tables=[Table("runs", "Runs", head, rows, folded=len(rows) > 12)],
     )
 
@@ -169,4 +167,7 @@ def render_precision(study: PrecisionStudy, path: Path) -> Path:
         recipe=yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True, width=100),
         data=json.dumps(data),
         file="precision.json",
+        notes=[f"Not finished and left out: {', '.join(study.unfinished)}."] if study.unfinished else [],
+        missing=study.missing,
+        done=len(study.runs),
     )

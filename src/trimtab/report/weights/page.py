@@ -63,6 +63,8 @@ def _study(summary: Summary, place: int) -> dict[str, Any]:
     return as_article(
         place,
         sections,
+        summary.missing,
+        len(summary.runs),
         name=summary.name,
         headline=summary.headline,
         notes=summary.notes,

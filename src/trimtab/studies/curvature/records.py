@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from trimtab.files import write_text
 from trimtab.runs.section import Section
+from trimtab.studies.documents import Document, Record
 from trimtab.studies.summary import CurvatureTrack
 
 SCHEMA = "trimtab.curvature/1"
@@ -61,11 +60,11 @@ class CurvatureSettings(Section):
         return value
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class _Finite(Record, allow_inf_nan=False):
+    """Without NaN and infinity."""
 
 
-class CurvatureRow(_Record):
+class CurvatureRow(_Finite):
     """One network: a method, a seed, a sparsity."""
 
     method: str
@@ -93,7 +92,7 @@ class CurvatureRow(_Record):
     products: int = Field(description="products with the Hessian for eigenvalues and trace")
 
 
-class Density(_Record):
+class Density(_Finite):
     """A spectral density on an even grid."""
 
     method: str
@@ -107,7 +106,7 @@ class Density(_Record):
     products: int
 
 
-class PrunedAccuracy(_Record):
+class PrunedAccuracy(_Finite):
     """What pruning leaves of a network, from the run's own pruning results."""
 
     method: str
@@ -116,14 +115,14 @@ class PrunedAccuracy(_Record):
     accuracy: float = Field(description="on the rows' split, in the rows' state (recalibrated or not)")
 
 
-class Measured(_Record):
+class Measured(_Finite):
     """What is kept of one network."""
 
     row: CurvatureRow
     density: Density | None
 
 
-class Landscape(_Record):
+class Landscape(_Finite):
     """The loss on a plane through the trained weights."""
 
     method: str
@@ -135,11 +134,10 @@ class Landscape(_Record):
     centre: float
 
 
-class CurvatureSummary(_Record):
+class CurvatureSummary(Document, allow_inf_nan=False):
     """Everything `trimtab curvature` found. Written as `curvature.json`."""
 
     schema_: str = Field(default=SCHEMA, alias="schema")
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: str
     headline: str
     created: str = Field(description="ISO 8601, UTC")
@@ -151,11 +149,7 @@ class CurvatureSummary(_Record):
     hardware: dict[str, str | int | float | None]
     rows: list[CurvatureRow]
     pruned: list[PrunedAccuracy] = Field(default=[], description="also of sparsities whose curvature was not measured")
-    densities: list[Density] = []
-    landscapes: list[Landscape] = []
+    densities: list[Density] = Field(default=[])
+    landscapes: list[Landscape] = Field(default=[])
     tracks: list[CurvatureTrack] = Field(default=[], description="of the runs trained with --track curvature")
-    notes: list[str] = []
-
-    def write(self, path: Path) -> None:
-        """Write to a temporary name beside `path`, then rename."""
-        write_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
+    notes: list[str] = Field(default=[])

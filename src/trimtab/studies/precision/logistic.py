@@ -6,13 +6,14 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from trimtab.precision import PerChannel, Scaling, quantize
 from trimtab.precision.logistic import LogisticRegression
 from trimtab.precision.rounding import Rounding
 from trimtab.precision.theory import expected_second_moment, fixed_step_bound
+from trimtab.studies.documents import Record
 
 STEPS, REPETITIONS, BATCH, L2 = 2500, 32, 64, 0.1
 STEP = 0.05
@@ -21,10 +22,9 @@ POINTS = 100
 SEED = 0
 
 
-class Descent(BaseModel):
+class Descent(Record):
     """SGD with rounded gradients on the problem, over repetitions that start at w = 0 and draw rows of their own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     format: str
     rounding: str
     scaling: str = Field(description="none, or tensor: one scale for the gradient")

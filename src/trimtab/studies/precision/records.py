@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from trimtab import levers
 from trimtab.files import write_text
@@ -28,8 +28,11 @@ from trimtab.runs.tracked import (
     tracked,
 )
 from trimtab.runs.training import batches_of, load_data, trained_model
+from trimtab.studies.documents import Document, Record
+from trimtab.studies.plan import missing_runs, planned_runs
 from trimtab.studies.precision.logistic import Descent
 from trimtab.studies.precision.variants import FormatStudy, step_field, variant_label
+from trimtab.studies.summary import Missing
 
 SCHEMA = "trimtab.precision/1"
 COMPARED = {*ROUNDED, "rounding", "scaling", "compensate", "meter_every"}
@@ -37,11 +40,7 @@ COMPARED = {*ROUNDED, "rounding", "scaling", "compensate", "meter_every"}
 MEASURED = ("projection", "dead", "overflow", "noise_to_signal")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LayerShrinkage(_Record):
+class LayerShrinkage(Record):
     """What rounding did to one layer's gradient."""
 
     name: str
@@ -51,7 +50,7 @@ class LayerShrinkage(_Record):
     curve: list[float | None] = Field(description="per point: q; null where the gradient was zero or not finite")
 
 
-class ShrinkageCurves(_Record):
+class ShrinkageCurves(Record):
     """What rounding did to the gradients of one run, in at most 120 points; a point is the median of consecutive steps."""
 
     steps: list[int] = Field(description="per point: the last of its optimizer steps, counted from 0")
@@ -67,7 +66,7 @@ class ShrinkageCurves(_Record):
     least_layer: str | None = Field(description="layer of the least median q")
 
 
-class FormatRun(_Record):
+class FormatRun(Record):
     """One run of the study."""
 
     label: str
@@ -83,18 +82,20 @@ class FormatRun(_Record):
     shrinkage: ShrinkageCurves | None = Field(description="null where nothing was rounded or metered")
 
 
-class PrecisionStudy(_Record):
+class PrecisionStudy(Document):
     """Everything that the table and the page show. Written as `precision.json`."""
 
     schema_: str = Field(default=SCHEMA, alias="schema")
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: str
     headline: str
     recipe: dict[str, Any]
     chance: float
     runs: list[FormatRun]
     logistic: list[Descent]
-    unfinished: list[str]
+    missing: list[Missing] = Field(
+        default=[], description="runs that the study planned or began and that are not in it"
+    )
+    unfinished: list[str] = Field(default=[], description="paths of such runs, in documents of earlier versions")
 
     @property
     def labels(self) -> list[str]:
@@ -104,10 +105,6 @@ class PrecisionStudy(_Record):
     def of(self, label: str) -> list[FormatRun]:
         """The runs of a label."""
         return [run for run in self.runs if run.label == label]
-
-    def write(self, path: Path) -> None:
-        """Write to a temporary name beside `path`, then rename."""
-        write_text(path, self.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 def shrinkage_curves(columns: dict[str, Any]) -> ShrinkageCurves | None:
@@ -243,8 +240,8 @@ def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:
 
 def gather(
     folders: Sequence[RunFolder], root: Path, recipe: Recipe, study: FormatStudy
-) -> tuple[list[FormatRun], list[str]]:
-    """The finished and diverged runs among `folders` and the paths of the others; the study's own labels first.
+) -> tuple[list[FormatRun], list[Missing]]:
+    """The finished and diverged runs among `folders`, the study's own labels first; and those that are missing.
 
     Args:
         folders: run folders, also of earlier studies in the same folder with other formats.
@@ -255,7 +252,7 @@ def gather(
     Raises:
         ValueError: runs that differ in more than number format, learning rate and seed, or none that is finished.
     """
-    runs, unfinished, expected = [], [], _common(recipe)
+    runs, expected = [], _common(recipe)
     for folder in folders:
         found = _common(folder.recipe)
         section = folder.recipe.precision
@@ -270,9 +267,8 @@ def gather(
             )
         if folder.finished or is_diverged(folder):
             runs.append(format_run(folder, root, _rate(recipe)))
-        else:
-            unfinished.append(folder.path.relative_to(root).as_posix())
+    missing = missing_runs(folders, planned_runs(root), [root / run.folder for run in runs], root)
     if not any(run.status == "finished" for run in runs):
-        raise ValueError(f"no run under {root} is finished ({len(unfinished)} unfinished, {len(runs)} diverged)")
+        raise ValueError(f"no run under {root} is finished ({len(missing)} unfinished, {len(runs)} diverged)")
     order = {label: place for place, label in enumerate(study.labels())}
-    return sorted(runs, key=lambda run: (order.get(run.label, len(order)), run.label, run.seed)), unfinished
+    return sorted(runs, key=lambda run: (order.get(run.label, len(order)), run.label, run.seed)), missing

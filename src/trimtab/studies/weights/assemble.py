@@ -11,13 +11,14 @@ from typing import Literal
 
 from trimtab.deploy import measure_linear
 from trimtab.files import write_text
-from trimtab.inputs import named, read_json_mapping
+from trimtab.inputs import named, read_json_mapping, shortened
 from trimtab.runs.machine import hardware, versions
 from trimtab.runs.recipe import SECTIONS, Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
 from trimtab.runs.training import load_data
 from trimtab.studies.curvature.track import run_track
 from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
+from trimtab.studies.plan import PlannedRun, in_words, missing_runs
 from trimtab.studies.prune_run import (
     PrunedRun,
     Split,
@@ -98,7 +99,7 @@ def _check_comparable(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]]) -> No
             )
 
 
-def _notes(unfinished: Sequence[str], kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]], split: Split) -> list[str]:
+def _notes(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]], split: Split) -> list[str]:
     notes = [f"Every network was pruned once, without retraining, and measured on the {split} split."]
     labels = {pruned.histogram.method: recipe.method for _, recipe, pruned in kept}
     if split == "test" and len(set(labels.values())) < len(labels):
@@ -112,8 +113,6 @@ def _notes(unfinished: Sequence[str], kept: Sequence[tuple[RunFolder, Recipe, Pr
     settings = kept[0][2].settings
     if (settings["score"], settings["scope"], settings["pattern"]) != ("magnitude", "global", "unstructured"):
         notes.append(f"Pruned by {settings['score']}, scope {settings['scope']}, pattern {settings['pattern']}.")
-    if unfinished:
-        notes.append(f"Not finished and left out: {', '.join(unfinished)}.")
     return notes
 
 
@@ -139,8 +138,9 @@ def assemble(
     costs: Sequence[Cost] = (),
     latencies: Sequence[Latency] = (),
     measured: Mapping[Path, PrunedRun] | None = None,
+    planned: Mapping[Path, PlannedRun] | None = None,
 ) -> Summary:
-    """One summary of all finished and pruned runs among `folders`.
+    """One summary of all finished and pruned runs among `folders`; those that are missing are named in it.
 
     Args:
         folders: runs of one task; different tasks in one table would compare nothing.
@@ -149,6 +149,7 @@ def assemble(
         split: which measurements to gather.
         costs, latencies: measured elsewhere.
         measured: prunings to show instead of those kept in the run folders, by folder.
+        planned: runs that were asked for, as `planned_runs` gives them.
 
     Raises:
         ValueError: no run is finished and pruned, or the runs differ in more than method, seed and what is varied.
@@ -159,13 +160,11 @@ def assemble(
     storage: list[Storage] = []
     dynamics: list[Dynamics] = []
     curvature: list[CurvatureTrack] = []
-    unfinished: list[str] = []
     kept: list[tuple[RunFolder, Recipe, PrunedRun]] = []
     overridden = {} if measured is None else measured
     for folder in folders:
         pruned, info = overridden.get(folder.path) or _pruned(folder, split), folder.info()
         if pruned is None or not folder.finished:
-            unfinished.append(os.path.relpath(folder.path, root))
             continue
         recipe = folder.recipe
         kept.append((folder, recipe, pruned))
@@ -192,10 +191,10 @@ def assemble(
                     validation_accuracy=info["validation_accuracy"],
                 )
             )
+    missing = missing_runs(folders, planned or {}, [folder.path for folder, *_ in kept], root)
     if not runs:
-        raise ValueError(
-            f"no finished and pruned run under {root} ({len(unfinished)} unfinished); train and prune first"
-        )
+        listed = shortened("; ".join(map(str, missing)), 400)
+        raise ValueError(f"no finished and pruned run under {root} ({listed}); train and prune first")
     _check_comparable(kept)
     twice = {(run.method, run.seed) for run in runs}
     if len(twice) < len(runs):
@@ -208,7 +207,7 @@ def assemble(
     baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
     return Summary(
         name=name or recipe.name,
-        headline=headline(rows, metric, chance, baseline),
+        headline=". ".join(filter(None, (in_words(missing, len(runs)), headline(rows, metric, chance, baseline)))),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         metric=metric,
         chance=chance,
@@ -216,6 +215,7 @@ def assemble(
         versions=versions(),
         hardware=hardware(),
         runs=runs,
+        missing=missing,
         rows=rows,
         histograms=histograms,
         costs=list(costs),
@@ -223,7 +223,7 @@ def assemble(
         storage=storage,
         dynamics=dynamics,
         curvature=curvature,
-        notes=[*_notes(unfinished, kept, split), *remarks],
+        notes=[*_notes(kept, split), *remarks],
     )
 
 
