@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from tests.runs.tiny import tiny_recipe
 from trimtab.observe import read_table
 from trimtab.precision import quantize
+from trimtab.runs.position import Progress
 from trimtab.runs.recipe import Recipe, load_recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.steering import steer
-from trimtab.runs.training import Progress, train
+from trimtab.runs.training import train
 
 
 def recipe(**settings: object) -> Recipe:

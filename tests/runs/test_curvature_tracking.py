@@ -16,14 +16,11 @@ from trimtab.cli import main
 from trimtab.datasets import Batches
 from trimtab.observe.curvature import Hessian, Objective, top_eigenvalues
 from trimtab.runs.curvature_tracking import RHO
+from trimtab.runs.loading import load_data, trained_model
+from trimtab.runs.position import Progress
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import (
-    Progress,
-    load_data,
-    train,
-    trained_model,
-)
+from trimtab.runs.training import train
 from trimtab.studies.curvature.track import moving_average, run_track
 
 

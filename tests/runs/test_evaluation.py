@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.runs.tiny import tiny_recipe
 from trimtab.runs.evaluation import classification_quality, evaluate, segmentation_quality
-from trimtab.runs.training import batches_of, build_model, load_data
+from trimtab.runs.loading import batches_of, build_model, load_data
 
 
 def test_accuracy_and_loss_match_scikit_learn() -> None:

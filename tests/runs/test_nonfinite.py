@@ -12,23 +12,25 @@ from torch import Tensor
 
 from tests.runs.tiny import tiny_recipe
 from trimtab.observe import read_table
-from trimtab.runs.training import SKIPPED_AT_MOST, TrainingRun, train
+from trimtab.runs.divergence import SKIPPED_AT_MOST
+from trimtab.runs.stepper import Batch, Stepper
+from trimtab.runs.training import train
 
 
 def poisoned(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool]) -> None:
     """Put one NaN into a gradient of the backward passes with these numbers."""
-    original, calls = TrainingRun._loss, []
+    original, calls = Stepper.loss, []
 
-    def loss(run: TrainingRun, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
-        found = original(run, batch)
+    def loss(stepper: Stepper, batch: Batch) -> Tensor:
+        found = original(stepper, batch)
         if bad(len(calls)):
-            next(parameter for parameter in run.model.parameters() if parameter.ndim > 1).grad.view(-1)[0] = float(
+            next(parameter for parameter in stepper.model.parameters() if parameter.ndim > 1).grad.view(-1)[0] = float(
                 "nan"
             )
         calls.append(1)
         return found
 
-    monkeypatch.setattr(TrainingRun, "_loss", loss)
+    monkeypatch.setattr(Stepper, "loss", loss)
 
 
 @pytest.mark.parametrize("method", ["var", "sam"])

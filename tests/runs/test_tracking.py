@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from tests.runs.tiny import tiny_recipe
 from trimtab.cli.console import gradient_lines
 from trimtab.observe import read_table
+from trimtab.runs.position import Progress
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.tracked import Latest
-from trimtab.runs.training import Progress, train
+from trimtab.runs.training import train
 from trimtab.studies.gradients.dynamics import run_dynamics
 
 TRACK = ("gradients", "weights", "updates")

@@ -11,13 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs.tiny import tiny_recipe
+from trimtab.runs.loading import load_data, trained_model
+from trimtab.runs.position import Progress
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import (
-    Progress,
-    load_data,
-    train,
-    trained_model,
-)
+from trimtab.runs.training import train
 
 
 def weights(folder: RunFolder) -> dict[str, torch.Tensor]:

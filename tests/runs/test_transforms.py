@@ -14,10 +14,12 @@ from torch import Tensor
 from tests.runs.tiny import tiny_recipe
 from trimtab import levers
 from trimtab.runs.parallel import launch
+from trimtab.runs.position import Progress
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.steering import steer
-from trimtab.runs.training import Progress, TrainingRun, train
+from trimtab.runs.training import train
+from trimtab.runs.training_run import TrainingRun
 
 
 def gradients_of_a_step(recipe: Recipe, folder: Path) -> list[Tensor]:
@@ -31,7 +33,7 @@ def gradients_of_a_step(recipe: Recipe, folder: Path) -> list[Tensor]:
     run.steering.base.register_step_pre_hook(keep)  # after the levers' own hook
     run.model.train()
     torch.manual_seed(0)
-    run._step([next(run.train_batches.epoch(0))])
+    run.stepper.step([next(run.train_batches.epoch(0))])
     return seen
 
 

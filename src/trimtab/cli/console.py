@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from trimtab.runs.position import Progress as TrainingProgress
     from trimtab.runs.tracked import Latest
-    from trimtab.runs.training import Progress as TrainingProgress
     from trimtab.studies.comparison import Standing
 
 console = Console()

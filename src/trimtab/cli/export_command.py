@@ -15,8 +15,8 @@ from trimtab import deploy, pruning
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.observe import summary
+from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import batches_of, load_data, trained_model
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.variants import safe_name
 

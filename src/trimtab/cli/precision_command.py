@@ -22,9 +22,9 @@ from trimtab.files import write_text
 from trimtab.precision.rounding import Rounding
 from trimtab.report.precision.formats import median_of
 from trimtab.report.precision.theory import render_precision
+from trimtab.runs.loading import load_data
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import load_data
 from trimtab.studies.comparison import run_folders
 from trimtab.studies.precision.conclusions import in_words, quality
 from trimtab.studies.precision.logistic import Descent, descend, wanted_descents

@@ -10,9 +10,9 @@ from trimtab.deploy import save_sparse
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.report import render
 from trimtab.report.weights.terminal import terminal_table
+from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import batches_of, load_data, trained_model
 from trimtab.studies import statistics
 from trimtab.studies.comparison import Outcome, compare, run_folders
 from trimtab.studies.plan import in_words, planned_runs

@@ -19,8 +19,10 @@ import torch
 
 from trimtab.files import alone, write_text
 from trimtab.inputs import bad_input
+from trimtab.runs.loading import load_data
+from trimtab.runs.position import Progress
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import Progress, load_data, train
+from trimtab.runs.training import train
 from trimtab.studies.plan import write_plan
 from trimtab.studies.prune_run import Split, prune_run
 from trimtab.studies.variants import Variant

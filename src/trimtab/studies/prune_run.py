@@ -21,10 +21,10 @@ from trimtab.inputs import named, utf8
 from trimtab.observe import summary as model_summary
 from trimtab.observe import weight_distribution
 from trimtab.runs.evaluation import Quality, evaluate
+from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Pruning
-from trimtab.runs.training import batches_of, load_data, trained_model
 from trimtab.studies.documents import Record
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.summary import Histogram, Row, Storage

@@ -14,13 +14,9 @@ from tests.runs.tiny import tiny_recipe
 from trimtab import pruning
 from trimtab.cli import main
 from trimtab.runs.curvature_objective import training_images
+from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import (
-    batches_of,
-    load_data,
-    train,
-    trained_model,
-)
+from trimtab.runs.training import train
 from trimtab.studies.curvature.measuring import MeasuredRun
 from trimtab.studies.curvature.records import CurvatureSettings, CurvatureSummary
 from trimtab.studies.prune_run import prune_run

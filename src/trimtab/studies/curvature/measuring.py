@@ -28,8 +28,8 @@ from trimtab.observe.curvature import (
 from trimtab.observe.landscape import random_directions, section
 from trimtab.runs.curvature_objective import objective_of, training_images
 from trimtab.runs.evaluation import evaluate
+from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import batches_of, load_data, trained_model
 from trimtab.studies.curvature.records import (
     CurvatureRow,
     CurvatureSettings,

@@ -16,6 +16,7 @@ from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping
 from trimtab.observe import read_table
 from trimtab.runs.evaluation import evaluate
+from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.precision_section import ROUNDED, Precision, build_precision
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
@@ -27,7 +28,6 @@ from trimtab.runs.tracked import (
     rounded,
     tracked,
 )
-from trimtab.runs.training import batches_of, load_data, trained_model
 from trimtab.studies.documents import Document, Record
 from trimtab.studies.plan import missing_runs, planned_runs
 from trimtab.studies.precision.logistic import Descent

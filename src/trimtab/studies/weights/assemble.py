@@ -12,10 +12,10 @@ from typing import Literal
 from trimtab.deploy import measure_linear
 from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping, shortened
+from trimtab.runs.loading import load_data
 from trimtab.runs.machine import hardware, versions
 from trimtab.runs.recipe import SECTIONS, Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
-from trimtab.runs.training import load_data
 from trimtab.studies.curvature.track import run_track
 from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
 from trimtab.studies.plan import PlannedRun, in_words, missing_runs

@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.runs.parallel import launch
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
-from trimtab.runs.training import TrainingRun
+from trimtab.runs.training_run import TrainingRun
 from trimtab.studies.summary import Cost
 
 
@@ -58,13 +58,13 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
                 runs[label] = TrainingRun(recipe.model_copy(update={"track": ()}), RunFolder(Path(scratch)), devices)
         seconds: dict[str, list[float]] = {label: [] for label in runs}
         for run in runs.values():
-            run._set_learning_rate(0)
+            run.stepper.set_learning_rate(0)
         first = next(next(iter(runs.values())).train_batches.epoch(0))
         for number in range(warm_up + steps):
             for label, run in runs.items():
                 run.model.train()
                 started = time.perf_counter()
-                run._step([first] * run.recipe.accumulate)
+                run.stepper.step([first] * run.recipe.accumulate)
                 if devices.device.type == "cuda":
                     torch.cuda.synchronize()
                 if number >= warm_up:

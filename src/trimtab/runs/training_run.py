@@ -1,0 +1,104 @@
+"""One run in memory: its data, devices, network, steering and watching, and the walk through its epochs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trimtab.collectives import sum_over_ranks
+from trimtab.parameters.wrappers import unwrapped
+from trimtab.runs.divergence import check_finite, penalty_row
+from trimtab.runs.evaluation import evaluate
+from trimtab.runs.loading import batches_of, build_model, load_data
+from trimtab.runs.parallel import Devices
+from trimtab.runs.position import Position, Progress
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.steering import steer
+from trimtab.runs.stepper import Stepper
+from trimtab.runs.stopping import StopRequest
+from trimtab.runs.watching import Watching
+
+REPORTED = 20
+"""Steps between reports [ours]; the last of an epoch always makes one."""
+
+
+class TrainingRun:
+    """The parts of a run put together; nothing is written before it trains.
+
+    Attributes:
+        recipe, folder, devices: as given.
+        data, train_batches, validation_batches: what it sees.
+        model: the network, replicated or sharded where there are several processes.
+        watching: what looks at it.
+        steering: its optimizer with the levers attached.
+        stepper: takes its steps.
+        position: where it stands.
+
+    Raises:
+        ValueError: data or network do not fit, or fewer batches than one step accumulates.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, devices: Devices) -> None:
+        self.recipe, self.folder, self.devices = recipe, folder, devices
+        self.data = load_data(recipe)
+        place: dict[str, Any] = {"device": devices.device, "rank": devices.rank, "world_size": devices.world_size}
+        self.train_batches = batches_of(recipe, self.data, "train", **place)
+        # A sharded forward pass is a collective: there every rank looks at all validation images, in step with the others.
+        self.validation_batches = batches_of(
+            recipe, self.data, "validation", **({"device": devices.device} if devices.sharded else place)
+        )
+        if len(self.train_batches) < recipe.accumulate:
+            raise ValueError(
+                f"data.batch_size {recipe.data.batch_size} x accumulate {recipe.accumulate} exceeds the "
+                f"{len(self.data.train.targets)} training images of {self.data.name}"
+            )
+        self.model = devices.setup_model(build_model(recipe, self.data))
+        self.watching = Watching(recipe, self.data, devices, folder.path)
+        self.steering = steer(
+            recipe, unwrapped(self.model), self.watching.tracker, folder=folder.path, reducing=self.model
+        )
+        steps_per_epoch = len(self.train_batches) // recipe.accumulate
+        self.stepper = Stepper(recipe, devices, self.model, self.steering, steps_per_epoch)
+        self.position = Position(steps_per_epoch, devices.device)
+
+    def run_epoch(self, stop: StopRequest, report: Callable[[Progress], None]) -> bool:
+        """Train to the end of the epoch; False when a stop was asked for."""
+        recipe, position = self.recipe, self.position
+        self.model.train()
+        stream = self.train_batches.epoch(position.epoch, start_batch=position.step_in_epoch * recipe.accumulate)
+        while position.step_in_epoch < position.steps_per_epoch:
+            started = time.perf_counter()
+            # Seeding each step makes dropout a function of (seed, step, rank): a resumed run draws the same masks.
+            torch.manual_seed((recipe.seed * 1_000_003 + position.step) * 1009 + self.devices.rank)
+            self.stepper.set_learning_rate(position.step)
+            loss = self.stepper.step([next(stream) for _ in range(recipe.accumulate)])
+            position.stepped(loss, time.perf_counter() - started)
+            if position.step_in_epoch % REPORTED == 0 or position.at_end:
+                if position.at_end:
+                    self.watching.flush()
+                total = position.epoch_loss.item()
+                check_finite(recipe, position.epoch, total, self.steering)
+                report(position.progress(recipe.epochs, total / position.step_in_epoch, self.watching.latest))
+            if self.devices.any_rank(stop.asked):
+                return False
+        position.end_epoch(self._row(position.epoch + 1))
+        return True
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        """What `metrics.jsonl` says after so many epochs."""
+        recipe, devices, steps = self.recipe, self.devices, self.position.steps_per_epoch
+        rate = self.stepper.set_learning_rate(epoch * steps - 1)
+        loss = (sum_over_ranks(self.position.epoch_loss) / (steps * devices.world_size)).item()
+        row: dict[str, Any] = {"epoch": epoch, "train_loss": loss, "lr": rate}
+        if self.steering.skipped:
+            row["skipped_steps"] = self.steering.skipped
+        row |= penalty_row(self.steering, self.model, loss)
+        model = unwrapped(self.model)
+        if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
+            quality = evaluate(model, self.validation_batches, self.data.num_classes, autocast=devices.autocast())
+            row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
+        return row | self.watching.after_epoch(epoch, model)
