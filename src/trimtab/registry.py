@@ -108,6 +108,7 @@ LEVERS = index(
     Entry("zscore", "transform", "trimtab.gradients:ZScore", "gradients of each layer to mean 0, deviation 1", "2408.01215"),
     Entry("centralize", "transform", "trimtab.gradients:Centralize", "mean of each output row removed", "2004.01461"),
     Entry("adaptive_clip", "transform", "trimtab.gradients:AdaptiveClip", "gradient norm of each unit clipped by its weight norm", "2102.06171"),
+    Entry("perpendicular", "transform", "trimtab.gradients:PerpendicularGradient", "part of the gradient along the weights taken off", "2501.04697"),
     Entry("clip_norm", "transform", "trimtab.gradients:ClipNorm", "global norm of the gradient clipped", "1211.5063"),
     Entry("low_precision", "precision", "trimtab.precision:LowPrecision", "gradients, weights, momentum, activations rounded to a number format", "2508.07142"),
     Entry("compensate", "precision", "trimtab.precision:Compensate", "step divided by the running shrinkage of the gradients", "2508.07142"),

@@ -8,6 +8,7 @@ from trimtab.gradients.base import GradientTransform
 from trimtab.gradients.centralize import Centralize
 from trimtab.gradients.chain import Chain
 from trimtab.gradients.clip_norm import ClipNorm
+from trimtab.gradients.perpendicular import PerpendicularGradient
 from trimtab.gradients.z_score import ZScore
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "Chain",
     "ClipNorm",
     "GradientTransform",
+    "PerpendicularGradient",
     "ZScore",
 ]
