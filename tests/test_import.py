@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 import trimtab
+from trimtab.datasets.catalogue import READERS
+from trimtab.lazy import at
+from trimtab.models.catalogue import NETWORKS
 
 HEAVY = {
     "sklearn",
@@ -35,7 +39,7 @@ def test_import_loads_none_of_the_heavy_packages():
     assert "trimtab" in loaded
     assert not loaded & HEAVY
     assert not {name for name in loaded if name.startswith("trimtab.") and name.count(".") == 1} - {
-        "trimtab.levers", "trimtab.parameters", "trimtab.collectives",
+        "trimtab.lazy",
     }  # fmt: skip
 
 
@@ -46,6 +50,19 @@ def test_levers_need_torch_alone():
 
 
 def test_rooms_are_listed_and_others_refused():
-    assert {"attach", "penalties", "pruning"} <= set(dir(trimtab))
+    assert {"attach", "medclm", "penalties", "pruning"} <= set(dir(trimtab))
+    assert trimtab.medclm.__name__ == "trimtab.medclm"
     with pytest.raises(AttributeError, match="no attribute 'penaltys'"):
         trimtab.penaltys  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ["trimtab", "trimtab.models", "trimtab.datasets"])
+def test_lazy_names_are_there_when_asked_for(room):
+    package = importlib.import_module(room)
+    assert set(dir(package)) == set(package.__all__)
+    assert all(getattr(package, name) is not None for name in package.__all__)
+
+
+def test_every_path_of_the_catalogues_leads_to_something_callable():
+    for room, rows in (("models", NETWORKS), ("datasets", READERS)):
+        assert all(callable(at(f"trimtab.{room}.{path}")) for path, _ in rows.values())

@@ -8,8 +8,9 @@ The two lines for a loop of your own:
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from trimtab.lazy import lazily
 
 if TYPE_CHECKING:
     from trimtab import (
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         datasets,
         deploy,
         gradients,
+        medclm,
         models,
         observe,
         optimizers,
@@ -40,6 +42,7 @@ __all__ = [
     "datasets",
     "deploy",
     "gradients",
+    "medclm",
     "models",
     "observe",
     "optimizers",
@@ -51,17 +54,6 @@ __all__ = [
     "studies",
 ]
 
-_FROM_LEVERS = frozenset({"Handle", "Lever", "attach"})
-
-
-def __getattr__(name: str) -> object:
-    """Import what is asked for when it is first used, so that the command line answers without torch where it can."""
-    if name in _FROM_LEVERS:
-        return getattr(importlib.import_module("trimtab.levers"), name)
-    if name in __all__:
-        return importlib.import_module(f"trimtab.{name}")
-    raise AttributeError(f"module 'trimtab' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+_FROM_LEVERS = dict.fromkeys(("Handle", "Lever", "attach"), "levers")
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazily(__name__, {name: _FROM_LEVERS.get(name, name) for name in __all__})

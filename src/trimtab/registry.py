@@ -5,11 +5,12 @@ battery of tests are derived from these rows. Nothing is imported until it is us
 from __future__ import annotations
 
 import difflib
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+from trimtab.lazy import at
 
 Home = Literal[
     "penalty", "transform", "wrapper", "optimizer", "after_step", "schedule", "sampler", "loss", "combiner", "policy_loss",
@@ -72,8 +73,7 @@ class Entry:
 
     def load(self) -> Callable[..., Any]:
         """The class or function itself."""
-        module, _, name = self.path.partition(":")
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = at(self.path)
         return found
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from trimtab.registry import create, of_home
-from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe, shipped_recipes
+from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
 from trimtab.runs.run_folder import training_identity
+from trimtab.runs.shipped import shipped_recipes
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))

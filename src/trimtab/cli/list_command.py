@@ -9,9 +9,11 @@ from typing import Annotated, Literal, get_args
 import tyro
 from rich.table import Table
 
+from trimtab import datasets, models
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.registry import HOMES, of_home
+from trimtab.runs.shipped import shipped_recipes
 
 Kind = Literal["levers", "models", "datasets", "recipes"]
 
@@ -26,20 +28,14 @@ class ListArguments:
 
 
 def listing(kind: Kind) -> dict[str, str]:
-    """Names of one kind with their descriptions; only what is listed is imported."""
+    """Names of one kind with their descriptions."""
     match kind:
         case "levers":
             return {name: f"{row.line} ({row.source})" for home in HOMES for name, row in of_home(home).items()}
         case "models":
-            from trimtab import models
-
             return models.names()
         case "datasets":
-            from trimtab import datasets
-
             return datasets.names()
-    from trimtab.runs.recipe import shipped_recipes
-
     return shipped_recipes()
 
 

@@ -11,48 +11,15 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.datasets.cifar import read_cifar10, read_cifar100
+from trimtab.datasets.catalogue import READERS
 from trimtab.datasets.dataset import DataSet, Split, channel_statistics
-from trimtab.datasets.digits import read_digits
-from trimtab.datasets.hippocampus import read_hippocampus
-from trimtab.datasets.idx import read_fashion_mnist, read_mnist
-from trimtab.datasets.image_folder import read_image_folder
-from trimtab.datasets.npz import read_npz
 from trimtab.datasets.reading import Source
-from trimtab.datasets.segmentation_folder import read_lgg_mri, read_segmentation_folder
 from trimtab.datasets.splitting import balanced_index, part_off
-from trimtab.datasets.svhn import read_svhn
+from trimtab.lazy import at
 
 Size = int | tuple[int, int]
 TEST_FRACTION = 0.2
 TEST_SEED = 0
-
-_READERS: dict[str, tuple[str, Callable[..., Source]]] = {
-    "digits": ("1,797 handwritten digits 8 x 8, embedded in scikit-learn; needs no root", read_digits),
-    "cifar10": ("CIFAR-10, 32 x 32 RGB, 10 classes: binary or Python batches, .npz or zipped shards", read_cifar10),
-    "cifar100": ("CIFAR-100, 32 x 32 RGB, 100 classes: binary or Python files, .npz or zipped shards", read_cifar100),
-    "svhn": ("Street View House Numbers, 32 x 32 RGB, 10 classes: .mat files; extra", read_svhn),
-    "mnist": ("MNIST, 28 x 28 grey, 10 classes: IDX files, compressed or not", read_mnist),
-    "fashion_mnist": ("Fashion-MNIST, 28 x 28 grey, 10 classes: IDX files, compressed or not", read_fashion_mnist),
-    "image_folder": ("pictures in one folder per class, with or without train/val/test; channels", read_image_folder),
-    "npz": ("one .npz of images and labels with the keys of MedMNIST; classes", read_npz),
-    "segmentation_folder": (
-        "images/ and masks/ of the same names, with or without train/val/test; channels, classes",
-        read_segmentation_folder,
-    ),
-    "hippocampus": ("hippocampus MRI slices 48 x 64, 3 classes, split by case; plane, empty_share", read_hippocampus),
-    "lgg_mri": ("LGG brain MRI slices with tumour masks, split by patient", read_lgg_mri),
-}
-
-
-def names() -> dict[str, str]:
-    """Every data set that `load` knows, with one line on each.
-
-    Example:
-        >>> names()["digits"]
-        '1,797 handwritten digits 8 x 8, embedded in scikit-learn; needs no root'
-    """
-    return {name: description for name, (description, _) in _READERS.items()}
 
 
 def _resized(split: Split, size: tuple[int, int]) -> Split:
@@ -77,11 +44,11 @@ def _pair(size: Size | None) -> tuple[int, int] | None:
 
 
 def _read(name: str, root: Path | None, size: tuple[int, int] | None, arguments: dict[str, Any]) -> Source:
-    if name not in _READERS:
-        near = ", ".join(difflib.get_close_matches(name, _READERS, n=3, cutoff=0.5))
+    if name not in READERS:
+        near = ", ".join(difflib.get_close_matches(name, READERS, n=3, cutoff=0.5))
         hint = f"; nearest: {near}" if near else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(_READERS)}")
-    reader = _READERS[name][1]
+        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(READERS)}")
+    reader: Callable[..., Source] = at(f"trimtab.datasets.{READERS[name][0]}")
     taken = set(inspect.signature(reader).parameters) - {"root"}
     for key in arguments:
         if key not in taken or key == "image_size":

@@ -81,3 +81,23 @@ class CifarResNet(nn.Module):
         features: Tensor = self.stages(torch.relu(self.bn1(self.conv1(x))))
         logits: Tensor = self.fc(features.mean((2, 3)))
         return logits
+
+
+def resnet8(num_classes: int, in_channels: int) -> CifarResNet:
+    """One block a stage."""
+    return CifarResNet(1, num_classes, in_channels)
+
+
+def resnet20(num_classes: int, in_channels: int) -> CifarResNet:
+    """Three blocks a stage."""
+    return CifarResNet(3, num_classes, in_channels)
+
+
+def resnet56(num_classes: int, in_channels: int) -> CifarResNet:
+    """Nine blocks a stage."""
+    return CifarResNet(9, num_classes, in_channels)
+
+
+def resnet_digits(num_classes: int, in_channels: int) -> CifarResNet:
+    """Two stages of one block, for 8 x 8 images [ours]."""
+    return CifarResNet(1, num_classes, in_channels, widths=(16, 32))

@@ -12,74 +12,10 @@ from typing import Any
 from torch import nn
 
 from trimtab.inputs import CODE_VARIABLE
-from trimtab.models.cifar_resnet import CifarResNet
-from trimtab.models.digits import DigitsCNN
-from trimtab.models.resnet import BasicBlock, Bottleneck, ResNet
-from trimtab.models.unet import ResNetUNet, SmallUNet
-from trimtab.models.vgg import VGG16BN
-from trimtab.models.vit import VisionTransformer
-from trimtab.models.wide_resnet import WideResNet
+from trimtab.lazy import at
+from trimtab.models.catalogue import NETWORKS
 
 Size = int | tuple[int, int]
-
-
-def _resnet8(num_classes: int, in_channels: int) -> nn.Module:
-    return CifarResNet(1, num_classes, in_channels)
-
-
-def _resnet20(num_classes: int, in_channels: int) -> nn.Module:
-    return CifarResNet(3, num_classes, in_channels)
-
-
-def _resnet56(num_classes: int, in_channels: int) -> nn.Module:
-    return CifarResNet(9, num_classes, in_channels)
-
-
-def _resnet_digits(num_classes: int, in_channels: int) -> nn.Module:
-    return CifarResNet(1, num_classes, in_channels, widths=(16, 32))
-
-
-def _resnet18(num_classes: int, in_channels: int, stem: str = "cifar") -> nn.Module:
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, stem)
-
-
-def _resnet50(num_classes: int, in_channels: int, stem: str = "cifar") -> nn.Module:
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)
-
-
-def _unet_resnet18(num_classes: int, in_channels: int) -> nn.Module:
-    return ResNetUNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels)
-
-
-def _unet_resnet50(num_classes: int, in_channels: int) -> nn.Module:
-    return ResNetUNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)
-
-
-_NETWORKS: dict[str, tuple[str, Callable[..., nn.Module]]] = {
-    "digits_cnn": ("three convolutions with BatchNorm for 8 x 8 digits, 24 k parameters", DigitsCNN),
-    "resnet_digits": ("a ResNet of two small stages for 8 x 8 digits, 19 k parameters", _resnet_digits),
-    "resnet8": ("CIFAR ResNet with 8 layers, 75 k parameters", _resnet8),
-    "resnet20": ("CIFAR ResNet with 20 layers, 0.27 M parameters", _resnet20),
-    "resnet56": ("CIFAR ResNet with 56 layers, 0.85 M parameters", _resnet56),
-    "resnet18": ("ResNet-18, 11 M parameters; stem=cifar|imagenet", _resnet18),
-    "resnet50": ("ResNet-50, 24 M parameters; stem=cifar|imagenet", _resnet50),
-    "vgg16_bn": ("VGG-16 with BatchNorm in its CIFAR form, 14.7 M parameters", VGG16BN),
-    "wrn28_10": ("WideResNet-28-10, 36.5 M parameters; depth, factor, dropout", WideResNet),
-    "vit_tiny": ("compact Vision Transformer, 2.7 M parameters; dim, depth, heads, patch", VisionTransformer),
-    "unet_small": ("U-Net with few channels for segmentation on a CPU, 0.48 M parameters; width, levels", SmallUNet),
-    "unet_resnet18": ("U-Net with a ResNet-18 encoder for segmentation, 14 M parameters", _unet_resnet18),
-    "unet_resnet50": ("U-Net with a ResNet-50 encoder for segmentation, 33 M parameters", _unet_resnet50),
-}
-
-
-def names() -> dict[str, str]:
-    """Every network that `create` knows, with one line on each.
-
-    Example:
-        >>> names()["resnet20"]
-        'CIFAR ResNet with 20 layers, 0.27 M parameters'
-    """
-    return {name: description for name, (description, _) in _NETWORKS.items()}
 
 
 def _find(path: str) -> Callable[..., Any]:
@@ -170,11 +106,11 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Siz
             raise ValueError(f"{label} must be 1 or more, got {value}")
     if ":" in name:
         build = _find(name)
-    elif name in _NETWORKS:
-        build = _NETWORKS[name][1]
+    elif name in NETWORKS:
+        build = at(f"trimtab.models.{NETWORKS[name][0]}")
     else:
         raise ValueError(
-            f"unknown model {name!r}{_nearest(name, list(_NETWORKS))}; known: {', '.join(_NETWORKS)}, or "
+            f"unknown model {name!r}{_nearest(name, list(NETWORKS))}; known: {', '.join(NETWORKS)}, or "
             "package.module:function"
         )
     size: Size = height if height == width else (height, width)

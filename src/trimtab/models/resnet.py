@@ -142,3 +142,13 @@ class ResNet(ResNetEncoder):
         """Images (N, in_channels, H, W) -> logits (N, num_classes)."""
         logits: Tensor = self.fc(super().forward(x).mean((2, 3)))
         return logits
+
+
+def resnet18(num_classes: int, in_channels: int, stem: str = "cifar") -> ResNet:
+    """ResNet-18, by default for small images."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, stem)
+
+
+def resnet50(num_classes: int, in_channels: int, stem: str = "cifar") -> ResNet:
+    """ResNet-50, by default for small images."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, stem)

@@ -129,3 +129,13 @@ class ResNetUNet(nn.Module):
             out = block(out)
         logits: Tensor = self.head(out)
         return logits[..., :height, :width]
+
+
+def unet_resnet18(num_classes: int, in_channels: int) -> ResNetUNet:
+    """On the encoder of ResNet-18."""
+    return ResNetUNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels)
+
+
+def unet_resnet50(num_classes: int, in_channels: int) -> ResNetUNet:
+    """On the encoder of ResNet-50."""
+    return ResNetUNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels)

@@ -27,6 +27,7 @@ from trimtab.runs.precision_section import Precision
 from trimtab.runs.problems import all_fields, nearest, problems
 from trimtab.runs.section import LeverSection, Section, build, section
 from trimtab.runs.sections import Data, Model, Pruning, Schedule
+from trimtab.runs.shipped import shipped_recipes
 
 TRACKED = ("gradients", "weights", "updates", "curvature")
 
@@ -302,17 +303,6 @@ def _checked(data: Any, where: str) -> Recipe:
         raise ValueError(f"{where}: {problems(error, FIELDS)}") from None
 
 
-def shipped_recipes() -> dict[str, str]:
-    """Names of the recipes inside the package, each with its first comment line."""
-    folder = resources.files("trimtab.runs") / "recipes"
-    found = {}
-    for item in sorted(folder.iterdir(), key=lambda item: item.name):
-        if item.name.endswith(".yaml"):
-            first = item.read_text(encoding="utf-8").splitlines()[0]
-            found[item.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
-    return found
-
-
 def load_recipe(source: str | Path) -> Recipe:
     """Read a recipe: a shipped name, a YAML file, or a run folder that holds `recipe.yaml`.
 
@@ -344,4 +334,4 @@ def load_recipe(source: str | Path) -> Recipe:
     return _checked({} if data is None else data, where)
 
 
-__all__ = ["SECTIONS", "Recipe", "load_recipe", "shipped_recipes"]
+__all__ = ["SECTIONS", "Recipe", "load_recipe"]

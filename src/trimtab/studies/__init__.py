@@ -1,8 +1,9 @@
 """From a recipe to a run folder to a summary: training, pruning, comparing, tuning."""
 
 from trimtab.runs.loading import trained_model
-from trimtab.runs.recipe import Recipe, load_recipe, shipped_recipes
+from trimtab.runs.recipe import Recipe, load_recipe
 from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.shipped import shipped_recipes
 from trimtab.runs.training import train
 from trimtab.studies.comparison import compare
 from trimtab.studies.prune_run import prune_run
