@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from tests.report.factory import make_summary
 from trimtab.report import render
 from trimtab.report.page import script_json
-from trimtab.report.palette import THEMES, looks
+from trimtab.report.palette import THEMES, Look, look, looks
 from trimtab.report.weights.resources import break_even
 from trimtab.studies.summary import Latency, Summary
 
@@ -218,6 +218,18 @@ def test_contrast_is_wcag_aa(theme: str) -> None:
 
 def test_every_method_looks_different_and_the_baseline_is_first() -> None:
     found = looks([f"m{i}" for i in range(24)], "m5")
-    assert found["m5"].place == 0
-    assert len({(look.colour, look.dash, look.marker) for look in found.values()}) == 24
-    assert len({look.dash for look in list(found.values())[:8]}) == 8
+    assert next(iter(found)) == "m5"
+    assert len(set(found.values())) == 24
+    usual = looks(["sgd", "var", "sam", "cram+", "var+sam", "var+cram+", "l1", "adamw"], "sgd").values()
+    for part in ("colour", "dash", "marker"):
+        assert len({getattr(look, part) for look in usual}) == 8
+
+
+def test_a_look_depends_on_the_name_alone() -> None:
+    labels = ["sgd", "var[var.strength=1e-05]", "sam", "nuclear+sam"]
+    for others in (["adam"], ["l1", "var"], []):
+        found = looks([*others, *reversed(labels)], "sgd")
+        assert {name: found[name] for name in labels} == {name: look(name) for name in labels}
+    assert look("var[var.strength=1e-05]") == Look("@s9", "longdash", "star")  # by sha256: the same for ever
+    colours = [THEMES[theme]["series"] for theme in THEMES]
+    assert len(colours[0]) == len(colours[1]) == len(set(colours[0])) == len(set(colours[1])) == 24

@@ -60,7 +60,9 @@ def test_lines_and_heat_maps_hold_the_measured_numbers() -> None:
 def test_prediction_and_bound_are_drawn_over_the_measurement_where_there_are_any() -> None:
     section = sections(precision_study())["logistic"]
     names = [set(traces(figure)) for figure in section.figures]
-    assert names == [{"interval", "measured", "predicted", "bound"}] * 2 + [{"interval", "measured"}]
+    assert names == [{"measured, interval", "measured", "predicted", "bound"}] * 2 + [
+        {"measured, interval", "measured"}
+    ]
     assert section.tables[0].rows[2][-1].text.startswith("in some step every entry")
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.report.parts import Cell, Figure, Section, Table, plain
+from trimtab.report.parts import Cell, Figure, Section, Table, number, plain
 from trimtab.studies.summary import Dynamics, LayerDynamics
 
 WIDE = 2  # so many maps stand below each other at full width, more become small ones side by side
@@ -89,17 +89,13 @@ def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> F
     )
 
 
-def _number(value: float | None) -> Cell:
-    return Cell("", None) if value is None else Cell(f"{value:.3g}", value)
-
-
 def _row(run: Dynamics, layer: LayerDynamics, updates: bool) -> list[Cell]:
     both = layer.first is not None and layer.last is not None and layer.last > 0
     fall = layer.first / layer.last if both and layer.first is not None and layer.last is not None else None
     return [
-        Cell(layer.name), Cell(run.method), Cell(str(run.seed), run.seed), _number(layer.first), _number(layer.last),
+        Cell(layer.name), Cell(run.method), Cell(str(run.seed), run.seed), number(layer.first), number(layer.last),
         Cell("", None) if fall is None else Cell(f"{fall:,.3g}x", float(f"{fall:.5g}")),
-        *([_number(layer.update_ratio)] if updates else []),
+        *([number(layer.update_ratio)] if updates else []),
         Cell(f"{100 * layer.dead:.3g}", round(100 * layer.dead, 4)), Cell(f"{layer.non_finite:,}", layer.non_finite),
     ]  # fmt: skip
 

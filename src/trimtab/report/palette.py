@@ -1,4 +1,4 @@
-"""Colours, dashes and markers: one look per method in every figure, in a light and a dark theme.
+"""Colours, dashes and markers: one look per name on every page, in a light and a dark theme.
 
 Every series colour stands at 3:1 or more against its background and every text colour at 4.5:1 (WCAG 2.1 AA); a test
 computes both. Colours are never the only mark: each method has a dash and a marker of its own as well.
@@ -9,53 +9,93 @@ Figures name colours by tokens that the page's script replaces with the theme's:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 THEMES: dict[str, dict[str, Any]] = {
     "light": {
         "paper": "#ffffff", "panel": "#f4f6f9", "ink": "#1f2430", "muted": "#535c6b", "grid": "#dfe3ea", "rule": "#c4cad4",
         "link": "#005a9c", "good": "#006b4f", "bad": "#a63a06",
-        "series": ["#1f2430", "#0067b1", "#d2560f", "#00906b", "#7b1fe0", "#6b3410", "#c2308a", "#5f7383"],
+        "series": ["#1f2430", "#0067b1", "#d2560f", "#00906b", "#7b1fe0", "#6b3410", "#c2308a", "#5f7383",
+                   "#ea3e69", "#8c3b21", "#a07c12", "#495a15", "#319410", "#176129", "#109272", "#175d63",
+                   "#148bb3", "#2a4cb2", "#8b69ee", "#7829b1", "#cc3be9", "#902287", "#e8329c", "#992e24"],
     },
     "dark": {
         "paper": "#14171d", "panel": "#1d2129", "ink": "#f2f4f8", "muted": "#a9b2c0", "grid": "#2d333e", "rule": "#475062",
         "link": "#7fc1ff", "good": "#4fd6aa", "bad": "#ffa870",
-        "series": ["#f2f4f8", "#5db0f5", "#ff9a5c", "#2fb58c", "#8d84ff", "#c98a5c", "#ef5fc0", "#8ea4b5"],
+        "series": ["#f2f4f8", "#5db0f5", "#ff9a5c", "#2fb58c", "#8d84ff", "#c98a5c", "#ef5fc0", "#8ea4b5",
+                   "#e65277", "#f0aa93", "#a68218", "#9eca1d", "#379a16", "#1fd74d", "#169978", "#20cedd",
+                   "#1b92ba", "#a7baf2", "#9173eb", "#d5aaf3", "#cd4fe6", "#f19fea", "#e54aa4", "#f2a8a1"],
     },
 }  # fmt: skip
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "6px,2px", "2px,6px")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon")
+MARKERS = (
+    "circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon",
+    "circle-open", "square-open", "diamond-open", "triangle-up-open", "hexagon", "star-open", "triangle-left", "cross",
+)  # fmt: skip
+
+
+FIRST = {
+    name: place
+    for place, names in enumerate((
+        ("sgd", "full", "majority", "easy"), ("var", "fp16", "model", "medium"), ("sam", "e4m3", "text only", "hard"),
+        ("cram+", "e5m2", "text with box numbers"), ("var+sam", "e2m1"), ("var+cram+", "int4"), ("l1", "int8"),
+        ("adamw", "bf16"),
+    ))
+    for name in names
+}  # fmt: skip
+"""Names that stand on most pages have the colours that are easiest to tell apart; no two of one kind share a place."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How one method is drawn."""
+    """How one series is drawn.
 
-    place: int
+    Attributes:
+        colour: token of the colour.
+        dash: of the line.
+        marker: shape of the points.
+    """
 
-    @property
-    def colour(self) -> str:
-        """Token of the series colour; after eight methods the colours come again with other dashes."""
-        return f"@s{self.place % len(MARKERS)}"
-
-    @property
-    def dash(self) -> str:
-        """Dash of the line."""
-        return DASHES[(self.place + self.place // len(DASHES)) % len(DASHES)]
-
-    @property
-    def marker(self) -> str:
-        """Shape of the points."""
-        return MARKERS[(self.place + 3 * (self.place // len(MARKERS))) % len(MARKERS)]
+    colour: str
+    dash: str = "solid"
+    marker: str = "circle"
 
     def faint(self, opacity: float) -> str:
         """The same colour, see-through."""
         return f"{self.colour}/{opacity:g}"
 
 
-def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
-    """A look for each method; the baseline has the first, the colour of the text."""
-    ordered = sorted(dict.fromkeys(methods), key=lambda method: method != baseline)
-    return {method: Look(place) for place, method in enumerate(ordered)}
+def look(name: str) -> Look:
+    """The look of a name, the same on every page: it depends on nothing else.
+
+    Names outside `FIRST` get one of the other colours, a dash and a marker by their hash; two may share a colour.
+
+    Example:
+        >>> look("sgd"), look("sam").colour
+        (Look(colour='@s0', dash='solid', marker='circle'), '@s2')
+    """
+    if name in FIRST:
+        return Look(f"@s{FIRST[name]}", DASHES[FIRST[name]], MARKERS[FIRST[name]])
+    first, second, third = hashlib.sha256(name.encode()).digest()[:3]
+    colours = len(THEMES["light"]["series"]) - len(DASHES)
+    return Look(f"@s{len(DASHES) + first % colours}", DASHES[second % len(DASHES)], MARKERS[third % len(MARKERS)])
+
+
+def looks(names: Sequence[str], baseline: str) -> dict[str, Look]:
+    """The look of each name, the baseline first.
+
+    Of two names of one page whose hash gives colour, dash and marker alike, which is rare, the later in the alphabet gets
+    another marker.
+    """
+    found: dict[str, Look] = {}
+    for name in sorted(set(names)):
+        own = look(name)
+        for step in range(len(MARKERS)):
+            if own not in found.values():
+                break
+            own = replace(own, marker=MARKERS[step])
+        found[name] = own
+    return {name: found[name] for name in sorted(dict.fromkeys(names), key=lambda name: name != baseline)}

@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab.studies.statistics import Estimate, sparsity_label
 
+MINUS = "\N{MINUS SIGN}"
 STATES = {"pruned": "as pruned", "recalibrated": "BatchNorm recalibrated"}
 
 
@@ -83,6 +84,11 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
+def escaped(text: str) -> str:
+    """As `plain`, for a text inside a hover template, where `%{...}` is a variable."""
+    return plain(text).replace("%", "&#37;")
+
+
 def halvings(sparsity: float) -> float:
     """Place on the sparsity axis: -log10(1 - sparsity); dense at 0, 90 % at 1, 99 % at 2.
 
@@ -92,9 +98,15 @@ def halvings(sparsity: float) -> float:
 
 
 def sparsity_axis(
-    sparsities: Sequence[float], title: str = "sparsity of the prunable weights", gap: float = 0.055
+    sparsities: Sequence[float],
+    title: str = "sparsity of the prunable weights",
+    gap: float = 0.055,
+    beside: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Axis with a tick at each sparsity, left out where it would stand nearer than `gap` of the axis to its right neighbour."""
+    """Axis with a tick at each sparsity, left out where it would stand nearer than `gap` of the axis to its right neighbour.
+
+    It holds the sparsities and the places `beside` them with a margin that a marker needs.
+    """
     places = sorted({round(halvings(sparsity), 6): sparsity_label(sparsity) for sparsity in sparsities}.items())
     span = (places[-1][0] - places[0][0]) or 1.0
     kept: list[tuple[float, str]] = []
@@ -106,7 +118,7 @@ def sparsity_axis(
         "title": {"text": title},
         "tickvals": [place for place, _ in kept],
         "ticktext": [text for _, text in kept],
-        "range": [places[0][0] - 0.04 * span, places[-1][0] + 0.04 * span],
+        "range": [min([places[0][0], *beside]) - 0.04 * span, max([places[-1][0], *beside]) + 0.04 * span],
         "zeroline": False,
     }
 
@@ -118,8 +130,18 @@ def percent(value: float, digits: int = 1) -> str:
 
 def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
     """Mean and half the interval in percent; the mean alone with one seed."""
-    mean = f"{100 * estimate.mean:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    mean = f"{100 * estimate.mean:{'+' if signed else ''}.{digits}f}".replace("-", MINUS)
     return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, digits)}"
+
+
+def number(value: float | None, digits: int = 3) -> Cell:
+    """A number for a table, blank for None.
+
+    Example:
+        >>> number(-0.01234).text, number(None).text
+        ('\u22120.0123', '')
+    """
+    return Cell("", None) if value is None else Cell(f"{value:.{digits}g}".replace("-", MINUS), value)
 
 
 def seeds_sentence(counts: Sequence[int], what: str = "Bands") -> str:

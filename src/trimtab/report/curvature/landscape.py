@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.report.palette import Look
 from trimtab.report.parts import Figure, Section
+from trimtab.report.traces import dots
 from trimtab.studies.curvature.records import Landscape
 
 COLOURS = "Viridis"
@@ -83,8 +85,7 @@ def landscape_sections(found: Sequence[Landscape]) -> list[Section]:
                     {"type": "contour", **shared, **colours, "zmin": values[0], "zmax": values[-1],
                      "contours": {"start": values[0], "end": values[-1], "size": (values[-1] - values[0]) / 16},
                      "line": {"width": 0.7}, "hovertemplate": "log\u2081\u2080 loss %{z:.3f}<extra></extra>"},
-                    {"type": "scatter", "mode": "markers", "x": [0], "y": [0], "hoverinfo": "skip", "showlegend": False,
-                     "marker": {"symbol": "x", "size": 9, "color": "#ffffff"}},
+                    dots("trained weights", Look("#ffffff", marker="x"), [0], [0], None, size=9, showlegend=False),
                 ]},
                 {
                     "xaxis": {"title": {"text": "first direction"}, "zeroline": False, "showgrid": False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,22 +16,22 @@ from trimtab.report.curvature.track import track_section
 from trimtab.report.page import render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import (
+    MINUS,
     Cell,
     Figure,
     Section,
     Table,
     halvings,
     log_ticks,
-    plain,
     seeds_sentence,
     significant,
     sparsity_axis,
 )
+from trimtab.report.traces import SMALL, dots, line, whiskers
 from trimtab.studies.curvature.conclusions import MEASURES, baseline_of, ratio_to
 from trimtab.studies.curvature.records import CurvatureRow, CurvatureSummary
 from trimtab.studies.statistics import Estimate, estimate, sparsity_label
 
-MINUS = "\N{MINUS SIGN}"
 HEADS = [
     text.replace("largest ", "").replace(" x ", "\u00b7").replace("sharpness", "sharp.")
     for text, _ in MEASURES.values()
@@ -109,11 +110,18 @@ def measures_section(summary: CurvatureSummary) -> Section:
     return Section("measures", "Measures", sentences, tables=tables)
 
 
+def _beside(sparsities: Sequence[float], count: int) -> list[float]:
+    """Distances from a sparsity's place at which `count` methods stand beside each other and not among the next one's."""
+    places = sorted({halvings(sparsity) for sparsity in sparsities})
+    gap = min((b - a for a, b in itertools.pairwise(places)), default=1.0)
+    step = min(0.012 * ((places[-1] - places[0]) or 1.0), 0.6 * gap / count)
+    return [step * (at - (count - 1) / 2) for at in range(count)]
+
+
 def _eigenvalue_traces(rows: Sequence[CurvatureRow], found: Mapping[str, Look]) -> list[dict[str, Any]]:
     traces = []
-    count = len(found)
-    for place, (method, look) in enumerate(found.items()):
-        shift = 0.012 * (place - (count - 1) / 2)
+    beside = _beside([row.sparsity for row in rows], len(found))
+    for shift, (method, look) in zip(beside, found.items(), strict=True):
         points = [
             (halvings(row.sparsity) + shift, value, residual, row)
             for row in rows
@@ -121,16 +129,12 @@ def _eigenvalue_traces(rows: Sequence[CurvatureRow], found: Mapping[str, Look]) 
             for value, residual in zip(row.eigenvalues, row.residuals, strict=True)
         ]
         traces.append(
-            {
-                "type": "scatter", "mode": "markers", "name": plain(method),
-                "x": [x for x, *_ in points], "y": [value for _, value, *_ in points],
-                "error_y": {"type": "data", "array": [residual for _, _, residual, _ in points], "thickness": 1.2,
-                            "width": 3, "color": look.colour},
-                "customdata": [[row.seed, sparsity_label(row.sparsity), f"{residual:.2g}"] for *_, residual, row in points],
-                "hovertemplate": "%{fullData.name}, seed %{customdata[0]}, %{customdata[1]}<br><b>%{y:.4g}</b> ± "
-                "%{customdata[2]} (residual)<extra></extra>",
-                "marker": {"color": look.colour, "symbol": look.marker, "size": 8},
-            }
+            dots(
+                method, look, [x for x, *_ in points], [value for _, value, *_ in points],
+                "%{fullData.name}, seed %{customdata[0]}, %{customdata[1]}<br><b>%{y:.4g}</b> ± %{customdata[2]} (residual)",
+                error_y=whiskers(look, [residual for _, _, residual, _ in points], thickness=1.2, width=3),
+                customdata=[[row.seed, sparsity_label(row.sparsity), f"{residual:.2g}"] for *_, residual, row in points],
+            )
         )  # fmt: skip
     return traces
 
@@ -146,7 +150,7 @@ def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) ->
         "bar, the residual of the Lanczos vector.",
         {"": traces},
         {
-            "xaxis": sparsity_axis([row.sparsity for row in rows]),
+            "xaxis": sparsity_axis([row.sparsity for row in rows], beside=[x for trace in traces for x in trace["x"]]),
             "yaxis": {
                 "title": {"text": "eigenvalue"},
                 "type": "log" if positive else "linear",
@@ -184,15 +188,9 @@ def density_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Sec
             if one is None:
                 continue
             least = FLOOR * max(one.values)
-            traces.append(
-                {
-                    "type": "scatter", "mode": "lines", "name": plain(method),
-                    "x": [one.start + at * one.step for at in range(len(one.values))],
-                    "y": [value if value >= least else None for value in one.values],
-                    "line": {"color": look.colour, "dash": look.dash, "width": 2},
-                    "hovertemplate": "%{fullData.name}: %{y:.2g} at %{x:.3g}<extra></extra>",
-                }
-            )  # fmt: skip
+            grid = [one.start + at * one.step for at in range(len(one.values))]
+            shown = [value if value >= least else None for value in one.values]
+            traces.append(line(method, look, grid, shown, "%{fullData.name}: %{y:.2g} at %{x:.3g}"))
         figures.append(
             Figure(
                 f"density-{place}",
@@ -203,7 +201,7 @@ def density_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Sec
                     "yaxis": {"type": "log", "exponentformat": "power", "title": {"text": "density"}},
                     "height": 330,
                     "margin": {"l": 60},
-                    "legend": {"font": {"size": 11}},
+                    "legend": SMALL,
                 },
                 small=True,
                 title=sparsity_label(sparsity).capitalize(),

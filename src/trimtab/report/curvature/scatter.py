@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, halvings, log_ticks, plain
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, halvings, log_ticks
+from trimtab.report.traces import SMALL, dots
 from trimtab.studies.curvature.conclusions import (
     MEASURES,
     SCALE_FREE,
@@ -15,8 +16,6 @@ from trimtab.studies.curvature.conclusions import (
 from trimtab.studies.curvature.records import CurvatureRow, CurvatureSummary
 from trimtab.studies.statistics import sparsity_label
 
-MINUS = "\N{MINUS SIGN}"
-
 
 def _scatter(
     rows: Sequence[CurvatureRow], found: Mapping[str, Look], name: str, sparsity: float, metric: str
@@ -24,14 +23,12 @@ def _scatter(
     text, value = MEASURES[name]
     own = [row for row in rows if row.sparsity == sparsity and value(row) > 0]
     traces = [
-        {
-            "type": "scatter", "mode": "markers", "name": plain(method),
-            "x": [value(row) for row in own if row.method == method],
-            "y": [row.accuracy for row in own if row.method == method],
-            "customdata": [[row.seed] for row in own if row.method == method],
-            "hovertemplate": "%{fullData.name}, seed %{customdata[0]}<br>%{x:.3g}: <b>%{y:.1%}</b><extra></extra>",
-            "marker": {"color": look.colour, "symbol": look.marker, "size": 9},
-        }
+        dots(
+            method, look, [value(row) for row in own if row.method == method],
+            [row.accuracy for row in own if row.method == method],
+            "%{fullData.name}, seed %{customdata[0]}<br>%{x:.3g}: <b>%{y:.1%}</b>", size=9,
+            customdata=[[row.seed] for row in own if row.method == method],
+        )
         for method, look in found.items()
     ]  # fmt: skip
     label = sparsity_label(sparsity)
@@ -48,9 +45,9 @@ def _scatter(
                 **(log_ticks([value(row) for row in own]) if own else {}),
             },
             "yaxis": {"tickformat": ".3~p", "title": {"text": metric}, "zeroline": False},
-            "height": 300,
+            "height": 300 + 18 * max(0, len(found) - 4),
             "margin": {"l": 55},
-            "legend": {"font": {"size": 11}},
+            "legend": SMALL,
         },
         small=True,
         title=f"{label.capitalize()}: {text}",

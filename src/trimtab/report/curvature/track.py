@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trimtab.report.palette import Look
 from trimtab.report.parts import Figure, Section, plain
+from trimtab.report.traces import line
 from trimtab.runs.curvature_tracking import RHO
 from trimtab.studies.curvature.track import DECAY, moving_average
 from trimtab.studies.summary import CurvatureTrack
@@ -19,24 +21,19 @@ def _traces(tracks: Sequence[CurvatureTrack], looks: Mapping[str, Look], values:
     traces: list[dict[str, Any]] = []
     named: set[str] = set()
     for track in tracks:
-        look, name = looks[track.method], plain(track.method)
-        shared = {"type": "scatter", "mode": "lines", "x": track.epochs, "legendgroup": name}
+        look, own = looks[track.method], list(values(track))
+        thin = replace(look, colour=look.faint(0.35), dash="solid")
+        raw = line(track.method, thin, track.epochs, own, None, width=1.2, group=True, showlegend=False)
+        traces.append(raw | {"name": f"{plain(track.method)}, as measured"})
         traces.append(
-            {
-                **shared, "name": f"{name}, as measured", "y": list(values(track)), "showlegend": False, "hoverinfo": "skip",
-                "line": {"color": look.faint(0.35), "width": 1.2},
-            }
+            line(
+                track.method, look, track.epochs, moving_average(own),
+                "%{fullData.name}, seed %{customdata[0]}, epoch %{x}<br><b>%{y:.4g}</b>, as measured %{customdata[1]}",
+                width=2.2, group=True, showlegend=track.method not in named,
+                customdata=[[track.seed, f"{value:.4g}"] for value in own],
+            )
         )  # fmt: skip
-        traces.append(
-            {
-                **shared, "name": name, "y": moving_average(values(track)), "showlegend": name not in named,
-                "customdata": [[track.seed, f"{value:.4g}"] for value in values(track)],
-                "hovertemplate": "%{fullData.name}, seed %{customdata[0]}, epoch %{x}<br><b>%{y:.4g}</b>, as measured "
-                "%{customdata[1]}<extra></extra>",
-                "line": {"color": look.colour, "dash": look.dash, "width": 2.2},
-            }
-        )  # fmt: skip
-        named.add(name)
+        named.add(track.method)
     return traces
 
 

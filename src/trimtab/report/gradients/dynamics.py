@@ -8,12 +8,12 @@ from typing import Any
 
 from trimtab.report.heat import heat_section
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sentence
+from trimtab.report.parts import Cell, Figure, Section, Table, number, seeds_sentence
+from trimtab.report.traces import SMALL, STEPS, band, line, shortened
 from trimtab.studies.statistics import estimate
 from trimtab.studies.summary import Dynamics
 
 TITLE = "Gradients over training"
-STEP_AXIS = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
 SIGNALS = {"norm": "norm before clipping", "factor": "clipping factor", "clipped": "share of units clipped"}
 Points = list[tuple[int, list[float]]]
 
@@ -58,31 +58,21 @@ def _std_traces(method: str, runs: Sequence[Dynamics], look: Look) -> list[dict[
     steps = [step for step, _ in points]
     found = [estimate(values) for _, values in points]
     traces: list[dict[str, Any]] = []
-    ends = [(step, one.low, one.high) for step, one in zip(steps, found, strict=True) if one.low is not None]
+    ends = [
+        (step, 10**one.low, 10**one.high)
+        for step, one in zip(steps, found, strict=True)
+        if one.low is not None and one.high is not None
+    ]
     if ends:
-        traces.append(
-            {
-                "type": "scatter", "mode": "lines", "name": plain(method) + ", interval", "legendgroup": plain(method),
-                "showlegend": False, "hoverinfo": "skip", "fill": "toself", "fillcolor": look.faint(0.15),
-                "x": [step for step, *_ in ends] + [step for step, *_ in reversed(ends)],
-                "y": [10 ** (high or 0) for *_, high in ends] + [10 ** (low or 0) for _, low, _ in reversed(ends)],
-                "line": {"width": 0, "color": look.faint(0.15)},
-            }
-        )  # fmt: skip
-    line = _line(method, look, steps, [10**one.mean for one in found], "%{y:.3g}")
-    return [*traces, line]
+        traces.append(band(method, look.faint(0.15), *zip(*ends, strict=True)))
+    return [*traces, _line(method, look, steps, [10**one.mean for one in found])]
 
 
 def _line(
-    method: str, look: Look, steps: Sequence[int], values: Sequence[float], shown: str, steady: bool = False
+    method: str, look: Look, steps: Sequence[int], values: Sequence[float], steady: bool = False
 ) -> dict[str, Any]:
-    return {
-        "type": "scatter", "mode": "lines" if len(steps) > 1 else "markers", "name": plain(method),
-        "legendgroup": plain(method), "x": list(steps), "y": [float(f"{value:.5g}") for value in values],
-        "line": {"color": look.colour, "dash": look.dash, "width": 2, "shape": "hv" if steady else "linear"},
-        "marker": {"color": look.colour, "symbol": look.marker, "size": 7},
-        "hovertemplate": f"%{{fullData.name}}, step %{{x}}: {shown}<extra></extra>",
-    }  # fmt: skip
+    shape, hover = "hv" if steady else "linear", "%{fullData.name}, step %{x}: %{y:.3g}"
+    return line(method, look, steps, shortened(values), hover, shape=shape, group=True)
 
 
 def _std_figure(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look]) -> Figure:
@@ -94,18 +84,12 @@ def _std_figure(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look])
         + ("Lines are geometric means over seeds. " if max(counts) > 1 else "")
         + seeds_sentence(counts).replace("of the mean", "of the mean logarithm"),
         {"": traces},
-        {"xaxis": STEP_AXIS, "yaxis": {"title": {"text": "standard deviation"}, **_log_axis(traces)}, "height": 380},
+        {"xaxis": STEPS, "yaxis": {"title": {"text": "standard deviation"}, **_log_axis(traces)}, "height": 380},
     )
 
 
 def _times(value: float | None) -> Cell:
     return Cell("", None) if value is None else Cell(f"{value:,.3g}x", value)
-
-
-def _plain_number(value: float | None, digits: int = 3) -> Cell:
-    if value is None:
-        return Cell("", None)
-    return Cell(f"{value:.{digits}g}".replace("-", "\N{MINUS SIGN}"), value)
 
 
 def _facts_table(found: Sequence[Dynamics]) -> Table:
@@ -116,9 +100,9 @@ def _facts_table(found: Sequence[Dynamics]) -> Table:
         facts = run.facts
         cells = [
             Cell(run.method), Cell(str(run.seed), run.seed), Cell(f"{run.tracked:,}", run.tracked),
-            _times(facts.heterogeneity), _times(facts.fall), _plain_number(facts.trend, 2),
+            _times(facts.heterogeneity), _times(facts.fall), number(facts.trend, 2),
         ]  # fmt: skip
-        cells += [_plain_number(facts.update_ratio)] if updates else []
+        cells += [number(facts.update_ratio)] if updates else []
         if scaled:
             alpha = facts.alpha
             cells.append(Cell("", None) if alpha is None else Cell(f"{alpha[0]:.3g} to {alpha[1]:.3g}", alpha[0]))
@@ -158,14 +142,14 @@ def _small(
         points = _logarithms(points) if log else points
         if points:
             joined = [10 ** join(own) if log else join(own) for _, own in points]
-            traces.append(_line(method, looks[method], [step for step, _ in points], joined, "%{y:.3g}", counts))
+            traces.append(_line(method, looks[method], [step for step, _ in points], joined, counts))
     if not traces:
         return None
     axis = _log_axis(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}
     return Figure(
         name, caption, {"": traces},
-        {"xaxis": STEP_AXIS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48},
-         "legend": {"font": {"size": 11}}, "showlegend": len(groups) > 1},
+        {"xaxis": STEPS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48},
+         "legend": SMALL, "showlegend": len(groups) > 1},
         small=True, title=title,
     )  # fmt: skip
 

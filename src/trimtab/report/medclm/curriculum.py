@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, plain
+from trimtab.report.parts import Cell, Figure, Section, Table
+from trimtab.report.traces import line, shortened
 
 EPOCHS = {"title": {"text": "epoch of the scheduler"}, "zeroline": False}
 
@@ -18,13 +19,10 @@ def _domains(decisions: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[s
     return found
 
 
-def _line(name: str, look: Look, points: Sequence[tuple[int, float]], **more: Any) -> dict[str, Any]:
-    return {
-        "type": "scatter", "mode": "lines+markers", "name": plain(name), "x": [x for x, _ in points],
-        "y": [float(f"{y:.5g}") for _, y in points], "line": {"color": look.colour, "dash": look.dash, "width": 2},
-        "marker": {"color": look.colour, "symbol": look.marker, "size": 5}, "legendgroup": plain(name),
-        "hovertemplate": "%{fullData.name}, epoch %{x}: %{y:.3g}<extra></extra>", **more,
-    }  # fmt: skip
+def _line(name: str, look: Look, points: Sequence[tuple[int, float]], shape: str = "linear") -> dict[str, Any]:
+    x, y = [x for x, _ in points], shortened([y for _, y in points])
+    hover = "%{fullData.name}, epoch %{x}: %{y:.3g}"
+    return line(name, look, x, y, hover, points=True, size=5, shape=shape, group=True)
 
 
 def curriculum_sections(decisions: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> list[Section]:
@@ -40,10 +38,9 @@ def curriculum_sections(decisions: Sequence[Mapping[str, Any]], looks: Mapping[s
     for place, (domain, found) in enumerate(_domains(decisions).items()):
         stages = list(found[0]["shares"])
         lines = [
-            _line(stage, looks[stage], [(one["epoch"], 100 * one["shares"][stage]) for one in found], line={
-                "color": looks[stage].colour, "dash": looks[stage].dash, "width": 2, "shape": "hv"})
+            _line(stage, looks[stage], [(one["epoch"], 100 * one["shares"][stage]) for one in found], "hv")
             for stage in stages
-        ]  # fmt: skip
+        ]
         layout = {"xaxis": EPOCHS, "height": 260, "margin": {"l": 48}}
         shares.append(
             Figure(

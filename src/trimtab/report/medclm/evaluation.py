@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, plain
+from trimtab.report.parts import Cell, Figure, Section, Table
+from trimtab.report.traces import dots, line, whiskers
 
 SIDE = 256
 STAGES = ("easy", "medium", "hard")
@@ -66,12 +67,10 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
             0 if rows[rule]["high"] is None else 100 * (rows[rule]["high"] - rows[rule]["value"]) for rule in shown
         ]
         traces.append(
-            {
-                "type": "scatter", "mode": "markers", "name": plain(system), "x": shown, "y": values,
-                "marker": {"color": look.colour, "symbol": look.marker, "size": 10},
-                "error_y": {"type": "data", "symmetric": False, "array": highs, "arrayminus": lows, "color": look.colour},
-                "hovertemplate": "%{fullData.name}, %{x}: %{y:.1f} %<extra></extra>",
-            }
+            dots(
+                system, look, shown, values, "%{fullData.name}, %{x}: %{y:.1f} %", size=10,
+                error_y=whiskers(look, highs, lows),
+            )
         )  # fmt: skip
     figure = Figure(
         "rules", "The model, the same model with images of other patients, and guesses from the text, over all questions; "
@@ -146,10 +145,7 @@ def _picture(
     picture.save(stream, "JPEG", quality=80)
     source = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
     traces = [
-        {
-            "type": "scatter", "mode": "lines", "name": name, "x": [x0, x1, x1, x0, x0], "y": [y0, y0, y1, y1, y0],
-            "line": {"color": colour, "dash": dash, "width": 3}, "hoverinfo": "name",
-        }
+        line(name, Look(colour, dash), [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], name, width=3)
         for name, (x0, y0, x1, y1), colour, dash in boxes
     ]  # fmt: skip
     axis = {"visible": False, "range": [0, 1], "fixedrange": True, "constrain": "domain"}
@@ -165,6 +161,5 @@ def _picture(
         "height": 330, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "showlegend": True,
     }  # fmt: skip
     caption = f"{one['question']} Right answer: {one['answer']}."
-    blank = {"type": "scatter", "mode": "markers", "x": [0.5], "y": [0.5], "marker": {"opacity": 0}, "showlegend": False,
-             "hoverinfo": "skip"}  # fmt: skip
+    blank = dots("", Look("@paper/0"), [0.5], [0.5], None, showlegend=False)
     return Figure(f"example-{number}", caption, {"": [blank, *traces]}, layout, small=True, title=title)

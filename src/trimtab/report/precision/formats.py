@@ -7,23 +7,16 @@ from typing import Any
 
 from trimtab.report.heat import WIDE, heat_map
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sentence, spread
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain, seeds_sentence, spread
+from trimtab.report.traces import SMALL, STEPS, dots, holding, line, shortened, whiskers
 from trimtab.studies.precision.conclusions import Compared, comparisons, quality
 from trimtab.studies.precision.records import FormatRun, PrecisionStudy, ShrinkageCurves
 from trimtab.studies.statistics import Estimate
 
-STEP_AXIS = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
-Q_AXIS = {"title": {"text": "projection q"}, "range": [-0.03, 1.13], "zeroline": False}
-MINUS = "\N{MINUS SIGN}"
 FEW = 5
 """Lines up to which a small figure has a legend of its own."""
 HIGHEST = 1.2
 """q above it is drawn as this: one wild step of a dead layer would take the colours of all others away."""
-
-
-def number(value: float | None, digits: int = 3) -> Cell:
-    """A number for a table, blank for None."""
-    return Cell("", None) if value is None else Cell(f"{value:.{digits}g}".replace("-", MINUS), value)
 
 
 def share(value: float | None) -> Cell:
@@ -85,12 +78,10 @@ def _quality_figure(study: PrecisionStudy, looks: Mapping[str, Look]) -> Figure:
             continue
         look = looks[label]
         traces.append(
-            {
-                "type": "scatter", "mode": "markers", "x": [100 * found.mean], "y": [place], "name": plain(label),
-                "showlegend": False, "marker": {"color": look.colour, "symbol": look.marker, "size": 9},
-                "error_x": {"type": "data", "array": [100 * (found.half or 0)], "color": look.colour, "thickness": 1.5},
-                "hovertemplate": "%{fullData.name}: %{x:.1f} %<extra></extra>",
-            }
+            dots(
+                label, look, [100 * found.mean], [place], "%{fullData.name}: %{x:.1f} %", size=9, showlegend=False,
+                error_x=whiskers(look, [100 * (found.half or 0)], thickness=1.5),
+            )
         )  # fmt: skip
     counts = [len(study.of(label)) for label in labels]
     return Figure(
@@ -125,17 +116,8 @@ def _curves(
                 points.append((step, scale * sum(values) / len(values)))
         if not points:
             continue
-        look = looks[label]
-        traces.append(
-            {
-                "type": "scatter", "mode": "lines" if len(points) > 1 else "markers", "name": plain(label),
-                "legendgroup": plain(label), "x": [step for step, _ in points],
-                "y": [float(f"{value:.5g}") for _, value in points],
-                "line": {"color": look.colour, "dash": look.dash, "width": 2},
-                "marker": {"color": look.colour, "symbol": look.marker, "size": 7},
-                "hovertemplate": "%{fullData.name}, step %{x}: %{y:.3g}<extra></extra>",
-            }
-        )  # fmt: skip
+        x, y = [step for step, _ in points], shortened([value for _, value in points])
+        traces.append(line(label, looks[label], x, y, "%{fullData.name}, step %{x}: %{y:.3g}", group=True))
     return traces
 
 
@@ -143,13 +125,15 @@ def _shrinkage_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Sect
     lines = _curves(study, looks, lambda own: own.q)
     if not lines:
         return Section("precision-q", "Shrinkage over training", missing="No run was metered, or every gradient died.")
+    span = holding([value for trace in lines for value in trace["y"]], -0.03, 1.13)
+    axis = {"title": {"text": "projection q"}, "range": span, "zeroline": False}
     figures = [
         Figure(
             "precision-q-lines",
             "Projection q of all rounded gradients together over training: 1 keeps the step, 0.5 halves it. Mean over seeds; "
             "no line where the gradient before rounding was zero or not finite.",
             {"": lines},
-            {"xaxis": STEP_AXIS, "yaxis": Q_AXIS, "height": 320 + 18 * len(lines)},
+            {"xaxis": STEPS, "yaxis": axis, "height": 320 + 18 * len(lines)},
         )
     ]
     return Section(
@@ -173,12 +157,12 @@ def _noise_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section 
                     f"{title}, all rounded gradients together; mean over seeds.",
                     {"": traces},
                     {
-                        "xaxis": STEP_AXIS,
+                        "xaxis": STEPS,
                         "yaxis": {"rangemode": "tozero"},
                         "height": 290 if len(traces) > FEW else 290 + 18 * len(traces),
                         "showlegend": len(traces) <= FEW,
                         "margin": {"l": 48},
-                        "legend": {"font": {"size": 11}},
+                        "legend": SMALL,
                     },
                     small=True,
                     title=title,

@@ -11,14 +11,13 @@ from typing import Any
 import yaml
 
 from trimtab.report.page import render_sections
-from trimtab.report.palette import looks
-from trimtab.report.parts import Cell, Figure, Section, Table, plain
+from trimtab.report.palette import Look, looks
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain
 from trimtab.report.precision.formats import (
-    MINUS,
-    number,
     precision_sections,
     share,
 )
+from trimtab.report.traces import SMALL, band, line, shortened
 from trimtab.studies.precision.conclusions import last_loss
 from trimtab.studies.precision.logistic import (
     BATCH,
@@ -40,33 +39,27 @@ def descent_label(found: Descent) -> str:
     return ", ".join(parts)
 
 
-def _line(name: str, found: Descent, values: Sequence[float], colour: str, dash: str) -> dict[str, Any]:
-    return {
-        "type": "scatter", "mode": "lines", "name": name, "x": found.steps,
-        "y": [float(f"{value:.5g}") if value > 0 else None for value in values],
-        "line": {"color": colour, "dash": dash, "width": 2},
-        "hovertemplate": f"{name}, step %{{x}}: %{{y:.3g}}<extra></extra>",
-    }  # fmt: skip
+def _line(name: str, look: Look, found: Descent, values: Sequence[float]) -> dict[str, Any]:
+    shown = shortened([value if value > 0 else None for value in values])
+    return line(name, look, found.steps, shown, f"{name}, step %{{x}}: %{{y:.3g}}")
 
 
 def _figure(place: int, found: Descent, low: float, high: float) -> Figure:
     ends = [(step, gap, half) for step, gap, half in zip(found.steps, found.gap, found.half, strict=True) if gap > half]
-    band = {
-        "type": "scatter", "mode": "lines", "name": "interval", "showlegend": False, "hoverinfo": "skip", "fill": "toself",
-        "fillcolor": "@s1/0.2", "line": {"width": 0, "color": "@s1/0.2"},
-        "x": [step for step, *_ in ends] + [step for step, *_ in reversed(ends)],
-        "y": [gap + half for _, gap, half in ends] + [gap - half for _, gap, half in reversed(ends)],
-    }  # fmt: skip
-    traces = [band, _line("measured", found, found.gap, "@s1", "solid")]
+    area = band(
+        "measured", "@s1/0.2", [step for step, *_ in ends], [gap - half for _, gap, half in ends],
+        [gap + half for _, gap, half in ends], group=False,
+    )  # fmt: skip
+    traces = [area, _line("measured", Look("@s1"), found, found.gap)]
     if found.prediction is not None:
-        traces.append(_line("predicted", found, found.prediction, "@s2", "dash"))
+        traces.append(_line("predicted", Look("@s2", "dash"), found, found.prediction))
     if found.bound is not None:
-        traces.append(_line("bound", found, found.bound, "@s3", "dot"))
+        traces.append(_line("bound", Look("@s3", "dot"), found, found.bound))
     label = descent_label(found)
     return Figure(
         f"logistic-{place}", f"{label}: distance to the minimum over the steps, measured, predicted and bounded.", {"": traces},
         {"xaxis": {"title": {"text": "step"}, "type": "log", "dtick": 1}, "yaxis": {**GAP_AXIS, "range": [low, high]},
-         "height": 320, "margin": {"l": 56}, "legend": {"font": {"size": 11}}},
+         "height": 320, "margin": {"l": 56}, "legend": SMALL},
         small=True, title=plain(label),
     )  # fmt: skip
 
@@ -76,9 +69,8 @@ def logistic_section(found: Sequence[Descent]) -> Section:
     title = "Measured, predicted and bounded: logistic regression"
     if not found:
         return Section("logistic", title, missing="Left out with --no-logistic.")
-    lowest = min(value for one in found for value in one.gap if value > 0)
-    highest = max(value for one in found for value in (*one.gap, *(one.bound or [])))
-    low, high = math.log10(lowest) - 0.3, math.log10(highest) + 0.2
+    drawn = [v for one in found for v in (*one.gap, *(one.prediction or []), *(one.bound or [])) if v > 0]
+    low, high = math.log10(min(drawn)) - 0.3, math.log10(max(drawn)) + 0.2
     floors = [f"{one.floor:.3g} ± {one.floor_half:.1g}".replace("-", MINUS) for one in found]
     rows = [
         [

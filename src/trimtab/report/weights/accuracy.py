@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trimtab.report.palette import Look
@@ -12,6 +13,7 @@ from trimtab.report.parts import (
     Figure,
     Section,
     Table,
+    escaped,
     halvings,
     plain,
     seeds_sentence,
@@ -19,6 +21,7 @@ from trimtab.report.parts import (
     spread,
     state_of,
 )
+from trimtab.report.traces import band, dots, line
 from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import (
     Entry,
@@ -32,85 +35,38 @@ CONTROLS = {
     ("magnitude", "layer"): ("per layer", "dash", "square"),
     ("random", "global"): ("random", "dot", "x"),
 }
-HOVER = "%{fullData.name}, %{customdata[0]}<br><b>%{y:.1%}</b> %{customdata[1]}<extra></extra>"
+HOVER = "%{fullData.name}, %{customdata[0]}<br><b>%{y:.1%}</b> %{customdata[1]}"
 
 
-def _line(
-    entries: Sequence[Entry], name: str, look: Look, dash: str, marker: str, legend: bool = True
-) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": plain(name),
-        "legendgroup": plain(name),
-        "showlegend": legend,
-        "x": [halvings(entry.sparsity) for entry in entries],
-        "y": [entry.mean for entry in entries],
-        "customdata": [
-            [
-                sparsity_label(entry.sparsity),
-                "one seed" if entry.half is None else f"± {entry.half:.1%}, {entry.n} seeds",
-            ]
-            for entry in entries
-        ],
-        "hovertemplate": HOVER,
-        "line": {"color": look.colour, "dash": dash, "width": 2.5},
-        "marker": {"color": look.colour, "symbol": marker, "size": 8},
-    }
+def _line(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
+    data = [
+        [sparsity_label(entry.sparsity), "one seed" if entry.half is None else f"± {entry.half:.1%}, {entry.n} seeds"]
+        for entry in entries
+    ]
+    x, y = [halvings(entry.sparsity) for entry in entries], [entry.mean for entry in entries]
+    return line(name, look, x, y, HOVER, points=True, width=2.5, size=8, group=True, customdata=data)
 
 
 def _band(entries: Sequence[Entry], name: str, look: Look, opacity: float = 0.13) -> list[dict[str, Any]]:
     """The interval as an area, left out where there is one seed."""
     known = [(halvings(e.sparsity), e.low, e.high) for e in entries if e.low is not None and e.high is not None]
-    if not known:
-        return []
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": plain(name) + ", interval",
-            "legendgroup": plain(name),
-            "showlegend": False,
-            "hoverinfo": "skip",
-            "x": [x for x, _, _ in known] + [x for x, _, _ in reversed(known)],
-            "y": [high for _, _, high in known] + [low for _, low, _ in reversed(known)],
-            "fill": "toself",
-            "fillcolor": look.faint(opacity),
-            "line": {"width": 0, "color": look.faint(opacity)},
-        }
-    ]
+    return [band(name, look.faint(opacity), *zip(*known, strict=True))] if known else []
 
 
-def _dots(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
+def _seeds(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
     points = [
         (halvings(e.sparsity), value, sparsity_label(e.sparsity), seed) for e in entries for seed, value in e.values
     ]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": plain(name) + ", seeds",
-        "legendgroup": plain(name),
-        "showlegend": False,
-        "x": [x for x, *_ in points],
-        "y": [y for _, y, *_ in points],
-        "customdata": [[label, seed] for *_, label, seed in points],
-        "hovertemplate": plain(name).replace("%", "&#37;")
-        + ", %{customdata[0]}, seed %{customdata[1]}: %{y:.1%}<extra></extra>",
-        "marker": {"color": look.faint(0.55), "size": 6, "symbol": look.marker},
-    }
+    trace = dots(
+        name, replace(look, colour=look.faint(0.55)), [x for x, *_ in points], [y for _, y, *_ in points],
+        escaped(name) + ", %{customdata[0]}, seed %{customdata[1]}: %{y:.1%}", size=6, group=True, showlegend=False,
+        customdata=[[label, seed] for *_, label, seed in points],
+    )  # fmt: skip
+    return trace | {"name": f"{plain(name)}, seeds"}
 
 
-def _level(name: str, value: float, ends: Sequence[float], colour: str, dash: str) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": plain(name),
-        "legendrank": 2000,
-        "x": list(ends),
-        "y": [value, value],
-        "line": {"color": colour, "dash": dash, "width": 1.5},
-        "hovertemplate": f"{plain(name).replace('%', '&#37;')}: %{{y:.1%}}<extra></extra>",
-    }
+def _level(name: str, value: float, ends: Sequence[float], look: Look) -> dict[str, Any]:
+    return line(name, look, ends, [value, value], f"{escaped(name)}: %{{y:.1%}}", width=1.5, legendrank=2000)
 
 
 def _value_axis(study: Study, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -137,14 +93,15 @@ def _main_figure(study: Study) -> Figure:
             own = [entry for entry in entries if entry.method == method]
             if own:
                 bands += _band(own, method, look, 0.13 if len(study.looks) <= 5 else 0.06)
-                dots += [_dots(own, method, look)] if own[0].n > 1 else []
-                lines.append(_line(own, method, look, look.dash, look.marker))
+                dots += [_seeds(own, method, look)] if own[0].n > 1 else []
+                lines.append(_line(own, method, look))
         levels = []
         dense = next((e for e in entries if e.method == study.baseline and e.sparsity == 0), None)
         if dense is not None:
-            levels.append(_level(f"{study.baseline}, dense", dense.mean, axis["range"], "@s0/0.6", "2px,3px"))
+            faint = Look(study.looks[study.baseline].faint(0.6), "2px,3px")
+            levels.append(_level(f"{study.baseline}, dense", dense.mean, axis["range"], faint))
         if study.summary.chance > 0:
-            levels.append(_level("chance", study.summary.chance, axis["range"], "@muted", "8px,3px,2px,3px"))
+            levels.append(_level("chance", study.summary.chance, axis["range"], Look("@muted", "8px,3px,2px,3px")))
         states[state_of(recalibrated)] = bands + dots + levels + lines
     return Figure(
         "accuracy",
@@ -254,7 +211,7 @@ def controls_section(study: Study) -> Section:
                 ]
                 label, dash, marker = CONTROLS.get(pair, (" ".join(pair), "longdash", "diamond"))
                 if own:
-                    traces += [*_band(own, label, look), _line(own, label, look, dash, marker)]
+                    traces += [*_band(own, label, look), _line(own, label, Look(look.colour, dash, marker))]
             states[state_of(recalibrated)] = traces
         if any(states.values()):
             figures.append(

@@ -6,26 +6,35 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table, bytes_text, halvings, plain, sparsity_axis
+from trimtab.report.traces import line
 from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.summary import Latency
 
 FORMS = (
-    ("dense file", "dense_bytes", "@s0", "solid", "circle"),
-    ("gzip of the pruned dense file", "gzip_bytes", "@s2", "dash", "square"),
-    ("sparse file", "sparse_bytes", "@s1", "solid", "diamond"),
-    ("entropy bound", "bound_bytes", "@s3", "dot", "x"),
+    ("dense file", "dense_bytes", Look("@s0")),
+    ("gzip of the pruned dense file", "gzip_bytes", Look("@s2", "dash", "square")),
+    ("sparse file", "sparse_bytes", Look("@s1", "solid", "diamond")),
+    ("entropy bound", "bound_bytes", Look("@s3", "dot", "x")),
 )
 FRACTIONS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
 RATIOS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
-def _series(name: str, x: list[float], y: list[float], colour: str, dash: str, marker: str) -> dict[str, Any]:
-    return {
-        "type": "scatter", "mode": "lines+markers", "name": plain(name), "x": x, "y": y,
-        "line": {"color": colour, "dash": dash, "width": 2.5}, "marker": {"color": colour, "symbol": marker, "size": 8},
-    }  # fmt: skip
+def _series(name: str, look: Look, x: list[float], y: list[float], hover: str, data: list[list[str]]) -> dict[str, Any]:
+    return line(
+        name,
+        look,
+        x,
+        y,
+        f"%{{fullData.name}}, %{{customdata[0]}}: {hover}",
+        points=True,
+        width=2.5,
+        size=8,
+        customdata=data,
+    )
 
 
 def storage_section(study: Study) -> Section:
@@ -38,12 +47,11 @@ def storage_section(study: Study) -> Section:
     own = sorted((item for item in stored if item.method == shown), key=lambda item: item.sparsity)
     x = [halvings(item.sparsity) for item in own]
     traces = []
-    for name, field, colour, dash, marker in FORMS:
+    for name, field, look in FORMS:
         sizes = [getattr(item, field) for item in own]
-        trace = _series(name, x, [s / i.dense_bytes for s, i in zip(sizes, own, strict=True)], colour, dash, marker)
-        trace["customdata"] = [[sparsity_label(i.sparsity), bytes_text(s)] for s, i in zip(sizes, own, strict=True)]
-        trace["hovertemplate"] = "%{fullData.name}, %{customdata[0]}: %{customdata[1]} (%{y:.1%})<extra></extra>"
-        traces.append(trace)
+        shares = [size / item.dense_bytes for size, item in zip(sizes, own, strict=True)]
+        data = [[sparsity_label(item.sparsity), bytes_text(size)] for size, item in zip(sizes, own, strict=True)]
+        traces.append(_series(name, look, x, shares, "%{customdata[1]} (%{y:.1%})", data))
     last = own[-1]
     figure = Figure(
         "storage",
@@ -102,6 +110,10 @@ def break_even(points: Sequence[Latency]) -> str:
     return f"faster from about {100 * (1 - 10**-x):.0f} %, not faster below"
 
 
+def _verdict(point: Latency) -> str:
+    return "faster" if point.faster else "not faster"
+
+
 def latency_section(study: Study) -> Section:
     """Where zeros buy time, and where they do not."""
     title, points = "Latency", study.summary.latencies
@@ -113,31 +125,23 @@ def latency_section(study: Study) -> Section:
     sparsities = [point.sparsity for point in points]
     axis = sparsity_axis(sparsities)
     traces, sentences, rows = [], [], []
-    styles = (("@s1", "solid", "circle"), ("@s2", "dash", "square"), ("@s3", "dot", "diamond"), ("@s4", "dashdot", "x"))
+    styles = (Look("@s1"), Look("@s2", "dash", "square"), Look("@s3", "dot", "diamond"), Look("@s4", "dashdot", "x"))
     for place, ((what, batch), own) in enumerate(groups.items()):
         own = sorted(own, key=lambda item: item.sparsity)
         name = f"{what}, batch {batch}"
-        trace = _series(name, [halvings(i.sparsity) for i in own], [i.ratio for i in own], *styles[place % len(styles)])
-        trace["customdata"] = [[sparsity_label(i.sparsity), "faster" if i.faster else "not faster"] for i in own]
-        trace["hovertemplate"] = "%{fullData.name}, %{customdata[0]}: %{y:.2f}x, %{customdata[1]}<extra></extra>"
-        traces.append(trace)
+        x, data = [halvings(i.sparsity) for i in own], [[sparsity_label(i.sparsity), _verdict(i)] for i in own]
+        look = styles[place % len(styles)]
+        traces.append(_series(name, look, x, [i.ratio for i in own], "%{y:.2f}x, %{customdata[1]}", data))
         sentences.append(f"{name}: {break_even(own)}.")
         rows += [
             [
                 Cell(what), Cell(str(batch), batch), Cell(sparsity_label(i.sparsity), i.sparsity),
                 Cell(f"{i.ratio:.2f}x", round(i.ratio, 4)),
-                Cell("faster" if i.faster else "not faster", note="good" if i.faster else "bad"),
+                Cell(_verdict(i), note="good" if i.faster else "bad"),
             ]
             for i in own
         ]  # fmt: skip
-    line = {"color": "@ink", "width": 1.5, "dash": "4px,3px"}
-    traces.insert(
-        0,
-        {
-            "type": "scatter", "mode": "lines", "name": "break-even", "x": axis["range"], "y": [1, 1], "line": line,
-            "hoverinfo": "skip",
-        },
-    )  # fmt: skip
+    traces.insert(0, line("break-even", Look("@ink", "4px,3px"), axis["range"], [1, 1], None, width=1.5))
     figure = Figure(
         "latency",
         "Time of a dense layer over the time of its sparse (CSR) form, on the machine that ran the study; above 1 the "
@@ -155,6 +159,11 @@ def latency_section(study: Study) -> Section:
     return Section("latency", title, sentences, [figure], [table])
 
 
+def _broken(label: str) -> str:
+    """A label in two lines where it has settings in brackets."""
+    return plain(label).replace("[", "<br>[", 1)
+
+
 def cost_section(study: Study) -> Section:
     """Time of a training step of each method relative to the plain optimizer's."""
     title, costs = "Cost of a training step", study.summary.costs
@@ -169,21 +178,21 @@ def cost_section(study: Study) -> Section:
         {
             "": [
                 {
-                    "type": "bar", "orientation": "h", "x": [c.ratio for c in costs], "y": [plain(c.method) for c in costs],
+                    "type": "bar", "orientation": "h", "x": [c.ratio for c in costs], "y": [_broken(c.method) for c in costs],
                     "text": [f"{c.ratio:.2f}x" for c in costs], "textposition": "outside", "cliponaxis": False,
                     "marker": {"color": colours}, "hovertemplate": "%{y}: %{x:.3f}x<extra></extra>", "showlegend": False,
                 }
             ]
         },
         {
-            "xaxis": {"title": {"text": "time of a step / plain step"},
+            "xaxis": {"title": {"text": "time / plain step"},
                       "range": [0, 1.15 * max(longest, 1)], "ticksuffix": "x"},
             "yaxis": {"autorange": "reversed", "type": "category", "automargin": True, "ticksuffix": "  "},
             "shapes": [
                 {"type": "line", "layer": "below", "x0": 1, "x1": 1, "yref": "paper", "y0": 0, "y1": 1,
                  "line": {"color": "@ink", "width": 1.5, "dash": "4px,3px"}}
             ],
-            "height": 110 + 34 * len(costs), "bargap": 0.35,
+            "height": 110 + 38 * len(costs), "bargap": 0.35, "margin": {"r": 36},
         },
     )  # fmt: skip
     rows = [

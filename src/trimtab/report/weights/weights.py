@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, plain, seeds_sentence
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, seeds_sentence
+from trimtab.report.traces import line
 from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import Estimate, estimate, paired_difference
 from trimtab.studies.summary import Histogram
@@ -30,16 +31,12 @@ def _density(histograms: Sequence[Histogram]) -> tuple[list[float], list[float]]
 
 def _trace(method: str, own: Sequence[Histogram], look: Look, log: bool) -> dict[str, Any]:
     middles, density = _density(own)
-    return {
-        "type": "scatter", "mode": "lines", "name": plain(method), "x": middles,
-        "y": [(value or None) if log else value for value in density],
-        "line": {"color": look.colour, "dash": look.dash, "width": 2, "shape": "hvh"},
-        "hovertemplate": "%{fullData.name}: density %{y:.3g} at %{x:.2f}<extra></extra>",
-    }  # fmt: skip
+    y = [(value or None) if log else value for value in density]
+    return line(method, look, middles, y, "%{fullData.name}: density %{y:.3g} at %{x:.2f}", shape="hvh")
 
 
 def _number(found: Estimate, digits: int, scale: float = 1.0, signed: bool = False) -> str:
-    text = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}".replace("-", MINUS)
     return text if found.half is None else f"{text} ± {scale * found.half:.{digits}f}"
 
 
