@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 USER_STAMP := $(VENV)/.installed
 STAMP := $(VENV)/.installed-dev
 
-.PHONY: help setup demo test test-slow fuzz lint bench docs clean
+.PHONY: help setup demo test test-slow fuzz lint bench gpu docs clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ lint: $(STAMP)  ## style, types, import contracts
 
 bench: $(STAMP)  ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do case $$script in */harness.py|*/table.py|*evidence*) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done; $(BIN)/python benchmarks/table.py
+
+gpu:  ## tests, speed, a study on a GPU in eight minutes, with the Python at hand (ARGS=--dry: on the CPU at toy size)
+	@if test -x $(BIN)/python; then $(BIN)/python benchmarks/gpu/run.py --out gpu-results $(ARGS); else $(PYTHON) benchmarks/gpu/run.py --out gpu-results $(ARGS); fi
 
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,0 +1,242 @@
+"""The script for the GPU: its dry run, its data, its wheels, its archives, and the pages that it fills."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "benchmarks" / "gpu"
+MOST = 16 * 2**20
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports one of the scripts, as they import each other."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(SCRIPTS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=1500)
+
+
+def checked(out: Path) -> dict:
+    """The results, after looking at what lies beside them."""
+    files = sorted(file.name for file in out.iterdir())
+    assert "results.json" in files
+    assert len(files) <= 5
+    assert all(file.is_file() and file.stat().st_size < MOST for file in out.iterdir())
+    return json.loads((out / "results.json").read_text())
+
+
+def problems(part: dict) -> list[str]:
+    return [row["question"] for row in part["rows"] if "error" in row or "missing" in row]
+
+
+def test_the_dry_run_does_every_part(tmp_path):
+    """On the CPU at toy size: all parts end well, no row is an error, every bar is there and unjudged."""
+    ended = run("--dry", "--minutes", "30", "--out", str(tmp_path / "out"))
+    results = checked(tmp_path / "out")
+    assert {name: (part["status"], problems(part)) for name, part in results["parts"].items()} == {
+        name: ("done", []) for name in ("suite", "speed", "study", "medclm")
+    }, ended.stdout + ended.stderr
+    assert ended.returncode == 0
+    assert results["dry"]
+    assert results["machine"]["torch"]
+    bars = {row["bar"] for row in results["parts"]["speed"]["rows"] if "bar" in row}
+    assert bars == {"<= 1.05", "<= 1.02", "== 0", "<= 2.05", "<= 1.15", ">= 0.6", ">= 0.4", "<= 3"}
+    assert all(row["met"] is None for part in results["parts"].values() for row in part["rows"] if "bar" in row)
+    with tarfile.open(tmp_path / "out" / "study.tar.gz") as archive:
+        names = archive.getnames()
+    assert {"study/summary.json", "study/report.html", "study/runs/l1+cram+/seed0/pruning-test.json"} <= set(names)
+    assert not [name for name in names if name.endswith((".safetensors", ".npz"))]
+
+
+def test_without_a_gpu_each_part_says_so_and_nothing_is_measured(tmp_path):
+    ended = run("--minutes", "1", "--out", str(tmp_path), CUDA_VISIBLE_DEVICES="")
+    parts = checked(tmp_path)["parts"]
+    assert ended.returncode == 1
+    assert {part["status"] for part in parts.values()} == {"not run: torch sees no GPU; --dry runs on the CPU"}
+
+
+def test_a_machine_without_torch_is_reported(tmp_path):
+    """A torch that cannot be imported, which is what a machine without it looks like."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')"
+    )
+    ended = run("--dry", "--minutes", "1", "--out", str(tmp_path / "out"), PYTHONPATH=str(tmp_path / "broken"))
+    parts = checked(tmp_path / "out")["parts"]
+    assert ended.returncode == 1
+    assert {part["status"] for part in parts.values()} == {"not run: ModuleNotFoundError: No module named 'torch'"}
+
+
+def part_script(folder: Path, text: str) -> None:
+    """A folder of scripts whose part `speed` is `text`."""
+    for file in SCRIPTS.glob("*.py"):
+        (folder / file.name).write_text(file.read_text())
+    (folder / "speed.py").write_text("from part import start\n" + text + '\nstart("speed", main)\n')
+    (folder / "device.py").write_text('print(\'{"torch": "none", "gpu": "a toy"}\')')
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("    import time; time.sleep(60)", "stopped at its limit"),
+        ("    import os; os.kill(os.getpid(), 9)", "failed with exit code -9"),
+        ("    raise RuntimeError('no')", "failed with exit code 1"),
+        ("    import surely_not_there", "missing: surely_not_there"),
+    ],
+)
+def test_a_part_that_ends_badly_keeps_its_rows(body, status, tmp_path, script, monkeypatch):
+    (tmp_path / "benchmarks" / "gpu").mkdir(parents=True)
+    part_script(tmp_path / "benchmarks" / "gpu", f"def main(part):\n    part.row('first', 1.5, '<= 2')\n{body}")
+    runner = script("run")
+    monkeypatch.setattr(runner, "HERE", tmp_path / "benchmarks" / "gpu")
+    monkeypatch.setattr(runner, "GRACE", 0.5)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "work").mkdir()
+    one = runner.Run(tmp_path / "out", 1.0, False)
+    runner.run_part(one, "speed", 2.0, tmp_path / "work", [], dict(os.environ))
+    part = checked(tmp_path / "out")["parts"]["speed"]
+    assert part["status"] == status
+    assert part["rows"][0] == {"question": "first", "value": 1.5, "bar": "<= 2", "met": True}
+    assert (tmp_path / "out" / "speed.tar.gz").is_file()
+
+
+def test_a_group_that_fails_costs_itself_alone(script, tmp_path):
+    part = script("part").Part("toy", tmp_path, 100.0)
+
+    def bad(_):
+        raise ValueError("bad luck")
+
+    def lacking(_):
+        import surely_not_there  # noqa: F401
+
+    part.group("first", bad)
+    part.group("second", lacking)
+    part.group("third", "nowhere:at_all")
+    part.group("fourth", lambda one: one.row("fine", 3.0, ">= 4"))
+    part.group("fifth", bad, least=1000.0)
+    rows = script("packing").rows_of(tmp_path)
+    assert [set(row) - {"question"} for row in rows] == [
+        {"error"}, {"missing"}, {"missing"}, {"value", "bar", "met"}, {"left_out"}
+    ]  # fmt: skip
+    assert rows[0]["error"] == "ValueError: bad luck"
+    assert rows[3]["met"] is False
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out(script, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "a"}\n{"quest')
+    assert script("packing").rows_of(tmp_path) == [{"question": "a"}]
+
+
+def test_an_archive_stays_below_its_limit_and_says_what_it_left(script, tmp_path):
+    folder = tmp_path / "part"
+    (folder / "runs").mkdir(parents=True)
+    (folder / "runs" / "small.json").write_text("{}")
+    (folder / "large.bin").write_bytes(os.urandom(5000))
+    (folder / "model.safetensors").write_bytes(b"w" * 10)
+    assert script("packing").pack(folder, tmp_path / "part.tar.gz", most=4000) == ["part/large.bin"]
+    with tarfile.open(tmp_path / "part.tar.gz") as archive:
+        assert archive.getnames() == ["part/runs/small.json"]
+
+
+def test_images_are_packed_bit_for_bit_and_read_as_cifar10(script, tmp_path):
+    """Noise and smooth pictures; the expanded file is one that the data set's own reader takes."""
+    data = script("data")
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    y, x = np.mgrid[:32, :32]
+    smooth = np.stack([np.stack([y * 4, x * 7, y + x], -1) + k for k in range(20)]).astype(np.uint8)
+    for images in (noise, smooth):
+        assert np.array_equal(data.unpacked(data.packed(images), images.shape), images)
+    assert len(data.packed(smooth)) < smooth.size / 20
+    labels = np.arange(20, dtype=np.uint8) % 10
+    arrays = {"train": data.packed(noise), "train_labels": labels, "test": data.packed(smooth), "test_labels": labels}
+    np.savez(tmp_path / "small.npz", **arrays)
+    assert data.expand(tmp_path / "small.npz", tmp_path / "plain.npz") == (20, 20)
+    from trimtab import datasets
+
+    found = datasets.load("cifar10", root=tmp_path / "plain.npz", validation=0.5)
+    assert np.array_equal(found.test.images.permute(0, 2, 3, 1).numpy(), smooth)
+
+
+def wheel(folder: Path, name: str, content: str) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        archive.writestr(content, "value = 1\n")
+
+
+def test_only_missing_packages_come_from_wheels(script, tmp_path):
+    wheels = script("wheels")
+    (tmp_path / "wheels").mkdir()
+    wheel(tmp_path / "wheels", "surely_not_there-1.0-py3-none-any.whl", "surely_not_there.py")
+    wheel(tmp_path / "wheels", "numpy-0.1-py3-none-any.whl", "numpy.py")
+    wheel(tmp_path / "wheels", "of_another-1.0-cp39-cp39-manylinux_2_17_x86_64.whl", "of_another.py")
+    assert wheels.unpack_missing(tmp_path / "wheels", tmp_path / "path") == ["surely-not-there"]
+    assert [file.name for file in (tmp_path / "path").iterdir()] == ["surely_not_there.py"]
+    assert wheels.fits(Path("safetensors-0.8.0-cp38-abi3-manylinux_2_17_x86_64.whl"), (3, 12), "x86_64")
+    assert not wheels.fits(Path("safetensors-0.8.0-cp38-abi3-macosx_11_0_arm64.whl"), (3, 12), "x86_64")
+
+
+def of_a_gpu() -> dict:
+    rows = [
+        {"question": "step with VAR | plain", "value": 1.031, "bar": "<= 1.05", "met": True},
+        {"question": "step with SAM", "value": 2.2, "bar": "<= 2.05", "met": False},
+        {"question": "copy, GB/s", "value": 2900.0},
+    ]
+    study = [
+        {"question": "l1: test accuracy by sparsity, recalibrated", "accuracy": {"0": 0.91, "0.98": 0.4}, "epochs": 30}
+    ]
+    suite = [{"question": "tests passed", "value": 150.0, "failed": 1, "errors": 0, "skipped": 2}]
+    parts = {"suite": suite, "speed": rows, "study": study, "medclm": []}
+    return {
+        "dry": False, "started": "2026-01-02T03:04:05+00:00",
+        "machine": {"gpu": "A GPU", "torch": "2.13.0", "cuda": "13.0", "driver_version": "600.1"},
+        "parts": {n: {"status": "done" if n != "medclm" else "missing: peft", "rows": r} for n, r in parts.items()},
+    }  # fmt: skip
+
+
+def test_the_pages_hold_what_the_script_writes(script):
+    readme: ModuleType = script("readme")
+    results = readme.load()
+    for page, text in (("README.md", readme.section(results)), ("benchmarks/README.md", readme.table(results))):
+        content = (ROOT / page).read_text(encoding="utf-8")
+        assert content == readme.filled(content, text), f"{page}: run python benchmarks/gpu/readme.py"
+
+
+def test_results_of_a_gpu_become_tables(script):
+    readme = script("readme")
+    text = readme.section(of_a_gpu())
+    assert "A GPU, driver 600.1, torch 2.13.0, CUDA 13.0, 2026-01-02" in text
+    assert "150 passed, 1 failed, 2 skipped" in text
+    assert "| step with VAR \\| plain | 1.03 | <= 1.05 | met |" in text
+    assert "| step with SAM | 2.2 | <= 2.05 | **missed** |" in text
+    assert "copy" not in text
+    assert "| l1 | 91.0 | 40.0 |" in text
+    assert "Not complete: medclm (missing: peft)." in text
+    assert "| speed | copy, GB/s | 2.9e+03 |" in readme.table(of_a_gpu())
+    assert "Not measured yet" in readme.section(None)
+
+
+@pytest.mark.parametrize("change", [{"dry": True}, {"machine": {"gpu": None}}])
+def test_results_that_are_not_of_a_gpu_are_refused(script, change):
+    with pytest.raises(ValueError, match="not of a GPU"):
+        script("readme").measured(of_a_gpu() | change)
