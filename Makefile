@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 PIP := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 USER_STAMP := $(VENV)/.installed
 STAMP := $(VENV)/.installed-dev
@@ -45,8 +46,8 @@ lint: $(STAMP)  ## style, types, import contracts
 bench: $(STAMP)  ## every benchmark, one after the other
 	@for script in benchmarks/*.py; do case $$script in */harness.py|*/table.py|*evidence*) ;; *) echo "== $$script"; $(BIN)/python $$script || exit 1;; esac; done; $(BIN)/python benchmarks/table.py
 
-gpu:  ## tests, speed, a study on a GPU in eight minutes, with the Python at hand (ARGS=--dry: on the CPU at toy size)
-	@if test -x $(BIN)/python; then $(BIN)/python benchmarks/gpu/run.py --out gpu-results $(ARGS); else $(PYTHON) benchmarks/gpu/run.py --out gpu-results $(ARGS); fi
+gpu:  ## tests, speed and a study on a GPU in eight minutes, with the Python at hand (ARGS=--dry: on a CPU at toy size)
+	$(GPU_PYTHON) benchmarks/gpu/run.py --out gpu-results $(ARGS)
 
 docs: $(STAMP)  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

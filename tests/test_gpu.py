@@ -112,7 +112,7 @@ def test_a_part_that_ends_badly_keeps_its_rows(body, status, tmp_path, script, m
     (tmp_path / "out").mkdir()
     (tmp_path / "work").mkdir()
     one = runner.Run(tmp_path / "out", 1.0, False)
-    runner.run_part(one, "speed", 2.0, tmp_path / "work", [], dict(os.environ))
+    runner.run_part(one, "speed", 5.0, tmp_path / "work", [], dict(os.environ))
     part = checked(tmp_path / "out")["parts"]["speed"]
     assert part["status"] == status
     assert part["rows"][0] == {"question": "first", "value": 1.5, "bar": "<= 2", "met": True}
@@ -240,3 +240,29 @@ def test_results_of_a_gpu_become_tables(script):
 def test_results_that_are_not_of_a_gpu_are_refused(script, change):
     with pytest.raises(ValueError, match="not of a GPU"):
         script("readme").measured(of_a_gpu() | change)
+
+
+@pytest.mark.slow
+def test_runs_are_timed_side_by_side(script, tmp_path):
+    """Two processes on the CPU: the first alone, then both."""
+    study, data = script("study"), script("data")
+    data.drawn(tmp_path / "plain.npz", train=200)
+    part = script("part").Part("study", tmp_path, 300.0, dry=True)
+    base = study.recipe(part, tmp_path / "plain.npz").with_settings({"data.batch_size": 4})
+    jobs, seconds = study.side_by_side(part, base, processes=2, steps=4)
+    (row,) = script("packing").rows_of(tmp_path)
+    assert jobs == (2 if row["value"] > 1.05 else 1)
+    assert seconds == pytest.approx(row["step_ms_side_by_side" if jobs == 2 else "step_ms"] / 1e3, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_study_whose_time_is_up_keeps_what_it_has(script, tmp_path, monkeypatch):
+    """All runs at a length that none reaches: no report, a row that says so, and the part ends."""
+    study = script("study")
+    part = script("part").Part("study", tmp_path, 60.0, dry=True)
+    longer = study.recipe
+    monkeypatch.setattr(study, "recipe", lambda *given: longer(*given).with_settings({"epochs": 10**4}))
+    monkeypatch.setattr(type(part), "left", property(lambda self: -1.0))
+    study.main(part)
+    (row,) = script("packing").rows_of(tmp_path)
+    assert row["left_out"] == "time was up with 0 of 2 runs finished"

@@ -144,12 +144,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.0, help="all parts together (default 8)")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="results.json and one archive per part")
     parser.add_argument("--data", type=Path, default=HERE / "data.npz", help="CIFAR-10 as data.py writes it")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels for packages that are missing")
+    parser.add_argument(
+        "--wheels", type=Path, help="folder of wheels for missing packages (default wheels/ beside this)"
+    )
     parser.add_argument("--parts", nargs="+", choices=list(SHARES), default=list(SHARES), help="default all")
     parser.add_argument("--dry", action="store_true", help="the same on the CPU at toy size; its figures say nothing")
     given = parser.parse_args()
     if given.minutes <= 0:
         parser.error(f"--minutes must be above 0, got {given.minutes}")
+    if given.wheels is None and (HERE / "wheels").is_dir():
+        given.wheels = HERE / "wheels"
     if given.wheels is not None and not given.wheels.is_dir():
         parser.error(f"--wheels {given.wheels} is no folder")
     return given

@@ -157,8 +157,7 @@ def finished(part: Part, folder: Path, known: set[str]) -> None:
 
 def main(part: Part) -> None:
     """Data, how many at once, how many epochs, the runs, summary and report."""
-    from trimtab.studies import Summary, assemble, compare
-    from trimtab.studies.comparison import run_folders
+    from trimtab.studies import compare
 
     plain = part.folder / "cifar10.npz"
     if part.dry:
@@ -202,16 +201,26 @@ def main(part: Part) -> None:
     for checkpoint in part.folder.rglob("*checkpoint*"):
         shutil.rmtree(checkpoint, ignore_errors=True) if checkpoint.is_dir() else checkpoint.unlink()
     if known:
-        summary: Summary = assemble(run_folders(part.folder / "runs"), part.folder, name="gpu: cifar10-resnet18")
-        summary.write(part.folder / "summary.json")
-        part.group("report", lambda _: _report(summary, part.folder / "report.html"))
+        part.group("summary", summarise)
+        part.group("report", report)
     return None
 
 
-def _report(summary: Any, file: Path) -> None:
-    from trimtab.report import render
+def summarise(part: Part) -> None:
+    """`summary.json` of the runs that were finished."""
+    from trimtab.studies import assemble
+    from trimtab.studies.comparison import run_folders
 
-    render(summary, file)
+    found = assemble(run_folders(part.folder / "runs"), part.folder, name="gpu: cifar10-resnet18")
+    found.write(part.folder / "summary.json")
+
+
+def report(part: Part) -> None:
+    """`report.html`; where plotly is missing `trimtab report` makes it at home, from the run folders."""
+    from trimtab.report import render
+    from trimtab.studies import Summary
+
+    render(Summary.read(part.folder / "summary.json"), part.folder / "report.html")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,6 @@ def fill(folder: Path) -> int:
     """Download the wheels; their bytes together."""
     folder.mkdir(parents=True, exist_ok=True)
     constraints = Path(__file__).resolve().parents[2] / "constraints.txt"
-    # `-c` would bind pydantic-core to nothing that constraints.txt names: its version is what the pinned pydantic asks for.
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "-c", str(constraints)]
         for version in PYTHONS:

@@ -12,12 +12,15 @@ Steps = Callable[..., list[Tensor]]
 
 
 class Net(nn.Module):
-    """Convolution, BatchNorm, a transposed convolution, a grouped one, Linear layers."""
+    """Convolution, BatchNorm, a transposed convolution, a grouped one, Linear layers.
+
+    No bias stands before the BatchNorm: its gradient would be rounding alone, which AdamW blows up to a step.
+    """
 
     def __init__(self, norm: bool = True) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(),
+            nn.Conv2d(3, 8, 3, padding=1, bias=not norm), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(),
             nn.ConvTranspose2d(8, 8, 2, stride=2), nn.Conv2d(8, 8, 3, stride=2, groups=2), nn.ReLU(),
             nn.AdaptiveAvgPool2d(2), nn.Flatten(),
         )  # fmt: skip

@@ -91,4 +91,4 @@ def test_state_moves_to_the_device_and_a_resumed_run_goes_on(device):
     other.load_state_dict(state["model"])
     second.base.load_state_dict(state["base"])
     second.handle.load_state_dict(state["levers"])
-    assert_close(steps_of(second, other, device, 3), whole, 1e-6)
+    assert_close(steps_of(second, other, device, 3), whole, 1e-5)

@@ -65,6 +65,7 @@ def test_recalibration_equals_the_cpus(device):
 
 
 def test_the_trackers_rows_equal_the_cpus(device):
+    pytest.importorskip("pyarrow", reason="rows are tables of pyarrow")
     tables = {}
     for place in (CPU, device):
         model = network(place)
@@ -90,7 +91,7 @@ def test_curvature_equals_the_cpus(kind, device):
         vector = torch.linspace(-1, 1, matrix.objective.size, dtype=torch.float64, device=place)
         values[place] = [
             (matrix @ vector).cpu(),
-            torch.tensor(top_eigenvalues(matrix, k=1, seed=0).values).cpu().double(),
+            torch.tensor(top_eigenvalues(matrix, k=1, tolerance=1e-6).values).cpu().double(),
         ]
     assert_close(values[device], values[CPU], 1e-6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -55,8 +56,9 @@ def test_a_tracked_step_between_flushes_does_not_wait(track, device):
     with no_waiting(device):
         for _ in range(5):
             step()
-    rows = tracker.table().to_pylist()  # may wait
-    assert {row["step"] for row in rows} == set(range(6))
+    assert tracker.step == 6
+    if find_spec("pyarrow") is not None:  # a table may wait
+        assert {row["step"] for row in tracker.table().to_pylist()} == set(range(6))
 
 
 def test_var_does_not_wait(device):
