@@ -1,4 +1,4 @@
-"""Autoscale, Centralize and ZScore against torch's clip_grad_norm_: many small tensors, few big ones."""
+"""Autoscale, Centralize, ZScore and PerpendicularGradient against torch's clip_grad_norm_: many small tensors, few big ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from harness import interleaved, peak_extra_bytes, record
 from torch import Tensor, nn
 
-from trimtab.gradients import Autoscale, Centralize, ClipNorm, GradientTransform, ZScore
+from trimtab.gradients import Autoscale, Centralize, ClipNorm, GradientTransform, PerpendicularGradient, ZScore
 from trimtab.parameters import entries
 
 SETS: dict[str, list[tuple[int, ...]]] = {
@@ -23,6 +23,7 @@ TRANSFORMS: dict[str, Callable[[], GradientTransform]] = {
     "ZScore": ZScore,
     "ZScore by channel": lambda: ZScore("channel"),
     "ClipNorm": lambda: ClipNorm(1e9),
+    "PerpendicularGradient": PerpendicularGradient,
 }
 
 
@@ -42,14 +43,19 @@ def cpu_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return {label: timing.cpu_median for label, timing in interleaved(calls, repeats=15).items()}
 
 
-def expected(label: str, gradients: list[Tensor]) -> list[Tensor]:
+def expected(label: str, held: list[nn.Parameter]) -> list[Tensor]:
     """The first step of each transform in float64, the plain way."""
     result = []
-    for gradient in gradients:
-        exact = gradient.double()
+    for parameter in held:
+        assert parameter.grad is not None
+        exact, weight = parameter.grad.double(), parameter.detach().double()
         rows = exact.flatten(1)
         if label == "ClipNorm":
             result.append(exact)
+            continue
+        if label == "PerpendicularGradient":
+            left = exact - (weight * exact).sum() / weight.square().sum() * weight
+            result.append(left * exact.norm() / left.norm())
             continue
         dims = 1 if label == "Centralize" or label.endswith("by channel") else (0, 1)
         centred = rows - rows.mean(dims, keepdim=True)
@@ -67,7 +73,7 @@ def measure(name: str) -> list[dict[str, Any]]:
     for label, make in TRANSFORMS.items():
         held, transform = parameters(name), make()
         known = entries(held)
-        wanted = expected(label, [parameter.grad for parameter in held if parameter.grad is not None])
+        wanted = expected(label, held)
         transform.before_step(known)
         for parameter, value in zip(held, wanted, strict=True):
             assert float((parameter.grad - value).abs().max() / value.abs().max()) < 1e-4, label

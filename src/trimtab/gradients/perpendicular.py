@@ -103,8 +103,8 @@ class PerpendicularGradient(GradientTransform):
             elif by_channel:
                 weights += items_of(entry, weight)
                 gradients += items_of(entry, gradient)
-            elif (sums := self._project_flat_(gradient, weight)) is not None:
-                flat.append(sums)
+            elif (done := self._project_flat_(gradient, weight)) is not None:
+                flat.append(done)
             else:
                 weights.append(Item(weight, None))
                 gradients.append(Item(gradient, None))
@@ -135,7 +135,9 @@ class PerpendicularGradient(GradientTransform):
         if rows.ndim != 1 or others.ndim != 1 or not len(rows):
             return None
         whole = len(rows) <= PIECE
-        pairs = [(rows, others)] if whole else list(zip(rows.split(PIECE), others.split(PIECE), strict=True))
+        pairs = (
+            [(rows, others)] if whole else list(zip(torch.split(rows, PIECE), torch.split(others, PIECE), strict=True))
+        )
         both, along, own = 0.0, 0.0, 0.0
         for row, other in pairs:
             both += other.dot(other).item()
@@ -203,7 +205,7 @@ def _subtract_(rows: Sequence[Tensor], others: Sequence[Tensor], sums: Tensor) -
 def _products(rows: Tensor, others: Tensor) -> Tensor:
     """`<rows, others>` of each unit from float32 sums, shape (units, 1), float64."""
     if rows.shape[0] == 1 and rows.is_contiguous() and others.is_contiguous():
-        pairs = zip(rows.view(-1).split(PIECE), others.view(-1).split(PIECE), strict=True)
+        pairs = zip(torch.split(rows.view(-1), PIECE), torch.split(others.view(-1), PIECE), strict=True)
         return torch.stack([torch.dot(*pair) for pair in pairs]).sum(0, dtype=torch.float64).view(1, 1)
     return (rows * others).flatten(1).sum(1, keepdim=True).double()
 
@@ -217,7 +219,7 @@ def _exact(rows: Tensor, others: Tensor) -> Tensor:
     for first in range(0, units if number else 0, step):
         here = slice(first, first + step)
         for gradient, weight in zip(
-            rows[here].flatten(1).split(width, 1), others[here].flatten(1).split(width, 1), strict=True
+            torch.split(rows[here].flatten(1), width, 1), torch.split(others[here].flatten(1), width, 1), strict=True
         ):
             wide, along = gradient.double(), weight.double()
             found[here] += torch.stack([along.square().sum(1), (along * wide).sum(1), wide.square().sum(1)], 1)
