@@ -62,6 +62,7 @@ def run(arguments: Sequence[str]) -> int:
                 RunFolder(outcome.folder),
                 recipe=outcome.variant.recipe,
                 label=outcome.variant.label,
+                varied=outcome.variant.varied,
                 split="validation",
             ).rows,
         )

@@ -83,7 +83,10 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | No
         run = train(variant.recipe, folder, report)
         for split in splits:
             _show(shown, f"1 1 pruning on {split}")
-            prune_run(run, recipe=variant.recipe, label=variant.label, split=split, data=load_data(variant.recipe))
+            prune_run(
+                run, recipe=variant.recipe, label=variant.label, varied=variant.varied, split=split,
+                data=load_data(variant.recipe),
+            )  # fmt: skip
     except KeyboardInterrupt:
         raise
     except bad_input(ArithmeticError) as error:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
 from trimtab import datasets, pruning
@@ -41,6 +42,18 @@ class PrunedRun(Record):
     storage: list[Storage]
     histogram: Histogram
     left_out: dict[str, str]
+    varied: list[str] = Field(
+        description="dotted names of the recipe's fields that the run's study gives several values"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, data: Any) -> Any:
+        """Files of versions that kept what is varied in the label alone, as `var[var.strength=1e-5,...]`."""
+        if isinstance(data, dict) and "varied" not in data:
+            inside = str(data.get("settings", {}).get("label", "")).partition("[")[2].rstrip("]")
+            data = {**data, "varied": [item.partition("=")[0] for item in inside.split(",") if item]}
+        return data
 
 
 @contextmanager
@@ -132,6 +145,7 @@ def prune_run(
     *,
     recipe: Recipe | None = None,
     label: str | None = None,
+    varied: Sequence[str] = (),
     split: Split = "test",
     data: datasets.DataSet | None = None,
     report: Callable[[str], None] | None = None,
@@ -146,6 +160,7 @@ def prune_run(
         folder: a finished run.
         recipe: the run's recipe with other `pruning` settings; default the folder's own.
         label: name of the method in the rows; default its method and transforms.
+        varied: dotted names of the recipe's fields that the study gives several values.
         split: what to measure on. Settings are chosen on "validation"; "test" is for the final figures.
         data: the loaded data set, when the caller has it.
         report: called with a short text before each measurement.
@@ -250,6 +265,8 @@ def prune_run(
         variance_of_magnitude=weights.variance_of_magnitude,
         root_mean_square=weights.root_mean_square,
     )
-    result = PrunedRun(settings=settings, rows=rows, storage=storage, histogram=histogram, left_out=left_out)
+    result = PrunedRun(
+        settings=settings, rows=rows, storage=storage, histogram=histogram, left_out=left_out, varied=list(varied)
+    )
     write_text(file, result.model_dump_json(indent=1) + "\n")
     return result

@@ -18,10 +18,17 @@ def safe_name(label: str) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """One run of a study."""
+    """One run of a study.
+
+    Attributes:
+        label: its name in tables and figures.
+        recipe: what is run.
+        varied: dotted names of the recipe's fields that the study gives several values.
+    """
 
     label: str
     recipe: Recipe
+    varied: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -97,5 +104,5 @@ def variants(
                 label = f"{method}[{shown}]" if shown else method
                 if (label, seed) not in found:
                     made = recipe.with_settings({**settings, "method": method, "seed": seed})
-                    found[label, seed] = Variant(label, made)
+                    found[label, seed] = Variant(label, made, tuple(settings))
     return list(found.values())

@@ -17,7 +17,7 @@ from trimtab.studies.precision.conclusions import (
     paired,
     quality,
 )
-from trimtab.studies.precision.records import gather, quality_on_test, shrinkage_curves
+from trimtab.studies.precision.records import PrecisionStudy, gather, quality_on_test, shrinkage_curves
 from trimtab.studies.precision.variants import FormatStudy, format_variants
 from trimtab.studies.statistics import estimate
 
@@ -92,6 +92,27 @@ def test_quality_and_differences_are_paired_over_seeds() -> None:
     assert found == estimate(
         [run.test_accuracy - full[run.seed] for run in study.of("int4") if run.status == "finished"]
     )  # type: ignore[operator]
+
+
+def test_documents_that_know_the_labels_alone_are_read() -> None:
+    file = Path(__file__).parents[3] / "docs/evidence/precision-cifar10-resnet20.json"
+    study = PrecisionStudy.read(file)
+    assert all(run.setting.text() == run.label for run in study.runs)
+    assert {run.step_factor for run in study.runs} == {1.0, 2.0}
+    found = {(one.what, one.label, one.against) for one in comparisons(study)}
+    assert ("a step 2 times as long", "full, step x2", "full") in found
+    assert PrecisionStudy.model_validate(study.model_dump(by_alias=True)) == study
+
+
+def test_comparisons_look_at_settings_and_not_at_labels() -> None:
+    """Labels in another language change nothing."""
+    study = precision_study()
+    runs = [run.model_copy(update={"label": f"Format {study.labels.index(run.label)}"}) for run in study.runs]
+    found = {(one.what, one.label, one.against) for one in comparisons(study.model_copy(update={"runs": runs}))}
+    assert found == {
+        ("MX scaling", "Format 3", "Format 2"), ("stochastic rounding", "Format 4", "Format 2"),
+        ("compensation", "Format 5", "Format 2"), ("a step 2 times as long", "Format 6", "Format 2"),
+    }  # fmt: skip
 
 
 def test_comparisons_are_pairs_that_differ_in_one_part() -> None:

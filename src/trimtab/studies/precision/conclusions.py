@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from trimtab.studies.precision.records import FormatRun, PrecisionStudy
-from trimtab.studies.precision.variants import BASELINE
+from trimtab.studies.precision.variants import BASELINE, PLAIN, Setting
 from trimtab.studies.statistics import Estimate, estimate
 
-EXTRAS = {
-    "stochastic": "stochastic rounding", "toward zero": "rounding toward zero", "tensor": "one scale per tensor",
-    "channel": "one scale per channel", "block": "one scale per block", "mx": "MX scaling", "compensated": "compensation",
+IN_WORDS = {
+    "stochastic": "stochastic rounding", "toward_zero": "rounding toward zero", "tensor": "one scale per tensor",
+    "channel": "one scale per channel", "block": "one scale per block", "mx": "MX scaling", True: "compensation",
 }  # fmt: skip
-"""Parts of a label that each stand for one setting, in words."""
+"""Values of one setting, in words."""
 
 
 @dataclass(frozen=True)
@@ -90,30 +90,24 @@ def quality(study: PrecisionStudy, label: str) -> Quality:
 
 
 def comparisons(study: PrecisionStudy) -> list[Compared]:
-    """Every pair of labels of which one has one part more than the other.
-
-    Labels are made by `variant_label`: the format first, then what differs from the plain way.
-    """
-    parts = {label: label.split(", ") for label in study.labels}
+    """Every pair of labels of which one has one setting more than the other."""
+    labels = {run.setting: run.label for run in reversed(study.runs)}
     found = []
-    for label, own in parts.items():
-        for extra in own[1:]:
-            without = ", ".join(part for part in own if part != extra)
-            if without in parts:
-                what = EXTRAS.get(extra, f"a step {extra.removeprefix('step x')} times as long")
-                found.append(
-                    Compared(
-                        what, label, without, paired(study, label, without, lambda run: run.test_accuracy),
-                        paired(study, label, without, last_loss),
-                    )
-                )  # fmt: skip
-    return sorted(found, key=lambda one: one.what)
+    for setting, label in labels.items():
+        for name, plain in PLAIN:
+            value = getattr(setting, name)
+            against = labels.get(setting.model_copy(update={name: plain}))
+            if value == plain or against is None:
+                continue
+            what = f"a step {value:g} times as long" if name == "step_factor" else IN_WORDS[value]
+            accuracy = paired(study, label, against, lambda run: run.test_accuracy)
+            found.append(Compared(what, label, against, accuracy, paired(study, label, against, last_loss)))
+    return sorted(found, key=lambda one: (one.what, study.labels.index(one.label)))
 
 
-def _named(label: str) -> str:
+def _named(setting: Setting) -> str:
     """A label whose commas do not mix with those of a list."""
-    format, *more = label.split(", ")
-    return f"{format} ({', '.join(more)})" if more else format
+    return f"{setting.format} ({', '.join(setting.words())})" if setting.words() else setting.format
 
 
 def in_words(study: PrecisionStudy) -> str:
@@ -126,17 +120,19 @@ def in_words(study: PrecisionStudy) -> str:
     single: list[str] = []
     diverged: list[str] = []
     for label in study.labels:
-        if label.split(", ")[0] == BASELINE:
+        setting = study.of(label)[0].setting
+        if setting.format == BASELINE:
             continue
+        name = _named(setting)
         found = quality(study, label)
         if found.accuracy is None:
-            diverged.append(_named(label))
+            diverged.append(name)
         elif found.to_full is None or found.to_full.low is None:
-            single.append(f"{_named(label)} {100 * found.accuracy.mean:.1f} %")
+            single.append(f"{name} {100 * found.accuracy.mean:.1f} %")
         elif not found.to_full.excludes_zero:
-            alike.append(_named(label))
+            alike.append(name)
         else:
-            change = f"{_named(label)} by {100 * abs(found.to_full.mean):.1f} points"
+            change = f"{name} by {100 * abs(found.to_full.mean):.1f} points"
             (below if found.to_full.mean < 0 else above).append(change)
     clauses = [
         f"{words} {', '.join(labels)}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trimtab import levers
 from trimtab.files import write_text
@@ -31,7 +31,7 @@ from trimtab.runs.tracked import (
 from trimtab.studies.documents import Document, Record
 from trimtab.studies.plan import missing_runs, planned_runs
 from trimtab.studies.precision.logistic import Descent
-from trimtab.studies.precision.variants import FormatStudy, step_field, variant_label
+from trimtab.studies.precision.variants import FormatStudy, Setting, setting_of, step_field
 from trimtab.studies.summary import Missing
 
 SCHEMA = "trimtab.precision/1"
@@ -66,20 +66,32 @@ class ShrinkageCurves(Record):
     least_layer: str | None = Field(description="layer of the least median q")
 
 
-class FormatRun(Record):
+class FormatRun(Setting):
     """One run of the study."""
 
-    label: str
+    label: str = Field(description="what is set, in words")
     seed: int
     folder: str
     status: Literal["finished", "diverged"] = Field(description="diverged: the training loss was not finite")
-    step_factor: float = Field(description="learning rate over that of the study's other runs")
     train_loss: list[float] = Field(description="mean training loss of each epoch")
     validation_accuracy: float | None
     validation_loss: float | None
     test_accuracy: float | None
     test_loss: float | None
     shrinkage: ShrinkageCurves | None = Field(description="null where nothing was rounded or metered")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, data: Any) -> Any:
+        """Documents of versions that kept what is set in the label alone."""
+        if isinstance(data, dict) and "format" not in data and "label" in data:
+            data = {**Setting.from_text(str(data["label"])).model_dump(), **data}
+        return data
+
+    @property
+    def setting(self) -> Setting:
+        """What is set."""
+        return Setting(**{name: getattr(self, name) for name in Setting.model_fields})
 
 
 class PrecisionStudy(Document):
@@ -220,15 +232,15 @@ def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:
         rate: learning rate of the study's runs without a step factor.
     """
     recipe, rows = folder.recipe, folder.metrics()
-    factor = float(f"{_rate(recipe) / rate:.6g}")
+    setting = setting_of(recipe.precision, float(f"{_rate(recipe) / rate:.6g}"))
     tested = quality_on_test(folder) if folder.finished else {}
     last = rows[-1] if rows and folder.finished else {}
     return FormatRun(
-        label=variant_label(recipe.precision, factor),
+        label=setting.text(),
+        **setting.model_dump(),
         seed=recipe.seed,
         folder=folder.path.relative_to(root).as_posix(),
         status="finished" if folder.finished else "diverged",
-        step_factor=factor,
         train_loss=[row["train_loss"] for row in rows],
         validation_accuracy=last.get("validation_accuracy"),
         validation_loss=last.get("validation_loss"),

@@ -6,12 +6,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
+
+from pydantic import Field
 
 from trimtab.precision import named
 from trimtab.precision.rounding import Rounding
 from trimtab.runs.precision_section import ROUNDED, Precision, ScalingName
 from trimtab.runs.recipe import Recipe
+from trimtab.studies.documents import Record
 from trimtab.studies.variants import Variant
 
 BASELINE = "full"
@@ -64,20 +67,74 @@ class FormatStudy:
         return list(dict.fromkeys(variant.label for variant in format_variants(Recipe(), self, [0])))
 
 
-def variant_label(section: Precision, step: float = 1.0) -> str:
-    """What distinguishes a run in tables and figures.
+class Setting(Record):
+    """In what the runs of one study differ, but for the seed."""
+
+    format: str = Field(description="number format, several joined by /; full: nothing is rounded")
+    rounding: Rounding = "nearest"
+    scaling: ScalingName = "none"
+    compensated: bool = Field(default=False, description="step divided by the running shrinkage")
+    step_factor: float = Field(default=1.0, description="learning rate over that of the study's other runs")
+
+    def words(self) -> list[str]:
+        """What differs from the plain way, a word for each."""
+        return [word for name, _ in PLAIN if (word := self._word(name))]
+
+    def _word(self, name: str) -> str:
+        if getattr(self, name) == dict(PLAIN)[name]:
+            return ""
+        if name == "compensated":
+            return name
+        return f"step x{self.step_factor:g}" if name == "step_factor" else str(getattr(self, name)).replace("_", " ")
+
+    def text(self) -> str:
+        """Name in tables and figures: the format first.
+
+        Example:
+            >>> Setting(format="e2m1", rounding="toward_zero", step_factor=2.0).text()
+            'e2m1, toward zero, step x2'
+        """
+        return ", ".join([self.format, *self.words()])
+
+    @classmethod
+    def from_text(cls, text: str) -> Setting:
+        """Back from `text`: for documents of versions that kept nothing else.
+
+        Example:
+            >>> Setting.from_text("e2m1, toward zero, mx, step x2")
+            Setting(format='e2m1', rounding='toward_zero', scaling='mx', compensated=False, step_factor=2.0)
+        """
+        format, *words = text.split(", ")
+        found: dict[str, Any] = {"format": format}
+        for word in words:
+            if word.startswith("step x"):
+                found["step_factor"] = float(word.removeprefix("step x"))
+            elif word == "compensated":
+                found["compensated"] = True
+            else:
+                value = word.replace(" ", "_")
+                found["rounding" if value in get_args(Rounding) else "scaling"] = value
+        return cls(**found)
+
+
+PLAIN: tuple[tuple[str, Any], ...] = (
+    ("rounding", "nearest"), ("scaling", "none"), ("compensated", False), ("step_factor", 1.0),
+)  # fmt: skip
+"""What a run that only has a format is."""
+
+
+def setting_of(section: Precision, step: float = 1.0) -> Setting:
+    """What distinguishes a run.
 
     Example:
-        >>> variant_label(Precision(gradients="e2m1", scaling="mx", compensate="global"), 2.0)
+        >>> setting_of(Precision(gradients="e2m1", scaling="mx", compensate="global"), 2.0).text()
         'e2m1, mx, compensated, step x2'
     """
     formats = list(dict.fromkeys(value for field in ROUNDED if (value := getattr(section, field)) is not None))
-    parts = ["/".join(formats) or BASELINE]
-    parts += [] if section.rounding == "nearest" else [section.rounding.replace("_", " ")]
-    parts += [] if section.scaling == "none" else [section.scaling]
-    parts += [] if section.compensate == "none" else ["compensated"]
-    parts += [] if step == 1.0 else [f"step x{step:g}"]
-    return ", ".join(parts)
+    return Setting(
+        format="/".join(formats) or BASELINE, rounding=section.rounding, scaling=section.scaling,
+        compensated=section.compensate != "none", step_factor=step,
+    )  # fmt: skip
 
 
 def step_field(recipe: Recipe) -> str:
@@ -115,5 +172,5 @@ def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) ->
     for seed in seeds:
         for given, step in choices:
             made = recipe.with_settings({**given, field: rate * step, "seed": seed})
-            found.append(Variant(variant_label(made.precision, step), made))
+            found.append(Variant(setting_of(made.precision, step).text(), made))
     return found

@@ -70,27 +70,22 @@ def _pruned(folder: RunFolder, split: Split) -> PrunedRun | None:
     return read_pruned(file) if file.is_file() else None
 
 
-def _common(recipe: Recipe, label: str) -> dict[str, object]:
-    """What runs of one table must share: everything but method, seed, their settings and what the label names as varied."""
+def _shared(recipe: Recipe, pruned: PrunedRun) -> dict[str, object]:
+    """What runs of one table must share: everything but method, seed, their settings and what the study varies."""
     data = recipe.model_dump(mode="json", exclude=INCIDENTAL | OF_THE_METHOD)
     data["data"].pop("root")
-    varied = [item.partition("=")[0] for item in label.partition("[")[2].rstrip("]").split(",")]
-    flat: dict[str, object] = {}
+    flat: dict[str, object] = {key: item for key, item in pruned.settings.items() if key not in ("label", "network")}
     for name, value in data.items():
         inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
-        flat |= {key: item for key, item in inner.items() if key not in varied}
+        flat |= {key: item for key, item in inner.items() if key not in pruned.varied}
     return flat
 
 
 def _check_comparable(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]]) -> None:
     first_folder, first_recipe, first = kept[0]
-    ignored = {"label", "network"}
+    one = _shared(first_recipe, first)
     for folder, recipe, pruned in kept[1:]:
-        label = pruned.histogram.method
-        one = _common(first_recipe, first.histogram.method) | {
-            k: v for k, v in first.settings.items() if k not in ignored
-        }
-        two = _common(recipe, label) | {k: v for k, v in pruned.settings.items() if k not in ignored}
+        two = _shared(recipe, pruned)
         differing = sorted(key for key in one.keys() & two.keys() if one[key] != two[key])
         if differing:
             changes = "; ".join(f"{key}: {one[key]!r} and {two[key]!r}" for key in differing)

@@ -78,7 +78,7 @@ def chosen_settings(choices: Sequence[Choice], fields: Sequence[str]) -> dict[st
     for choice in choices:
         data = choice.best.recipe.model_dump()
         for field in fields:
-            if f"{field}=" not in choice.best.label or field in settings:
+            if field not in choice.best.varied or field in settings:
                 continue
             value: Any = data
             for part in field.split("."):
