@@ -21,14 +21,14 @@ def _registry() -> Any:
 
 
 def cards() -> list[dict[str, list[dict[str, str]]]]:
-    """The navigation: homes, and below each its cards, a shared card once."""
+    """The navigation: homes, and below each its cards; a shared card once, at its first home, with the names of all it holds."""
     registry, seen, found = _registry(), set(), []
     for home in registry.HOMES:
         rows = []
         for row in registry.of_home(home).values():
             if row.card_file not in seen:
                 seen.add(row.card_file)
-                names = [other.name for other in registry.of_home(home).values() if other.card_file == row.card_file]
+                names = [other.name for other in registry.LEVERS.values() if other.card_file == row.card_file]
                 rows.append({", ".join(names): row.card_file})
         if rows:
             found.append({home.replace("_", " "): rows})

@@ -86,11 +86,11 @@ def columns(joined: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 def stacked(items: Sequence[Item]) -> Tensor:
-    """Copies of contiguous tensors of one shape as one tensor of shape (all units, elements)."""
+    """Copies of tensors of one shape, whatever their memory format, as one tensor of shape (all units, elements)."""
     tensors = [item.tensor for item in items]
     first = tensors[0]
     together = torch.cat(tensors) if first.ndim else torch.stack(tensors)
-    return together.view(len(tensors) if items[0].axis is None else len(tensors) * first.shape[0], -1)
+    return together.reshape(len(tensors) if items[0].axis is None else len(tensors) * first.shape[0], -1)
 
 
 def blocks(items: Sequence[Item]) -> Iterator[Block]:

@@ -1,0 +1,332 @@
+"""The battery's table: one row or more for every lever of the registry. What each row goes through stands in test_battery.py
+(levers that act in `trimtab train`), test_battery_ranks.py (the same on two processes) and test_battery_probes.py (the others).
+
+A new lever is one line in the registry, one row here, its formula in reference.py, one card. A lever that acts in training gets
+a `Row`; any other one a `Probe`, which computes the same thing twice.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tests import reference
+from tests.medclm.samples import source
+from tests.reference import Array
+from trimtab.curricula import STAGES, CurriculumSampler, Linear, weighted_cross_entropy
+from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.organs.rle import read_organs
+from trimtab.observe.curvature import Objective
+from trimtab.observe.landscape import random_directions
+from trimtab.parameters import Entry
+from trimtab.registry import LEVERS, Home, create
+
+RIGHT, LEFT_OUT = "right", "left out"
+"""Beside these two a row may give the words with which such tensors are refused."""
+DENSE = r"acts on dense gradients, that of table\.weight has layout torch\.sparse_coo.*exclude"
+REAL = r"acts on real gradients, odd\.weight is torch\.complex128.*exclude"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a lever that acts in training goes through the battery.
+
+    Attributes:
+        name: of the lever.
+        reference: its formula.
+        settings: given to the lever and the formula alike; strong enough to be seen.
+        label: tells rows of one lever apart.
+        tensors: what its default rule picks.
+        sparse: `RIGHT`, or the words that refuse a sparse gradient of a parameter named "table.weight".
+        complex: `RIGHT`, `LEFT_OUT`, or the words that refuse a complex parameter named "odd.weight".
+        sharded: `RIGHT`, or the words that refuse sharded weights.
+        other: settings that replace some in the checks named "sparse", "half" and "train".
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    tensors: Literal["matrices", "all"] = "matrices"
+    sparse: str = DENSE
+    complex: str = REAL
+    sharded: str = RIGHT
+    other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Home:
+        """Where the lever acts."""
+        return LEVERS[self.name].home
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """What the formula takes: the settings, and what the lever's name fixes."""
+        return {**LEVERS[self.name].fixed, **self.settings}
+
+    def under(self, check: str) -> Row:
+        """The row as it goes through that check."""
+        return replace(self, settings={**self.settings, **self.other.get(check, {})})
+
+    def create(self, *arguments: Any, **more: Any) -> Any:
+        """The lever with the row's settings."""
+        return create(self.name, *arguments, **{**self.settings, **more})
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.label}" if self.label else self.name
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A lever that does not act in training by name: what it computes, and the same in NumPy, in one structure."""
+
+    name: str
+    compute: Callable[[], tuple[Any, Any]]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+NO_COMPLEX = r"perturbs real floating-point weights; .*torch\.complex128"
+NO_SPARSE = r"needs dense gradients, that of table\.weight, .*torch\.sparse_coo"
+WHOLE = r"selects over whole tensors and does not take sharded weights"
+CRAM = {"rho": 0.2, "sparsities": (0.6,)}
+ROWS = (
+    Row("sgd", reference.sgd, {"weight_decay": 0.01}, sparse=RIGHT, complex=RIGHT, other={"sparse": {"weight_decay": 0.0}}),
+    Row("sgd", reference.sgd, {"nesterov": True}, "nesterov", sparse=r"add\(sparse, dense\) is not supported", complex=RIGHT),
+    Row("adamw", reference.adamw, {"lr": 0.01}, sparse="does not support sparse gradients", complex=RIGHT,
+        other={"half": {"betas": (0.9, 0.9), "eps": 1e-3}}),
+    Row("sam", reference.sam, {"rho": 0.2}, sparse=NO_SPARSE, complex=NO_COMPLEX),
+    Row("asam", reference.asam, {"rho": 0.5, "eta": 0.02}, sparse=NO_SPARSE, complex=NO_COMPLEX),
+    Row("cram", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
+    Row("cram", reference.cram, {**CRAM, "sparse_grad": False}, "dense", sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
+    Row("cram+", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
+    Row("var", reference.var, {"eps": 1e-5}, complex=LEFT_OUT),
+    Row("var", reference.var, {"form": "relative", "eps": 1e-5}, "relative", complex=LEFT_OUT),
+    Row("var", reference.var, {"form": "as_printed", "eps": 1e-5}, "as_printed", complex=LEFT_OUT),
+    Row("l1", reference.l1, sparse=RIGHT, complex=LEFT_OUT),
+    Row("hoyer", reference.hoyer, complex=LEFT_OUT),
+    *(Row("autoscale", reference.autoscale, {"scale": rule}, rule) for rule in ("log", "running_max", "first", "ema")),
+    Row("autoscale", reference.autoscale, {"scale": "ema", "granularity": "channel"}, "channel"),
+    Row("zscore", reference.zscore),
+    Row("zscore", reference.zscore, {"granularity": "channel"}, "channel"),
+    Row("zscore", reference.zscore, {"eps": 0.5}, "eps"),
+    Row("centralize", reference.centralize),
+    *(Row("adaptive_clip", reference.adaptive_clip, {"clip": clip, "eps": eps, "exclude_last_linear": False}, label, "all")
+      for label, clip, eps in (("", 0.01, 1e-3), ("eps", 0.01, 4.0))),
+    *(Row("clip_norm", reference.clip_norm, {"max_norm": 0.02, "norm_type": p}, f"{p:g}", "all", sparse=RIGHT)
+      for p in (2.0, 1.0, np.inf)),
+)  # fmt: skip
+STRENGTH = {"var": 1e-4, "relative": 1e-2, "as_printed": 1e-2, "l1": 1e-2, "hoyer": 1e-3}
+"""Of the penalties, in training."""
+
+
+def numbers(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def attached(gradients: Sequence[Array], *levers: Any) -> list[Array]:
+    """What is left of these gradients of one weight, step by step."""
+    weight = nn.Parameter(torch.zeros(gradients[0].shape, dtype=torch.float64))
+    left = []
+    for gradient in gradients:
+        weight.grad = torch.from_numpy(gradient.copy())
+        for lever in levers:
+            lever.before_step([Entry("weight", weight, 0)])
+        left.append(weight.grad.numpy())
+        for lever in levers:
+            if hasattr(lever, "after_step"):
+                lever.after_step([Entry("weight", weight, 0)])
+    return left
+
+
+GRADIENTS = [scale * numbers(seed, 9, 8) for seed, scale in ((0, 1.0), (1, 0.01), (2, 1e-3))]
+
+
+def _rounded(gradients: Sequence[Array]) -> list[Array]:
+    return [reference.rounded(gradient, 3, -6, 448.0) for gradient in gradients]
+
+
+def low_precision() -> tuple[Any, Any]:
+    gradients = [*GRADIENTS, 300 * GRADIENTS[0]]
+    return attached(gradients, create("low_precision", "e4m3")), _rounded(gradients)
+
+
+def compensate() -> tuple[Any, Any]:
+    lever = create("low_precision", "e4m3")
+    rounded = _rounded(GRADIENTS)
+    shrunk = [reference.shrinkage(g, q)["projection"] for g, q in zip(GRADIENTS, rounded, strict=True)]
+    return attached(GRADIENTS, lever, create("compensate", lever))[-1], reference.compensated(rounded, shrunk)
+
+
+def shrinkage_meter() -> tuple[Any, Any]:
+    meter, (small,) = create("shrinkage_meter"), _rounded(GRADIENTS[-1:])
+    meter.observe(0, {"weight": (torch.from_numpy(GRADIENTS[-1]), torch.from_numpy(small))})
+    expected = reference.shrinkage(GRADIENTS[-1], small)
+    row = meter.table().to_pylist()[0]
+    return {name: row[name] for name in expected}, expected
+
+
+def layers(*shapes: tuple[int, int]) -> tuple[nn.Sequential, list[Array]]:
+    """Linear layers in float64, without biases, and their weights."""
+    weights = [numbers(seed, *shape) for seed, shape in enumerate(shapes)]
+    return nn.Sequential(*map(linear, weights)), weights
+
+
+def linear(weight: Array) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.float64)
+    layer.weight.data = torch.from_numpy(weight.copy())
+    return layer
+
+
+def one_shot() -> tuple[Any, Any]:
+    weights = [numbers(0, 7, 5), numbers(1, 6, 7)]
+    weights[1][0] = 0.25  # equal scores go by position
+    net = nn.Sequential(*map(linear, weights))
+    create("one_shot", net, 0.3)
+    return [weight.detach().numpy() for weight in net.parameters()], reference.one_shot(weights, 0.3)
+
+
+def recalibrate() -> tuple[Any, Any]:
+    batches = [3 * numbers(seed, 10, 4) + seed for seed in range(3)]
+    norm = nn.BatchNorm1d(4).double()
+    create("recalibrate", norm, [torch.from_numpy(batch) for batch in batches])
+    return (norm.running_mean, norm.running_var), reference.recalibrate(batches)
+
+
+LOSSES = [(0.97**epoch, 2 * 0.8**epoch, 4 * 0.76**epoch) for epoch in range(18)]
+
+
+def shares(name: str, **settings: Any) -> list[list[float]]:
+    """Of every epoch, where all stages are measured in each."""
+    scheduler = create(name, **settings)
+    scheduler.add_domain("all")
+    found = []
+    for losses in LOSSES:
+        found.append(list(scheduler.shares("all").values()))
+        for stage, loss in zip(STAGES, losses, strict=True):
+            scheduler.observe("all", stage, loss)
+        scheduler.end_epoch()
+    return found
+
+
+def curriculum() -> tuple[Any, Any]:
+    """Counts of the draws, where the shares make them whole numbers, and of the least and most drawn item of each stage."""
+    sizes = {"easy": 4, "medium": 7, "hard": 5}
+    stages = [stage for stage, size in sizes.items() for _ in range(size)]
+    scheduler = Linear(epochs=5)
+    sampler = create("curriculum", stages, scheduler, length=20)
+    assert isinstance(sampler, CurriculumSampler)
+    for _ in range(3):
+        scheduler.end_epoch()  # half of it medium, half hard
+    drawn = Counter(sampler)
+    counts = [[drawn[item] for item, stage in enumerate(stages) if stage == which] for which in sizes]
+    found = {k: (sum(times), min(times), max(times)) for k, times in zip(sizes, counts, strict=True)}
+    return found, reference.curriculum(sizes, scheduler.shares("all"), 20)
+
+
+def span_weights() -> tuple[Any, Any]:
+    weights, offsets = {"reasoning": 0.2, "answer": 0.8}, [(0, 3), (3, 5), (5, 8), (9, 12), (12, 15)]
+    spans = {"reasoning": (0, 8), "answer": (9, 15)}
+    row = create("span_weights", weights).tokens([8, 9], [1, 2, 3, 4, 5], offsets, spans)
+    logits = numbers(3, 1, 7, 10)
+    loss = weighted_cross_entropy(torch.from_numpy(logits), torch.tensor([row.labels]), torch.tensor([row.weights]))
+    places = {"reasoning": (2, 3, 4), "answer": (5, 6)}
+    return loss, np.float32(reference.span_loss(logits[0], row.ids, places, weights))
+
+
+def gradient_tracker() -> tuple[Any, Any]:
+    tracker, expected = create("gradient_tracker"), [reference.statistics(gradient) for gradient in GRADIENTS]
+    weight = nn.Parameter(torch.zeros(9, 8, dtype=torch.float64))
+    for gradient in GRADIENTS:
+        weight.grad = torch.from_numpy(gradient.copy())
+        tracker.before_step([Entry("weight", weight, 0)])
+        tracker.after_step([Entry("weight", weight, 0)])
+        tracker.end_step()
+    rows = [row for row in tracker.table().to_pylist() if row["layer"] == "weight"]
+    return [{name: row[name] for name in expected[0]} for row in rows], expected
+
+
+def weight_distribution() -> tuple[Any, Any]:
+    net, weights = layers((30, 20), (5, 30))
+    found = create("weight_distribution", net, bins=21)
+    return (found.counts, found.near_zero, found.variance_of_magnitude), reference.weight_distribution(weights, 21, 4.0)
+
+
+def regression() -> tuple[Objective, list[Array]]:
+    """One linear layer under the mean squared error: objective, and its weights, inputs and targets."""
+    net, (weight,) = layers((1, 5))
+    inputs, targets = numbers(5, 12, 5), numbers(6, 12, 1)
+    batch = torch.from_numpy(inputs), torch.from_numpy(targets)
+    return Objective(net, nn.functional.mse_loss, batch), [weight, inputs, targets]
+
+
+def curvature() -> tuple[Any, Any]:
+    objective, (_, inputs, _) = regression()
+    operator = create("curvature", objective)
+    return torch.stack([operator @ basis for basis in torch.eye(5, dtype=torch.float64)]), reference.hessian(inputs)
+
+
+def landscape() -> tuple[Any, Any]:
+    objective, (weight, inputs, targets) = regression()
+    direction = random_directions(objective, 1)
+    raw = random_directions(objective, 1, scale="none").vectors.numpy()
+    found = create("landscape", objective, direction, points=5)
+    return found.losses, reference.section(weight, raw, inputs, targets, found.coordinates)
+
+
+def medclm() -> tuple[Any, Any]:
+    """Host organ of every lesion."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = source(Path(folder) / "source")
+        create("medclm", options, Path(folder) / "out")
+        found, expected = [], []
+        for record in DataSetFolder(Path(folder) / "out").records():
+            masks = read_organs(Path(folder) / "source" / "organs" / f"{Path(record.file).stem}.json")
+            for lesion in record.lesions:
+                assert lesion.host is not None
+                x0, y0, x1, y1 = (round(40 * getattr(lesion.box, edge)) for edge in ("x0", "y0", "x1", "y1"))
+                expected.append(reference.host((x0, y0, x1, y1), masks))
+                found.append((lesion.host.organ, lesion.host.score))
+        return found, expected
+
+
+PROBES = (
+    Probe("low_precision", low_precision),
+    Probe("compensate", compensate),
+    Probe("one_shot", one_shot),
+    Probe("recalibrate", recalibrate),
+    Probe("adaptive", lambda: (shares("adaptive"), reference.adaptive(LOSSES))),
+    Probe("released", lambda: (shares("released"), reference.released(LOSSES))),
+    Probe("linear", lambda: (shares("linear", epochs=18), reference.linear(18))),
+    Probe("mixed", lambda: (shares("mixed", weights=(2, 1, 1)), reference.mixed((2, 1, 1), 18))),
+    Probe("easy_only", lambda: (shares("easy_only"), reference.easy_only(18))),
+    Probe("curriculum", curriculum),
+    Probe("span_weights", span_weights),
+    Probe("gradient_tracker", gradient_tracker),
+    Probe("shrinkage_meter", shrinkage_meter),
+    Probe("weight_distribution", weight_distribution),
+    Probe("curvature", curvature),
+    Probe("landscape", landscape),
+    Probe("medclm", medclm),
+)
+
+
+def flat(value: Any) -> list[tuple[str, Any]]:
+    """Every number and word of a nested structure with its place."""
+    if isinstance(value, Tensor):
+        value = value.detach().double().numpy()
+    if isinstance(value, Mapping):
+        return [(f".{key}{place}", item) for key, inner in value.items() for place, item in flat(inner)]
+    if isinstance(value, list | tuple):
+        return [(f"[{at}]{place}", item) for at, inner in enumerate(value) for place, item in flat(inner)]
+    if isinstance(value, np.ndarray):
+        return [(f"{list(at)}", item) for at, item in np.ndenumerate(value)]
+    return [("", value)]

@@ -1,0 +1,293 @@
+"""Every lever written out in NumPy float64, at most fifteen lines each: what it must compute, without a thought of speed.
+
+Conventions: a tensor with outputs comes as a matrix of (outputs, rest of the axes), one without as a single row. `memory` is a
+dictionary that a lever keeps from step to step, empty before the first. Settings come by keyword, as the lever's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Arrays = list[Array]
+Memory = dict[str, Any]
+Gradient = Callable[[Arrays], Arrays]
+
+
+# penalties: of one tensor, psi and its gradient
+
+
+def var(w: Array, form: str = "variance", r: float = 1e-8, eps: float = 1e-8) -> tuple[float, Array]:
+    size = np.sqrt(w**2 + r)
+    m, V, sign = size.mean(), size.var(), w / size
+    if form == "as_printed":
+        psi = 1 / (m - m**2 + eps)
+        return psi, -(psi**2) * (1 - 2 * m) * sign / w.size
+    slope = 2 * (size - m) / w.size * sign  # of V
+    if form == "variance":
+        return 1 / (V + eps), -slope / (V + eps) ** 2
+    return m**2 / (V + eps), 2 * m * sign / w.size / (V + eps) - m**2 * slope / (V + eps) ** 2
+
+
+def l1(w: Array) -> tuple[float, Array]:
+    return float(np.abs(w).sum()), np.sign(w)
+
+
+def hoyer(w: Array) -> tuple[float, Array]:
+    S1, S2 = np.abs(w).sum(), (w**2).sum()
+    return S1**2 / S2, 2 * S1 / S2 * np.sign(w) - 2 * (S1 / S2) ** 2 * w
+
+
+# transforms: weights and gradients of all tensors that count -> gradients
+
+
+def centred(g: Array, granularity: str = "channel") -> Array:
+    mean: Array = g.mean(keepdims=True) if granularity == "tensor" else g.mean(1, keepdims=True)
+    return g - mean
+
+
+def autoscale(w: Arrays, g: Arrays, memory: Memory, scale: str = "log", granularity: str = "tensor") -> Arrays:
+    sigma = float(np.concatenate([one.ravel() for one in g]).std())
+    sigmas = [*memory.get("sigmas", ()), sigma]
+    memory["sigmas"] = sigmas
+    weights = [0.99 ** (len(sigmas) - 1 - s) for s in range(len(sigmas))]
+    alpha = {
+        "running_max": sigma / max(sigmas),
+        "first": min(1.0, sigma / sigmas[0]),
+        "ema": min(1.0, sigma / float(np.average(sigmas, weights=weights))),
+        "log": 1 / (1 + max(0.0, math.log(sigmas[0] / sigma))),
+    }[scale]
+    return [alpha * centred(one, granularity) for one in g]
+
+
+def zscore(w: Arrays, g: Arrays, memory: Memory, granularity: str = "tensor", eps: float | None = None) -> Arrays:
+    def one(g: Array) -> Array:
+        rows = g.reshape(1, -1) if granularity == "tensor" else g
+        if rows.shape[1] < 2:
+            return g
+        floor = {"tensor": 1e-12, "channel": 1e-8}[granularity] if eps is None else eps
+        std: Array = rows.std(1, ddof=1, keepdims=True)
+        return (centred(rows) / (std + floor)).reshape(g.shape)
+
+    return [one(tensor) for tensor in g]
+
+
+def centralize(w: Arrays, g: Arrays, memory: Memory) -> Arrays:
+    return [centred(one) for one in g]
+
+
+def adaptive_clip(
+    w: Arrays, g: Arrays, memory: Memory, clip: float = 0.01, eps: float = 1e-3, exclude_last_linear: bool = False
+) -> Arrays:
+    def one(w: Array, g: Array) -> Array:
+        norm = np.linalg.norm(g, axis=1, keepdims=True)
+        limit = clip * np.maximum(np.linalg.norm(w, axis=1, keepdims=True), eps)
+        return np.where(norm > limit, g * limit / np.maximum(norm, 1e-6), g)
+
+    return [one(*pair) for pair in zip(w, g, strict=True)]
+
+
+def clip_norm(w: Arrays, g: Arrays, memory: Memory, max_norm: float, norm_type: float = 2.0) -> Arrays:
+    norm = float(np.linalg.norm(np.concatenate([one.ravel() for one in g]), norm_type))
+    return [one * min(1.0, max_norm / (norm + 1e-6)) for one in g]
+
+
+# wrappers: the gradient at any weights -> the gradient of the step
+
+
+def sam(gradient: Gradient, w: Arrays, rho: float = 0.05) -> Arrays:
+    g = gradient(w)
+    norm = math.sqrt(sum(float((one**2).sum()) for one in g))
+    return gradient([a + rho * b / (norm + 1e-12) for a, b in zip(w, g, strict=True)])
+
+
+def asam(gradient: Gradient, w: Arrays, rho: float = 0.5, eta: float = 0.01) -> Arrays:
+    g = gradient(w)
+    T = [np.abs(one) + eta if one.ndim > 1 else np.ones_like(one) for one in w]
+    norm = math.sqrt(sum(float(((t * one) ** 2).sum()) for t, one in zip(T, g, strict=True)))
+    return gradient([a + rho * t**2 * b / (norm + 1e-12) for a, t, b in zip(w, T, g, strict=True)])
+
+
+def cram(
+    gradient: Gradient, w: Arrays, sparsities: Sequence[float], rho: float = 0.15, sparse_grad: bool = True, plus: bool = True
+) -> Arrays:  # fmt: skip
+    g = gradient(w)
+    moved = [a + rho * b for a, b in zip(w, g, strict=True)]
+    sizes = np.concatenate([np.abs(one).ravel() for one in moved if one.ndim > 1])
+    order = np.argsort(sizes, kind="stable")[: math.floor(sparsities[0] * sizes.size + 0.5)]
+    gone = np.isin(np.arange(sizes.size), order)
+    ends = np.cumsum([one.size if one.ndim > 1 else 0 for one in moved])
+    masks = [gone[end - one.size : end].reshape(one.shape) if one.ndim > 1 else np.zeros(one.shape, bool)
+             for one, end in zip(moved, ends, strict=True)]  # fmt: skip
+    h = gradient([np.where(mask, 0, one) for one, mask in zip(moved, masks, strict=True)])
+    if sparse_grad:
+        h = [np.where(mask, 0, one) for one, mask in zip(h, masks, strict=True)]
+    return [a + b for a, b in zip(h, g, strict=True)] if plus else h
+
+
+# optimizers: weights and gradients -> weights
+
+
+def sgd(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4,
+    nesterov: bool = False,
+) -> Arrays:  # fmt: skip
+    g = [b + weight_decay * a for a, b in zip(w, g, strict=True)]
+    v = [momentum * old + b for old, b in zip(memory["v"], g, strict=True)] if "v" in memory else g
+    memory["v"] = v
+    steps = [b + momentum * new if nesterov else new for b, new in zip(g, v, strict=True)]
+    return [a - lr * step for a, step in zip(w, steps, strict=True)]
+
+
+def adamw(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 1e-3, weight_decay: float = 0.05,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+) -> Arrays:  # fmt: skip
+    memory["g"] = [*memory.get("g", ()), g]
+    t = len(memory["g"])
+
+    def moment(beta: float, power: int, k: int) -> Array:
+        total = sum(beta ** (t - 1 - s) * past[k] ** power for s, past in enumerate(memory["g"]))
+        return np.asarray((1 - beta) * total / (1 - beta**t))
+
+    return [
+        one * (1 - lr * weight_decay) - lr * moment(betas[0], 1, k) / (np.sqrt(moment(betas[1], 2, k)) + eps)
+        for k, one in enumerate(w)
+    ]
+
+
+# levers that do not act in training by name
+
+
+def rounded(x: Array, mantissa: int, least_exponent: int, largest: float) -> Array:
+    """To the nearest number of a format with that many bits of mantissa, ties to even, saturating."""
+    _, exponent = np.frexp(np.where(x == 0, 1, x))
+    step = 2.0 ** (np.maximum(exponent - 1, least_exponent) - mantissa)
+    nearest: Array = np.rint(x / step) * step
+    return nearest.clip(-largest, largest)
+
+
+def shrinkage(g: Array, q: Array) -> dict[str, float]:
+    noise = q - g * (g * q).sum() / (g**2).sum()
+    return {
+        "projection": float((g * q).sum() / (g**2).sum()),
+        "norm_ratio": float(np.linalg.norm(q) / np.linalg.norm(g)),
+        "noise_to_signal": float(np.linalg.norm(noise) / np.linalg.norm(g)),
+        "dead": float(((q == 0) & (g != 0)).sum() / (g != 0).sum()),
+    }
+
+
+def compensated(q: Arrays, projections: Sequence[float], decay: float = 0.9, cap: float = 10.0) -> Array:
+    """The last gradient as the optimizer gets it, from the rounded ones and their shrinkages."""
+    weights = [decay ** (len(q) - 1 - s) for s in range(len(q))]
+    return q[-1] * min(1 / float(np.average(projections, weights=weights)), cap)
+
+
+def one_shot(w: Arrays, sparsity: float) -> Arrays:
+    sizes = np.concatenate([np.abs(one).ravel() for one in w])
+    kept = np.ones(sizes.size, bool)
+    kept[np.argsort(sizes, kind="stable")[: math.floor(sparsity * sizes.size + 0.5)]] = False
+    parts = np.split(kept, np.cumsum([one.size for one in w])[:-1])
+    return [np.where(part.reshape(one.shape), one, 0) for one, part in zip(w, parts, strict=True)]
+
+
+def recalibrate(batches: Sequence[Array]) -> tuple[Array, Array]:
+    """Running mean and variance: plain means over the batches."""
+    means = [batch.mean(0) for batch in batches]
+    return np.mean(means, axis=0), np.mean([batch.var(0, ddof=1) for batch in batches], axis=0)
+
+
+def adaptive(
+    losses: Sequence[Sequence[float]], ratio: float = 1.5, floor: float = 0.15, least: int = 3, trial: float = 0.1,
+    smoothing: float = 0.5,
+) -> Arrays:  # fmt: skip
+    """Shares of every epoch, from the losses of all stages in each; for losses that always fall, so without patience."""
+    k, since, m, shares = 0, 0, np.array(losses[0]), []
+    for epoch, loss in enumerate(losses):
+        stages = len(loss)
+        trying = trial * (since >= least and k + 1 < stages)
+        share = np.array([floor * (stage < k) + trying * (stage == k + 1) for stage in range(stages)])
+        share[k] = 1 - share.sum()
+        shares.append(share)
+        m = m if epoch == 0 else (1 - smoothing) * m + smoothing * np.array(loss)
+        since += 1
+        if since >= least and k + 1 < stages and m[k + 1] <= ratio * m[k]:
+            k, since = k + 1, 0
+    return shares
+
+
+def released(losses: Sequence[Sequence[float]], smoothing: float = 0.9, start: float = 1e-3) -> Arrays:
+    """Shares of every epoch before the nineteenth, where lambda is 0."""
+    m, shares = np.full(3, start), []
+    for epoch, loss in enumerate(losses):
+        gap = (m[0] - m[1]) / (m[0] + 1e-8)
+        ramp = min(1.0, max(0.0, (epoch - 4) / 10))
+        medium = ramp / (1 + math.exp(-(gap - 0.5) / 0.1))
+        shares.append(np.array([1 - medium, medium, 0]))
+        m = (1 - smoothing) * m + smoothing * np.array(loss)
+    return shares
+
+
+def linear(epochs: int, stages: int = 3) -> Arrays:
+    places = np.linspace(0, stages - 1, epochs)
+    return [np.maximum(0, 1 - np.abs(place - np.arange(stages))) for place in places]
+
+
+def mixed(weights: Sequence[float], epochs: int) -> Arrays:
+    return [np.array(weights) / np.sum(weights)] * epochs
+
+
+def easy_only(epochs: int, stages: int = 3) -> Arrays:
+    return [np.eye(stages)[0]] * epochs
+
+
+def curriculum(sizes: Mapping[str, int], shares: Mapping[str, float], draws: int) -> dict[str, tuple[float, int, int]]:
+    """Of every stage: its draws, and how often its items come at least and at most."""
+    number = {stage: draws * share for stage, share in shares.items()}
+    return {k: (n, math.floor(n / sizes[k]), math.ceil(n / sizes[k])) for k, n in number.items()}
+
+
+def span_loss(
+    logits: Array, ids: Sequence[int], spans: Mapping[str, Sequence[int]], weights: Mapping[str, float]
+) -> float:
+    """`sum_s w_s mean CE(tokens of s)`; `spans` are places of tokens, each predicted by the logits before it."""
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    means = {name: np.mean([-log_p[at - 1, ids[at]] for at in places]) for name, places in spans.items()}
+    return float(sum(weights[name] * mean for name, mean in means.items()))
+
+
+def statistics(g: Array) -> dict[str, float]:
+    norm, largest = float(np.linalg.norm(g)), float(np.abs(g).max())
+    return {"mean": g.mean(), "variance": g.var(), "std": g.std(), "norm": norm, "max_abs": largest}
+
+
+def weight_distribution(w: Arrays, bins: int, limit: float) -> tuple[Array, float, float]:
+    ratios = [one / np.sqrt((one**2).mean()) for one in w]
+    every = np.concatenate([one.ravel() for one in ratios])
+    counts = np.histogram(every.clip(-limit, limit), bins, (-limit, limit))[0].astype(float)
+    variances = [np.abs(one).var() / np.abs(one).mean() ** 2 for one in w]
+    return counts, float((np.abs(every) < 0.1).mean()), float(np.mean(variances))
+
+
+def hessian(inputs: Array) -> Array:
+    """Of the mean squared error of one linear output."""
+    return 2 * inputs.T @ inputs / len(inputs)
+
+
+def section(w: Array, direction: Array, inputs: Array, targets: Array, coordinates: Sequence[float]) -> Array:
+    """The mean squared error of a linear layer along a direction scaled, row by row, to the norm of the weights."""
+    scale = np.linalg.norm(w, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
+    return np.array([((inputs @ (w + a * scale * direction).T - targets) ** 2).mean() for a in coordinates])
+
+
+def host(box: tuple[int, int, int, int], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[str, float]:
+    """The organ that holds the largest part of a box (x0, y0, x1, y1, in pixels), and that part."""
+    x0, y0, x1, y1 = box
+    parts = {organ: float(mask[y0:y1, x0:x1].mean()) for organ, mask in masks.items()}
+    organ = max(parts, key=lambda name: parts[name])
+    return organ, parts[organ]

@@ -1,0 +1,69 @@
+"""Every lever that acts in `trimtab train` on two processes, replicated (DDP) and sharded (FSDP2), equals one process.
+
+All rows go through one pair of processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from tests.battery import RIGHT, ROWS, Row
+from tests.battery_loops import Training, distance, network, weights, written_out
+from tests.distributed import on_two_ranks
+
+STEPS = 3
+
+
+def _replicated() -> nn.Module:
+    return nn.parallel.DistributedDataParallel(network())
+
+
+def _sharded() -> nn.Module:
+    net = network()
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in (net[0], net[2], net):
+        fully_shard(layer, mesh=mesh)
+    return net
+
+
+WRAPPERS = {"ddp": _replicated, "fsdp2": _sharded}
+
+
+def _on_rank(rank: int, world: int) -> dict[str, Any]:
+    """The weights after training, or the words with which it was refused."""
+    found: dict[str, Any] = {}
+    for wrapper, wrap in WRAPPERS.items():
+        for row in ROWS:
+            net = wrap()
+            try:
+                training = Training(row, net, rank=rank, world=world)
+                for step in range(STEPS):
+                    training.step(step)
+                found[f"{wrapper} {row}"] = weights(net)
+            except ValueError as error:
+                found[f"{wrapper} {row}"] = str(error)
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_ranks() -> list[dict[str, Any]]:
+    return on_two_ranks(_on_rank)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_two_processes_equal_one(on_ranks: list[dict[str, Any]], wrapper: str, row: Row) -> None:
+    expected = list(written_out(row, range(STEPS)))[-1]
+    for rank in on_ranks:
+        found = rank[f"{wrapper} {row}"]
+        if wrapper == "fsdp2" and row.sharded != RIGHT:
+            assert row.sharded in found
+        else:
+            assert all(isinstance(tensor, torch.Tensor) for tensor in found), found
+            assert distance(found, expected) < 1e-8
