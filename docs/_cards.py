@@ -21,7 +21,7 @@ def _registry() -> Any:
 
 
 def cards() -> list[dict[str, list[dict[str, str]]]]:
-    """The navigation: homes, and below each its cards; a shared card once, at its first home, with the names of all it holds."""
+    """The navigation: homes, and below each its cards; a shared card once, at its first home, naming all it holds."""
     registry, seen, found = _registry(), set(), []
     for home in registry.HOMES:
         rows = []

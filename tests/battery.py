@@ -119,6 +119,9 @@ ROWS = (
     Row("zscore", reference.zscore, {"granularity": "channel"}, "channel"),
     Row("zscore", reference.zscore, {"eps": 0.5}, "eps"),
     Row("centralize", reference.centralize),
+    Row("perpendicular", reference.perpendicular, tensors="all"),
+    Row("perpendicular", reference.perpendicular, {"rescale": False}, "plain", "all"),
+    Row("perpendicular", reference.perpendicular, {"granularity": "channel"}, "channel", "all"),
     *(Row("adaptive_clip", reference.adaptive_clip, {"clip": clip, "eps": eps, "exclude_last_linear": False}, label, "all")
       for label, clip, eps in (("", 0.01, 1e-3), ("eps", 0.01, 4.0))),
     *(Row("clip_norm", reference.clip_norm, {"max_norm": 0.02, "norm_type": p}, f"{p:g}", "all", sparse=RIGHT)

@@ -97,6 +97,18 @@ def clip_norm(w: Arrays, g: Arrays, memory: Memory, max_norm: float, norm_type: 
     return [one * min(1.0, max_norm / (norm + 1e-6)) for one in g]
 
 
+def perpendicular(w: Arrays, g: Arrays, memory: Memory, rescale: bool = True, granularity: str = "tensor") -> Arrays:
+    def one(w: Array, g: Array) -> Array:
+        if granularity == "tensor" and len(w) > 1:
+            return one(w.reshape(1, -1), g.reshape(1, -1)).reshape(g.shape)
+        left = g - (w * g).sum(1, keepdims=True) / (w**2).sum(1, keepdims=True) * w
+        before, after = (np.linalg.norm(rows, axis=1, keepdims=True) for rows in (g, left))
+        noise = after <= 4 * np.finfo(np.float32).eps * before
+        return np.where(noise, 0, left * (before / np.where(noise, 1, after) if rescale else 1))
+
+    return [one(*pair) if pair[0].size else pair[1] for pair in zip(w, g, strict=True)]
+
+
 # wrappers: the gradient at any weights -> the gradient of the step
 
 

@@ -54,7 +54,10 @@ def test_every_lever_has_a_card_in_the_navigation(cards: ModuleType) -> None:
 def test_the_index_has_a_line_for_every_lever(cards: ModuleType) -> None:
     assert "<!-- levers -->" in (DOCS / "levers.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| \[`(\S+)`\]\((\S+)\) \| (.*) \| (.*) \| `(\S+)` \|$", cards.table(), re.MULTILINE)
-    expected = [(name, row.card_file, row.line.replace("|", r"\|"), row.source, row.path.replace(":", ".")) for name, row in LEVERS.items()]
+    expected = [
+        (name, row.card_file, row.line.replace("|", r"\|"), row.source, row.path.replace(":", "."))
+        for name, row in LEVERS.items()
+    ]
     assert sorted(lines) == sorted(expected)
 
 

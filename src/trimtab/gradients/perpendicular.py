@@ -176,10 +176,11 @@ class PerpendicularGradient(GradientTransform):
 
 
 def _like(weight: Tensor, gradient: Tensor) -> Tensor:
-    """The weight in the gradient's memory layout, so that their rows hold the same elements."""
+    """The weight in the gradient's memory layout, gaps included, so that their rows hold the same elements."""
     if weight.stride() == gradient.stride():
         return weight
-    return torch.empty_like(gradient, dtype=weight.dtype).copy_(weight)
+    turned = torch.empty_strided(gradient.shape, gradient.stride(), dtype=weight.dtype, device=weight.device)
+    return turned.copy_(weight)
 
 
 def _along(sums: Tensor) -> Tensor:
