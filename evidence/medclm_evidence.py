@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from evidence_page import fill, table
 
-from trimtab.cli.medclm.build import real_options
+from trimtab.cli.medclm.demo import real_options
 from trimtab.files import write_text
 from trimtab.medclm.building import BuildOptions, BuildResult, build
 from trimtab.medclm.hosts import assign_hosts

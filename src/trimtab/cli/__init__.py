@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from trimtab import __version__
 from trimtab.inputs import CODE_VARIABLE, bad_input, shortened
 
 COMMANDS = {
@@ -38,8 +39,6 @@ command again to go on)"""
 
 def usage() -> str:
     """What `trimtab --help` prints."""
-    from trimtab import __version__
-
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return (
@@ -55,8 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage(), end="")
         return 0 if words else 2
     if words[0] in {"-V", "--version"}:
-        from trimtab import __version__
-
         print(f"trimtab {__version__}")
         return 0
     name, rest = words[0], words[1:]

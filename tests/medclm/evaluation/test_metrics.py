@@ -11,7 +11,6 @@ from PIL import Image
 
 from tests.medclm.training.blobs import blob_set
 from trimtab.medclm.building import DataSetFolder
-from trimtab.medclm.evaluation import generation
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
 from trimtab.medclm.evaluation.evaluate import evaluate, with_wrong_images
 from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
@@ -102,7 +101,8 @@ def test_box_numbers_answer_what_the_words_do_not_say():
 
 
 def test_the_third_baseline_stands_beside_the_majority_where_questions_quote_boxes(monkeypatch):
-    monkeypatch.setattr(generation, "replies", lambda model, processor, questions, **_: ["Answer: no"] * len(questions))
+    replies = "trimtab.medclm.evaluation.evaluate.replies"
+    monkeypatch.setattr(replies, lambda model, processor, questions, **_: ["Answer: no"] * len(questions))
 
     def question(number, x, text="Is [{x}, 0.1, 0.9, 0.9] on the left?"):
         return replace(

@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise ValueError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    homes = {"build": "build", "demo": "build", "train": "train", "evaluate": "evaluate"}
-    module = importlib.import_module(f"trimtab.cli.medclm.{homes.get(words[0], 'use')}")
+    home = words[0] if words[0] in {"build", "demo", "train", "evaluate"} else "use"
+    module = importlib.import_module(f"trimtab.cli.medclm.{home}")
     code: int = getattr(module, words[0])(words[1:])
     return code

@@ -17,8 +17,11 @@ from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
 from trimtab.medclm.evaluation.evaluate import Evaluation, write
 from trimtab.medclm.evaluation.evaluate import evaluate as evaluate_model
+from trimtab.medclm.evaluation.exports import lmms_eval, vlmevalkit
 from trimtab.medclm.evaluation.questions import Question, questions_of
 from trimtab.medclm.records import Stage
+from trimtab.medclm.training.models import load_finished
+from trimtab.report.medclm.run import render_medclm_run
 
 SetName = Literal["medclm", "vqa_rad", "slake", "path_vqa", "pmc_vqa"]
 
@@ -55,8 +58,6 @@ def evaluate(arguments: Sequence[str]) -> int:
     data = given.data or _data_of(given.run)
     asked, training = questions(given, data)
     if given.export != "no":
-        from trimtab.medclm.evaluation.exports import lmms_eval, vlmevalkit
-
         written = (
             lmms_eval(asked, out / "lmms_eval")
             if given.export == "lmms-eval"
@@ -81,8 +82,6 @@ def measure(
     given: EvaluateArguments, data: Path, out: Path, asked: Sequence[Question], training: Sequence[Question]
 ) -> tuple[dict[str, str], Evaluation, Path | None]:
     """Evaluate and write; returns (what was evaluated, results, report page of a run)."""
-    from trimtab.medclm.training.models import load_finished
-
     model, processor = load_finished(given.run)
     with counting_progress("evaluate", given.output.silent) as progress:
         found = evaluate_model(model, processor, asked, training, given.batch, progress)
@@ -90,8 +89,6 @@ def measure(
     write(found, out, about)
     page = None
     if out == given.run and (given.run / "run.json").is_file():
-        from trimtab.report.medclm.run import render_medclm_run
-
         page = render_medclm_run(given.run)
     return about, found, page
 

@@ -14,6 +14,8 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, measuring_progress, print_json
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.run import train as train_run
+from trimtab.observe import GradientTracker
+from trimtab.penalties import VarianceAmplifier
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,6 @@ def train(arguments: Sequence[str]) -> int:
 
 def train_with_levers(given: TrainArguments) -> dict[str, Any]:
     """Train as told."""
-    from trimtab.observe import GradientTracker
-    from trimtab.penalties import VarianceAmplifier
-
     levers = [VarianceAmplifier(strength=given.var)] if given.var else []
     tracker = GradientTracker(folder=given.out, overwrite=True) if given.track else None
     silent = given.output.silent or int(os.environ.get("RANK", "0")) > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import write_text
+from trimtab.medclm.evaluation.generation import replies
 from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
 from trimtab.medclm.evaluation.metrics import RULES, scores
 from trimtab.medclm.evaluation.parsing import parse_reply
@@ -63,7 +64,6 @@ def evaluate(
     """
     if not questions:
         raise ValueError("there are no questions to evaluate on")
-    from trimtab.medclm.evaluation.generation import replies
 
     def tell(system: str) -> Callable[[int], None] | None:
         return None if progress is None else lambda done: progress(system, done)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from trimtab.files import write_text
 from trimtab.inputs import damage, read_json, shortened
-from trimtab.medclm.coco import decode, encode, run_lengths
+from trimtab.medclm.coco import category_names, decode, encode, load_coco, run_lengths
+from trimtab.medclm.files import identifier, number
 from trimtab.medclm.organs.source import (
     OrganError,
     beside,
@@ -94,9 +95,6 @@ class CocoOrgans:
     """
 
     def __init__(self, file: Path, organs: Sequence[str], shape: Literal["ellipse", "box"] = "ellipse") -> None:
-        from trimtab.medclm.coco import category_names, load_coco
-        from trimtab.medclm.files import identifier
-
         document = load_coco(file)
         names, _ = category_names(document, file.name)
         unknown = sorted(set(organs) - set(names.values()))
@@ -134,8 +132,6 @@ class CocoOrgans:
 
     def _mask(self, shown: Any, height: int, width: int) -> Mask:
         if isinstance(shown, list) and len(shown) == 4 and not isinstance(shown[0], list):
-            from trimtab.medclm.files import number
-
             x, y, w, h = (number(value) for value in shown)
             if not (all(isfinite(value) for value in (x, y, w, h)) and w > 0 and h > 0):
                 raise ValueError(f"a box is x, y, width and height above 0, not {str(shown)[:80]}")

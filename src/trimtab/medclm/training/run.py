@@ -14,6 +14,7 @@ from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping
 from trimtab.levers import Lever
 from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.training.models import gathered, load, rebuilt, save
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.rows import RowData, examples_of
 from trimtab.observe import GradientTracker
@@ -66,8 +67,7 @@ def train(
     from transformers.trainer_utils import get_last_checkpoint
     from transformers.utils.logging import disable_progress_bar
 
-    from trimtab.medclm.training.models import gathered, load, rebuilt, save
-    from trimtab.medclm.training.trainer import CurriculumTrainer
+    from trimtab.medclm.training.trainer import CurriculumTrainer  # a class of trl's, which takes seconds to import
 
     class Shown(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:

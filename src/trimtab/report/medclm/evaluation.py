@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table
 from trimtab.report.traces import dots, line, whiskers
@@ -97,8 +98,6 @@ def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -
     chosen = _chosen(predictions, most)
     if not chosen:
         return Section("examples", "Examples", missing="There are no predictions.")
-    from trimtab.medclm.evaluation.parsing import parse_reply
-
     figures, rows = [], []
     for number, one in enumerate(chosen, start=1):
         reply = parse_reply(one["replies"]["model"])
