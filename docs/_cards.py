@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
+# by its path and without torch, so that building the documentation needs no installed package
+sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-def _registry() -> Any:
-    """The registry by its file, so that building the documentation needs neither torch nor an installed package."""
-    file = Path(__file__).parents[1] / "src" / "trimtab" / "registry.py"
-    spec = importlib.util.spec_from_file_location("trimtab_registry", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+from trimtab import registry
 
 
 def cards() -> list[dict[str, list[dict[str, str]]]]:
     """The navigation: homes, and below each its cards; a shared card once, at its first home, naming all it holds."""
-    registry, seen, found = _registry(), set(), []
+    seen, found = set(), []
     for home in registry.HOMES:
         rows = []
         for row in registry.of_home(home).values():
@@ -37,7 +29,7 @@ def cards() -> list[dict[str, list[dict[str, str]]]]:
 
 def table() -> str:
     """Every lever in one line, by home."""
-    registry, lines = _registry(), []
+    lines: list[str] = []
     for home, says in registry.HOMES.items():
         rows = registry.of_home(home)
         if not rows:

@@ -4,12 +4,12 @@ battery of tests are derived from these rows. Nothing is imported until it is us
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from trimtab.checks import hint
 from trimtab.lazy import at
 
 Home = Literal[
@@ -144,9 +144,7 @@ def find(name: str) -> Entry:
     base = name.partition("@")[0]
     if base in LEVERS:
         return LEVERS[base]
-    close = difflib.get_close_matches(base, LEVERS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"levers are {', '.join(LEVERS)}"
-    raise ValueError(f"unknown lever {name!r}; {hint}")
+    raise ValueError(f"unknown lever {name!r}; {hint(base, LEVERS, 'levers')}")
 
 
 def parse(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from trimtab import __version__
+from trimtab.checks import hint
 from trimtab.inputs import CODE_VARIABLE, bad_input, shortened
 
 COMMANDS = {
@@ -64,11 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     if name not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
-        print(f"trimtab: no command {name!r}; {hint}", file=sys.stderr)
+        print(f"trimtab: no command {name!r}; {hint(name, COMMANDS, 'commands')}", file=sys.stderr)
         return 2
     with _code_of_networks(rest):
         return _run(name, [word for word in rest if word != TRUST])

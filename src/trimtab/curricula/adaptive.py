@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.curricula.base import STAGES, Domain, StageScheduler, fraction
+from trimtab.checks import number, positive, whole
+from trimtab.curricula.base import STAGES, Domain, StageScheduler
 
 
 class Adaptive(StageScheduler):
@@ -64,18 +64,14 @@ class Adaptive(StageScheduler):
         trial: float = 0.1,
     ) -> None:
         super().__init__(stages)
-        if not (math.isfinite(ratio) and ratio > 0):
-            raise ValueError(f"ratio must be finite and above 0, got {ratio}")
-        self.ratio = ratio
-        self.floor = fraction("floor", floor, zero=True)
-        self.trial = fraction("trial", trial, zero=True)
+        self.ratio = positive("ratio", ratio)
+        self.floor = number("floor", floor, least=0, most=1)
+        self.trial = number("trial", trial, least=0, most=1)
         if floor * len(self.stages) >= 1 or floor * (len(self.stages) - 2) + trial >= 1:
             raise ValueError(f"floor {floor} times {len(self.stages)} stages, and trial {trial}, must stay below 1")
-        if patience < 1 or least < 1:
-            raise ValueError(f"patience and least must be 1 or more, got {patience} and {least}")
-        self.patience, self.least = patience, least
-        self.progress = fraction("progress", progress, zero=True)
-        self.smoothing = fraction("smoothing", smoothing)
+        self.patience, self.least = whole("patience", patience, 1), whole("least", least, 1)
+        self.progress = number("progress", progress, least=0, most=1)
+        self.smoothing = number("smoothing", smoothing, above=0, most=1)
         self._why: dict[str, str] = {}
 
     def stale(self, domain: str) -> tuple[str, ...]:

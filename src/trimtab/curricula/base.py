@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from trimtab.checks import number, whole
 
 STAGES = ("easy", "medium", "hard")
 
@@ -125,12 +126,8 @@ class StageScheduler(abc.ABC):
         found = self._known(domain)
         if stage not in found.available:
             raise ValueError(f"domain {domain!r} has no stage {stage!r}; it has {', '.join(found.available)}")
-        if n < 1:
-            raise ValueError(f"n must be 1 or more, got {n}")
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss of {domain!r}, stage {stage!r}, epoch {self.epoch} is {loss}; it must be finite"
-            )
+        whole("n", n, 1)
+        loss = number(f"the loss of {domain!r}, stage {stage!r}, epoch {self.epoch}", loss)
         total, count = found.sums.get(stage, (0.0, 0))
         found.sums[stage] = (total + loss * n, count + n)
 
@@ -234,10 +231,3 @@ class StageScheduler(abc.ABC):
         self._shares = {name: dict(shares) for name, shares in state["shares"].items()}
         self.decisions = [Decision(**one) for one in state["decisions"]]
         self._load_own_state(state["own"])
-
-
-def fraction(name: str, value: float, *, zero: bool = False) -> float:
-    """`value` if it lies in (0, 1], or [0, 1] with `zero`; else ValueError."""
-    if not (0 < value <= 1 or (zero and value == 0)):
-        raise ValueError(f"{name} must lie in {'[' if zero else '('}0, 1], got {value}")
-    return value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from trimtab.checks import shares, whole
 from trimtab.curricula.base import STAGES, Domain, StageScheduler
 
 
@@ -33,9 +33,7 @@ class Linear(StageScheduler):
 
     def __init__(self, epochs: int, stages: Sequence[str] = STAGES) -> None:
         super().__init__(stages)
-        if epochs < 2:
-            raise ValueError(f"epochs must be 2 or more, got {epochs}")
-        self.epochs = epochs
+        self.epochs = whole("epochs", epochs, 2)
 
     def _decide(self, domain: Domain) -> tuple[dict[str, float], str]:
         place = (len(self.stages) - 1) * min(1.0, self.epoch / (self.epochs - 1))
@@ -81,12 +79,10 @@ class Mixed(StageScheduler):
 
     def __init__(self, weights: Sequence[float] | None = None, stages: Sequence[str] = STAGES) -> None:
         super().__init__(stages)
-        given = tuple(float(weight) for weight in weights) if weights is not None else (1.0,) * len(self.stages)
+        given = tuple(weights) if weights is not None else (1.0,) * len(self.stages)
         if len(given) != len(self.stages):
             raise ValueError(f"weights must be {len(self.stages)} numbers, one per stage, got {given}")
-        if not all(math.isfinite(weight) and weight >= 0 for weight in given) or not sum(given):
-            raise ValueError(f"weights must be finite, 0 or more, not all 0, got {given}")
-        self.weights = given
+        self.weights = shares("weights", given)
 
     def _decide(self, domain: Domain) -> tuple[dict[str, float], str]:
         total = sum(self.weights)

@@ -6,7 +6,8 @@ import math
 import statistics
 from typing import Any
 
-from trimtab.curricula.base import STAGES, Domain, StageScheduler, fraction
+from trimtab.checks import number
+from trimtab.curricula.base import STAGES, Domain, StageScheduler
 
 EPSILON = 1e-8
 
@@ -55,10 +56,8 @@ class Released(StageScheduler):
 
     def __init__(self, smoothing: float = 0.9, start: float = 1e-3) -> None:
         super().__init__(STAGES)
-        self.smoothing = fraction("smoothing", smoothing)
-        if not math.isfinite(start):
-            raise ValueError(f"start must be finite, got {start}: from there no smoothed loss ever comes down")
-        self.start = start
+        self.smoothing = number("smoothing", smoothing, above=0, most=1)
+        self.start = number("start", start)  # from infinity no smoothed loss ever comes down
         self._hard = 0.0
         self._global: list[float] = []
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from trimtab.checks import shares
 
 IGNORED = -100
 """Label of a position that is not learnt, as in torch and transformers."""
@@ -90,13 +91,7 @@ class SpanWeights:
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        if (
-            not weights
-            or not all(math.isfinite(weight) and weight >= 0 for weight in weights.values())
-            or not any(weights.values())
-        ):
-            raise ValueError(f"span weights must be finite, 0 or more, not all 0, got {dict(weights)}")
-        self.weights = dict(weights)
+        self.weights = dict(zip(weights, shares("span weights", weights.values()), strict=True))
 
     def __repr__(self) -> str:
         return f"SpanWeights({self.weights})"

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trimtab.checks import one_of
+
 Augment = Literal["none", "flip", "crop_flip", "shift"]
 AUGMENTS: tuple[str, ...] = get_args(Augment)
 
@@ -47,8 +49,7 @@ def draw(augment: Augment, count: int, size: tuple[int, int], generator: torch.G
     Raises:
         ValueError: an unknown `augment`.
     """
-    if augment not in AUGMENTS:
-        raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
+    one_of("augment", augment, AUGMENTS)
     vertical, horizontal = padding(augment, size)
     rows = torch.randint(2 * vertical + 1, (count,), generator=generator)
     columns = torch.randint(2 * horizontal + 1, (count,), generator=generator)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from trimtab.checks import one_of, whole
 from trimtab.datasets.augment import AUGMENTS, Augment, apply, draw
 from trimtab.datasets.dataset import DataSet, Split
 from trimtab.datasets.seeds import generator
@@ -63,12 +64,9 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if augment not in AUGMENTS:
-            raise ValueError(f"augment must be one of {', '.join(AUGMENTS)}, got {augment!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
+        one_of("augment", augment, AUGMENTS)
+        whole("batch_size", batch_size, 1)
+        whole("rank", rank, 0, world_size - 1)
         if not len(split):
             raise ValueError(f"this split of {dataset.name!r} holds no image")
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
@@ -120,11 +118,8 @@ class Batches:
         Raises:
             ValueError: a negative epoch, or a start outside 0..len(self).
         """
-        if epoch < 0 or not 0 <= start_batch <= len(self):
-            raise ValueError(
-                f"epoch must be 0 or more and start_batch in 0..{len(self)}, got epoch={epoch}, "
-                f"start_batch={start_batch}"
-            )
+        whole("epoch", epoch, 0)
+        whole("start_batch", start_batch, 0, len(self))
         return self._stream(epoch, start_batch)
 
     def _stream(self, epoch: int, start_batch: int) -> Iterator[Batch]:
@@ -141,9 +136,7 @@ class Batches:
         Raises:
             ValueError: fewer than one batch asked for.
         """
-        if batches < 1:
-            raise ValueError(f"batches must be 1 or more, got {batches}")
-        return Sample(self, min(batches, len(self)), seed)
+        return Sample(self, min(whole("batches", batches, 1), len(self)), seed)
 
 
 class Sample:

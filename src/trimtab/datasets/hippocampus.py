@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trimtab.checks import below_one, one_of
 from trimtab.datasets.dataset import Split
 from trimtab.datasets.reading import Source, require_root
 from trimtab.datasets.seeds import generator
@@ -60,10 +61,8 @@ def read_hippocampus(root: Path | None, plane: str = "sagittal", empty_share: fl
     Raises:
         ValueError: an unknown plane, a share out of range, a damaged file, a label other than 0, 1, 2.
     """
-    if plane not in PLANES:
-        raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
-    if not 0 <= empty_share < 1:
-        raise ValueError(f"empty_share must be in [0, 1), got {empty_share}")
+    one_of("plane", plane, PLANES)
+    below_one("empty_share", empty_share)
     expected = f"{FILE}, or the folder that holds it (the Task04 volumes as uint8 arrays; medicaldecathlon.com)"
     path = require_root(root, "hippocampus", expected)
     path = path / FILE if path.is_dir() else path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from trimtab.checks import below_one, hint, whole
 from trimtab.datasets.catalogue import READERS
 from trimtab.datasets.dataset import DataSet, Split, channel_statistics
 from trimtab.datasets.reading import Source
@@ -45,9 +45,7 @@ def _pair(size: Size | None) -> tuple[int, int] | None:
 
 def _read(name: str, root: Path | None, size: tuple[int, int] | None, arguments: dict[str, Any]) -> Source:
     if name not in READERS:
-        near = ", ".join(difflib.get_close_matches(name, READERS, n=3, cutoff=0.5))
-        hint = f"; nearest: {near}" if near else ""
-        raise ValueError(f"unknown data set {name!r}{hint}; known: {', '.join(READERS)}")
+        raise ValueError(f"unknown data set {name!r}; {hint(name, READERS, 'data sets')}")
     reader: Callable[..., Source] = at(f"trimtab.datasets.{READERS[name][0]}")
     taken = set(inspect.signature(reader).parameters) - {"root"}
     for key in arguments:
@@ -62,8 +60,7 @@ def _read(name: str, root: Path | None, size: tuple[int, int] | None, arguments:
 def _limited(split: Split, limit: int | None, seed: int, name: str) -> Split:
     if limit is None:
         return split
-    if not 1 <= limit <= len(split):
-        raise ValueError(f"limit_train must be in 1..{len(split)} (the training images of {name!r}), got {limit}")
+    whole(f"limit_train of {name!r}", limit, 1, len(split))
     index: Tensor = balanced_index(split.targets, limit, seed, "limit_train")
     return split.at(index)
 
@@ -110,8 +107,8 @@ def load(
         train, test = part_off(train, TEST_FRACTION, TEST_SEED, "test")
     if held_out is None:
         train, held_out = part_off(train, validation, split_seed, "validation")
-    elif not 0 <= validation < 1:
-        raise ValueError(f"validation must be in [0, 1), got {validation}")
+    else:
+        below_one("validation", validation)
     train = _limited(train, limit_train, split_seed, name)
     if size is not None:
         train, held_out, test = (_resized(split, size) for split in (train, held_out, test))

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from trimtab.checks import below_one
 from trimtab.datasets.dataset import Split
 from trimtab.datasets.seeds import generator
 
@@ -57,8 +58,7 @@ def part_off(split: Split, fraction: float, seed: int, purpose: str) -> tuple[Sp
         >>> [part.targets.bincount().tolist() for part in part_off(split, 0.2, 0, "doc")]
         [[4, 4], [1, 1]]
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"the fraction of images to take for {purpose} must be in [0, 1), got {fraction}")
+    below_one(f"the fraction of images to take for {purpose}", fraction)
     if split.groups is None:
         taken = balanced_index(split.targets, _part(fraction, len(split)), seed, purpose)
         chosen = torch.zeros(len(split), dtype=torch.bool)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from trimtab.checks import below_one, whole
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.timing import Comparison, compare_twice
-from trimtab.tensors.selection import checked_sparsity
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -43,9 +43,9 @@ def measure_linear(in_features: int, out_features: int, sparsity: float, batch: 
         >>> measure_linear(256, 256, sparsity=0.99, batch=1, budget=0.01) > 0
         True
     """
-    sparsity = checked_sparsity(sparsity)
-    if min(in_features, out_features, batch) < 1:
-        raise ValueError(f"sizes must be 1 or more, got {in_features} -> {out_features}, batch {batch}")
+    sparsity = below_one("sparsity", sparsity)
+    for name, size in (("in_features", in_features), ("out_features", out_features), ("batch", batch)):
+        whole(name, size, 1)
     generator = torch.Generator().manual_seed(0)
     dense: nn.Linear = nn.utils.skip_init(nn.Linear, in_features, out_features)  # type: ignore[no-untyped-call]
     count = round(sparsity * in_features * out_features)

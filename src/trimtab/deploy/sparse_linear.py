@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from trimtab.checks import positive
 from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
 from trimtab.deploy.timing import Comparison, compare_twice
@@ -262,8 +263,7 @@ def to_sparse_linear(
         >>> report.rows[1].replaced == (report.rows[1].ratio > 1)
         True
     """
-    if not min_gain > 0:
-        raise ValueError(f"min_gain must be positive, got {min_gain}")
+    positive("min_gain", min_gain)
     model = unwrapped(model)
     check_ready(model)
     positional, keywords = arguments(example_input)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.checks import positive
+from trimtab.checks import flag, positive
 from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.gradients.channels import finite_or
 from trimtab.parameters import Entry, Rule
@@ -97,9 +97,7 @@ class AdaptiveClip(GradientTransform):
         super().__init__(rule)
         self.clip = positive("clip", clip)
         self.eps = positive("eps", eps)
-        if not isinstance(exclude_last_linear, bool):
-            raise TypeError(f"exclude_last_linear must be True or False, got {exclude_last_linear!r}")
-        self.exclude_last_linear = exclude_last_linear
+        self.exclude_last_linear = flag("exclude_last_linear", exclude_last_linear)
         self._clipped: Tensor | None = None
 
     def settings(self) -> dict[str, Any]:

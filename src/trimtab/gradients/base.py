@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.parameters import Entry, Rule, no_axis
+from trimtab.parameters import Entry, Judged, Rule, no_axis, rule_or
 from trimtab.sparse import is_sparse, refuse_sparse
 
 EVERY_TENSOR = Rule(min_ndim=0)
@@ -50,14 +50,9 @@ class GradientTransform(ABC):
     """Whether `transform_` also takes sparse COO gradients."""
 
     def __init__(self, rule: Rule | None = None) -> None:
-        if rule is not None and not isinstance(rule, Rule):
-            raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
-        self.rule = self.default_rule if rule is None else rule
+        self.rule = rule_or(rule, self.default_rule)
         self.left_out: list[tuple[Entry, str]] = []
-        # A rule's patterns need not be matched every step: `attach` hands over the same list until parameters change.
-        self._judged: Sequence[Entry] | None = None
-        self._judged_number = 0
-        self._candidates: list[Entry] = []
+        self._candidates: Judged[list[Entry]] = Judged()
 
     @abstractmethod
     def transform_(self, chosen: Sequence[Entry]) -> None:
@@ -65,18 +60,8 @@ class GradientTransform(ABC):
 
     def chosen(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks and that have a gradient now."""
-        if parameters is not self._judged or len(parameters) != self._judged_number:
-            rule = replace(self.rule, frozen=True)
-            self._candidates, self.left_out = [], []
-            for entry in parameters:
-                reason = rule.reason_against(_as_real(entry)) or (no_axis(entry) if self.needs_axis else None)
-                if reason is None:
-                    self._candidates.append(entry)
-                else:
-                    self.left_out.append((entry, reason))
-            self._judged, self._judged_number = parameters, len(parameters)
         picked = []
-        for entry in self._candidates:
+        for entry in self._candidates(parameters, self._judge):
             parameter = entry.parameter
             gradient = parameter.grad
             # a parameter may be frozen or thawed between steps, so this is asked every time
@@ -88,6 +73,18 @@ class GradientTransform(ABC):
                 refuse_sparse(self, entry.name, gradient)
             picked.append(entry)
         return picked
+
+    def _judge(self, parameters: Sequence[Entry]) -> list[Entry]:
+        """What the rule picks, were it trainable; the others go to `left_out`."""
+        rule = replace(self.rule, frozen=True)
+        candidates, self.left_out = [], []
+        for entry in parameters:
+            reason = rule.reason_against(_as_real(entry)) or (no_axis(entry) if self.needs_axis else None)
+            if reason is None:
+                candidates.append(entry)
+            else:
+                self.left_out.append((entry, reason))
+        return candidates
 
     def _refuse_complex(self, entry: Entry, gradient: Tensor) -> None:
         raise TypeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.checks import flag
 from trimtab.gradients.base import GradientTransform
 from trimtab.gradients.channels import centre_channels_
 from trimtab.parameters import Entry, Rule
@@ -43,9 +44,7 @@ class Centralize(GradientTransform):
 
     def __init__(self, conv_only: bool = False, rule: Rule | None = None) -> None:
         super().__init__(rule)
-        if not isinstance(conv_only, bool):
-            raise TypeError(f"conv_only must be True or False, got {conv_only!r}")
-        self.conv_only = conv_only
+        self.conv_only = flag("conv_only", conv_only)
 
     def settings(self) -> dict[str, Any]:
         """`conv_only`."""

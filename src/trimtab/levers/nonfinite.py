@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trimtab.checks import one_of
 from trimtab.collectives import is_distributed, local_part
 from trimtab.parameters import Entry
 
@@ -100,8 +101,7 @@ class NonFinite:
     """
 
     def __init__(self, policy: str) -> None:
-        if policy not in POLICIES:
-            raise ValueError(f"on_nonfinite must be one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+        one_of("on_nonfinite", policy, POLICIES)
         self.policy = policy
         self.skipped = self.in_a_row = 0
         self._warned = False

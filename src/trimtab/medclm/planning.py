@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from trimtab.checks import number, some_of
 from trimtab.medclm.records import ImageRecord, Lesion, SplitName, Stage
 from trimtab.medclm.texts.asking import Ask, asks, largest
 
@@ -71,11 +72,8 @@ class Planner:
     _anchors: dict[tuple[SplitName, str], list[tuple[str, Lesion]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.cap <= 1:
-            raise ValueError(f"cap must be above 0 and at most 1, not {self.cap}")
-        unknown = set(self.stages) - set(STAGES)
-        if unknown or not self.stages:
-            raise ValueError(f"stages must be some of {STAGES}, not {tuple(self.stages)}")
+        number("cap", self.cap, above=0, most=1)
+        some_of("stages", tuple(self.stages), STAGES)
 
     def rows(self, record: ImageRecord) -> Iterator[Planned]:
         """The rows of one image: Easy, Medium, Hard."""

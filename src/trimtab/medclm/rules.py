@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from trimtab.checks import number
 from trimtab.medclm.findings import FINDINGS, LUNGS, RETINA_PARTS, finding_of, tidied
 from trimtab.medclm.places import Convention, Zones
 from trimtab.medclm.records import Record
@@ -46,10 +47,9 @@ class HostRules(Record):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if self.minimum is not None and not 0 < self.minimum <= 1:
-            raise ValueError(f"minimum must be above 0 and at most 1, not {self.minimum}")
-        if not 0 <= self.reach <= 1:
-            raise ValueError(f"reach must be in [0, 1], a fraction of the image's diagonal, not {self.reach}")
+        if self.minimum is not None:
+            number("minimum", self.minimum, above=0, most=1)
+        number("reach", self.reach, least=0, most=1)
         for organ in self.parents:
             chain = [organ]
             while chain[-1] in self.parents:

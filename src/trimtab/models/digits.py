@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from trimtab.checks import whole
 from trimtab.models.initial import kaiming_fan_out_
 
 
@@ -19,8 +20,7 @@ class DigitsCNN(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 1, width: int = 16) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width must be 1 or more, got {width}")
+        whole("width", width, 1)
 
         def convolve(inputs: int, outputs: int) -> list[nn.Module]:
             return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]

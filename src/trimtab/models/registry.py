@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from trimtab.checks import hint, whole
 from trimtab.inputs import CODE_VARIABLE
 from trimtab.lazy import at
 from trimtab.models.catalogue import NETWORKS
@@ -37,17 +37,12 @@ def _find(path: str) -> Callable[..., Any]:
     for part in function_name.split("."):
         if not hasattr(found, part):
             public = [name for name in dir(found) if not name.startswith("_")]
-            raise ValueError(f"model {path!r}: no {part!r} there{_nearest(part, public)}")
+            raise ValueError(f"model {path!r}: no {part!r} there; {hint(part, public, 'its names')}")
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(f"model {path!r} must be a function or class, got {type(found).__name__}")
     function: Callable[..., Any] = found
     return function
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(near)}" if near else ""
 
 
 def _arguments(name: str, build: Callable[..., Any], offered: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -58,9 +53,7 @@ def _arguments(name: str, build: Callable[..., Any], offered: dict[str, Any], gi
     for key in given:
         if key not in named and not open_ended:
             free = [item for item in named if item not in offered]
-            raise ValueError(
-                f"model {name!r} takes no argument {key!r}; it takes {free or 'none'}{_nearest(key, free)}"
-            )
+            raise ValueError(f"model {name!r} takes no argument {key!r}; {hint(key, free, 'its arguments')}")
     taken = {key: value for key, value in offered.items() if key in named or (open_ended and key == "num_classes")}
     missing = [
         key for key in named if parameters[key].default is inspect.Parameter.empty and key not in {**taken, **given}
@@ -94,7 +87,7 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Siz
         >>> create("resnet21", num_classes=10)
         Traceback (most recent call last):
         ...
-        ValueError: unknown model 'resnet21'; nearest: resnet20, ...
+        ValueError: unknown model 'resnet21'; did you mean resnet20 or ...?...
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for label, value in (
@@ -102,16 +95,14 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Siz
         ("in_channels", in_channels),
         ("image_size", min(height, width)),
     ):
-        if value < 1:
-            raise ValueError(f"{label} must be 1 or more, got {value}")
+        whole(label, value, 1)
     if ":" in name:
         build = _find(name)
     elif name in NETWORKS:
         build = at(f"trimtab.models.{NETWORKS[name][0]}")
     else:
         raise ValueError(
-            f"unknown model {name!r}{_nearest(name, list(NETWORKS))}; known: {', '.join(NETWORKS)}, or "
-            "package.module:function"
+            f"unknown model {name!r}; {hint(name, NETWORKS, 'models')}; package.module:function names one of yours"
         )
     size: Size = height if height == width else (height, width)
     offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": size}

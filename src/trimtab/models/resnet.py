@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import one_of
 from trimtab.models.initial import kaiming_fan_out_
 
 STEMS = ("cifar", "imagenet")
@@ -80,8 +81,7 @@ class ResNetEncoder(nn.Module):
         stem: str = "imagenet",
     ) -> None:
         super().__init__()
-        if stem not in STEMS:
-            raise ValueError(f"stem must be one of {STEMS}, got {stem!r}")
+        one_of("stem", stem, STEMS)
         self.conv1 = (
             nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False)
             if stem == "imagenet"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.checks import whole
 from trimtab.models.initial import kaiming_fan_out_
 from trimtab.models.resnet import BasicBlock, Bottleneck, ResNetEncoder
 
@@ -51,8 +52,8 @@ class SmallUNet(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int = 1, width: int = 16, levels: int = 3) -> None:
         super().__init__()
-        if width < 1 or levels < 1:
-            raise ValueError(f"width and levels must be 1 or more, got width={width}, levels={levels}")
+        whole("width", width, 1)
+        whole("levels", levels, 1)
         widths = [width * 2**level for level in range(levels + 1)]
         self.down = nn.ModuleList(
             _two_convolutions(inputs, outputs)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.checks import whole
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one Linear each for query, key, value and output.
@@ -89,8 +91,7 @@ class VisionTransformer(nn.Module):
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if patch < 1 or height % patch or width % patch:
             raise ValueError(f"image_size {height} x {width} must be a multiple of patch={patch}; choose another patch")
-        if depth < 1:
-            raise ValueError(f"depth must be 1 or more, got {depth}")
+        whole("depth", depth, 1)
         self.image_size = (height, width)
         self.patches = nn.Conv2d(in_channels, dim, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))

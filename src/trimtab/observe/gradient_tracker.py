@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trimtab.checks import some_of, whole
 from trimtab.collectives import local_part
 from trimtab.levers import Lever
 from trimtab.observe.gradient_rows import GradientRows
 from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, working_dtype
 from trimtab.observe.tables import KINDS
-from trimtab.parameters import Entry, Rule
+from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.sparse import refuse_sparse
 from trimtab.tables.rows import SECONDS
 
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Listener = Callable[["pa.Table", "pa.Table"], object]
-
-
-def _known(label: str, given: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(given, str):
-        given = (given,)
-    unknown = [name for name in given if name not in known]
-    if unknown or not given:
-        raise ValueError(f"{label} must be some of {', '.join(known)}, got {tuple(given)!r}")
-    return tuple(name for name in known if name in given)
 
 
 class GradientTracker:
@@ -98,14 +90,10 @@ class GradientTracker:
         seconds: float = SECONDS,
         overwrite: bool = False,
     ) -> None:
-        if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"every must be a whole number of 1 or more or a function of the step, got {every!r}")
-        if rule is not None and not isinstance(rule, Rule):
-            raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
-        self.track = _known("track", track, KINDS)
-        self.statistics = _known("statistics", statistics, STATISTICS)
-        self.every, self.small_format = every, small_format
-        self.rule = Rule(role="any") if rule is None else rule
+        self.track = some_of("track", track, KINDS)
+        self.statistics = some_of("statistics", statistics, STATISTICS)
+        self.every, self.small_format = every if callable(every) else whole("every", every, 1), small_format
+        self.rule = rule_or(rule, Rule(role="any"))
         self.step = 0
         """Optimizer steps seen so far; the number of the next one."""
         plain = [name for name in self.statistics if name not in OF_WEIGHTS]
@@ -116,8 +104,7 @@ class GradientTracker:
             self.track, self.statistics, small_format, capacity, folder, seconds=seconds, overwrite=overwrite
         )
         self._watched: list[Lever] = []
-        self._judged: Sequence[Entry] | None = None
-        self._judged_number = 0
+        self._judged: Judged[list[Entry]] = Judged()
         self._layers: list[Entry] = []
         self._before: list[Tensor] = []
         self._changing: list[int] = []
@@ -132,7 +119,7 @@ class GradientTracker:
         self._rows.open(self.step)
         if not (self.every(self.step) if callable(self.every) else self.step % self.every == 0):
             return
-        self._choose(parameters)
+        self._judged(parameters, self._choose)
         here = [at for at, entry in enumerate(self._layers) if self.rule.frozen or entry.parameter.requires_grad]
         with_gradient = [at for at in here if self._layers[at].parameter.grad is not None]
         for at in with_gradient:
@@ -177,10 +164,8 @@ class GradientTracker:
         else:
             self.step += 1
 
-    def _choose(self, parameters: Sequence[Entry]) -> None:
+    def _choose(self, parameters: Sequence[Entry]) -> list[Entry]:
         """Find the layers when the parameters are new; a frozen one may thaw later, so that is asked at each step."""
-        if parameters is self._judged and len(parameters) == self._judged_number:
-            return
         rule = replace(self.rule, frozen=True)
         layers = [entry for entry in parameters if rule.reason_against(entry) is None and entry.parameter.numel()]
         if not layers:
@@ -188,7 +173,7 @@ class GradientTracker:
         self.flush()
         self._rows.layers = [entry.name for entry in layers]
         self._layers, self._before, self._slot = layers, [], None
-        self._judged, self._judged_number = parameters, len(parameters)
+        return layers
 
     def _take(self, kind: str, positions: list[int], tensors: list[Tensor]) -> None:
         if self._slot is None or not positions:

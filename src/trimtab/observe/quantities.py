@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtab.checks import one_of
 from trimtab.collectives import is_sharded, local_part, max_over_shards, sum_over_shards
 from trimtab.observe.chunks import COLUMNS, PLACE, Chunks
 from trimtab.observe.weights import NEAR_ZERO
@@ -48,8 +49,7 @@ def smallest_normal(name: str) -> float:
         >>> smallest_normal("float16")
         6.103515625e-05
     """
-    if name not in FORMATS:
-        raise ValueError(f"small_format must be one of {', '.join(FORMATS)}, got {name!r}")
+    one_of("small_format", name, FORMATS)
     return float(torch.finfo(getattr(torch, name)).smallest_normal)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import positive, whole
 from trimtab.parameters import PRUNABLE, Rule, Source, select
 
 NEAR_ZERO = 0.1
@@ -62,8 +63,8 @@ def weight_distribution(
         >>> found.counts, found.near_zero
         ([0, 3, 1], 0.25)
     """
-    if bins < 1 or not 0 < limit < float("inf"):
-        raise ValueError(f"bins must be 1 or more and limit positive and finite, got bins={bins}, limit={limit}")
+    whole("bins", bins, 1)
+    positive("limit", limit)
     default = PRUNABLE if isinstance(source, nn.Module) else Rule(frozen=True)
     chosen = select(source, default if rule is None else rule, computed=True).chosen
     layers = [entry for entry in chosen if entry.parameter.numel()]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import non_negative
 from trimtab.collectives import local_part
-from trimtab.optimizers.norms import TINY, global_norm, non_negative
+from trimtab.optimizers.norms import TINY, global_norm
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 
 HALVES = (torch.bfloat16, torch.float16)

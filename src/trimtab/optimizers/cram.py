@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import below_one, n_of_m, non_negative
 from trimtab.collectives import from_first_rank, is_sharded
-from trimtab.optimizers.norms import non_negative
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.parameters import Entry, Rule, entries, no_axis
 from trimtab.tensors.selection import (
-    checked_sparsity,
     kth_threshold,
     smallest_in_groups,
     smallest_masks,
@@ -34,7 +32,7 @@ class _Memory:
 
 
 def _checked_sparsities(sparsities: Sequence[float]) -> tuple[float, ...]:
-    values = tuple(checked_sparsity(value, f"sparsities[{place}]") for place, value in enumerate(sparsities))
+    values = tuple(below_one(f"sparsities[{place}]", value) for place, value in enumerate(sparsities))
     if not values:
         raise ValueError("sparsities must name at least one fraction of zeros in [0, 1), got none")
     return values
@@ -43,15 +41,10 @@ def _checked_sparsities(sparsities: Sequence[float]) -> tuple[float, ...]:
 def _checked_patterns(pattern: str | Sequence[str] | None) -> tuple[tuple[int, int], ...]:
     if pattern is None:
         return ()
-    patterns = []
-    for text in (pattern,) if isinstance(pattern, str) else tuple(pattern):
-        match = re.fullmatch(r"(\d+):(\d+)", str(text))
-        if match is None or not 0 < int(match[1]) < int(match[2]):
-            raise ValueError(f'a pattern is "N:M" with 0 < N < M, such as "2:4" (2 of 4 weights stay), got {text!r}')
-        patterns.append((int(match[1]), int(match[2])))
+    patterns = tuple(n_of_m("pattern", text) for text in ((pattern,) if isinstance(pattern, str) else pattern))
     if not patterns:
         raise ValueError("pattern must be None, a pattern such as '2:4', or a tuple of them, got an empty one")
-    return tuple(patterns)
+    return patterns
 
 
 class CrAM(TwoPassOptimizer):

@@ -6,12 +6,14 @@ and left out with a reason that can be printed. What it is to its owner, and whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
 
 from torch import nn
 
+from trimtab.checks import one_of, whole
 from trimtab.parameters.kinds import (
     PACKED,
     check_has_shape,
@@ -33,6 +35,7 @@ from trimtab.parameters.wrappers import unwrapped
 __all__ = [
     "PRUNABLE",
     "Entry",
+    "Judged",
     "Layout",
     "Rule",
     "Selection",
@@ -42,11 +45,15 @@ __all__ = [
     "no_axis",
     "output_axis",
     "register_layout",
+    "rule_or",
     "select",
     "total_elements",
     "unwrapped",
     "with_names",
 ]
+
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -79,10 +86,9 @@ class Rule:
     role: str | None = None
 
     def __post_init__(self) -> None:
-        if self.role not in (None, "weight", "any"):
-            raise ValueError(f"role must be 'weight', 'any' or None, got {self.role!r}")
-        if self.min_ndim < 0:
-            raise ValueError(f"min_ndim must be 0 or more, got {self.min_ndim}")
+        if self.role is not None:
+            one_of("role", self.role, ("weight", "any"))
+        whole("min_ndim", self.min_ndim, 0)
         for label in ("include", "exclude"):
             if isinstance(getattr(self, label), str):
                 raise TypeError(f"{label} must be a tuple of patterns, got the string {getattr(self, label)!r}")
@@ -153,6 +159,40 @@ def select(source: Source, rule: Rule | None = None, *, computed: bool = False) 
         for name, weight, owner in packed_weights(source):
             left_out.append((Entry(name, weight, owner=owner), PACKED))
     return Selection(chosen, left_out)
+
+
+def rule_or(rule: Rule | None, default: Rule) -> Rule:
+    """The rule that was given, `default` for None; TypeError when it is none.
+
+    Example:
+        >>> rule_or(None, Rule(min_ndim=0)).min_ndim
+        0
+    """
+    if rule is not None and not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
+    return default if rule is None else rule
+
+
+class Judged(Generic[Found]):
+    """What was found of a list of parameters; asked again only when the list is another one, or has grown.
+
+    `attach` hands over the same list until parameters change, so that a rule's patterns need not be matched every step.
+
+    Example:
+        >>> import torch
+        >>> judged, listed = Judged(), entries(torch.nn.Linear(2, 2))
+        >>> judged(listed, len), judged(listed, sum)  # the second is not asked
+        (2, 2)
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Sequence[Entry], int, Found] | None = None
+
+    def __call__(self, parameters: Sequence[Entry], find: Callable[[Sequence[Entry]], Found]) -> Found:
+        """What `find` says of these parameters; kept unless it raises."""
+        if self._kept is None or self._kept[0] is not parameters or self._kept[1] != len(parameters):
+            self._kept = (parameters, len(parameters), find(parameters))
+        return self._kept[2]
 
 
 def total_elements(chosen: Sequence[Entry]) -> int:

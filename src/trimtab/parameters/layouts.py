@@ -14,6 +14,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from trimtab.checks import one_of, whole
+
 ROLES = ("weight", "bias", "scale", "position", "other")
 """What a parameter can be; only a "weight" is a factor of a product (or the table of an embedding)."""
 
@@ -49,11 +51,10 @@ class Layout:
     role: str = "weight"
 
     def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"role must be one of {', '.join(ROLES)}, got {self.role!r}")
+        one_of("role", self.role, ROLES)
         axes = [axis for axis in (self.output_axis, self.input_axis, self.stack_axis) if axis is not None]
-        if any(isinstance(axis, bool) or not isinstance(axis, int) or axis < 0 for axis in axes):
-            raise ValueError(f"dimensions must be 0 or more, got {self}")
+        for axis in axes:
+            whole(f"a dimension of {self}", axis, 0)
         if len(set(axes)) < len(axes):
             raise ValueError(f"outputs, inputs and stack must be different dimensions, got {self}")
 

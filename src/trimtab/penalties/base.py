@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.checks import non_negative
 from trimtab.collectives import is_sharded
-from trimtab.parameters import Entry, Rule, Source, select
+from trimtab.parameters import Entry, Rule, Source, rule_or, select
 
 
 class Penalty(ABC):
@@ -35,9 +35,7 @@ class Penalty(ABC):
 
     def __init__(self, strength: float, rule: Rule | None = None) -> None:
         self.strength = non_negative("strength", strength)
-        if rule is not None and not isinstance(rule, Rule):
-            raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
-        self.rule = Rule() if rule is None else rule
+        self.rule = rule_or(rule, Rule())
         self.left_out: list[tuple[Entry, str]] = []
         self._warned = False
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from trimtab.checks import non_negative
+from trimtab.checks import non_negative, one_of
 from trimtab.collectives import local_part, sum_over_shards
 from trimtab.parameters import Entry, Rule, select
 from trimtab.penalties.magnitude import Law, MagnitudePenalty, by_device_and_dtype
@@ -79,8 +79,7 @@ class VarianceAmplifier(MagnitudePenalty):
         bound: float | None = 10.0,
     ) -> None:
         super().__init__(strength, rule)
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(map(repr, get_args(Form)))}, got {form!r}")
+        one_of("form", form, get_args(Form))
         self.form: Form = form
         self.r = self.smoothing = non_negative("r", r)
         self.eps = non_negative("eps", eps)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from trimtab.checks import below_one, number, one_of, whole
 from trimtab.parameters import Entry
 from trimtab.precision.lever import LowPrecision
 from trimtab.precision.shrinkage import shrinkage
@@ -71,19 +72,10 @@ class Compensate:
     ) -> None:
         if not isinstance(lever, LowPrecision) or "gradients" not in lever.formats:
             raise TypeError(f"lever must be a LowPrecision that rounds gradients, got {lever!r}")
-        if granularity not in ("global", "tensor"):
-            raise ValueError(f"granularity must be 'global' or 'tensor', got {granularity!r}")
-        for name, value, fits, allowed in (
-            ("decay", decay, 0 <= decay < 1, "at least 0 and below 1"),
-            ("floor", floor, 0 < floor <= 1, "above 0 and at most 1"),
-            ("cap", cap, 1 <= cap < float("inf"), "finite and at least 1"),
-        ):
-            if not fits:
-                raise ValueError(f"{name} must be {allowed}, got {value!r}")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of 1 or more, got {every!r}")
+        one_of("granularity", granularity, get_args(Granularity))
         self.lever, self.granularity = lever, granularity
-        self.decay, self.floor, self.cap, self.every = float(decay), float(floor), float(cap), every
+        self.decay, self.floor = below_one("decay", decay), number("floor", floor, above=0, most=1)
+        self.cap, self.every = number("cap", cap, least=1), whole("every", every, 1)
         self._running: dict[str, Tensor] = {}
         lever.rounding.measure_every.append(every)
 

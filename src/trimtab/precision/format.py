@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from trimtab.checks import hint, one_of, whole
 
 NanCodes = Literal["ieee", "all_ones", "negative_zero", "none"]
 
@@ -54,17 +55,11 @@ class Format:
 
     def __post_init__(self) -> None:
         for field, low, high in (("exponent", 0, 11), ("mantissa", 0, 52)):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{field} of format {self.name!r} must be a whole number of bits, got {value!r}")
-            if not low <= value <= high:
-                raise ValueError(f"{field} of format {self.name!r} must be {low} to {high} bits, got {value}")
+            whole(f"{field} bits of format {self.name!r}", getattr(self, field), low, high)
         if self.bias is None:
             object.__setattr__(self, "bias", max(2 ** (self.exponent - 1) - 1, 0) if self.exponent else 0)
-        if isinstance(self.bias, bool) or not isinstance(self.bias, int):
-            raise TypeError(f"bias of format {self.name!r} must be a whole number, got {self.bias!r}")
-        if self.nan not in get_args(NanCodes):
-            raise ValueError(f"nan of format {self.name!r} must be one of {get_args(NanCodes)}, got {self.nan!r}")
+        whole(f"bias of format {self.name!r}", self.bias)
+        one_of(f"nan of format {self.name!r}", self.nan, get_args(NanCodes))
         if self.nan == "ieee" and not (self.infinities and self.exponent >= 2 and self.mantissa >= 1):
             raise ValueError(
                 f"format {self.name!r}: nan='ieee' keeps the largest exponent for infinity and NaN, so it needs "
@@ -240,12 +235,9 @@ def named(name: str | Format) -> Format:
         if special == "ieee":
             return Format(key, exponent, mantissa, bias)
         return Format(key, exponent, mantissa, bias, infinities=False, nan="all_ones" if special == "fn" else "none")
-    known = [*FORMATS, *ALIASES]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
     raise ValueError(
-        f"unknown number format {name!r}; "
-        + (f"did you mean {', '.join(near)}? " if near else "")
-        + f"Known: {', '.join(FORMATS)}, int2 to int16, and eXmY for X exponent and Y mantissa bits"
+        f"unknown number format {name!r}; {hint(key, [*FORMATS, *ALIASES], 'formats')}; int2 to int16, and eXmY for X exponent "
+        "and Y mantissa bits, are formats too"
     )
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.collectives import is_distributed, local_part
-from trimtab.parameters import Entry, Rule
+from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.activations import ActivationHooks
 from trimtab.precision.communication import QuantisedReduction, quantised_reduction
 from trimtab.precision.format import Format
@@ -109,18 +109,16 @@ class LowPrecision:
         formats |= {"forward": forward, "backward": backward}
         if before_reduce and gradients is None:
             raise ValueError("before_reduce=True rounds gradients, and gradients is None; give it a format")
-        if rule is not None and not isinstance(rule, Rule):
-            raise TypeError(f"rule must be a trimtab.parameters.Rule or None, got {rule!r}")
         if isinstance(momentum_keys, str) or not momentum_keys:
             raise TypeError(f"momentum_keys must be a tuple of names, got {momentum_keys!r}")
         self.rounding = TensorRounding(formats, rounding, overflow, scaling, seed, meter)
         self.formats = self.rounding.formats
         self.master, self.before_reduce = master, before_reduce
         self.momentum_keys = tuple(momentum_keys)
-        self.rule = Rule(role="any") if rule is None else rule
+        self.rule = rule_or(rule, Rule(role="any"))
         self.meter = meter
         self._optimizer: torch.optim.Optimizer | None = None
-        self._judged: tuple[Sequence[Entry], int] | None = None
+        self._judged: Judged[list[Entry]] = Judged()
         self._chosen: list[Entry] = []
         self._by_id: dict[int, Entry] = {}
         self.left_out: list[tuple[Entry, str]] = []
@@ -171,7 +169,8 @@ class LowPrecision:
             self._reduction.round = None
         if self.meter is not None:
             self.meter.flush()
-        self._optimizer = self._hooks = self._reduction = self._judged = None
+        self._optimizer = self._hooks = self._reduction = None
+        self._judged = Judged()
 
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:
@@ -203,22 +202,24 @@ class LowPrecision:
 
     def _pick(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks, judged once; ValueError when there is none, or one that cannot be rounded."""
-        if self._judged is None or self._judged[0] is not parameters or self._judged[1] != len(parameters):
-            reasons = [
-                (entry, self.rule.reason_against(entry) or self.rounding.reason_against(entry)) for entry in parameters
-            ]
-            chosen = [entry for entry, reason in reasons if reason is None]
-            self.left_out = [(entry, reason) for entry, reason in reasons if reason is not None]
-            if not chosen:
-                examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in reasons[:3])
-                raise ValueError(
-                    f"{self!r} finds nothing to round among {len(reasons)} parameter(s) ({examples}); see its rule"
-                )
-            for entry in chosen:
-                self.rounding.check(entry)
-            self._chosen, self._judged = chosen, (parameters, len(parameters))
-            self._by_id = {id(entry.parameter): entry for entry in chosen}
-        return self._chosen
+        return self._judged(parameters, self._judge)
+
+    def _judge(self, parameters: Sequence[Entry]) -> list[Entry]:
+        reasons = [
+            (entry, self.rule.reason_against(entry) or self.rounding.reason_against(entry)) for entry in parameters
+        ]
+        chosen = [entry for entry, reason in reasons if reason is None]
+        self.left_out = [(entry, reason) for entry, reason in reasons if reason is not None]
+        if not chosen:
+            examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in reasons[:3])
+            raise ValueError(
+                f"{self!r} finds nothing to round among {len(reasons)} parameter(s) ({examples}); see its rule"
+            )
+        for entry in chosen:
+            self.rounding.check(entry)
+        self._chosen = chosen
+        self._by_id = {id(entry.parameter): entry for entry in chosen}
+        return chosen
 
     def _round_before_reduction(self, parameter: Tensor, gradient: Tensor) -> None:
         if entry := self._by_id.get(id(parameter)):

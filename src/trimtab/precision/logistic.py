@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from trimtab.checks import positive, whole
 
 
 class LogisticRegression:
@@ -50,9 +51,7 @@ class LogisticRegression:
             raise ValueError("features hold values that are not finite")
         if not bool((labels.abs() == 1).all()):
             raise ValueError(f"labels must be -1 or +1, got values {sorted(set(labels.tolist()))[:5]}")
-        if not (math.isfinite(l2) and l2 > 0):
-            raise ValueError(f"l2 must be finite and positive, got {l2}")
-        self.features, self.labels, self.l2 = features.double(), labels.double(), float(l2)
+        self.features, self.labels, self.l2 = features.double(), labels.double(), positive("l2", l2)
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -70,9 +69,7 @@ class LogisticRegression:
 
     def variance(self, batch_size: int) -> float:
         """M for mini-batches of `batch_size` rows drawn with replacement."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        return float(self.features.square().sum(1).mean()) / batch_size
+        return float(self.features.square().sum(1).mean()) / whole("batch_size", batch_size, 1)
 
     def loss(self, weights: Tensor) -> float:
         """F(w); `weights` of shape (d,)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from trimtab.checks import whole
 from trimtab.precision.format import Format, named
 from trimtab.precision.scaling import Scaling
 from trimtab.precision.shrinkage import Measured, shrinkage_sums
@@ -55,10 +56,7 @@ class ShrinkageMeter:
         seconds: float = SECONDS,
         overwrite: bool = False,
     ) -> None:
-        for name, value in (("every", every), ("capacity", capacity)):
-            if not callable(value) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
-        self.every = every
+        self.every = every if callable(every) else whole("every", every, 1)
         self._rows = ShrinkageRows(capacity, folder, seconds=seconds, overwrite=overwrite)
         self._next = 0
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from trimtab.checks import one_of
 from trimtab.precision.format import Format, named
 from trimtab.precision.rounding import Overflow, Rounder, Rounding, arithmetic_dtype
 from trimtab.precision.scaling import PerTensor, Scaling, absmax
@@ -154,12 +155,8 @@ def _check(
             f"x must be a dense tensor of {', '.join(str(each).removeprefix('torch.') for each in CARRIERS)}, "
             f"got {x.dtype}, {x.layout}"
         )
-    for name, value, allowed in (
-        ("rounding", rounding, get_args(Rounding)),
-        ("overflow", overflow, get_args(OverflowPolicy)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    one_of("rounding", rounding, get_args(Rounding))
+    one_of("overflow", overflow, get_args(OverflowPolicy))
     if scaling is not None and not isinstance(scaling, Scaling):
         raise TypeError(f"scaling must be None, PerTensor, PerChannel, Block or MX, got {scaling!r}")
     may_saturate = scaling is not None and scaling.rule in ("floor", "even")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trimtab.checks import one_of, whole
 from trimtab.parameters import Entry
 from trimtab.precision.format import Format, named
 
@@ -37,8 +38,7 @@ class Scaling:
     rule: Rule = field(default="absmax", kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+        one_of("rule", self.rule, get_args(Rule))
 
     @property
     def overflows(self) -> bool:
@@ -173,8 +173,7 @@ class Block(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size of a block must be a whole number of 1 or more, got {self.size!r}")
+        whole("size of a block", self.size, 1)
 
     def lines(self, x: Tensor) -> Tensor:
         """The dimension of the blocks last; a single line becomes one of many."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab.checks import whole
 from trimtab.collectives import is_sharded, local_part, sum_over_ranks, sum_over_shards
 from trimtab.parameters import Entry, no_axis
 from trimtab.precision.format import Format, named
@@ -43,12 +44,10 @@ class TensorRounding:
             raise ValueError("LowPrecision rounds nothing; give gradients, weights, momentum or activations a format")
         for each in self.formats.values():  # bad settings are refused here, not in the first step
             quantize(torch.empty(0, dtype=torch.float64), each, rounding, overflow, scaling)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be a whole number, got {seed!r}")
         if meter is not None and not isinstance(meter, ShrinkageMeter):
             raise TypeError(f"meter must be a ShrinkageMeter or None, got {meter!r}")
         self.rounding, self.overflow, self.scaling = rounding, overflow, scaling
-        self.seed, self.meter = seed, meter
+        self.seed, self.meter = whole("seed", seed), meter
         self.step = 0
         self.found: dict[str, Measured] = {}
         self.measure_every: list[int] = []
@@ -129,8 +128,8 @@ class TensorRounding:
         label = kind if label is None else label
         due = self._due(kind)
         rows = []
-        for entry, whole in tensors:
-            tensor = local_part(whole)
+        for entry, given in tensors:
+            tensor = local_part(given)
             original = tensor.clone() if due else None
             self.quantize(tensor, kind, entry.name, label, *shard_of(entry.parameter), out=tensor, entry=entry)
             if original is not None:

@@ -9,25 +9,15 @@ exactly as a step of mu q would. Only the quantiser's noise raises the floor; re
 
 from __future__ import annotations
 
-import math
-
-
-def _checked(name: str, value: float, *, zero: bool = False, most: float = math.inf) -> float:
-    """`value` as a float; ValueError unless it is finite, positive (or 0 where `zero`) and at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero) or value > most:
-        least = "0 or more" if zero else "positive"
-        raise ValueError(
-            f"{name} must be finite, {least}" + (f" and at most {most:g}" if most < math.inf else "") + f", got {value}"
-        )
-    return float(value)
+from trimtab.checks import non_negative, number, positive, whole
 
 
 def _contraction(curvature: float, step_size: float, shrinkage: float) -> float:
     """`1 - mu q lambda` after checking its three factors and that SGD is stable."""
     effective = (
-        _checked("step_size", step_size) * _checked("shrinkage", shrinkage, most=1) * _checked("curvature", curvature)
+        positive("step_size", step_size)
+        * number("shrinkage", shrinkage, above=0, most=1)
+        * positive("curvature", curvature)
     )
     if effective >= 2:
         raise ValueError(
@@ -69,8 +59,8 @@ def stationary_second_moment(
         True
     """
     kept = _contraction(curvature, step_size, shrinkage)
-    noise = shrinkage**2 * _checked("gradient_variance", gradient_variance, zero=True)
-    noise += _checked("quantiser_variance", quantiser_variance, zero=True)
+    noise = shrinkage**2 * non_negative("gradient_variance", gradient_variance)
+    noise += non_negative("quantiser_variance", quantiser_variance)
     return step_size * noise / (shrinkage * curvature * (1 + kept))
 
 
@@ -103,8 +93,7 @@ def expected_second_moment(
         >>> round(expected_second_moment(10, 3.0, 1.0, 0.1, shrinkage=0.5) / 9.0, 6) == round(0.95**20, 6)
         True
     """
-    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ValueError(f"step must be an integer of 0 or more, got {step!r}")
+    whole("step", step, 0)
     floor = stationary_second_moment(
         curvature,
         step_size,
@@ -159,11 +148,11 @@ def fixed_step_bound(
         >>> fixed_step_bound(10_000, 1.0, 0.1, q_min=0.5, **setting)  # this bound knows q_min only: it doubles
         1.0
     """
-    _require_step(step)
-    gap = _checked("initial_gap", initial_gap, zero=True)
-    mu, least = _checked("step_size", step_size), _checked("q_min", q_min, most=1)
+    whole("step", step, 1)  # the start is step 1
+    gap = non_negative("initial_gap", initial_gap)
+    mu, least = positive("step_size", step_size), number("q_min", q_min, above=0, most=1)
     smooth, convex = _constants(smoothness, convexity)
-    noise = _checked("variance", variance, zero=True) + _checked("quantiser_variance", quantiser_variance, zero=True)
+    noise = non_negative("variance", variance) + non_negative("quantiser_variance", quantiser_variance)
     longest = least / (smooth * _growth(growth))
     if mu > longest * (1 + 1e-12):
         raise ValueError(f"step_size must be at most q_min / (smoothness * growth) = {longest:g}, got {step_size}")
@@ -209,12 +198,12 @@ def diminishing_step_bound(
         >>> round(bound, 4)
         0.1818
     """
-    _require_step(step)
-    gap = _checked("initial_gap", initial_gap, zero=True)
-    numerator, offset = _checked("beta", beta), _checked("gamma", gamma)
-    least = _checked("q_min", q_min, most=1)
+    whole("step", step, 1)  # the start is step 1
+    gap = non_negative("initial_gap", initial_gap)
+    numerator, offset = positive("beta", beta), positive("gamma", gamma)
+    least = number("q_min", q_min, above=0, most=1)
     smooth, convex = _constants(smoothness, convexity)
-    noise = _checked("variance", variance, zero=True) + _checked("quantiser_variance", quantiser_variance, zero=True)
+    noise = non_negative("variance", variance) + non_negative("quantiser_variance", quantiser_variance)
     if numerator * convex * least <= 1:
         raise ValueError(f"beta must exceed 1 / (convexity * q_min) = {1 / (convex * least):g}, got {beta}")
     longest = least / (smooth * _growth(growth))
@@ -227,18 +216,13 @@ def diminishing_step_bound(
     return nu / (offset + step)
 
 
-def _require_step(step: int) -> None:
-    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-        raise ValueError(f"step must be an integer of 1 or more (the start is step 1), got {step!r}")
-
-
 def _growth(value: float) -> float:
-    growth = _checked("growth", value)
+    growth = positive("growth", value)
     if growth < 1:
         raise ValueError(f"growth must be at least 1, since E||g||^2 >= ||E g||^2, got {value}")
     return growth
 
 
 def _constants(smoothness: float, convexity: float) -> tuple[float, float]:
-    smooth = _checked("smoothness", smoothness)
-    return smooth, _checked("convexity", convexity, most=smooth)
+    smooth = positive("smoothness", smoothness)
+    return smooth, number("convexity", convexity, above=0, most=smooth)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from trimtab.checks import n_of_m
 from trimtab.parameters import Entry, no_axis
 
 
@@ -17,12 +16,7 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
         >>> parse_pattern("2:4")
         (2, 4)
     """
-    if pattern == "unstructured":
-        return None
-    match = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if match is None or not 0 < int(match[1]) < int(match[2]):
-        raise ValueError(f"pattern must be 'unstructured' or N:M with 0 < N < M such as '2:4', got {pattern!r}")
-    return int(match[1]), int(match[2])
+    return None if pattern == "unstructured" else n_of_m("a pattern other than 'unstructured'", pattern)
 
 
 def input_axis(entry: Entry) -> int:

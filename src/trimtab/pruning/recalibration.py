@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from trimtab.checks import whole
 from trimtab.collectives import is_distributed, sum_over_ranks
 from trimtab.parameters.arguments import arguments_of_batch, moved
 from trimtab.parameters.wrappers import unwrapped
@@ -127,8 +128,8 @@ def recalibrate(
         >>> recalibrate(net, [{"pixels": torch.randn(8, 2)}], forward=lambda net, batch: net(batch["pixels"]))
         Recalibration(modules=1, batches=1)
     """
-    if batches is not None and batches < 1:
-        raise ValueError(f"batches must be 1 or more, got {batches}")
+    if batches is not None:
+        whole("batches", batches, 1)
     model = unwrapped(model)  # DDP would broadcast rank 0's statistics, torch.compile recompile
     norms = [
         m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from trimtab.checks import hint
 from trimtab.parameters import Entry
 
 Score = str | Callable[[Entry], Tensor]
@@ -18,9 +18,9 @@ def checked_score(score: Score) -> Score:
     """`score` itself when it is known or callable; ValueError with the nearest name otherwise."""
     if callable(score) or score in SCORES:
         return score
-    close = difflib.get_close_matches(str(score), SCORES, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}?" if close else "a callable (entry -> tensor) works too"
-    raise ValueError(f"unknown score {score!r}; allowed are {', '.join(SCORES)}; {hint}")
+    raise ValueError(
+        f"unknown score {score!r}; {hint(score, SCORES, 'scores')}; a callable (entry -> tensor) works too"
+    )
 
 
 def _layer_magnitude(name: str, weight: Tensor) -> Tensor:

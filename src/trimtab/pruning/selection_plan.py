@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import below_one
 from trimtab.collectives import is_sharded
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, select, total_elements
 from trimtab.parameters.kinds import check_has_values
@@ -17,7 +18,6 @@ from trimtab.pruning.scopes import IN_GROUPS, SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
 from trimtab.tensors.selection import (
     Threshold,
-    checked_sparsity,
     kth_threshold,
     smallest_in_groups,
     smallest_masks,
@@ -108,9 +108,11 @@ class SelectionPlan:
     def check_sparsity(self, sparsity: float | None) -> float:
         """The sparsity to use; ValueError when it is out of [0, 1) or contradicts the pattern."""
         if self.groups is None:
-            return checked_sparsity(sparsity)
+            return below_one("sparsity", sparsity)
         fixed = 1 - self.groups[0] / self.groups[1]
-        if sparsity is not None and abs(checked_sparsity(sparsity) - fixed) > 1e-6:  # float32 scalars are that far off
+        if (
+            sparsity is not None and abs(below_one("sparsity", sparsity) - fixed) > 1e-6
+        ):  # float32 scalars are that far off
             raise ValueError(
                 f"pattern {self.pattern!r} fixes the sparsity at {fixed:g}; leave sparsity out, got {sparsity}"
             )

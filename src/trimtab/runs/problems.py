@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pydantic import BaseModel, ValidationError
 
+from trimtab.checks import hint
 from trimtab.inputs import shortened
 
 
@@ -21,10 +20,8 @@ def all_fields(section: type[BaseModel], prefix: str = "") -> list[str]:
 
 def nearest(name: str, allowed: list[str]) -> str:
     """`; did you mean ...?` with the nearest of the allowed names, or all of them."""
-    close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
-    if not close:  # a field given without its section, or the other way round
-        close = [field for field in allowed if field.split(".")[-1] == name.split(".")[-1]][:3]
-    return f"; did you mean {' or '.join(close)}?" if close else f"; fields are {', '.join(allowed)}"
+    alike = [field for field in allowed if field.split(".")[-1] == name.split(".")[-1]][:3]  # given without its section
+    return f"; {hint(name, allowed, 'fields', otherwise=alike)}"
 
 
 def problems(error: ValidationError, fields: list[str], section: str = "") -> str:

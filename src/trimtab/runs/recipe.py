@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import (
 )
 from torch import nn
 
+from trimtab.checks import hint
 from trimtab.files import write_text
 from trimtab.inputs import check_expansion, named, utf8
 from trimtab.registry import HOMES, TRAINED, checked, find, of_home, parse, settings_name
@@ -324,10 +324,8 @@ def load_recipe(source: str | Path) -> Recipe:
         item = resources.files("trimtab.runs") / "recipes" / f"{source}.yaml"
         text, where = item.read_text(encoding="utf-8"), f"recipe {source}"
     else:
-        names = list(shipped_recipes())
-        close = difflib.get_close_matches(str(source), names, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"shipped ones are {', '.join(names)}"
-        raise ValueError(f"no recipe {str(source)!r}: neither a YAML file nor a shipped name; {hint}")
+        known = hint(source, shipped_recipes(), "shipped ones")
+        raise ValueError(f"no recipe {str(source)!r}: neither a YAML file nor a shipped name; {known}")
     with named(where, "is not readable as YAML"):
         data = yaml.safe_load(text)
         check_expansion(data)

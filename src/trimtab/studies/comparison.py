@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from trimtab.checks import whole
 from trimtab.files import alone, write_text
 from trimtab.inputs import bad_input
 from trimtab.runs.loading import load_data
@@ -134,8 +135,7 @@ def compare(
         ValueError: `jobs` is not positive, or another process is running the study in this folder.
         KeyboardInterrupt: Ctrl-C; every run at work has left a checkpoint.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be 1 or more, got {jobs}")
+    whole("jobs", jobs, 1)
     with alone(folder, "running the study in"):
         return _compare(variants, folder, jobs, splits, report)
 

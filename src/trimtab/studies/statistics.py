@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from trimtab.checks import number
 from trimtab.studies.summary import Row
 
 Field = Literal["accuracy", "top5", "iou", "loss"]
@@ -80,14 +81,10 @@ def estimate(values: Iterable[float], confidence: float = CONFIDENCE) -> Estimat
         >>> estimate([0.8]).low is None
         True
     """
-    numbers = [float(value) for value in values]
+    numbers = [number("a value", float(value)) for value in values]
     if not numbers:
         raise ValueError("an estimate needs at least one value, got none")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
-    for number in numbers:
-        if not math.isfinite(number):
-            raise ValueError(f"values must be finite, got {number}")
+    number("confidence", confidence, above=0, below=1)
     n = len(numbers)
     mean = math.fsum(numbers) / n
     if n == 1:

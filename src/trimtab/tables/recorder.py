@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from trimtab.checks import whole
+
 
 class Recorder:
     """A buffer of one row of numbers per step, on whatever device they are made; `fetch` is its only synchronisation.
@@ -26,9 +28,7 @@ class Recorder:
     """
 
     def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity must be 1 or more, got {capacity}")
-        self.capacity = capacity
+        self.capacity = whole("capacity", capacity, 1)
         self.steps: list[int] = []
         self._buffer = torch.empty(0, dtype=torch.float64)
 

@@ -7,10 +7,8 @@ bucket finds the score itself. The passes stream over the tensors in pieces and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -19,19 +17,6 @@ PIECE = 1 << 20  # elements worked on at a time on a CPU: integers and masks of 
 PIECE_ON_DEVICE = 1 << 25  # elements at a time elsewhere: few launches, still bounded memory
 DIGIT = 16  # bits resolved by one histogram (the first one resolves 15, the sign being 0)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-def checked_sparsity(value: object, name: str = "sparsity") -> float:
-    """`value` as a float; ValueError unless it is a number in [0, 1). NumPy's scalars are numbers, True and False are not.
-
-    Example:
-        >>> checked_sparsity(0.5)
-        0.5
-    """
-    number = float(value) if not isinstance(value, bool) and isinstance(value, Real) else math.nan
-    if not 0 <= number < 1:
-        raise ValueError(f"{name} must be a number in [0, 1), the fraction of zeros, got {value!r}")
-    return number
 
 
 @dataclass(frozen=True)

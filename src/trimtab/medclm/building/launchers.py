@@ -11,6 +11,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
+from trimtab.checks import whole
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -27,8 +29,7 @@ def run_local(function: Callable[[T], R], items: Iterable[T], workers: int) -> I
     Raises:
         ValueError: workers is below 1.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be 1 or more, got {workers}")
+    whole("workers", workers, 1)
     if workers == 1:
         yield from map(function, items)
         return

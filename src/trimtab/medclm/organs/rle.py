@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.checks import one_of
 from trimtab.files import write_text
 from trimtab.inputs import damage, read_json, shortened
 from trimtab.medclm.coco import category_names, decode, encode, load_coco, run_lengths
@@ -100,8 +101,7 @@ class CocoOrgans:
         unknown = sorted(set(organs) - set(names.values()))
         if unknown or not organs:
             raise ValueError(f"{file} has no class {unknown or list(organs)}; it has {sorted(names.values())}")
-        if shape not in ("ellipse", "box"):
-            raise ValueError(f"shape must be 'ellipse' or 'box', not {shape!r}")
+        one_of("shape", shape, ("ellipse", "box"))
         self.file, self.organs, self.shape = file, tuple(organs), shape
         entries = [entry for entry in document["images"] if isinstance(entry, dict)]
         files = {identifier(entry.get("id")): entry.get("file_name") for entry in entries}

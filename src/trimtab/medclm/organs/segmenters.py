@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trimtab.checks import number
 from trimtab.medclm.organs.nifti import NiftiOrgans
 from trimtab.medclm.organs.source import (
     OrganError,
@@ -51,8 +52,7 @@ class XrayVisionOrgans:
     """
 
     def __init__(self, model: Segmenter | None = None, threshold: float = 0.5, device: str = "cpu") -> None:
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), not {threshold}")
+        number("threshold", threshold, above=0, below=1)
         if model is None:
             networks = _required("torchxrayvision.baseline_models.chestx_det", "torchxrayvision")
             model = _with_weights("torchxrayvision", lambda: networks.PSPNet().to(device))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from trimtab.checks import whole
 from trimtab.files import replace_atomically, write_text
 from trimtab.medclm.coco import encode
 from trimtab.medclm.organs.rle import write_organs
@@ -52,8 +53,7 @@ def draw(seed: int, findings: Sequence[str] | None = None, size: int = 512) -> P
     unknown = sorted(set(findings or ()) - set(FINDINGS))
     if unknown:
         raise ValueError(f"unknown findings {unknown}; a phantom can have {', '.join(FINDINGS)}")
-    if size < 128:
-        raise ValueError(f"size must be at least 128 pixels, not {size}")
+    whole("size", size, 128)
     generator = np.random.default_rng((seed, 0x7A1))
     labels = list(findings) if findings is not None else _findings(generator)
     anatomy = Anatomy.drawn(generator, size, "cardiomegaly" in labels)
@@ -94,8 +94,7 @@ def write_phantom(out: Path, images: int = 48, seed: int = 0, size: int = 512) -
     Raises:
         ValueError: fewer than one image.
     """
-    if images < 1:
-        raise ValueError(f"images must be at least 1, not {images}")
+    whole("images", images, 1)
     generator = np.random.default_rng((seed, 0x5E7))
     categories = {label: number for number, label in enumerate(FINDINGS, start=1)}
     document: dict[str, list[Any]] = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trimtab.checks import below_one, non_negative, positive, whole
+
 TINY = "tiny-llava"
 
 
@@ -75,11 +77,9 @@ class TrainOptions:
                 f"epochs must be 2 or more and steps no fewer, got {self.epochs} epochs of {self.steps} steps"
             )
         for name in ("batch", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            whole(name, getattr(self, name), 1)
         for name in ("lr", "answer"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            positive(name, getattr(self, name))
         for name in (
             "weight_decay",
             "clip",
@@ -92,10 +92,8 @@ class TrainOptions:
             "save_every",
             "lr_end",
         ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup must lie in [0, 1), got {self.warmup}")
+            non_negative(name, getattr(self, name))
+        below_one("warmup", self.warmup)
 
     @property
     def epoch_steps(self) -> int:

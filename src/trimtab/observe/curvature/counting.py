@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from trimtab.checks import one_of
+
 OVER_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 OVER_ELEMENTS = (
     nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.KLDivLoss,
@@ -70,9 +72,7 @@ def reduction_of(loss: Any, given: str | None) -> str:
     reduction = given if given is not None else settings_of(loss)[1].get("reduction", "mean")
     if given is None and reduction == "batchmean":
         return "mean"
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', over the samples of a batch; got {reduction!r}")
-    return str(reduction)
+    return one_of("reduction", str(reduction), ("mean", "sum"))
 
 
 def counted(loss: Any, inputs: Any, target: Any) -> Counted:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from trimtab.checks import positive, whole
 from trimtab.observe.curvature.krylov import Krylov, gaussian
 from trimtab.observe.curvature.operator import SymmetricOperator
 from trimtab.observe.curvature.results import SpectralDensity
@@ -49,10 +50,10 @@ def spectral_density(
         >>> round(found.mass(low=1.0), 1)
         0.2
     """
-    if probes < 2 or steps < 1 or points < 1:
-        raise ValueError(f"probes must be 2 or more, steps and points 1 or more; got {probes}, {steps}, {points}")
-    if width is not None and not 0 < width < math.inf:
-        raise ValueError(f"width must be positive and finite, got {width}")
+    for name, value, least in (("probes", probes, 2), ("steps", steps, 1), ("points", points, 1)):
+        whole(name, value, least)
+    if width is not None:
+        positive("width", width)
     generator = torch.Generator().manual_seed(seed)
     before = operator.products
     quadratures = [_quadrature(operator, steps, generator) for _ in range(probes)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtab.checks import number, one_of, whole
 from trimtab.observe.curvature.krylov import Krylov, gaussian
 from trimtab.observe.curvature.operator import SymmetricOperator
 from trimtab.observe.curvature.results import Eigenvalues, NormalizedEigenvalue
@@ -52,15 +53,11 @@ def top_eigenvalues(
         (-9.0, True, 3)
     """
     block = (1 if k == 1 else 2) if block is None else block
-    if which not in ENDS:
-        raise ValueError(f"which must be one of {ENDS}, got {which!r}")
-    if not 1 <= k <= operator.size:
-        raise ValueError(f"k must be between 1 and {operator.size}, the operator's size; got {k}")
-    if block < 1 or max_products < k or not 0 < tolerance < 1:
-        raise ValueError(
-            f"block must be 1 or more, max_products at least k = {k}, tolerance in (0, 1); "
-            f"got block={block}, max_products={max_products}, tolerance={tolerance}"
-        )
+    one_of("which", which, ENDS)
+    whole("k", k, 1, operator.size)
+    whole("block", block, 1)
+    whole("max_products", max_products, k)
+    number("tolerance", tolerance, above=0, below=1)
     generator = torch.Generator().manual_seed(seed)
     krylov = Krylov(operator)
     for _ in range(min(block, operator.size)):

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from trimtab.checks import one_of
 from trimtab.collectives import is_sharded, sum_over_ranks
 from trimtab.observe.curvature.counting import Counted, counted, reduction_of
 from trimtab.observe.curvature.data import Batch, Batches, Count, Loss
@@ -78,8 +79,7 @@ class Objective:
         count: Count | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if batch_norm not in POLICIES:
-            raise ValueError(f"batch_norm must be one of {POLICIES}, got {batch_norm!r}")
+        one_of("batch_norm", batch_norm, POLICIES)
         self.model = unwrapped(model)
         check_ready(self.model)
         self.entries = select(self.model, Rule(min_ndim=0) if rule is None else rule).chosen

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from trimtab.checks import positive, whole
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.results import Sharpness
 
@@ -43,10 +42,8 @@ def sharpness(
         >>> round(sharpness(objective, rho=0.1).value, 4)
         0.21
     """
-    if not 0 < rho < math.inf:
-        raise ValueError(f"rho must be positive and finite, got {rho}")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}")
+    positive("rho", rho)
+    whole("steps", steps, 1)
     weights = objective.flat(objective.weights)
     scale = weights.abs() if adaptive else (weights != 0).to(weights.dtype) if on_nonzero else None
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from trimtab.checks import one_of, positive
 from trimtab.observe.curvature.krylov import gaussian, rademacher
 from trimtab.observe.curvature.operator import SymmetricOperator
 from trimtab.observe.curvature.results import Trace
@@ -57,10 +58,9 @@ def trace(
         >>> round(found.value, 4), found.standard_error
         (6.0, 0.0)
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if standard_error is not None and not 0 < standard_error < math.inf:
-        raise ValueError(f"standard_error must be positive and finite, got {standard_error}")
+    one_of("method", method, METHODS)
+    if standard_error is not None:
+        positive("standard_error", standard_error)
     sketched = method == "hutch++"
     limit = max_products if standard_error is not None else products
     least = (2 * PILOT if sketched else 0) + PILOT if standard_error is not None else (9 if sketched else 3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from trimtab.checks import one_of, whole
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.results import Eigenvalues
 from trimtab.parameters import Entry, no_axis
@@ -71,13 +72,9 @@ def random_directions(
         >>> torch.allclose(weight.norm(dim=1), net.weight.norm(dim=1)), bias.tolist()
         (True, [0.0, 0.0])
     """
-    if count not in (1, 2):
-        raise ValueError(f"count must be 1 or 2, got {count}")
-    if scale not in SCALES or one_dimensional not in ONE_DIMENSIONAL:
-        raise ValueError(
-            f"scale must be one of {SCALES} and one_dimensional one of {ONE_DIMENSIONAL}, "
-            f"got {scale!r} and {one_dimensional!r}"
-        )
+    whole("count", count, 1, 2)
+    one_of("scale", scale, SCALES)
+    one_of("one_dimensional", one_dimensional, ONE_DIMENSIONAL)
     generator = torch.Generator().manual_seed(seed)
     vectors = []
     for _ in range(count):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from trimtab.checks import positive, whole
 from trimtab.observe.curvature.data import Batch
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.results import Setting
@@ -86,8 +86,9 @@ def section(
     points = (25 if plane else 51) if points is None else points
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points must be odd and 3 or more, so that the centre is one of them; got {points}")
-    if not 0 < reach < math.inf or (at_once is not None and at_once < 1):
-        raise ValueError(f"reach must be positive and finite, at_once 1 or more; got reach={reach}, at_once={at_once}")
+    positive("reach", reach)
+    if at_once is not None:
+        whole("at_once", at_once, 1)
     if directions.vectors.shape[1] != objective.size:
         raise ValueError(f"directions have {directions.vectors.shape[1]} components, the objective {objective.size}")
     half = points // 2

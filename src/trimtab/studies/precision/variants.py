@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import Field
 
+from trimtab.checks import positive
 from trimtab.precision import named
 from trimtab.precision.rounding import Rounding
 from trimtab.runs.precision_section import ROUNDED, Precision, ScalingName
@@ -59,8 +59,7 @@ class FormatStudy:
         if self.compensate and "gradients" not in self.tensors:
             raise ValueError(f"compensation is about rounded gradients, and only {', '.join(self.tensors)} are rounded")
         for factor in self.steps:
-            if not (math.isfinite(factor) and factor > 0):
-                raise ValueError(f"a step factor must be finite and positive, got {factor}")
+            positive("a step factor", factor)
 
     def labels(self) -> list[str]:
         """Names of the variants, in the order in which they run."""
