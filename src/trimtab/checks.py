@@ -142,7 +142,7 @@ def shares(name: str, values: Iterable[object]) -> tuple[float, ...]:
     """
     found = tuple(non_negative(name, value) for value in values)
     if not any(found):
-        raise ValueError(f"{name} must not all be 0, got {found}")
+        raise ValueError(f"{name} must be 0 or more and not all 0, got {found}")
     return found
 
 

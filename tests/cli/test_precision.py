@@ -153,7 +153,7 @@ def test_a_run_that_diverges_is_a_row_and_not_the_end(tmp_path: Path, capsys: py
         (["--tensors", "gradient"], "got 'gradient'"),
         (["--tensors", "weights", "--compensate"], "compensation is about rounded gradients"),
         (["--steps", "fast"], "--steps takes numbers such as 1,2,4, got 'fast'"),
-        (["--steps", "0"], "a step factor must be finite and positive, got 0"),
+        (["--steps", "0"], "a step factor must be finite and above 0, got 0"),
         (["--seeds", "1", "1"], "seeds must be one or more, each once"),
         (["--jobs", "0"], "--jobs must be 1 or more, got 0"),
         (["--precision.gradients", "e4m3"], "the recipe names a number format itself"),

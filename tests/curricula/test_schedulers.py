@@ -232,7 +232,7 @@ def test_a_domain_without_the_open_stage_sits_out_or_starts_later():
         (lambda: curricula.create("best"), "unknown stage scheduler 'best'"),
         (lambda: Adaptive(floor=0.4), "must stay below 1"),
         (lambda: Adaptive(ratio=0), "ratio must be"),
-        (lambda: Adaptive(patience=0), "patience and least"),
+        (lambda: Adaptive(patience=0), "patience must be a whole number of 1 or more"),
         (lambda: Linear(epochs=1), "2 or more"),
         (lambda: Mixed(weights=(1, 1)), "one per stage"),
         (lambda: Mixed(weights=(0, 0, 0)), "not all 0"),
@@ -253,7 +253,7 @@ def test_wrong_observations_are_refused():
     scheduler.add_domain("d", ("easy",))
     for arguments, message in (
         (("d", "easy", math.nan), "must be finite"),
-        (("d", "easy", 1.0, 0), "n must be 1"),
+        (("d", "easy", 1.0, 0), "n must be a whole number of 1 or more"),
         (("d", "hard", 1.0), "has no stage 'hard'"),
     ):
         with pytest.raises(ValueError, match=message):

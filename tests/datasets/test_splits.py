@@ -100,10 +100,10 @@ def test_resizing() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "digit"}, "nearest: digits"),
+        ({"name": "digit"}, "did you mean digits"),
         ({"name": "digits", "colour": 1}, "takes no argument 'colour'"),
         ({"name": "digits", "validation": 1.0}, r"\[0, 1\), got 1.0"),
-        ({"name": "digits", "limit_train": 0}, "limit_train must be in 1.."),
+        ({"name": "digits", "limit_train": 0}, "limit_train of 'digits' must be a whole number in 1.."),
         ({"name": "digits", "limit_train": 5000}, "got 5000"),
         ({"name": "svhn"}, "needs root: .*train_32x32.mat"),
         ({"name": "mnist"}, "needs root: .*train-images"),

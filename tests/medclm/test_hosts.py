@@ -158,9 +158,9 @@ def test_masks_and_rules_that_cannot_be_used_are_refused() -> None:
         assign_hosts(record, {"heart": np.ones((80, 100), dtype=bool), "liver": np.ones((8, 10), dtype=bool)})
     with pytest.raises(ValueError, match="circle: a -> b -> a"):
         HostRules(parents={"a": "b", "b": "a"})
-    with pytest.raises(ValueError, match="minimum must be above 0"):
+    with pytest.raises(ValueError, match=r"minimum must lie in \(0, 1\]"):
         HostRules(minimum=0)
-    with pytest.raises(ValueError, match="reach must be in"):
+    with pytest.raises(ValueError, match="reach must lie in"):
         HostRules(reach=2)
     with pytest.raises(ValueError, match="there are general, chest, retina"):
         host_rules("knee")

@@ -37,16 +37,16 @@ def test_open_ended_arguments_get_the_number_of_classes_alone() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet19", {}, "nearest: .*resnet18"),
-        ("zzzz", {}, "known: .*resnet20"),
+        ("resnet19", {}, "did you mean resnet18"),
+        ("zzzz", {}, "models are .*resnet20"),
         ("resnet20", {"deph": 1}, "takes no argument 'deph'"),
-        ("vit_tiny", {"deph": 1}, "nearest: depth"),
+        ("vit_tiny", {"deph": 1}, "did you mean depth"),
         ("vit_tiny", {"heads": 5}, "heads=5"),
         ("vit_tiny", {"patch": 5}, "patch=5"),
         ("resnet18", {"stem": "small"}, "stem must be one of"),
         ("wrn28_10", {"depth": 27}, "6 n \\+ 4"),
         ("no_such_package:net", {}, "no_such_package"),
-        (f"{USER}:liner", {}, "nearest: linear"),
+        (f"{USER}:liner", {}, "did you mean linear"),
         (f"{USER}:without_sizes", {}, "needs the argument"),
         (":linear", {}, "package.module:function"),
     ],
@@ -66,5 +66,5 @@ def test_what_is_no_network_is_refused(name: str) -> None:
     "wrong", [{"num_classes": 0}, {"num_classes": 2, "in_channels": 0}, {"num_classes": 2, "image_size": 0}]
 )
 def test_sizes_below_one_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="must be a whole number of 1 or more, got 0"):
         models.create("resnet8", **wrong)  # type: ignore[arg-type]

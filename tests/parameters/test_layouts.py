@@ -122,7 +122,7 @@ def test_a_registered_class_and_its_subclasses(columns: Columns) -> None:
 
 
 def test_bad_layouts() -> None:
-    with pytest.raises(ValueError, match="role must be one of weight, bias"):
+    with pytest.raises(ValueError, match="role must be one of 'weight', 'bias'"):
         Layout(role="kernel")
     with pytest.raises(ValueError, match="different dimensions"):
         Layout(output_axis=1, input_axis=1)
@@ -136,7 +136,7 @@ def test_bad_layouts() -> None:
     with pytest.raises(ValueError, match=r"inner of Columns has shape \(3, 8, 4\), which has no dimension 5"):
         entries(Columns())
     register_layout(Columns, {})
-    with pytest.raises(ValueError, match="role must be 'weight', 'any' or None"):
+    with pytest.raises(ValueError, match="role must be one of 'weight', 'any', got 'bias'"):
         Rule(role="bias")
     assert layout_of(nn.ReLU(), "weight", torch.ones(2, 2)) is None
 

@@ -96,7 +96,7 @@ def test_patterns_need_names():
 
 
 def test_bad_rules_and_sources():
-    with pytest.raises(ValueError, match="min_ndim must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="min_ndim must be a whole number of 0 or more, got -1"):
         Rule(min_ndim=-1)
     with pytest.raises(TypeError, match=r"include must be a tuple of patterns, got the string 'conv\*'"):
         Rule(include="conv*")  # type: ignore[arg-type]

@@ -138,7 +138,7 @@ def test_diminishing_steps_have_no_floor() -> None:
     ("call", "message"),
     [
         (lambda: stationary_second_moment(1.0, 3.0), "below 2"),
-        (lambda: stationary_second_moment(1.0, 0.1, shrinkage=1.5), "shrinkage must be finite, positive and at most 1"),
+        (lambda: stationary_second_moment(1.0, 0.1, shrinkage=1.5), r"shrinkage must lie in \(0, 1\]"),
         (lambda: stationary_second_moment(1.0, 0.1, gradient_variance=-1.0), "gradient_variance"),
         (lambda: stationary_second_moment(math.nan, 0.1), "curvature"),
         (lambda: expected_second_moment(-1, 0.0, 1.0, 0.1), "step must be"),

@@ -123,7 +123,7 @@ def test_bad_loaders() -> None:
     before = bits(net)
     with pytest.raises(ValueError, match="loader is empty"):
         recalibrate(net, [])
-    with pytest.raises(ValueError, match="batches must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="batches must be a whole number of 1 or more, got 0"):
         recalibrate(net, batches(), batches=0)
     with pytest.raises(TypeError, match="must be a tensor, a mapping of inputs, or start with one, got list of str"):
         recalibrate(net, [["a.png", "b.png"]])

@@ -65,7 +65,7 @@ def test_several_recorders_are_fetched_by_one_copy(monkeypatch):
 
 
 def test_wrong_capacity():
-    with pytest.raises(ValueError, match="capacity must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="capacity must be a whole number of 1 or more, got 0"):
         Recorder(0)
 
 

@@ -57,7 +57,7 @@ class ShrinkageMeter:
         overwrite: bool = False,
     ) -> None:
         self.every = every if callable(every) else whole("every", every, 1)
-        self._rows = ShrinkageRows(capacity, folder, seconds=seconds, overwrite=overwrite)
+        self._rows = ShrinkageRows(whole("capacity", capacity, 1), folder, seconds=seconds, overwrite=overwrite)
         self._next = 0
 
     def due(self, step: int) -> bool:

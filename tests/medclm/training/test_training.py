@@ -142,7 +142,7 @@ def test_bucketing_pads_less(pieces, tmp_path):
     [
         ({"steps": 3, "epochs": 4}, "steps no fewer"),
         ({"batch": 0}, "batch must be 1 or more"),
-        ({"lr": 0}, "lr must be above 0"),
+        ({"lr": 0}, "lr must be finite and above 0"),
         ({"warmup": 1}, "warmup"),
         ({"lora": -1}, "lora must be 0 or more"),
     ],

@@ -80,7 +80,7 @@ def test_a_network() -> None:
 
 def test_bad_arguments() -> None:
     operator = MatrixOperator(torch.eye(3))
-    with pytest.raises(ValueError, match="probes must be 2 or more"):
+    with pytest.raises(ValueError, match="probes must be a whole number of 2 or more"):
         spectral_density(operator, probes=1)
-    with pytest.raises(ValueError, match="width must be positive"):
+    with pytest.raises(ValueError, match="width must be finite and above 0"):
         spectral_density(operator, width=-1.0)

@@ -119,7 +119,7 @@ def test_several_batches_are_one_loss() -> None:
 
 def test_bad_arguments() -> None:
     objective = bowl([1.0], [1.0])
-    with pytest.raises(ValueError, match="rho must be positive and finite, got 0"):
+    with pytest.raises(ValueError, match="rho must be finite and above 0, got 0"):
         sharpness(objective, 0.0)
-    with pytest.raises(ValueError, match="steps must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match="steps must be a whole number of 1 or more, got 0"):
         sharpness(objective, steps=0)

@@ -109,5 +109,5 @@ def test_bad_arguments() -> None:
         trace(operator, 8)
     with pytest.raises(ValueError, match="max_products must be at least 10 for hutchinson"):
         trace(operator, method="hutchinson", standard_error=1.0, max_products=9)
-    with pytest.raises(ValueError, match="standard_error must be positive"):
+    with pytest.raises(ValueError, match="standard_error must be finite and above 0"):
         trace(operator, standard_error=0.0)
