@@ -193,7 +193,7 @@ def test_bad_arguments() -> None:
         top_eigenvalues(operator, 4)
     with pytest.raises(ValueError, match="tolerance must lie in"):
         top_eigenvalues(operator, tolerance=0)
-    with pytest.raises(ValueError, match="max_products at least k = 3"):
+    with pytest.raises(ValueError, match="max_products must be a whole number of 3 or more"):
         top_eigenvalues(operator, 3, max_products=2)
     with pytest.raises(ValueError, match="symmetric matrix"):
         MatrixOperator(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
