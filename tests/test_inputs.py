@@ -15,6 +15,7 @@ from trimtab.inputs import (
     bad_input,
     check_expansion,
     csv_fields,
+    lines_of,
     named,
     read_json,
     read_json_lines,
@@ -80,6 +81,12 @@ def test_json_of_another_shape_names_file_and_line(tmp_path):
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n{"b": "\xe2\x80\xa8"}\n')  # a byte order mark; U+2028 ends no line
     assert read_json_lines(file) == [{"a": 1}, {"b": "\u2028"}]
     assert utf8(file).startswith("{")
+    assert list(lines_of(file)) == [(1, '{"a": 1}\r\n'), (3, '{"b": "\u2028"}\n')]
+    file.write_bytes(b'{"a": 1}\n{"b"')
+    assert list(lines_of(file, whole=True)) == [(1, '{"a": 1}\n')]  # the last was cut off
+    file.write_bytes(b"1\n\n\xff\n")
+    with pytest.raises(ValueError, match=r"a\.json: line 3 is not UTF-8 \(byte 0xff\)"):
+        list(lines_of(file))
     file.write_text('{"a": 1}\n[2]\n')
     with pytest.raises(ValueError, match=r"a\.json, line 2 must hold a mapping, got list"):
         read_json_lines(file)

@@ -173,6 +173,31 @@ def read_json_mapping(path: Path) -> dict[str, Any]:
     return found
 
 
+def lines_of(path: Path, *, whole: bool = False) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line that is not empty, one at a time: memory does not grow with the file.
+
+    Args:
+        path: the file, strictly UTF-8; a byte order mark is dropped.
+        whole: leave out a last line without its end, which a killed writer leaves.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: names the file and the line that is not UTF-8.
+    """
+    with named(path):
+        handle = path.open("rb")
+    with handle:
+        for number, raw in enumerate(handle, start=1):
+            if whole and not raw.endswith(b"\n"):
+                return
+            try:
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: line {number} is not UTF-8 (byte 0x{raw[error.start]:02x})") from error
+            if text.strip():
+                yield number, text
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The mappings in a file of one JSON document per line; empty lines are left out.
 
@@ -180,16 +205,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: names the file, and the line that is no mapping.
     """
-    with named(path):
-        text = utf8(path)
     rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            row = parse_json(line, where)
-            if not isinstance(row, dict):
-                raise ValueError(f"{where} must hold a mapping, got {type(row).__name__}")
-            rows.append(row)
+    for number, line in lines_of(path):
+        where = f"{path}, line {number}"
+        row = parse_json(line, where)
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} must hold a mapping, got {type(row).__name__}")
+        rows.append(row)
     return rows
 
 

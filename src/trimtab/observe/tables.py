@@ -9,12 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from trimtab.observe.quantities import COUNTS, OF_WEIGHTS, STATISTICS, derived
+from trimtab.tables.rows import GLOBAL
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GLOBAL = "(global)"
-"""Layer name of the row of all tensors together."""
 KINDS = ("gradients", "weights", "updates")
 
 

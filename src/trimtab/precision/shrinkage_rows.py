@@ -11,12 +11,11 @@ from torch import Tensor
 
 from trimtab.precision.shrinkage import Shrinkage, shrinkage
 from trimtab.tables.recorder import Recorder, fetch
-from trimtab.tables.rows import Rows
+from trimtab.tables.rows import GLOBAL, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GLOBAL = "(global)"
 FOLDER = "shrinkage.parquet"
 COLUMNS = ("step", "layer", "kind", *Shrinkage._fields)
 COUNTS = ("n", "nan", "inf")

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.tables.rows import GLOBAL
+
 POINTS = 120
 """Most points of a curve in a summary [ours]: more than a figure of 1000 pixels can tell apart as blocks."""
-
-
-GLOBAL = "(global)"
 
 
 Matrix = NDArray[np.float64]

@@ -20,6 +20,8 @@ from trimtab.tables.parts import Parts
 if TYPE_CHECKING:
     import pyarrow as pa
 
+GLOBAL = "(global)"
+"""Layer name of the row of all tensors together."""
 SECONDS = 60.0
 """At the latest after these many seconds rows are written [ours]."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from trimtab.files import write_text
-from trimtab.inputs import named, read_json_mapping, utf8
+from trimtab.inputs import lines_of, named, read_json_mapping, utf8
 from trimtab.medclm.records import ImageRecord, Rejected, Row, inside
 
 FORMAT = 1
@@ -119,8 +119,8 @@ class DataSetFolder:
         Raises:
             ValueError: a line is not a row; names file and line.
         """
-        for where, line in _lines(self.rows_file):
-            with named(where, "is not a row"):
+        for number, line in lines_of(self.rows_file):
+            with named(f"{self.rows_file}: line {number}", "is not a row"):
                 data = json.loads(line)
                 image = inside(data.pop("image"))
                 row = Row.model_validate(data)
@@ -132,29 +132,21 @@ class DataSetFolder:
         Raises:
             ValueError: a line is not a record; names file and line.
         """
-        for where, line in _lines(self.records_file):
-            with named(where, "is not a record"):
+        for number, line in lines_of(self.records_file):
+            with named(f"{self.records_file}: line {number}", "is not a record"):
                 record = ImageRecord.model_validate_json(line)
             yield record
 
     def rejected(self) -> Iterator[Rejected]:
         """Rows of the sources and finished rows that were not taken; ValueError as `rows`."""
-        for where, line in _lines(self.rejected_file):
-            with named(where, "is not a rejected row"):
+        for number, line in lines_of(self.rejected_file):
+            with named(f"{self.rejected_file}: line {number}", "is not a rejected row"):
                 found = Rejected.model_validate_json(line)
             yield found
 
     def statistics(self) -> dict[str, Any]:
         """`statistics.json`; ValueError where it is damaged."""
         return read_json_mapping(self.statistics_file)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(file and line number, line) of all lines that are not empty."""
-    with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
-                yield f"{path}: line {number}", line
 
 
 def listed_file(path: Path) -> ListedFile:

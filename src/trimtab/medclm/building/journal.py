@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trimtab.inputs import named
+from trimtab.inputs import lines_of, named
 
 
 class Journal:
@@ -50,13 +50,10 @@ def journal_items(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ValueError: a whole line is not JSON, which no kill can cause; names file and line.
     """
-    with path.open(encoding="utf-8", errors="surrogateescape") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.endswith("\n"):
-                return
-            with named(f"{path}: line {number}", "is damaged; remove the folder and build anew"):
-                item: dict[str, Any] = json.loads(line)
-            yield item
+    for number, line in lines_of(path, whole=True):
+        with named(f"{path}: line {number}", "is damaged; remove the folder and build anew"):
+            item: dict[str, Any] = json.loads(line)
+        yield item
 
 
 def _mended(path: Path) -> int:

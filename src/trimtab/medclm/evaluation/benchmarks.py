@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.inputs import named, parse_json, shortened
+from trimtab.inputs import lines_of, named, parse_json, shortened
 from trimtab.medclm.evaluation.questions import Question, choices_of
 from trimtab.medclm.files import require_file, utf8
 from trimtab.medclm.records import Rejected, inside
@@ -81,16 +81,15 @@ _Make = Callable[[Any], Question | None]
 
 
 def _json_rows(file: Path) -> _Rows:
-    text = utf8(require_file(file, "a file of questions"))
+    require_file(file, "a file of questions")
     if file.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                try:
-                    yield f"line {number}", parse_json(line, "it")
-                except ValueError as error:
-                    yield f"line {number}", _RowError(f"not JSON: {error}")
+        for number, line in lines_of(file):
+            try:
+                yield f"line {number}", parse_json(line, "it")
+            except ValueError as error:
+                yield f"line {number}", _RowError(f"not JSON: {error}")
         return
-    found = parse_json(text, file)
+    found = parse_json(utf8(file), file)
     if not isinstance(found, list):
         raise ValueError(f"{file} must hold a list of questions")
     for number, row in enumerate(found):
