@@ -14,7 +14,7 @@ PAGES = sorted(
     for folder in (ROOT.glob("*.md"), (ROOT / "docs").rglob("*.md"), (ROOT / "benchmarks").rglob("*.md"))
     for page in folder
 )
-PATH = re.compile(r"(?<![\w/.-])(?:src|benchmarks|evidence|docs)/[\w./*-]*\w")
+PATH = re.compile(r"(?<![\w/.-])(?:src|tests|benchmarks|evidence|docs)/[\w./*-]*\w")
 NAME = re.compile(r"(?<![\w/.-])trimtab(?:\.[A-Za-z_]\w*)+")
 FILES = re.compile(r"\.(?:safetensors|json|md|toml|yaml|html)$")
 NO_MODULE = {"trimtab.summary"}
