@@ -28,6 +28,8 @@ from trimtab.studies.curvature.records import (
     Measured,
 )
 from trimtab.studies.curvature.track import run_track
+from trimtab.studies.plan import in_words, missing_runs, planned_runs
+from trimtab.studies.summary import Missing
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class CurvatureArguments:
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
-def finished_runs(folders: Sequence[Path]) -> list[RunFolder]:
-    """Every finished run at or below the folders.
+def finished_runs(folders: Sequence[Path], out: Path) -> tuple[list[RunFolder], list[Missing]]:
+    """Every finished run at or below the folders, and the others with their paths from `out`.
 
     Raises:
         ValueError: none is finished, or they are of different data or networks.
@@ -65,7 +67,8 @@ def finished_runs(folders: Sequence[Path]) -> list[RunFolder]:
             one.pop("root", None), other.pop("root", None)
             if one != other:
                 raise ValueError(f"{first.path} and {run.path} differ in {part}; measure them apart")
-    return finished
+    planned = {path: run for folder in folders for path, run in planned_runs(folder).items()}
+    return finished, missing_runs(runs, planned, [run.path for run in finished], out)
 
 
 def measured(runs: Sequence[MeasuredRun], given: CurvatureArguments) -> list[Measured]:
@@ -95,8 +98,8 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(CurvatureArguments, _numbers_apart(arguments), "curvature")
     if not given.runs:
         raise ValueError("name at least one finished run: trimtab curvature RUN [RUN ...]")
-    folders = finished_runs(given.runs)
     out = given.out or given.runs[0] / "curvature"
+    folders, missing = finished_runs(given.runs, out)
     runs = [MeasuredRun(folder, given.measure, out, given.split, given.root) for folder in folders]
     names = [(run.label, run.recipe.seed) for run in runs]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -109,7 +112,8 @@ def run(arguments: Sequence[str]) -> int:
     first = runs[0]
     summary = CurvatureSummary(
         name=f"{first.recipe.name}: curvature",
-        headline=curvature_headline(rows, pruned),
+        headline=". ".join(filter(None, (in_words(missing, len(runs)), curvature_headline(rows, pruned)))),
+        missing=missing,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=_command(arguments, given),
         metric="dice" if first.data.task == "segmentation" else "accuracy",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -46,6 +47,12 @@ def _environment() -> Environment:
 
 def _figure(figure: Figure) -> dict[str, Any]:
     return {"states": figure.states, "layout": figure.layout, "layouts": figure.layouts, "switch": figure.switch}
+
+
+def as_yaml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as it is shown."""
+    text: str = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def as_article(

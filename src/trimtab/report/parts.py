@@ -144,12 +144,15 @@ def number(value: float | None, digits: int = 3) -> Cell:
     return Cell("", None) if value is None else Cell(f"{value:.{digits}g}".replace("-", MINUS), value)
 
 
-def seeds_sentence(counts: Sequence[int], what: str = "Bands") -> str:
-    """How many seeds there are and what the interval is."""
+HALVES = "Numbers after ± are half widths of"
+
+
+def seeds_sentence(counts: Sequence[int], what: str = "Bands are") -> str:
+    """How many seeds there are and what the interval is; `what` begins the sentence."""
     numbers = sorted(set(counts))
     if numbers == [1]:
         return "One seed: no interval."
-    text = f"{what} are 95 % Student's t intervals of the mean over {' or '.join(map(str, numbers))} seeds"
+    text = f"{what} 95 % Student's t intervals of the mean over {' or '.join(map(str, numbers))} seeds"
     return text + ("; where there is one seed there is no interval." if numbers[0] == 1 else ".")
 
 

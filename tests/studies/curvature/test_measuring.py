@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from tests.runs.tiny import tiny_recipe
 from trimtab import pruning
 from trimtab.cli import main
+from trimtab.cli.curvature_command import finished_runs
 from trimtab.runs.curvature_objective import training_images
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
@@ -180,6 +181,14 @@ def test_unfinished_and_doubled_runs_are_refused(
             (twin / file.name).write_bytes(file.read_bytes())
     assert main(["curvature", str(runs / "sgd"), str(twin), *QUICK, "--out", str(tmp_path / "o")]) == 2
     assert "occurs in several" in capsys.readouterr().err
+
+
+def test_a_study_that_is_not_whole_is_measured_and_says_so(runs: Path, tmp_path: Path) -> None:
+    begun = RunFolder(tmp_path / "begun")
+    begun.open(RunFolder(runs / "sgd" / "seed0").recipe.with_settings({"seed": 7}))
+    finished, missing = finished_runs([runs / "sgd", tmp_path], tmp_path)
+    assert all(run.finished for run in finished)
+    assert [(one.seed, one.why, one.folder) for one in missing] == [(7, "unfinished", "begun")]
 
 
 def test_a_damaged_measurement_is_named(runs: Path, tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trimtab.report.curvature.landscape import landscape_sections
 from trimtab.report.curvature.scatter import scatter_section
 from trimtab.report.curvature.track import track_section
-from trimtab.report.page import render_sections
+from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import (
+    HALVES,
     MINUS,
     Cell,
     Figure,
@@ -105,7 +104,7 @@ def measures_section(summary: CurvatureSummary) -> Section:
         f"{settings.rho:g}; adaptive: within ||e / |w||| <= {settings.adaptive_rho:g}. Eigenvalue, trace and SAM sharpness "
         "change when weights are rescaled, as penalties and BatchNorm allow without another function; the last three "
         "columns are relative to the size of the weights.",
-        seeds_sentence(counts, "Numbers after ±").replace("Numbers after ± are", "Numbers after ± are half widths of"),
+        seeds_sentence(counts, HALVES),
     ]
     return Section("measures", "Measures", sentences, tables=tables)
 
@@ -260,8 +259,8 @@ def render_curvature(summary: CurvatureSummary, path: Path) -> Path:
         ("hardware", ", ".join(f"{k} {v}" for k, v in summary.hardware.items() if v is not None)),
         ("versions", ", ".join(f"{k} {v}" for k, v in summary.versions.items())),
     ]
-    recipe = yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100)
     return render_sections(
-        curvature_sections(summary), path, name=summary.name, headline=summary.headline, facts=facts, recipe=recipe,
-        data=summary.model_dump_json(by_alias=True), file="curvature.json", notes=summary.notes,
+        curvature_sections(summary), path, name=summary.name, headline=summary.headline, facts=facts,
+        recipe=as_yaml(summary.recipe), data=summary.model_dump_json(by_alias=True), file="curvature.json", notes=summary.notes,
+        missing=summary.missing, done=len({(row.method, row.seed) for row in summary.rows}),
     )  # fmt: skip

@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trimtab.inputs import read_json_lines, read_json_mapping
 from trimtab.report.medclm.curriculum import curriculum_sections
 from trimtab.report.medclm.evaluation import evaluation_section, examples_section
-from trimtab.report.page import render_sections
+from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import looks
 from trimtab.report.parts import Section
 
@@ -62,7 +60,7 @@ def render_medclm_run(run: Path, path: Path | None = None) -> Path:
     data = {"schema": "trimtab.medclm.run/1", "rows": rows, "decisions": decisions, "run": about}
     return render_sections(
         sections, path or run / "report.html", name=f"MedCLM: {options['model']}, {options['schedule']}", headline=headline,
-        facts=facts, recipe=yaml.safe_dump(options, sort_keys=False), data=json.dumps(data), file="medclm.json",
+        facts=facts, recipe=as_yaml(options), data=json.dumps(data), file="medclm.json",
         notes=["One run, one seed: a difference to another run may be chance."],
     )  # fmt: skip
 

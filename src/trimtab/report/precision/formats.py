@@ -86,7 +86,7 @@ def _quality_figure(study: PrecisionStudy, looks: Mapping[str, Look]) -> Figure:
     counts = [len(study.of(label)) for label in labels]
     return Figure(
         "precision-accuracy",
-        "Accuracy on the test split by number format. " + seeds_sentence(counts, "Whiskers"),
+        "Accuracy on the test split by number format. " + seeds_sentence(counts, "Whiskers are"),
         {"": traces},
         {"xaxis": {"title": {"text": "test accuracy, %"}, "zeroline": False},
          "yaxis": {"tickvals": list(range(len(labels))), "ticktext": [plain(label) for label in labels],

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from trimtab.report.page import render_sections
+from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain
 from trimtab.report.precision.formats import (
@@ -156,7 +154,7 @@ def render_precision(study: PrecisionStudy, path: Path) -> Path:
         name=study.name,
         headline=study.headline,
         facts=facts,
-        recipe=yaml.safe_dump(study.recipe, sort_keys=False, allow_unicode=True, width=100),
+        recipe=as_yaml(study.recipe),
         data=json.dumps(data),
         file="precision.json",
         notes=[f"Not finished and left out: {', '.join(study.unfinished)}."] if study.unfinished else [],

@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtab.report.palette import Look
 from trimtab.report.parts import (
+    HALVES,
     STATES,
     Cell,
     Figure,
@@ -169,9 +170,7 @@ def _tables(study: Study) -> list[Table]:
 def accuracy_section(study: Study) -> Section:
     """The main figure and the tables beside it."""
     counts = [entry.n for entry in study.main]
-    sentences = [
-        seeds_sentence(counts, "Numbers after ±").replace("Numbers after ± are", "Numbers after ± are half widths of")
-    ]
+    sentences = [seeds_sentence(counts, HALVES)]
     if len(study.states) == 1:
         only = STATES[state_of(study.states[0])]
         sentences.append(f"The networks were measured in one state only ({only}), so there is nothing to switch.")

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trimtab.report.curvature.track import track_section
 from trimtab.report.gradients.dynamics import dynamics_sections
-from trimtab.report.page import as_article, write_page
+from trimtab.report.page import as_article, as_yaml, write_page
 from trimtab.report.parts import STATES
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
 from trimtab.report.weights.records import results_section, runs_section
@@ -69,7 +67,7 @@ def _study(summary: Summary, place: int) -> dict[str, Any]:
         headline=summary.headline,
         notes=summary.notes,
         facts=_facts(summary),
-        recipe=yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True, width=100),
+        recipe=as_yaml(summary.recipe),
         states={state: STATES[state] for state in switchable},
         data=summary.model_dump_json(by_alias=True),
         file="summary.json",

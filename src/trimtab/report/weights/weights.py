@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, seeds_sentence
+from trimtab.report.parts import HALVES, MINUS, Cell, Figure, Section, Table, seeds_sentence
 from trimtab.report.traces import line
 from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import Estimate, estimate, paired_difference
@@ -87,10 +87,7 @@ def weights_section(study: Study) -> Section:
     sentences = [
         "Near zero: share of the weights below a tenth of their layer's root mean square. Variance of magnitude: "
         f"Var(|w|) / (mean |w|)², averaged over layers; Gaussian weights have {GAUSSIAN_VARIANCE:.3f}, a broader "
-        "distribution has more. "
-        + seeds_sentence([len(own) for own in groups.values()], "Numbers after ±").replace(
-            "are 95 %", "are half widths of 95 %"
-        )
+        "distribution has more. " + seeds_sentence([len(own) for own in groups.values()], HALVES)
     ]
     return Section(
         "weights",

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from trimtab.runs.section import Section
 from trimtab.studies.documents import Document, Record
-from trimtab.studies.summary import CurvatureTrack
+from trimtab.studies.summary import CurvatureTrack, Missing
 
 SCHEMA = "trimtab.curvature/1"
 
@@ -148,6 +148,7 @@ class CurvatureSummary(Document, allow_inf_nan=False):
     versions: dict[str, str]
     hardware: dict[str, str | int | float | None]
     rows: list[CurvatureRow]
+    missing: list[Missing] = Field(default=[], description="runs of the study that are not finished")
     pruned: list[PrunedAccuracy] = Field(default=[], description="also of sparsities whose curvature was not measured")
     densities: list[Density] = Field(default=[])
     landscapes: list[Landscape] = Field(default=[])
