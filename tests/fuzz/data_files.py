@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import zipfile
@@ -28,6 +29,34 @@ def _idx(folder: Path) -> Path:
     file = folder / "train-images-idx3-ubyte"
     file.write_bytes(idx_bytes(RNG.integers(0, 255, (4, 6, 5))))
     return file
+
+
+def _idx_gz(folder: Path) -> Path:
+    file = folder / "train-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(idx_bytes(RNG.integers(0, 255, (4, 6, 5))), mtime=0))
+    return file
+
+
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, 1, mtime=0)
+
+
+def _hippocampus(folder: Path) -> Path:
+    file = folder / "hippocampus_uint8.npz"
+    label = np.zeros((6, 5, 4), dtype=np.uint8)
+    label[1:5, 1:3, 1:3] = 2
+    arrays: dict[str, Any] = {"case_ids": np.arange(4)}
+    for case in range(4):
+        arrays |= {f"image_{case:03d}": label * 90, f"label_{case:03d}": label}
+    np.savez(file, **arrays)
+    return file
+
+
+def _cut_slices(data: Any) -> None:
+    for split in (data.train, data.test):
+        assert tuple(split.images.shape[1:]) == (1, 48, 64)
+        assert int(split.targets.min()) >= 0
+        assert int(split.targets.max()) < 3
 
 
 def _svhn(compressed: bool) -> Callable[[Path], Path]:
@@ -125,25 +154,35 @@ def _uint8(found: Any) -> None:
 
 KINDS = [
     Kind("idx", _idx, lambda folder: read_idx(folder / "train-images-idx3-ubyte", 3)),
+    Kind("idx-gz", _idx_gz, lambda folder: read_idx(folder / "train-images-idx3-ubyte.gz", 3)),
+    Kind(
+        "idx-gz-content", _idx_gz, lambda folder: read_idx(folder / "train-images-idx3-ubyte.gz", 3),
+        wrap=_gzip, unwrap=gzip.decompress,
+    ),
     Kind("mat", _mat, lambda folder: read_mat(folder / "a.mat", ("X", "y"))),
     Kind("svhn", _svhn(False), lambda folder: datasets.load("svhn", root=folder, validation=0), _labels_in_range),
     Kind("svhn-compressed", _svhn(True), lambda folder: datasets.load("svhn", root=folder, validation=0), _labels_in_range),
     Kind("npz", _npz, lambda folder: datasets.load("npz", root=folder, validation=0), _labels_in_range),
     Kind(
         "npz-members", _npz, lambda folder: datasets.load("npz", root=folder, validation=0), _labels_in_range,
-        wrap=_zip, unwrap=_members,
+        wrap=_zip, unwrap=_members, short=300,
+    ),
+    Kind("hippocampus", _hippocampus, lambda folder: datasets.load("hippocampus", root=folder, validation=0), _cut_slices),
+    Kind(
+        "hippocampus-members", _hippocampus, lambda folder: datasets.load("hippocampus", root=folder, validation=0),
+        _cut_slices, wrap=_zip, unwrap=_members, short=200,
     ),
     Kind(
         "cifar-binary", _cifar_binary, lambda folder: datasets.load("cifar10", root=folder, validation=0), _labels_in_range,
-        short=300, named=False,
+        short=300,
     ),
-    Kind("cifar-pickle", _pickle, lambda folder: read_pickle(folder / "cifar-10-batches-py" / "data_batch_1"), named=False),
+    Kind("cifar-pickle", _pickle, lambda folder: read_pickle(folder / "cifar-10-batches-py" / "data_batch_1")),
     Kind(
         "cifar-shard", _shard, lambda folder: datasets.load("cifar10", root=folder, validation=0), _labels_in_range,
-        wrap=_zip, unwrap=_members, short=500, named=False,
+        wrap=_zip, unwrap=_members, short=500,
     ),
     *(
-        Kind(f"picture-{suffix}", _picture(suffix, "RGB"), lambda folder, suffix=suffix: read_picture(folder / f"a.{suffix}", 3, None), _uint8)  # noqa: E501
+        Kind(f"picture-{suffix}", _picture(suffix, "RGB"), lambda folder, suffix=suffix: read_picture(folder / f"a.{suffix}", 3, None), _uint8, short=500)  # noqa: E501
         for suffix in ("png", "jpg", "gif", "tif", "webp", "bmp", "ppm")
     ),
     Kind("mask-png", _picture("png", "L"), lambda folder: read_mask(folder / "a.png", None), _uint8),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.fuzz import data_files, medclm_files, run_files
+from tests.fuzz import data_files, medclm_files, run_files, study_files
 from tests.fuzz.running import Kind
 
-KINDS: dict[str, Kind] = {kind.name: kind for module in (data_files, run_files, medclm_files) for kind in module.KINDS}
+MODULES = (data_files, run_files, study_files, medclm_files)
+KINDS: dict[str, Kind] = {kind.name: kind for module in MODULES for kind in module.KINDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from trimtab.medclm.pixels import read_mask, read_picture
 from trimtab.medclm.records import ImageRecord, Rejected
 from trimtab.medclm.texts.replies import Reply, ReplyCache
 
+SLICE = image_record(file="case/1.png")
 HALF = np.zeros((80, 100), dtype=bool)
 HALF[10:70, 10:50] = True
 
@@ -39,8 +41,8 @@ def _plausible(found: Any) -> None:
     for item in found:
         assert isinstance(item, ImageRecord | Rejected)
         if isinstance(item, ImageRecord):
-            assert Path(item.file).name.partition(".")[0] in {"a", "b", "00000013_005", "000001_01_01_001"}
-            assert (item.width, item.height) in {(100, 80), (64, 64), (2, 2)}
+            assert Path(item.file).name.partition(".")[0] in {"a", "b", "00000013_005", "001"}
+            assert (item.width, item.height) in {(100, 80), (64, 64)} or item.file.endswith(".dcm")
             for lesion in item.lesions:
                 x0, y0, x1, y1 = lesion.box.corners
                 assert 0 <= x0 < x1 <= 1
@@ -117,6 +119,27 @@ def _dicom(folder: Path) -> Path:
     return dicom_file(folder / "images" / "a.dcm", PatientID="p1", WindowCenter=101, WindowWidth=201)
 
 
+DEEP = (
+    ",".join(f"column {number}" for number in range(18))
+    + "\n"
+    + "".join(
+        f'000001_01_01_001.png,1,1,1,1,x,"{corners}",,,{kind},{noisy},,,"64, 64",,F,62,2\n'
+        for corners, kind, noisy in (("11, 21, 41.5, 61", 5, 0), ("31, 31, 41, 41", -1, 0), ("1, 1, 9, 9", 5, 1))
+    )
+)
+BOXES = "image,label,x_min,y_min,x_max,y_max\na.dcm,nodule,0,0,1,1\na,mass,0,1,2,2\nb.dcm,,,,,\n"
+
+
+def _dicom_folder(name: str) -> Callable[[Path], Path]:
+    def prepare(folder: Path) -> Path:
+        for number, file in enumerate(("a.dcm", "b.dcm")):
+            dicom_file(folder / "images" / file, PatientID=f"p{number}", Modality="CR")
+        (folder / "t.csv").write_text(BOXES)
+        return folder / name
+
+    return prepare
+
+
 def _lesion_mask(folder: Path) -> Path:
     _pictures(folder)
     (folder / "masks" / "mass").mkdir(parents=True)
@@ -148,10 +171,10 @@ def _organ_coco(folder: Path) -> Path:
     return file
 
 
-def _masks(**options: Any) -> Callable[[Path], Any]:
+def _masks(record: ImageRecord | None = None, **options: Any) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         given = {key: folder / value if isinstance(value, Path) else value for key, value in options.items()}
-        return organs.create(given.pop("kind"), **given).masks(image_record(), None)
+        return organs.create(given.pop("kind"), **given).masks(record or image_record(), None)
 
     return read
 
@@ -175,6 +198,20 @@ def _nifti(folder: Path) -> Path:
     nibabel.save(nibabel.Nifti1Image(HALF.astype(np.uint8).T[:, :, None], np.eye(4)), folder / "a.nii")
     (folder / "labels.json").write_text('{"1": "left lung"}')
     return folder / "a.nii"
+
+
+def _volume(folder: Path) -> Path:
+    import nibabel
+
+    values = np.zeros((100, 80, 3), dtype=np.int16)
+    values[10:50, 10:70, 1] = 1
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([-1, 1, 2, 1])), folder / "case.nii.gz")
+    (folder / "labels.json").write_text('{"1": "left lung"}')
+    return folder / "case.nii.gz"
+
+
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, 1, mtime=0)
 
 
 def _built(folder: Path) -> list[Path]:
@@ -217,21 +254,29 @@ def _reply(folder: Path) -> Path:
 KINDS = [
     Kind("coco", _coco, _records("coco", "set.json"), _plausible),
     Kind("voc", _voc, _records("voc", "xml"), _plausible),
-    Kind("yolo", _yolo("a.txt"), _records("yolo", "labels"), _plausible, named=False),
-    Kind("yolo-names", _yolo("data.yaml"), _records("yolo", "labels"), _plausible, short=500),
+    Kind("yolo", _yolo("a.txt"), _records("yolo", "labels"), _plausible),
+    Kind("yolo-names", _yolo("data.yaml"), _records("yolo", "labels"), _plausible, short=400),
     Kind("vindr", _table(VINDR), _records("vindr", "t.csv"), _plausible),
     Kind("nih", _table(NIH, "images_001/00000013_005.png"), _records("nih", "t.csv"), _plausible),
     Kind("rsna", _table(RSNA), _records("rsna", "t.csv"), _plausible),
-    Kind("lesion-mask", _lesion_mask, _records("masks", "masks"), _plausible, named=False),
+    Kind("deeplesion", _table(DEEP, "000001_01_01/001.png"), _records("deeplesion", "t.csv"), _plausible),
+    Kind("dicom-table", _dicom_folder("t.csv"), _records("dicom", "t.csv"), _plausible, short=500),
+    Kind("dicom-folder", _dicom_folder("images/a.dcm"), _records("dicom", "t.csv"), _plausible, short=400),
+    Kind("lesion-mask", _lesion_mask, _records("masks", "masks"), _plausible),
     Kind("dicom", _dicom, lambda folder: read_picture(folder / "images" / "a.dcm"), _uint8, short=400),
     Kind("sixteen-bits", _sixteen_bits, lambda folder: read_picture(folder / "a.png"), _uint8),
     Kind("medclm-mask", _sixteen_bits, lambda folder: read_mask(folder / "a.png")),
     Kind("organ-rle", _organ_rle, _masks(kind="rle", folder=Path()), _whole_masks),
     Kind("organ-coco", _organ_coco, _masks(kind="coco", file=Path("set.json"), organs=("nodule",)), _whole_masks),
-    Kind("organ-labels", _organ_labels("labels.json"), _masks(kind="labels", folder=Path()), _whole_masks, named=False),
+    Kind("organ-labels", _organ_labels("labels.json"), _masks(kind="labels", folder=Path()), _whole_masks),
     Kind("organ-map", _organ_labels("a.png"), _masks(kind="labels", folder=Path()), _whole_masks),
-    Kind("nifti", _nifti, _masks(kind="nifti", folder=Path()), _whole_masks),
-    Kind("built-set", _built, _read_set, _inside_set, named=False),
+    Kind("nifti", _nifti, _masks(kind="nifti", folder=Path()), _whole_masks, short=500),
+    Kind("nifti-volume", _volume, _masks(SLICE, kind="nifti", folder=Path()), _whole_masks, short=300),
+    Kind(
+        "nifti-volume-content", _volume, _masks(SLICE, kind="nifti", folder=Path()), _whole_masks,
+        wrap=_gzip, unwrap=gzip.decompress, short=300,
+    ),
+    Kind("built-set", _built, _read_set, _inside_set, short=200),
     Kind("journal", _journal, lambda folder: list(journal_items(folder / "j.jsonl"))),
     _questions(
         "vqa_rad", "VQA_RAD Dataset Public.json",
@@ -253,5 +298,5 @@ KINDS = [
         "pmc_vqa", "test.csv", "Figure_path,Question,Choice A,Choice B,Choice C,Choice D,Answer_label,Answer\n"
         + "a.jpg,What?,A: one,B: two,C: three,D: four,B,two\n" * 3, "images",
     ),
-    Kind("reply", _reply, lambda folder: ReplyCache(folder).totals(), named=False),
+    Kind("reply", _reply, lambda folder: ReplyCache(folder).totals()),
 ]  # fmt: skip

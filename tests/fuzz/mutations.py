@@ -11,7 +11,7 @@ NUMBERS = (
 )  # fmt: skip
 WORDS = (
     b"null", b"true", b"[]", b"{}", b'""', b'"x"', b"[[[[]]]]", b"\xff", b"\x00", b"\r", b"\n", b'"', b",", b"../..", b"'",
-    b"/etc/passwd", b"<", b"&x;", b"[" * 5000, b"{" * 5000, b"x" * 140_000, b"*a", b"!!python/object:os.system",
+    b"/etc/passwd", b"<", b"&x;", b"[" * 1100, b"{" * 1100, b"x" * 140_000, b"*a", b"!!python/object:os.system",
     b"\xe2\x80\xa8", b"\xf0\x9f\x98\x80",
 )  # fmt: skip
 BYTES = (0x00, 0xFF, 0x7F, 0x80, 0x01)

@@ -115,11 +115,11 @@ def _tables(folder: Path) -> Path:
 
 
 KINDS = [
-    Kind("recipe", _recipe, lambda folder: load_recipe(folder / "r.yaml"), short=500),
+    Kind("recipe", _recipe, lambda folder: load_recipe(folder / "r.yaml")),
     Kind("checkpoint", _checkpoint, lambda folder: load_checkpoint(folder / "c.safetensors")["model"], _same),
     Kind("network", _network_file, _read_network, _same),
     Kind("sparse", _sparse, lambda folder: load_sparse(folder / "s.safetensors"), _same),
-    Kind("run-folder", _run_folder, _assembled, _plausible, short=250, named=False),
-    Kind("summary", _summary, lambda folder: Summary.read(folder / "summary.json"), short=300),
+    Kind("run-folder", _run_folder, _assembled, _plausible, short=80),
+    Kind("summary", _summary, lambda folder: Summary.read(folder / "summary.json"), short=80),
     Kind("table", _tables, lambda folder: read_table(folder / "t")),
 ]

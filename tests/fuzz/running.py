@@ -66,7 +66,7 @@ def _one(kind: Kind, folder: Path, file: Path, whole: bytes, number: int) -> str
     except DOCUMENTED as error:
         if type(error).__module__ != "builtins" and not type(error).__module__.startswith("trimtab"):
             return f"{type(error).__module__}.{type(error).__name__} came through: {str(error)[:300]}"
-        if kind.named and file.name not in str(error) and file.stem not in str(error):
+        if kind.named and file.name not in str(error):
             return f"the message does not name {file.name}: {type(error).__name__}: {str(error)[:300]}"
         if len(str(error)) > 5000:
             return f"a message of {len(str(error))} characters: {str(error)[:100]}"

@@ -1,36 +1,16 @@
 import json
+import re
 
 import pytest
-from PIL import Image
 
+from tests.report.medclm_factory import write_run
 from trimtab.report.medclm.evaluation import examples_section
 from trimtab.report.medclm.run import render_medclm_run
-
-DECISIONS = [
-    {"epoch": epoch, "domain": "<b>x</b> x CT", "shares": {"easy": 1.0 - epoch, "medium": float(epoch)},
-     "losses": {"easy": 2.0, "medium": None}, "reason": "begins with easy" if not epoch else "to medium: near"}
-    for epoch in range(2)
-]  # fmt: skip
 
 
 @pytest.fixture
 def run(tmp_path):
-    options = {"model": "tiny-llava", "schedule": "adaptive", "steps": 4, "batch": 2, "seed": 1}
-    (tmp_path / "run.json").write_text(json.dumps({"options": options, "data": "set", "rows": 9}))
-    (tmp_path / "stages.jsonl").write_text("\n".join(map(json.dumps, DECISIONS)))
-    Image.new("RGB", (8, 4)).save(tmp_path / "a.png")
-    predictions = [
-        {"image": str(tmp_path / "a.png"), "question": f"<script>{number}?", "answer": "yes", "stage": "easy",
-         "kind": "present", "box": [0.1, 0.1, 0.5, 0.5], "replies": {"model": "Reasoning: at [0.2, 0.2, 0.6, 0.6]. Answer: no"},
-         "scores": {"model": {"closed.1": float(number % 5 == 0)}}}
-        for number in range(40)
-    ]  # fmt: skip
-    (tmp_path / "predictions.jsonl").write_text("\n".join(map(json.dumps, predictions)))
-    row = {"group": "all", "name": "all", "rule": "closed.1", "n": 40, "value": 0.2, "low": 0.1, "high": 0.3}
-    summary = {"n": 40, "split": "test", "rules": {"closed.1": "a rule"}, "systems": {
-        "model": {"what": "m", "rows": [row]}, "majority": {"what": "g", "rows": [{**row, "value": 0.6}]}}}  # fmt: skip
-    (tmp_path / "evaluation.json").write_text(json.dumps(summary))
-    return tmp_path
+    return write_run(tmp_path)
 
 
 def test_the_page_shows_curriculum_evaluation_and_examples_and_escapes_texts(run):
@@ -59,3 +39,35 @@ def test_a_run_that_was_not_evaluated_says_so(run):
     (run / "run.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no run\.json"):
         render_medclm_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("run.json", '"options"', '"option"', r"run\.json is damaged .*missing 'options'"),
+        (
+            "stages.jsonl",
+            '"medium": 0.0',
+            '"medium": 1e308',
+            r"stages\.jsonl .*medium must be a number from 0 to 1, got 1e\+308",
+        ),
+        ("evaluation.json", '"value": 0.2', '"value": NaN', r"evaluation\.json is damaged"),
+        ("evaluation.json", '"systems"', '"system"', r"evaluation\.json is damaged .*missing 'systems'"),
+        ("predictions.jsonl", "a.png", "b.png", r"predictions\.jsonl speaks of a picture that is not there: .*b\.png"),
+    ],
+)
+def test_a_damaged_file_is_named(run, name, old, new, message):
+    text = (run / name).read_text()
+    assert old in text
+    (run / name).write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        render_medclm_run(run)
+
+
+def test_a_loss_that_diverged_is_a_gap_in_its_curve(run):
+    file = run / "stages.jsonl"
+    file.write_text(file.read_text().replace('"easy": 2.0', '"easy": NaN', 1))
+    data = re.search(r'"decisions": ?(\[.*?\])', render_medclm_run(run).read_text(), re.DOTALL)
+    assert data is not None
+    assert "NaN" not in data.group(1)
+    assert '"easy": null' in data.group(1)

@@ -16,7 +16,7 @@ import torch
 from trimtab.datasets.dataset import Split
 from trimtab.datasets.reading import Source, image_tensor, joined, label_tensor, require_root
 from trimtab.datasets.restricted_pickle import read_pickle
-from trimtab.inputs import named
+from trimtab.inputs import named, utf8
 
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PIXELS = 3 * 32 * 32
@@ -160,7 +160,7 @@ def _class_names(root: Path, form: _Form) -> tuple[str, ...]:
                 return tuple(name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names)
     for path in (root / form.binary / "fine_label_names.txt", root / "fine_label_names.txt"):
         if path.is_file():
-            lines = path.read_text(encoding="utf-8").split()
+            lines = utf8(path).split()
             if len(lines) == form.classes:
                 return tuple(lines)
     for path in sorted(root.glob(f"{form.name}_test_*.zip")):

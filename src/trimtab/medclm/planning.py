@@ -98,11 +98,9 @@ class Planner:
 
     def _absent(self, record: ImageRecord, stage: Stage, done: set[str]) -> Iterator[Planned]:
         for row in self._chosen(record, None, stage, done):
-            anchor = self._anchor(record, row.ask.label) if stage == "hard" else None
-            if stage == "hard" and anchor is None and row.ask.kind != "what":
-                self.left_out["hard: no other patient with this class yet"] += 1
-            else:
-                yield Planned(row.stage, row.lesion, row.ask, anchor)
+            yield Planned(
+                row.stage, row.lesion, row.ask, self._anchor(record, row.ask.label) if stage == "hard" else None
+            )
 
     def _chosen(
         self, record: ImageRecord, lesion: Lesion | None, stage: Stage, done: set[str], anchor: Lesion | None = None
@@ -112,6 +110,11 @@ class Planner:
             if lesion is not None or not record.lesions:
                 self.left_out[f"{stage}: nothing can be asked without ambiguity"] += 1
             return
+        if stage == "hard" and lesion is None:  # before anything is counted: what is counted is what is asked
+            possible = [ask for ask in possible if ask.kind == "what" or self._anchor(record, ask.label) is not None]
+            if not possible:
+                self.left_out["hard: no other patient with this class yet"] += 1
+                return
         about = lesion.lesion_id if lesion is not None else record.image_id
         turn = hashlib.sha256(f"{self.seed}/{about}/{stage}".encode()).digest()
         rotated = turn[0] % len(possible)

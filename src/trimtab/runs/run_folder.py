@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import alone, write_text
-from trimtab.inputs import read_json_lines, read_json_mapping
+from trimtab.inputs import read_json_lines, read_json_mapping, shortened
 from trimtab.registry import settings_name
 from trimtab.runs.checkpoint import load_checkpoint, save_checkpoint
 from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
 
+STATUSES = ("running", "interrupted", "finished")
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
     "name", "device", "strategy", "checkpoint_every", "validate_every", "track", "track_every", "track_curvature_every",
@@ -123,8 +124,19 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
-        return self.info().get("status") == "finished" and self.model_file.is_file()
+        """Whether training came to its end.
+
+        Raises:
+            ValueError: `run.json` is damaged or holds no known status.
+        """
+        info = self.info()
+        status = info.get("status")
+        if info and status not in STATUSES:
+            raise ValueError(
+                f"{self.path / 'run.json'} is damaged: status must be one of {', '.join(STATUSES)}, "
+                f"got {shortened(status, 40)!r}"
+            )
+        return status == "finished" and self.model_file.is_file()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of `metrics.jsonl`."""

@@ -125,7 +125,7 @@ def test_label_maps(tmp_path: Path) -> None:
     found = organs.create("labels", folder=tmp_path).masks(RECORD, None)
     assert set(found) == {"right lung", "left lung"}
     assert np.array_equal(found["right lung"], RIGHT)
-    with pytest.raises(OrganError, match=r"values without a name: \[2\]; named are \[1\]"):
+    with pytest.raises(OrganError, match=r"values without a name: \[2\]; labels\.json or labels= names \[1\]"):
         organs.create("labels", folder=tmp_path, labels={1: "x"}).masks(RECORD, None)
     with pytest.raises(OrganError, match="label map is missing"):
         organs.create("labels", folder=tmp_path).masks(image_record(file="b.png"), None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -153,3 +154,22 @@ def test_a_missing_package_says_what_to_install(
 def test_sides_stand_in_front() -> None:
     names = ("lung_lower_lobe_right", "kidney_left", "heart", "rib_right_3", "left lung")
     assert [sided(name) for name in names] == ["right lower lobe", "left kidney", "heart", "rib right 3", "left lung"]
+
+
+@pytest.mark.parametrize("value", [2.0**32 + 1, -(2.0**40), 1e300])
+def test_a_value_beyond_the_labels_is_refused_and_never_wraps_round(tmp_path: Path, value: float) -> None:
+    values = np.ones((100, 80, 1))
+    values[0, 0] = value
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(
+        OrganError, match=r"a\.nii: label map holds a value that is no label: allowed are 0 to 2,147,483,647"
+    ):
+        NiftiOrgans(tmp_path, LABELS).masks(image_record(), None)
+
+
+def test_a_volume_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    source = NiftiOrgans(tmp_path, LABELS)
+    for label, organ in LABELS.items():
+        file = save(tmp_path / "a.nii", np.full((100, 80, 1), label))
+        os.utime(file, ns=(label, label))
+        assert list(source.masks(image_record(), None)) == [organ]

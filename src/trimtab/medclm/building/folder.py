@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from trimtab.files import write_text
-from trimtab.inputs import lines_of, named, read_json_mapping, utf8
+from trimtab.inputs import lines_of, named, read_json_mapping, shortened, utf8
 from trimtab.medclm.records import ImageRecord, Rejected, Row, inside
 
 FORMAT = 1
@@ -110,7 +110,10 @@ class DataSetFolder:
         if manifest is None:
             raise FileNotFoundError(f"{self.path} has no manifest.json; `trimtab medclm build` writes one")
         if manifest.state != "complete":
-            raise ValueError(f"{self.path}: the build did not finish; give the same build command again to go on")
+            raise ValueError(
+                f"{self.path}: the build did not finish (its {self.manifest_file.name} says "
+                f"{shortened(manifest.state, 40)!r}); give the same build command again to go on"
+            )
         return manifest
 
     def rows(self) -> Iterator[tuple[Row, str]]:

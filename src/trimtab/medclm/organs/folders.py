@@ -20,6 +20,8 @@ from trimtab.medclm.organs.source import (
 from trimtab.medclm.pixels import Mask, PictureError, read_mask
 from trimtab.medclm.records import ImageRecord
 
+LABELS = "labels.json"
+
 
 class PngOrgans:
     """One black and white picture per organ and image: FOLDER/{organ}/{image path}.png; any value above 0 is inside.
@@ -77,7 +79,7 @@ class LabelMapOrgans:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; it must hold one label map per image")
         self.folder, self.resize = folder, resize
-        self.labels = dict(labels) if labels is not None else read_labels(folder / "labels.json")
+        self.labels = dict(labels) if labels is not None else read_labels(folder / LABELS)
 
     def masks(self, record: ImageRecord, image: NDArray[np.uint8] | None) -> Mapping[str, Mask]:
         """The masks of the organs present."""
@@ -100,7 +102,8 @@ def split_labels(values: NDArray[np.integer[Any]], labels: Mapping[int, str], fi
     present = [int(value) for value in np.unique(values) if value != 0]
     unnamed = [value for value in present if value not in labels]
     if unnamed:
-        raise OrganError(file, "label map holds values without a name", f"{unnamed}; named are {sorted(labels)}")
+        value = f"{unnamed}; {LABELS} or labels= names {sorted(labels)}"
+        raise OrganError(file, "label map holds values without a name", value)
     masks: dict[str, Mask] = {}
     for value in present:
         organ = organ_name(labels[value])

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.medclm.organs.folders import read_labels, split_labels
+from trimtab.medclm.organs.folders import LABELS, read_labels, split_labels
 from trimtab.medclm.organs.source import OrganError, beside, fitted
 from trimtab.medclm.pixels import Mask
 from trimtab.medclm.records import ImageRecord
 
 _SUFFIXES = (".nii.gz", ".nii")
+LARGEST = 2**31 - 1
 
 
 class NiftiOrgans:
@@ -39,7 +40,7 @@ class NiftiOrgans:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; NIfTI label maps are needed")
         self.folder, self.first_slice, self.resize = folder, first_slice, resize
-        self.labels = dict(labels) if labels is not None else read_labels(folder / "labels.json")
+        self.labels = dict(labels) if labels is not None else read_labels(folder / LABELS)
 
     def masks(self, record: ImageRecord, image: NDArray[np.uint8] | None) -> Mapping[str, Mask]:
         """The masks of the organs present."""
@@ -71,8 +72,14 @@ def _existing(stem: Path) -> Path | None:
     return next((path for suffix in _SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()), None)
 
 
-@lru_cache(maxsize=2)
 def _volume(path: Path, canonical: bool = False) -> NDArray[np.integer[Any]]:
+    found = path.stat()
+    return _values(path, canonical, (found.st_mtime_ns, found.st_size))
+
+
+@lru_cache(maxsize=2)
+def _values(path: Path, canonical: bool, stamp: tuple[int, int]) -> NDArray[np.integer[Any]]:
+    """The whole numbers of a volume; `stamp` tells a file from the one that stood there before."""
     import nibabel
 
     try:
@@ -82,6 +89,8 @@ def _volume(path: Path, canonical: bool = False) -> NDArray[np.integer[Any]]:
         values = np.asarray(picture.dataobj)
     except Exception as error:  # nibabel and gzip raise what they like
         raise OrganError(path.name, "label map is unreadable", str(error)) from error
-    if not np.array_equal(values, np.round(values)):
+    if values.dtype.kind not in "buif" or not np.array_equal(values, np.round(values)):
         raise OrganError(path.name, "label map holds values that are not whole numbers")
+    if values.size and max(abs(float(values.min())), abs(float(values.max()))) > LARGEST:
+        raise OrganError(path.name, "label map holds a value that is no label", f"allowed are 0 to {LARGEST:,}")
     return values.astype(np.int32)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trimtab.collectives import from_first_rank, is_distributed, sum_over_ranks
 from trimtab.files import write_text
+from trimtab.inputs import named, parse_json, utf8
 
 FORMAT = "trimtab landscape 1"
 SECONDS = 5.0  # between two writes
@@ -53,11 +54,12 @@ class ProgressFile:
         if not self._path.exists():
             return "", {}
         try:
-            held = json.loads(self._path.read_text(encoding="utf-8"))
-            losses = {int(number): float(loss) for number, loss in held["losses"].items()}
-            identity, centre, kind = held["identity"], float(held["centre"]), held["format"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{self._path} is not a file of landscape points ({error}); move it away to start anew", {}
+            with named(self._path, "is not a file of landscape points; move it away to start anew"):
+                held = parse_json(utf8(self._path), "it")
+                losses = {int(number): float(loss) for number, loss in held["losses"].items()}
+                identity, centre, kind = held["identity"], float(held["centre"]), held["format"]
+        except (OSError, ValueError) as error:
+            return str(error), {}
         fits = kind == FORMAT and identity == self._identity and all(0 <= number < points for number in losses)
         if not fits or not math.isclose(centre, self._centre, rel_tol=1e-5):
             return (

@@ -25,6 +25,13 @@ def _line(name: str, look: Look, points: Sequence[tuple[int, float]], shape: str
     return line(name, look, x, y, hover, points=True, size=5, shape=shape, group=True)
 
 
+def check_fractions(found: Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the first value that is no number from 0 to 1; None may stand for none."""
+    for name, value in found.items():
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}")
+
+
 def curriculum_sections(decisions: Sequence[Mapping[str, Any]], looks: Mapping[str, Look]) -> list[Section]:
     """Shares and losses by domain.
 
@@ -34,6 +41,8 @@ def curriculum_sections(decisions: Sequence[Mapping[str, Any]], looks: Mapping[s
     """
     if not decisions:
         return [Section("shares", "Stages over time", missing="The run wrote no decisions.")]
+    for one in decisions:
+        check_fractions(one["shares"])
     shares, losses, rows = [], [], []
     for place, (domain, found) in enumerate(_domains(decisions).items()):
         stages = list(found[0]["shares"])

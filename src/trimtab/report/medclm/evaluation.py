@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from trimtab.medclm.evaluation.parsing import parse_reply
+from trimtab.report.medclm.curriculum import check_fractions
 from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table
 from trimtab.report.traces import dots, line, whiskers
@@ -54,6 +55,8 @@ def _table(summary: Mapping[str, Any], group: str, title: str, folded: bool) -> 
 def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) -> Section:
     """Rules over all questions and by stage, domain and kind, the systems side by side."""
     systems = list(summary["systems"])
+    for row in (row for one in summary["systems"].values() for row in one["rows"]):
+        check_fractions({name: row[name] for name in ("value", "low", "high")})
     rules = [rule for rule in summary["rules"] if rule.split(".")[0] in ("closed", "f1", "exact", "iou", "agrees")]
     traces = []
     for system in systems:

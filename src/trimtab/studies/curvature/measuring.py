@@ -86,7 +86,7 @@ class MeasuredRun:
         """The measures at one sparsity; kept in the results' folder and taken from there when it is there."""
         file = self._file(f"{100 * sparsity:.6g}")
         identity = self._identity(sparsity)
-        kept = _kept(file, identity)
+        kept = kept_measurement(file, identity)
         if kept is not None:
             return kept
         note(f"{self.label} seed {self.recipe.seed} {100 * sparsity:.4g} %")
@@ -228,7 +228,7 @@ class MeasuredRun:
         return Measured(row=row, density=None if density is None else _density(density, row))
 
 
-def _kept(file: Path, identity: dict[str, Any]) -> Measured | None:
+def kept_measurement(file: Path, identity: dict[str, Any]) -> Measured | None:
     """What a file holds, None when there is none or it is of another network or setting."""
     if not file.is_file():
         return None
