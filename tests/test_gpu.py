@@ -266,3 +266,47 @@ def test_a_study_whose_time_is_up_keeps_what_it_has(script, tmp_path, monkeypatc
     study.main(part)
     (row,) = script("packing").rows_of(tmp_path)
     assert row["left_out"] == "time was up with 0 of 2 runs finished"
+
+
+@pytest.mark.slow
+def test_the_whole_study_at_toy_size(script, tmp_path, monkeypatch):
+    """All seven runs from the packed images, as on a GPU but for network, epochs and the measured step."""
+    study, data = script("study"), script("data")
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(60, dtype=np.uint8) % 10
+    arrays = {"train": data.packed(images), "train_labels": labels, "test": data.packed(images[:20])}
+    np.savez(tmp_path / "data.npz", **arrays, test_labels=labels[:20])
+    part = script("part").Part("study", tmp_path / "study", 500.0, data=tmp_path / "data.npz")
+    toy = script("part").Part("study", tmp_path / "toy", 500.0, dry=True)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # for the workers
+    recipe = study.recipe
+    monkeypatch.setattr(study, "recipe", lambda part, file: recipe(toy, file))
+    monkeypatch.setattr(study, "EPOCHS", 1)
+    monkeypatch.setattr(study, "LEAST_EPOCHS", 1)
+
+    def broken(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(study, "side_by_side", broken)
+    study.main(part)
+    rows = script("packing").rows_of(tmp_path / "study")
+    assert [row for row in rows if "error" in row] == [{"question": "side by side", "error": "RuntimeError: no memory"}]
+    methods = {row["question"].partition(":")[0] for row in rows if "accuracy" in row}
+    assert methods == {
+        "sgd[sgd.weight_decay=0.0005]", "sgd[sgd.weight_decay=0.005]", "l1", "cram+", "l1+cram+",
+        "var[sgd.weight_decay=0.0005,var.strength=1e-05]", "var[sgd.weight_decay=0.005,var.strength=0.0001]",
+    }  # fmt: skip
+    assert all(row["epochs"] == 1 for row in rows if "accuracy" in row)
+    summary = json.loads((tmp_path / "study" / "summary.json").read_text())
+    assert len(summary["runs"]) == 7
+    assert (tmp_path / "study" / "report.html").is_file()
+    kept = script("packing").pack(tmp_path / "study", tmp_path / "study.tar.gz")
+    assert not kept
+    with tarfile.open(tmp_path / "study.tar.gz") as archive:
+        archive.extractall(tmp_path / "home", filter="data")
+    from trimtab.studies import assemble
+    from trimtab.studies.comparison import run_folders
+
+    home = tmp_path / "home" / "study"
+    assert len(assemble(run_folders(home / "runs"), home).runs) == 7  # weights stayed behind, figures did not

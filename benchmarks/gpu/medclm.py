@@ -89,7 +89,7 @@ def measure(part: Part, shape: Shape) -> None:
     built = time.perf_counter() - begun
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-3, betas=(0.9, 0.98), fused=True)
-    trimtab.attach(optimizer, GradientTracker(capacity=10**4), model=model)
+    trimtab.attach(optimizer, GradientTracker(), model=model)
     images = (shape.vision[2] // shape.vision[3]) ** 2
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(4, shape.vocabulary, (shape.rows, shape.words), generator=generator)

@@ -20,8 +20,8 @@ EPOCHS, LEAST_EPOCHS = 30, 10
 COSTS = {"sgd": 1.0, "var": 1.05, "l1": 1.05, "cram+": 2.3, "l1+cram+": 2.3}
 """Plain steps' worth of a method's step, for planning alone."""
 SIDE_BY_SIDE = 4
-PRUNING, REPORT = 25.0, 12.0
-"""Seconds for sweeping one trained network, and for summary and report; for planning alone."""
+PRUNING, REPORT, STEP = 25.0, 12.0, 0.03
+"""Seconds for sweeping one trained network, for summary and report, for a step that was not timed; for planning alone."""
 
 
 def recipe(part: Part, data: Path) -> Any:
@@ -173,7 +173,11 @@ def main(part: Part) -> None:
         part.row("images", train=train, test=test)
     base, jobs = recipe(part, plain), 1
     if not part.dry:
-        jobs, step = side_by_side(part, base)
+        try:
+            jobs, step = side_by_side(part, base)
+        except Exception as error:  # no memory for so many, or one that hangs: the study goes on, one run at a time
+            part.row("side by side", error=f"{type(error).__name__}: {error}")
+            jobs, step = 1, STEP
     runs, known = chosen(base, part.dry), set[str]()
     if jobs > 1:  # the longest first, so that none is left to run alone
         runs.sort(key=lambda run: -COSTS[run.recipe.method])
