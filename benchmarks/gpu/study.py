@@ -64,18 +64,18 @@ def _steps(settings: dict[str, Any], number: int, turns: Any, answers: Any, step
     from trimtab.runs.parallel import launch
     from trimtab.runs.recipe import Recipe
     from trimtab.runs.run_folder import RunFolder
-    from trimtab.runs.training import TrainingRun
+    from trimtab.runs.training_run import TrainingRun
 
     given = Recipe.model_validate(settings)
     with tempfile.TemporaryDirectory() as scratch:
         run = TrainingRun(given, RunFolder(Path(scratch)), launch(given))
         stream = run.train_batches.epoch(0)
-        run._set_learning_rate(0)
+        run.stepper.set_learning_rate(0)
 
         def take(count: int) -> float:
             begun = time.perf_counter()
             for _ in range(count):
-                run._step([next(stream)])
+                run.stepper.step([next(stream)])
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             return (time.perf_counter() - begun) / count
@@ -87,7 +87,9 @@ def _steps(settings: dict[str, Any], number: int, turns: Any, answers: Any, step
         answers.put((alone, take(steps)))
 
 
-def side_by_side(part: Part, base: Any, processes: int = SIDE_BY_SIDE, steps: int = 40) -> tuple[int, float]:
+def side_by_side(
+    part: Part, base: Any, processes: int = SIDE_BY_SIDE, steps: int = 40, patience: float = 60.0
+) -> tuple[int, float]:
     """(processes to train in at once, seconds of a step of each), measured."""
     context = multiprocessing.get_context("spawn")
     turns, answers = context.Barrier(processes), context.Queue()
@@ -98,7 +100,7 @@ def side_by_side(part: Part, base: Any, processes: int = SIDE_BY_SIDE, steps: in
     for worker in workers:
         worker.start()
     try:
-        found = [answers.get(timeout=60) for _ in workers]
+        found = [answers.get(timeout=patience) for _ in workers]
     finally:
         for worker in workers:
             worker.kill()
@@ -220,7 +222,7 @@ def summarise(part: Part) -> None:
 
 
 def report(part: Part) -> None:
-    """`report.html`; where plotly is missing `trimtab report` makes it at home, from the run folders."""
+    """`report.html`; where plotly is missing, `trimtab.report.render` makes it at home from `summary.json`."""
     from trimtab.report import render
     from trimtab.studies import Summary
 

@@ -16,8 +16,8 @@ from trimtab.observe import GradientTracker
 from trimtab.observe.curvature import GaussNewton, Hessian, Objective, top_eigenvalues
 from trimtab.observe.landscape import random_directions, section
 from trimtab.pruning import keep_masks, one_shot, recalibrate, sweep
-from trimtab.runs.training import load_data, train, trained_model
-from trimtab.studies import prune_run
+from trimtab.runs.loading import load_data
+from trimtab.studies import prune_run, train, trained_model
 
 CPU = torch.device("cpu")
 
