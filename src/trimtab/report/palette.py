@@ -47,6 +47,8 @@ FIRST = {
     for name in names
 }  # fmt: skip
 """Names that stand on most pages have the colours that are easiest to tell apart; no two of one kind share a place."""
+SALT = 23486
+"""Of the hash of all other names; with it neighbours (a format's variants, values of one setting) get distant colours."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def look(name: str) -> Look:
     """
     if name in FIRST:
         return Look(f"@s{FIRST[name]}", DASHES[FIRST[name]], MARKERS[FIRST[name]])
-    first, second, third = hashlib.sha256(name.encode()).digest()[:3]
+    first, second, third = hashlib.sha256(f"{SALT} {name}".encode()).digest()[:3]
     colours = len(THEMES["light"]["series"]) - len(DASHES)
     return Look(f"@s{len(DASHES) + first % colours}", DASHES[second % len(DASHES)], MARKERS[third % len(MARKERS)])
 
