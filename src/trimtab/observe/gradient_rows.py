@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,22 +50,12 @@ class GradientRows(Rows):
         return gradients_schema(self.small_format), signals_schema()
 
     @property
-    def waiting(self) -> bool:
-        """Whether sums or signals wait."""
-        return bool(self.sums.steps or self.signals.steps)
-
-    @property
-    def full(self) -> bool:
-        """Whether either buffer is."""
-        return self.sums.full or self.signals.full
+    def buffers(self) -> Collection[Recorder]:
+        """Sums and signals."""
+        return self.sums, self.signals
 
     def collect(self) -> Sequence[pa.Table]:
         """Both tables' new rows."""
         (steps, raw), (signal_steps, values) = fetch([self.sums, self.signals])
         rows = gradients_table(steps, raw, self.layers, self.track, self.statistics, self.small_format)
         return rows, signals_table(signal_steps, values, self.signal_names)
-
-    def clear(self) -> None:
-        """Forget both buffers."""
-        self.sums.clear()
-        self.signals.clear()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trimtab.checks import some_of, whole
+from trimtab.checks import some_of
 from trimtab.collectives import local_part
 from trimtab.levers import Lever
 from trimtab.observe.gradient_rows import GradientRows
@@ -18,6 +18,7 @@ from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, 
 from trimtab.observe.tables import KINDS
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.sparse import refuse_sparse
+from trimtab.tables.logged import Logged
 from trimtab.tables.rows import SECONDS
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Listener = Callable[["pa.Table", "pa.Table"], object]
 
 
-class GradientTracker:
+class GradientTracker(Logged[GradientRows]):
     """Records statistics of gradients, weights and weight changes per layer and of all layers together; changes nothing.
 
     Of each tensor x with n entries, once per optimizer step that is logged:
@@ -92,7 +93,7 @@ class GradientTracker:
     ) -> None:
         self.track = some_of("track", track, KINDS)
         self.statistics = some_of("statistics", statistics, STATISTICS)
-        self.every, self.small_format = every if callable(every) else whole("every", every, 1), small_format
+        self.small_format = small_format
         self.rule = rule_or(rule, Rule(role="any"))
         self.step = 0
         """Optimizer steps seen so far; the number of the next one."""
@@ -100,9 +101,10 @@ class GradientTracker:
         self._quantities = {
             kind: Quantities(self.statistics if kind == "weights" else plain, small_format) for kind in self.track
         }
-        self._rows = GradientRows(
+        rows = GradientRows(
             self.track, self.statistics, small_format, capacity, folder, seconds=seconds, overwrite=overwrite
         )
+        super().__init__(every, rows)
         self._watched: list[Lever] = []
         self._judged: Judged[list[Entry]] = Judged()
         self._layers: list[Entry] = []
@@ -117,7 +119,7 @@ class GradientTracker:
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Take the sums of gradients and weights; called by `trimtab.attach`, for each optimizer of a step."""
         self._rows.open(self.step)
-        if not (self.every(self.step) if callable(self.every) else self.step % self.every == 0):
+        if not self.due(self.step):
             return
         self._judged(parameters, self._choose)
         here = [at for at, entry in enumerate(self._layers) if self.rule.frozen or entry.parameter.requires_grad]
@@ -236,10 +238,6 @@ class GradientTracker:
 
         return leave
 
-    def flush(self) -> None:
-        """Fetch what lies on the device and append it to the tables; one synchronisation."""
-        self._rows.flush()
-
     def unbind(self) -> None:
         """Flush; called when the handle is removed."""
         self.flush()
@@ -257,10 +255,6 @@ class GradientTracker:
         self.flush()
         return self._rows.parts[1].table(before=self.step)
 
-    def to_pandas(self) -> Any:
-        """`table()` as a pandas frame; ImportError where pandas is not installed."""
-        return self.table().to_pandas()
-
     # What a resumed run needs
 
     def state_dict(self) -> dict[str, Any]:
@@ -274,8 +268,7 @@ class GradientTracker:
         Raises:
             ValueError: the state is not a tracker's, counts subnormal numbers of another format, or kept its rows elsewhere.
         """
-        if set(state) != {"step", "small_format", "rows", "signals"}:
-            raise ValueError(f"the saved state has {sorted(state)}, not what a GradientTracker saves")
+        self._checked_state(state, "step", "small_format", "rows", "signals")
         if state["small_format"] != self.small_format:
             raise ValueError(
                 f"the saved tracker counts what is subnormal in {state['small_format']!r}, this one in {self.small_format!r}"
@@ -284,7 +277,6 @@ class GradientTracker:
         self.step, self._slot = int(state["step"]), None
 
     def __repr__(self) -> str:
-        every = self.every if isinstance(self.every, int) else getattr(self.every, "__name__", "function")
-        parts = [f"track={self.track}", f"every={every}", f"min_ndim={self.rule.min_ndim}"]
+        parts = [f"track={self.track}", f"every={self._every_in_words()}", f"min_ndim={self.rule.min_ndim}"]
         parts += [f"{name}={value!r}" for name in ("include", "exclude") if (value := getattr(self.rule, name))]
         return f"GradientTracker({', '.join(parts)})"

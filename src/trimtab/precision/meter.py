@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trimtab.checks import whole
 from trimtab.precision.format import Format, named
 from trimtab.precision.scaling import Scaling
 from trimtab.precision.shrinkage import Measured, shrinkage_sums
 from trimtab.precision.shrinkage_rows import ShrinkageRows
+from trimtab.tables.logged import Logged
 from trimtab.tables.rows import SECONDS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class ShrinkageMeter:
+class ShrinkageMeter(Logged[ShrinkageRows]):
     """Projection q, norm ratio, noise, cosine, dead and overflowing entries of rounded tensors, per layer and together.
 
     Give it to the lever, `LowPrecision("e4m3", meter=ShrinkageMeter(every=10))`, or hand over pairs of tensors yourself with
@@ -56,13 +56,8 @@ class ShrinkageMeter:
         seconds: float = SECONDS,
         overwrite: bool = False,
     ) -> None:
-        self.every = every if callable(every) else whole("every", every, 1)
-        self._rows = ShrinkageRows(whole("capacity", capacity, 1), folder, seconds=seconds, overwrite=overwrite)
+        super().__init__(every, ShrinkageRows(capacity, folder, seconds=seconds, overwrite=overwrite))
         self._next = 0
-
-    def due(self, step: int) -> bool:
-        """Whether `step` is measured."""
-        return bool(self.every(step)) if callable(self.every) else step % self.every == 0
 
     def observe(
         self,
@@ -93,10 +88,6 @@ class ShrinkageMeter:
             self._next = max(self._next, step + 1)
         self._rows.committed()
 
-    def flush(self) -> None:
-        """Fetch what lies on the device and append it to the table; one synchronisation."""
-        self._rows.flush()
-
     def table(self) -> pa.Table:
         """All rows so far, flushed: step, layer, kind and the fields of `Shrinkage`.
 
@@ -105,10 +96,6 @@ class ShrinkageMeter:
         """
         self.flush()
         return self._rows.parts[0].table(before=self._next)
-
-    def to_pandas(self) -> Any:
-        """`table()` as a pandas frame; ImportError where pandas is not installed."""
-        return self.table().to_pandas()
 
     def state_dict(self) -> dict[str, Any]:
         """Flushes; the step to go on from and, without a folder, the rows as bytes (a uint8 tensor)."""
@@ -120,11 +107,9 @@ class ShrinkageMeter:
         Raises:
             ValueError: the state is not a meter's, or kept its rows elsewhere (in memory, in a folder).
         """
-        if set(state) != {"next", "rows"}:
-            raise ValueError(f"the saved state has {sorted(state)}, not what a ShrinkageMeter saves")
+        self._checked_state(state, "next", "rows")
         self._rows.restore((state["rows"],), int(state["next"]))
         self._next = int(state["next"])
 
     def __repr__(self) -> str:
-        every = getattr(self.every, "__name__", "function") if callable(self.every) else self.every
-        return f"ShrinkageMeter(every={every})"
+        return f"ShrinkageMeter(every={self._every_in_words()})"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from trimtab.checks import whole
 from trimtab.precision.shrinkage import Shrinkage, shrinkage
 from trimtab.tables.recorder import Recorder, fetch
 from trimtab.tables.rows import GLOBAL, Rows
@@ -31,7 +32,7 @@ class ShrinkageRows(Rows):
 
     def __init__(self, capacity: int, folder: Path | str | None, seconds: float, overwrite: bool) -> None:
         super().__init__(folder, (FOLDER,), seconds, overwrite)
-        self.capacity = capacity
+        self.capacity = whole("capacity", capacity, 1)
         self.recorders: dict[tuple[str, tuple[str, ...]], Recorder] = {}
 
     def add(self, step: int, kind: str, layers: Sequence[str], sums: Tensor) -> None:
@@ -52,14 +53,9 @@ class ShrinkageRows(Rows):
         return (pa.schema([(name, types.get(name, pa.float64())) for name in COLUMNS]),)
 
     @property
-    def waiting(self) -> bool:
-        """Whether any buffer holds a row."""
-        return any(recorder.steps for recorder in self.recorders.values())
-
-    @property
-    def full(self) -> bool:
-        """Whether any buffer is."""
-        return any(recorder.full for recorder in self.recorders.values())
+    def buffers(self) -> Collection[Recorder]:
+        """One for each kind of tensor and list of layers."""
+        return self.recorders.values()
 
     def collect(self) -> Sequence[pa.Table]:
         """The new rows, by step; those of one kind at one step stay in the layers' order."""
@@ -79,7 +75,3 @@ class ShrinkageRows(Rows):
         table = pa.table(rows, schema=self.schemas()[0])
         order = pa.table({"step": table["step"], "place": pa.array(range(table.num_rows))})
         return (table.take(pc.sort_indices(order, [("step", "ascending"), ("place", "ascending")])),)
-
-    def clear(self) -> None:
-        """Forget all buffers."""
-        self.recorders = {}

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from trimtab.collectives import is_distributed
 from trimtab.tables.parts import Parts
+from trimtab.tables.recorder import Recorder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,21 +63,27 @@ class Rows(ABC):
 
     @property
     @abstractmethod
-    def waiting(self) -> bool:
-        """Whether a row waits in a buffer."""
-
-    @property
-    @abstractmethod
-    def full(self) -> bool:
-        """Whether a buffer has no free row."""
+    def buffers(self) -> Collection[Recorder]:
+        """In which rows wait."""
 
     @abstractmethod
     def collect(self) -> Sequence[pa.Table]:
         """Fetch and forget all that waits, as one table for each of `schemas`; one synchronisation."""
 
-    @abstractmethod
+    @property
+    def waiting(self) -> bool:
+        """Whether a row waits in a buffer."""
+        return any(buffer.steps for buffer in self.buffers)
+
+    @property
+    def full(self) -> bool:
+        """Whether a buffer has no free row."""
+        return any(buffer.full for buffer in self.buffers)
+
     def clear(self) -> None:
         """Forget what waits."""
+        for buffer in self.buffers:
+            buffer.clear()
 
     @property
     def parts(self) -> list[Parts]:
