@@ -1,6 +1,6 @@
 """What was written before a recipe had `levers` stays readable: recipes, run folders, summaries, the committed evidence.
 
-`old_form/` was written by the code of that time: `finished` and `interrupted` are one recipe of var+cram+ with two transforms and
+`old_form/` was written by the code of that time: `finished` and `interrupted` are a recipe of var+cram+ with two transforms and
 a final clipping, trained to the end and stopped after the first of two epochs; `summary.json` is of a study.
 """
 
