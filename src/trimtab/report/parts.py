@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,16 @@ def number(value: float | None, digits: int = 3) -> Cell:
         ('\u22120.0123', '')
     """
     return Cell("", None) if value is None else Cell(f"{value:.{digits}g}".replace("-", MINUS), value)
+
+
+def listed(values: Mapping[str, object]) -> str:
+    """Names with their values; without those that are not known.
+
+    Example:
+        >>> listed({"cores": 2, "accelerator": None}), listed({})
+        ('cores 2', 'not recorded')
+    """
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None) or "not recorded"
 
 
 HALVES = "Numbers after ± are half widths of"

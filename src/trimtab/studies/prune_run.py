@@ -187,37 +187,18 @@ def prune_run(
     example = (1, *data.train.images.shape[1:])
     dense = measured.quality()
     note = report or (lambda text: None)
+
+    def add(quality: Quality, **fields: Any) -> None:
+        """The rows of the network as it is now: as pruned, and recalibrated."""
+        rows.append(_row(recipe, label, split, quality, recalibrated=False, **fields))
+        if measured.recalibrates:
+            rows.append(_row(recipe, label, split, measured.recalibrated_quality(), recalibrated=True, **fields))
+
     with tempfile.TemporaryDirectory() as scratch:
         for score, scope in _combinations(section, recipe.is_plain):
             control = (score, scope) != (section.score, section.scope)
-            rows.append(
-                _row(
-                    recipe,
-                    label,
-                    split,
-                    dense,
-                    sparsity=0.0,
-                    sparsity_total=0.0,
-                    score=score,
-                    scope=scope,
-                    recalibrated=False,
-                )
-            )
-            if measured.recalibrates:
-                quality = measured.recalibrated_quality()
-                rows.append(
-                    _row(
-                        recipe,
-                        label,
-                        split,
-                        quality,
-                        sparsity=0.0,
-                        sparsity_total=0.0,
-                        score=score,
-                        scope=scope,
-                        recalibrated=True,
-                    )
-                )
+            chosen: dict[str, Any] = {"score": score, "scope": scope}
+            add(dense, sparsity=0.0, sparsity_total=0.0, **chosen)
             sparsities = section.sparsities if section.pattern == "unstructured" else (None,)
             for pruned in pruning.sweep(
                 model, sparsities, score=score, scope=scope, pattern=section.pattern, seed=recipe.seed
@@ -244,17 +225,8 @@ def prune_run(
                             bound_bytes=stored.bound_bytes,
                         )
                     )
-                fields |= {
-                    "sparsity": pruned.sparsity,
-                    "sparsity_total": pruned.sparsity_total,
-                    "score": score,
-                    "scope": scope,
-                }
-                rows.append(_row(recipe, label, split, measured.quality(), recalibrated=False, **fields))
-                if measured.recalibrates:
-                    rows.append(
-                        _row(recipe, label, split, measured.recalibrated_quality(), recalibrated=True, **fields)
-                    )
+                fields |= {"sparsity": pruned.sparsity, "sparsity_total": pruned.sparsity_total, **chosen}
+                add(measured.quality(), **fields)
     weights = weight_distribution(model)
     histogram = Histogram(
         method=label,

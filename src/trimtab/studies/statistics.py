@@ -207,6 +207,11 @@ def main_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in kept if (row.score, row.scope) == best]
 
 
+def baseline_of(methods: Sequence[str]) -> str:
+    """What the others are compared with: "sgd" where there is one, else the first."""
+    return "sgd" if "sgd" in methods else methods[0]
+
+
 def sparsity_label(sparsity: float) -> str:
     """Percent with as few digits as name the density and the sparsity within one percent of each.
 

@@ -21,15 +21,16 @@ from trimtab.report.parts import (
     Section,
     Table,
     halvings,
+    listed,
     log_ticks,
     seeds_sentence,
     significant,
     sparsity_axis,
 )
 from trimtab.report.traces import SMALL, dots, line, whiskers
-from trimtab.studies.curvature.conclusions import MEASURES, baseline_of, ratio_to
+from trimtab.studies.curvature.conclusions import MEASURES, ratio_to
 from trimtab.studies.curvature.records import CurvatureRow, CurvatureSummary
-from trimtab.studies.statistics import Estimate, estimate, sparsity_label
+from trimtab.studies.statistics import Estimate, baseline_of, estimate, sparsity_label
 
 HEADS = [
     text.replace("largest ", "").replace(" x ", "\u00b7").replace("sharpness", "sharp.")
@@ -95,9 +96,9 @@ def measures_section(summary: CurvatureSummary) -> Section:
     """What was measured, over seeds, and the ratios to the baseline."""
     rows, settings = summary.rows, summary.settings
     tables = [_measure_table(rows, sparsity, at) for at, sparsity in enumerate(sorted({r.sparsity for r in rows}))]
-    methods = {row.method for row in rows}
-    if len(methods) > 1:
-        tables.append(_ratio_table(rows, baseline_of(rows)))
+    methods = [row.method for row in rows]
+    if len(set(methods)) > 1:
+        tables.append(_ratio_table(rows, baseline_of(methods)))
     counts = [sum((r.method, r.sparsity) == (row.method, row.sparsity) for r in rows) for row in rows]
     sentences = [
         f"Sharpness: the greatest rise of the loss found in {settings.ascent_steps} ascent step(s) within ||e|| <= "
@@ -222,7 +223,7 @@ def curvature_sections(summary: CurvatureSummary) -> list[Section]:
         summary: what `trimtab curvature` found.
     """
     methods = [row.method for row in summary.rows]
-    found = looks(methods, baseline_of(summary.rows))
+    found = looks(methods, baseline_of(methods))
     return [
         measures_section(summary),
         eigenvalues_section(summary, found),
@@ -256,8 +257,8 @@ def render_curvature(summary: CurvatureSummary, path: Path) -> Path:
         ("model", str(summary.recipe["model"]["name"])),
         ("command", summary.command),
         ("created", summary.created),
-        ("hardware", ", ".join(f"{k} {v}" for k, v in summary.hardware.items() if v is not None)),
-        ("versions", ", ".join(f"{k} {v}" for k, v in summary.versions.items())),
+        ("hardware", listed(summary.hardware)),
+        ("versions", listed(summary.versions)),
     ]
     return render_sections(
         curvature_sections(summary), path, name=summary.name, headline=summary.headline, facts=facts,

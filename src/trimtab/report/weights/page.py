@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.report.curvature.track import track_section
 from trimtab.report.gradients.dynamics import dynamics_sections
 from trimtab.report.page import as_article, as_yaml, write_page
-from trimtab.report.parts import STATES
+from trimtab.report.parts import STATES, listed
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
 from trimtab.report.weights.records import results_section, runs_section
 from trimtab.report.weights.resources import cost_section, latency_section, storage_section
@@ -38,10 +38,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     splits = sorted({row.split for row in summary.rows})
     facts += [("measured on", " and ".join(splits) + " split")]
     facts += [("created", summary.created)]
-    facts += [
-        ("hardware", ", ".join(f"{k} {v}" for k, v in summary.hardware.items() if v is not None) or "not recorded")
-    ]
-    facts += [("versions", ", ".join(f"{k} {v}" for k, v in summary.versions.items()) or "not recorded")]
+    facts += [("hardware", listed(summary.hardware)), ("versions", listed(summary.versions))]
     if summary.runs:
         facts.append(
             ("to repeat a run", f"trimtab train {summary.runs[0].folder} --out NEW (folders: table of training runs)")

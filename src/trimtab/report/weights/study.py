@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trimtab.report.palette import Look, looks
-from trimtab.studies.statistics import Entry, main_rows, table
+from trimtab.studies.statistics import Entry, baseline_of, main_rows, table
 from trimtab.studies.summary import Row, Summary
 
 
@@ -30,7 +30,7 @@ class Study:
     @property
     def baseline(self) -> str:
         """What the others are compared with: "sgd" where there is one, else the first method."""
-        return "sgd" if "sgd" in self.methods else self.methods[0]
+        return baseline_of(self.methods)
 
     @cached_property
     def looks(self) -> dict[str, Look]:

@@ -165,12 +165,6 @@ def ratio_to(
     return paired_difference(logs[method], logs[baseline])
 
 
-def baseline_of(rows: Sequence[CurvatureRow]) -> str:
-    """What the others are compared with: "sgd" where there is one, else the first method."""
-    methods = [row.method for row in rows]
-    return "sgd" if "sgd" in methods else methods[0]
-
-
 def curvature_headline(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccuracy] = ()) -> str:
     """One sentence or two on the dense networks: which is flattest, and whether flatness goes with robustness.
 
