@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +68,19 @@ def test_lazy_names_are_there_when_asked_for(room):
 def test_every_path_of_the_catalogues_leads_to_something_callable():
     for room, rows in (("models", NETWORKS), ("datasets", READERS)):
         assert all(callable(at(f"trimtab.{room}.{path}")) for path, _ in rows.values())
+
+
+def imports_within(function: ast.AST) -> list[ast.stmt]:
+    found = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return [node for node in found if "trimtab" in ast.unparse(node)]
+
+
+def test_imports_of_trimtab_stand_at_the_top_or_say_why_not():
+    """An import inside a function hides a circle; a heavy package behind it is a reason, which stands on its line."""
+    bare = []
+    for file in sorted(Path(trimtab.__file__).parent.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        lines = {node.lineno for function in functions for node in imports_within(function)}
+        bare += [f"{file}:{line}" for line in sorted(lines) if "  # " not in text.splitlines()[line - 1]]
+    assert not bare

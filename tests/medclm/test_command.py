@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tests.medclm.samples import source
 from tests.medclm.texts.test_chat import Server
 from tests.report.test_browser import wait
 from trimtab.cli import main
-from trimtab.medclm.building import DataSetFolder
+from trimtab.cli.medclm.build import BuildArguments
+from trimtab.medclm.building import BuildOptions, DataSetFolder
+from trimtab.medclm.building.options import BuildSettings
 
 
 def _build(options: Any, out: Path, *more: str) -> int:
@@ -255,3 +258,11 @@ def test_an_organ_source_without_what_it_needs_is_one_line(flags, message, tmp_p
     error = capsys.readouterr().err
     assert message in " ".join(error.split())
     assert "Traceback" not in error
+
+
+def test_every_option_of_a_build_has_its_flag_and_only_one():
+    own = {field.name for field in fields(BuildArguments)}
+    assert not own & set(BuildSettings.model_fields)
+    by_other_names = {"preset": "anatomy", "allowed": "host_in"}
+    beyond = set(BuildOptions.model_fields) - set(BuildSettings.model_fields)
+    assert {by_other_names.get(name, name) for name in beyond} <= own

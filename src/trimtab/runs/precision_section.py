@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from trimtab.precision import MX, Block, Compensate, LowPrecision, PerChannel, PerTensor, Scaling, ShrinkageMeter, named
+from trimtab.precision.quantize import OverflowPolicy
+from trimtab.precision.rounding import Rounding
 from trimtab.precision.scaling import Rule
 from trimtab.runs.section import Section
 
@@ -31,9 +33,9 @@ class Precision(Section):
     """Format of what Linear and convolution layers put out."""
     activation_gradients: str | None = None
     """Format of the gradients that come back there."""
-    rounding: Literal["nearest", "toward_zero", "stochastic"] = "nearest"
+    rounding: Rounding = "nearest"
     """How numbers between two of the format are rounded."""
-    overflow: Literal["saturate", "inf", "nan", "raise"] = "saturate"
+    overflow: OverflowPolicy = "saturate"
     """What numbers beyond the format's largest become."""
     scaling: ScalingName = "none"
     """What shares a scale that brings it into the format's range: nothing, tensors, channels, blocks, blocks as in MX."""
