@@ -41,10 +41,11 @@ class Training:
 
     def __init__(
         self, row: Row | None, net: nn.Module | None = None, fused: bool = False, accumulate: int = 1,
-        scaler: torch.amp.GradScaler | None = None, rank: int = 0, world: int = 1,
+        scaler: torch.amp.GradScaler | None = None, unscale: bool = False, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         self.net = network() if net is None else net
         self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.unscale = unscale
         self.scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
         home = None if row is None else row.home
         fast = {"fused": True} if fused else {}
@@ -84,6 +85,8 @@ class Training:
             self.optimizer.step(lambda: self.backward(step, factor), grad_scaler=scaler)
         else:
             self.backward(step, factor)
+            if self.unscale:
+                self.scaler.unscale_(self.optimizer)
             self.scaler.step(self.optimizer)
         self.scaler.update()
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.gradients.samples import Array, as_array, check, from_units, gradients, sample, units
-from trimtab.gradients import Autoscale, Chain
+from trimtab.gradients import Autoscale
 from trimtab.gradients.autoscale import LEAST_ALPHA, SCALE_RULES
 from trimtab.parameters import Entry
 
@@ -227,15 +227,3 @@ def test_the_named_rules_read_no_value_back_and_a_function_one():
             with _Reads() as reads:
                 transform.before_step(step(factor))
             assert reads.number == number, name
-
-
-def test_halves_are_computed_in_float32():
-    halves, singles = step(1.0, torch.bfloat16), step(1.0, torch.bfloat16)
-    for entry in singles:
-        entry.parameter.grad, entry.parameter.data = None, entry.parameter.data.float()
-    for half, single in zip(halves, singles, strict=True):
-        single.parameter.grad = half.parameter.grad.float()
-    Chain(Autoscale()).before_step(halves)
-    Chain(Autoscale()).before_step(singles)
-    for half, single in zip(halves, singles, strict=True):
-        torch.testing.assert_close(half.parameter.grad.float(), single.parameter.grad, rtol=2**-7, atol=1e-6)

@@ -9,29 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-import trimtab
 from tests.distributed import on_two_ranks
 from tests.gradients.samples import gradients, sample
-from tests.gradients.test_in_loops import TRANSFORMS, data, network
 from trimtab.gradients import AdaptiveClip, Autoscale, Centralize, ClipNorm, GradientTransform, ZScore
 from trimtab.parameters import Entry
 
-
-def _train(model: nn.Module, transform: GradientTransform, rank: int, world: int) -> Tensor:
-    """Every rank sees each `world`-th example; the mean over ranks is the mean over the batch."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trimtab.attach(optimizer, transform, model=model)
-    for inputs, labels in data():
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs[rank::world]), labels[rank::world]).backward()
-        optimizer.step()
-    parts = [item.full_tensor() if hasattr(item, "full_tensor") else item for item in model.parameters()]
-    return torch.cat([part.detach().flatten() for part in parts])
-
-
-DATA_PARALLEL = ("autoscale", "adaptive_clip", "clip_norm")
 SHARDED: dict[str, GradientTransform] = {
     "autoscale": Autoscale(),
     "autoscale-channel": Autoscale(granularity="channel"),
@@ -64,18 +48,7 @@ def _distribute(entries: list[Entry], dimension: int) -> list[Entry]:
 
 
 def _on_rank(rank: int, world: int) -> dict[str, Any]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (world,))
     results: dict[str, Any] = {}
-    for name, make in TRANSFORMS.items():
-        if name in DATA_PARALLEL:
-            results[f"ddp-{name}"] = _train(nn.parallel.DistributedDataParallel(network()), make(), rank, world)
-        net = network()
-        fully_shard(net[3], mesh=mesh)
-        fully_shard(net, mesh=mesh)
-        results[f"fsdp2-{name}"] = _train(net, make(), rank, world)
     collectives = []
     whole_reduce = dist.all_reduce
 
@@ -99,15 +72,6 @@ def _on_rank(rank: int, world: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def on_ranks() -> list[dict[str, Any]]:
     return on_two_ranks(_on_rank)
-
-
-@pytest.mark.parametrize(
-    ("wrapper", "name"), [*(("fsdp2", name) for name in TRANSFORMS), *(("ddp", name) for name in DATA_PARALLEL)]
-)
-def test_training_on_two_ranks_equals_one(on_ranks, wrapper, name):
-    expected = _train(network(), TRANSFORMS[name](), 0, 1)
-    for rank in on_ranks:
-        torch.testing.assert_close(rank[f"{wrapper}-{name}"], expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("dimension", [0, 1])

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from tests.distributed import on_two_ranks
 from trimtab.penalties import L1, HoyerSquare, Penalty, VarianceAmplifier
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -88,20 +87,6 @@ def test_attached_equals_value_in_the_loss(make, style):
     torch.testing.assert_close(weights(net), expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("make", ["sgd", "sgd-fused", "adamw-fused"])
-def test_a_step_the_scaler_skips_changes_nothing(make):
-    net = network()
-    optimizer = OPTIMIZERS[make](list(net.parameters()))
-    trimtab.attach(optimizer, PENALTY)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    before = weights(net)
-    (scaler.scale(net(data()[0][0]).sum()) * float("inf")).backward()
-    scaler.step(optimizer)
-    scaler.update()
-    assert torch.equal(weights(net), before)
-    assert scaler.get_scale() == 512.0
-
-
 def test_composes_with_another_lever_and_is_gone_after_remove():
     net, other = network(), network()
     optimizers = [torch.optim.SGD(item.parameters(), lr=0.1) for item in (net, other)]
@@ -111,66 +96,6 @@ def test_composes_with_another_lever_and_is_gone_after_remove():
         item(data()[0][0]).sum().backward()
         optimizer.step()
     assert torch.equal(weights(net), weights(other))
-
-
-DISTRIBUTED: dict[str, Penalty] = {
-    "variance": VarianceAmplifier(1e-4),
-    "relative": VarianceAmplifier(1e-2, form="relative"),
-    "l1": L1(1e-3),
-    "hoyer": HoyerSquare(1e-3),
-}
-
-
-def _network_without_batch_statistics() -> nn.Sequential:
-    net = network()
-    net[1].eval()
-    return net
-
-
-def _train_shards(model: nn.Module, penalty: Penalty, rank: int, world: int) -> Tensor:
-    """Every rank sees each `world`-th example; the mean over ranks is the mean over the batch."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    trimtab.attach(optimizer, penalty)
-    for inputs, labels in zip(*data(), strict=True):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs[rank::world]), labels[rank::world]).backward()
-        optimizer.step()
-    parts = [item.full_tensor() if hasattr(item, "full_tensor") else item for item in model.parameters()]
-    return torch.cat([part.detach().flatten() for part in parts])
-
-
-def _on_rank(rank: int, world: int) -> dict[str, Tensor]:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh("cpu", (world,))
-    results = {}
-    for name, penalty in DISTRIBUTED.items():
-        model = nn.parallel.DistributedDataParallel(_network_without_batch_statistics())
-        results[f"ddp-{name}"] = _train_shards(model, penalty, rank, world)
-        net = _network_without_batch_statistics()
-        fully_shard(net[0], mesh=mesh)
-        fully_shard(net, mesh=mesh)
-        whole = network()
-        assert penalty.per_layer(net) == pytest.approx(penalty.per_layer(whole), rel=1e-12)
-        assert penalty.value(net).item() == pytest.approx(penalty.value(whole).item(), rel=1e-12)
-        results[f"fsdp2-{name}"] = _train_shards(net, penalty, rank, world)
-    return results
-
-
-@pytest.fixture(scope="module")
-def on_ranks() -> list[dict[str, Tensor]]:
-    return on_two_ranks(_on_rank)
-
-
-@pytest.mark.parametrize("name", DISTRIBUTED)
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(on_ranks, wrapper, name):
-    expected = _train_shards(_network_without_batch_statistics(), DISTRIBUTED[name], 0, 1)
-    without = _train_shards(_network_without_batch_statistics(), L1(0.0), 0, 1)
-    assert float((expected - without).abs().max()) > 1e-4
-    for rank in on_ranks:
-        torch.testing.assert_close(rank[f"{wrapper}-{name}"], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("step_inside", [False, True])
