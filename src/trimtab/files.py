@@ -41,6 +41,19 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+@contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Inside, an OSError of a write into `path`, which is open, is one that names it.
+
+    Raises:
+        OSError: as it was, with its number, and `path` in its message.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(errno_of(error), f"could not write {path}: {error.strerror or error}") from error
+
+
 def errno_of(error: BaseException) -> int | None:
     """The system's number of an error, also where a library wrapped it and kept it in the text alone.
 

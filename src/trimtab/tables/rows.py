@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ class Rows(ABC):
         self._opened = False
         self._writes: bool | None = None
         self._oldest = math.inf
+        self._fetched: deque[deque[tuple[Parts, pa.Table]]] = deque()
+        self._told: deque[Sequence[pa.Table]] = deque()
 
     @abstractmethod
     def schemas(self) -> Sequence[pa.Schema]:
@@ -125,18 +128,37 @@ class Rows(ABC):
             self.flush()
 
     def flush(self) -> None:
-        """Fetch what waits, append it to the tables, hand it to the listeners."""
+        """Fetch what waits, append it to the tables, hand it to the listeners.
+
+        What could not be written (a full disk) is kept, and written by the next call that can.
+        """
         _unwritten.pop(id(self), None)
         self._oldest = math.inf
         if not self.writes:
             self.clear()
-        if not self.waiting:
+        if self.waiting:
+            self._fetched.append(deque(zip(self.parts, tables := self.collect(), strict=True)))
+            self._told.append(tables)
+        if not self._fetched:
             return
-        tables = self.collect()
-        for parts in self.parts:
-            parts.check_untouched()
-        for parts, table in zip(self.parts, tables, strict=True):
+        try:
+            for parts in self.parts:
+                parts.check_untouched()
+            while self._fetched:
+                self._write_first()
+        except OSError:
+            _unwritten[id(self)] = self
+            raise
+
+    def _write_first(self) -> None:
+        """Append the tables that were fetched first, one after the other, and forget each once it is written."""
+        left = self._fetched[0]
+        while left:
+            parts, table = left[0]
             parts.append(table)
+            left.popleft()
+        self._fetched.popleft()
+        tables = self._told.popleft()
         for listener in list(self.listeners):
             listener(*tables)
 
@@ -149,6 +171,8 @@ class Rows(ABC):
         """Go on at `step` from what `state` gave; rows of it and later are removed."""
         _unwritten.pop(id(self), None)
         self.clear()
+        self._fetched.clear()
+        self._told.clear()
         self._oldest = math.inf
         if self.writes:
             for parts, state in zip(self.parts, states, strict=True):

@@ -21,6 +21,11 @@ from trimtab.observe.curvature import (
 from trimtab.observe.landscape import random_directions, section
 
 
+def doubles(values: Any) -> torch.Tensor:
+    """Of Python's numbers as they are: float32 would round two that differ in the last place to two that differ by 1e-7."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def measured(rank: int, world: int, folder: str = "") -> dict[str, Any]:
     net, inputs = network("batch norm")
     mine = slice(0, 12) if world == 1 else (slice(0, 5), slice(5, 12))[rank]
@@ -31,7 +36,7 @@ def measured(rank: int, world: int, folder: str = "") -> dict[str, Any]:
         hessian = Hessian(objective)
         results[reduction] = [
             hessian @ torch.ones(hessian.size, dtype=torch.float64),
-            torch.tensor(top_eigenvalues(hessian, 2, tolerance=1e-8).values),
+            doubles(top_eigenvalues(hessian, 2, tolerance=1e-8).values),
         ]
         results[f"{reduction} samples"] = hessian.setting.samples
     mine = slice(0, 12) if world == 1 else (slice(0, 8), slice(8, 12))[rank]
@@ -39,9 +44,9 @@ def measured(rank: int, world: int, folder: str = "") -> dict[str, Any]:
     objective = Objective(model, CROSS_ENTROPY, batches)  # two batches here, one there
     results["many"] = [
         GaussNewton(objective) @ torch.ones(objective.size, dtype=torch.float64),
-        torch.tensor([trace(Hessian(objective), 9).value, spectral_density(Hessian(objective), 2, 4).mean]),
-        torch.tensor([sharpness(objective, steps=2).value]),
-        torch.tensor(section(objective, random_directions(objective, 1), points=3).losses),
+        doubles([trace(Hessian(objective), 9).value, spectral_density(Hessian(objective), 2, 4).mean]),
+        doubles([sharpness(objective, steps=2).value]),
+        doubles(section(objective, random_directions(objective, 1), points=3).losses),
     ]
     return results
 

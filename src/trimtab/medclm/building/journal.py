@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trimtab.files import appending
 from trimtab.inputs import lines_of, named
 
 
@@ -27,11 +29,16 @@ class Journal:
         self._handle = path.open("a", encoding="utf-8")
 
     def add(self, item: str) -> None:
-        """Append one item, already JSON text without line breaks."""
-        self._handle.write(item + "\n")
-        self.lines += 1
-        if self.lines % self._every == 0:
-            self._handle.flush()
+        """Append one item, already JSON text without line breaks.
+
+        Raises:
+            OSError: it could not be written (a full disk); names the file.
+        """
+        with appending(self.path):
+            self._handle.write(item + "\n")
+            self.lines += 1
+            if self.lines % self._every == 0:
+                self._handle.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -39,9 +46,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        self._handle.close()
+        with contextlib.suppress(OSError) if error is not None else appending(self.path):
+            try:
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
+            finally:
+                self._handle.close()
 
 
 def journal_items(path: Path) -> Iterator[dict[str, Any]]:
