@@ -161,7 +161,7 @@ def assert_agreement(examples: Sequence[Example]) -> None:
     assert torch.allclose(*found), found
 
 
-def tokens_per_second(examples: Sequence[Example], bucketed: bool) -> tuple[float, float]:
+def tokens_per_second(examples: Sequence[Example], *, bucketed: bool) -> tuple[float, float]:
     """(tokens that are no padding per CPU second, their share of all tokens)."""
     model, processor = pair(examples)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -201,7 +201,9 @@ def main() -> None:
             third = plain(examples, order, folder / f"{turn}-c")
             fourth, _ = curriculum(examples, folder / f"{turn}-d")
             ratios.append((first + fourth) / (second + third))
-            (mixed, full), (sorted_speed, sorted_full) = (tokens_per_second(examples, one) for one in (False, True))
+            (mixed, full), (sorted_speed, sorted_full) = (
+                tokens_per_second(examples, bucketed=one) for one in (False, True)
+            )
             gains.append(sorted_speed / mixed)
     ratio, gain = statistics.median(ratios[1:]), statistics.median(gains[1:])
     record(

@@ -160,14 +160,14 @@ def reading() -> list[dict[str, Any]]:
                 with Image.open(path) as picture:
                     assert picture.size == (SIDE, SIDE)
 
-        def pycocotools(check: bool) -> int:
+        def pycocotools(*, check: bool) -> int:
             with contextlib.redirect_stdout(io.StringIO()):
                 found = COCO(str(options.detections))
             if check:
                 sizes(options.images / image["file_name"] for image in found.imgs.values())
             return sum(len(found.loadAnns(found.getAnnIds(imgIds=[image]))) for image in found.imgs)
 
-        def supervised(kind: str, check: bool) -> int:
+        def supervised(kind: str, *, check: bool) -> int:
             if kind == "coco":
                 found = supervision.DetectionDataset.from_coco(str(options.images), str(options.detections))
             else:
@@ -181,18 +181,18 @@ def reading() -> list[dict[str, Any]]:
             read = ours(kind, path)
             assert not any(isinstance(one, Rejected) for one in read)
             total = sum(len(one.lesions) for one in read if isinstance(one, ImageRecord))
-            assert total == supervised(kind, False) == 5_000 == pycocotools(False)
+            assert total == supervised(kind, check=False) == 5_000 == pycocotools(check=False)
         pairs: list[tuple[str, str, Any]] = [
-            ("coco", "supervision", lambda: supervised("coco", True)),
-            ("coco", "pycocotools", lambda: pycocotools(True)),
-            ("voc", "supervision", lambda: supervised("voc", True)),
+            ("coco", "supervision", lambda: supervised("coco", check=True)),
+            ("coco", "pycocotools", lambda: pycocotools(check=True)),
+            ("voc", "supervision", lambda: supervised("voc", check=True)),
         ]
         for kind, other, call in pairs:
             variants = {"ours": lambda kind=kind: ours(kind, paths[kind]), "other": call}
             ratio = paired_ratio(variants, "ours", "other", repeats=9, warm_up=1)
             question = f"reading 5,000 {kind} boxes of 500 images, sizes checked: trimtab / {other}"
             rows.append({"question": question, "ratio": ratio, "bar": "<= 1.2", "met": ratio <= 1.2})
-        plain = {"ours": lambda: ours("coco", paths["coco"]), "other": lambda: pycocotools(False)}
+        plain = {"ours": lambda: ours("coco", paths["coco"]), "other": lambda: pycocotools(check=False)}
         ratio = paired_ratio(plain, "ours", "other", repeats=9, warm_up=1)
         question = "the same against pycocotools without opening one image: trimtab / pycocotools"
         rows.append({"question": question, "ratio": ratio, "bar": "reported as it is", "met": True})

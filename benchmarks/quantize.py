@@ -30,7 +30,7 @@ def optional(name: str) -> Any:
         return None
 
 
-def variants(x: torch.Tensor, qtorch: Any, torchao: Any, barred: bool) -> Calls:
+def variants(x: torch.Tensor, qtorch: Any, torchao: Any, *, barred: bool) -> Calls:
     """Everything timed, or what has a bar; asserts that the peers agree with ours where their policies do."""
     generator = torch.Generator().manual_seed(0)
     calls: Calls = {
@@ -62,11 +62,11 @@ def variants(x: torch.Tensor, qtorch: Any, torchao: Any, barred: bool) -> Calls:
 
 
 def measure(
-    count: int, threads: int, repeats: int, qtorch: Any, torchao: Any, barred: bool = False
+    count: int, threads: int, repeats: int, qtorch: Any, torchao: Any, *, barred: bool = False
 ) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     x = torch.randn(count, generator=torch.Generator().manual_seed(1))
-    timings = interleaved(variants(x, qtorch, torchao, barred), repeats=repeats, warm_up=1)
+    timings = interleaved(variants(x, qtorch, torchao, barred=barred), repeats=repeats, warm_up=1)
     # on one thread the processor's time, which other work on the machine moves less
     medians = {name: timing.cpu_median if threads == 1 else timing.median for name, timing in timings.items()}
     nanoseconds = {name: 1e9 * seconds / count for name, seconds in medians.items()}

@@ -14,7 +14,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def spread(found: Estimate | None, scale: float = 1.0, digits: int = 3, signed: bool = False) -> str:
+def spread(found: Estimate | None, scale: float = 1.0, digits: int = 3, *, signed: bool = False) -> str:
     """`mean ± half the interval`, or the mean alone where one value gives no interval."""
     if found is None:
         return ""

@@ -137,7 +137,7 @@ def _paired(rows: Sequence[dict[str, Any]], first: tuple[str, str], second: tupl
         one, other = (_of(rows, schedule, f"{system}/{rule}/{group}/{name}") for system, schedule in (first, second))
         found = _estimate([one[seed] - other[seed] for seed in one if seed in other])
         told = found is not None and found.half is not None and abs(found.mean) > found.half
-        cells.append(f"**{spread(found, 100, 1, True)}**" if told else spread(found, 100, 1, True))
+        cells.append(f"**{spread(found, 100, 1, signed=True)}**" if told else spread(found, 100, 1, signed=True))
     return cells
 
 

@@ -34,7 +34,7 @@ def pairs(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return inputs[order[:cut]], labels[order[:cut]], inputs[order[cut:]], labels[order[cut:]]
 
 
-def train(seed: int, lever: bool) -> list[dict[str, Any]]:
+def train(seed: int, *, lever: bool) -> list[dict[str, Any]]:
     """Accuracies every 20 epochs of full-batch AdamW."""
     torch.manual_seed(seed)
     net = nn.Sequential(
@@ -83,7 +83,7 @@ def main() -> None:
     for seed in arguments.seeds:
         for lever in (False, True):
             started = time.process_time()
-            lines = train(seed, lever)
+            lines = train(seed, lever=lever)
             runs.append({"seed": seed, "perpendicular": lever, "epochs": lines})
             spent = time.process_time() - started
             print(f"seed {seed}, {'with' if lever else 'without'}: {lines[-1]}, {spent:.0f} CPU s", flush=True)

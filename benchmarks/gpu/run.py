@@ -38,7 +38,7 @@ RESERVE = 12.0
 class Run:
     """What is known so far, and where it is written."""
 
-    def __init__(self, out: Path, minutes: float, dry: bool) -> None:
+    def __init__(self, out: Path, minutes: float, *, dry: bool) -> None:
         self.out, self.begun, self.seconds = out, time.monotonic(), 60 * minutes
         self.results: dict[str, Any] = {
             "format": 1, "dry": dry, "minutes": minutes, "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -165,7 +165,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no part outlives this process
     out = given.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    run = Run(out, given.minutes, given.dry)
+    run = Run(out, given.minutes, dry=given.dry)
     with tempfile.TemporaryDirectory(prefix="trimtab-gpu-") as scratch:
         work, unpacked = Path(scratch) / "work", Path(scratch) / "wheels"
         work.mkdir()

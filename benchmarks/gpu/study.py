@@ -41,7 +41,7 @@ def recipe(part: Part, data: Path) -> Any:
     return load_recipe("cifar10-resnet18").with_settings(settings)
 
 
-def chosen(base: Any, dry: bool) -> list[Any]:
+def chosen(base: Any, *, dry: bool) -> list[Any]:
     """The runs in order of worth, one seed each."""
     from trimtab.studies import Variant
 
@@ -180,7 +180,7 @@ def main(part: Part) -> None:
         except Exception as error:  # no memory for so many, or one that hangs: the study goes on, one run at a time
             part.row("side by side", error=f"{type(error).__name__}: {error}")
             jobs, step = 1, STEP
-    runs, known = chosen(base, part.dry), set[str]()
+    runs, known = chosen(base, dry=part.dry), set[str]()
     if jobs > 1:  # the longest first, so that none is left to run alone
         runs.sort(key=lambda run: -COSTS[run.recipe.method])
     if not part.dry:

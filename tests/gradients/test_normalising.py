@@ -35,7 +35,7 @@ def z_scored(entry: Entry, granularity: str, eps: float) -> Array:
 def test_centralize_equals_numpy(conv_only):
     entries = sample()
     expected = {entry.name: centralized(entry, 4 if conv_only else 2) for entry in entries}
-    Centralize(conv_only).before_step(entries)
+    Centralize(conv_only=conv_only).before_step(entries)
     check(entries, expected)
 
 
@@ -132,7 +132,7 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="eps must be finite and above 0, got -1"):
         ZScore(eps=-1.0)
     with pytest.raises(TypeError, match="conv_only must be True or False"):
-        Centralize(1)  # type: ignore[arg-type]
+        Centralize(conv_only=1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="rule must be"):
         Centralize(rule="conv*")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="does not fit"):

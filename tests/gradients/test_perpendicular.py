@@ -81,7 +81,7 @@ def one(weight: Tensor, gradient: Tensor) -> list[Entry]:
 )  # fmt: skip
 def test_numbers_of_the_formula(rescale, granularity, expected):
     entries = one(wave((3, 4), 1), wave((3, 4), 2))
-    PerpendicularGradient(rescale, granularity).before_step(entries)
+    PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(entries)
     torch.testing.assert_close(
         entries[0].parameter.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9
     )
@@ -91,7 +91,7 @@ def test_numbers_of_the_formula(rescale, granularity, expected):
 def test_equals_numpy_in_every_layout(rescale, granularity):
     entries = sample()
     expected = {entry.name: reference(entry, rescale, granularity) for entry in entries}
-    PerpendicularGradient(rescale, granularity).before_step(entries)
+    PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(entries)
     check(entries, expected)
 
 
@@ -135,7 +135,7 @@ def test_nothing_is_left_along_the_weights_and_the_norm_is_kept(granularity, cos
 def test_a_gradient_along_the_weights_becomes_zero(rescale, granularity, dtype, size):
     weight = torch.randn(2, size, generator=torch.Generator().manual_seed(1)).to(dtype)
     entries = one(weight, weight * -0.37)
-    PerpendicularGradient(rescale, granularity).before_step(entries)
+    PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(entries)
     assert not entries[0].parameter.grad.any()
 
 
@@ -149,13 +149,13 @@ def test_what_has_no_direction_or_is_not_finite_stays_as_it_is(rescale, granular
     infinite[1, 2] = math.inf
     for w, g in ((weight * 0, gradient), (weight, gradient * 0), (weight, spoiled), (infinite, gradient)):
         entries = one(w, g)
-        PerpendicularGradient(rescale, granularity).before_step(entries)
+        PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(entries)
         found = entries[0].parameter.grad
         alike = slice(1, 2) if granularity == "channel" else slice(None)
         torch.testing.assert_close(found[alike], g[alike], rtol=0, atol=0, equal_nan=True)
         if granularity == "channel" and (w is infinite or g is spoiled):
             clean = one(weight, gradient)
-            PerpendicularGradient(rescale, granularity).before_step(clean)
+            PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(clean)
             torch.testing.assert_close(found[::2], clean[0].parameter.grad[::2])
 
 
@@ -189,7 +189,7 @@ def test_fifty_steps_equal_fifty_of_the_reference(rescale, granularity):
     twin.load_state_dict(net.state_dict())
     inputs, labels = torch.randn(20, 6, dtype=torch.float64), torch.arange(20) % 3
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9) for each in (net, twin)]
-    trimtab.attach(optimizers[0], PerpendicularGradient(rescale, granularity), model=net)
+    trimtab.attach(optimizers[0], PerpendicularGradient(rescale=rescale, granularity=granularity), model=net)
     known = entries_of(twin)
     for _ in range(50):
         for each, optimizer in zip((net, twin), optimizers, strict=True):
@@ -233,10 +233,10 @@ def test_settings_are_checked():
     with pytest.raises(ValueError, match="granularity must be one of 'tensor', 'channel', got 'row'"):
         PerpendicularGradient(granularity="row")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="rescale must be True or False, got 1"):
-        PerpendicularGradient(1)  # type: ignore[arg-type]
+        PerpendicularGradient(rescale=1)  # type: ignore[arg-type]
     assert repr(PerpendicularGradient()) == "PerpendicularGradient(rescale=True, granularity='tensor', min_ndim=0)"
     with pytest.raises(ValueError, match="does not fit"):
-        PerpendicularGradient(False).load_state_dict(PerpendicularGradient().state_dict())
+        PerpendicularGradient(rescale=False).load_state_dict(PerpendicularGradient().state_dict())
 
 
 def _parts() -> list[Entry]:
@@ -259,7 +259,7 @@ def _on_rank(rank: int, world: int) -> dict[str, Any]:
                 entries.append(Entry(entry.name, parameter, entry.output_axis))
             calls, whole = [], dist.all_reduce
             dist.all_reduce = lambda *a, calls=calls, whole=whole, **k: (calls.append(a[0].numel()), whole(*a, **k))[1]
-            PerpendicularGradient(rescale, granularity).before_step(entries)
+            PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(entries)
             dist.all_reduce = whole
             assert len(calls) == 2, calls
             for entry in entries:
@@ -272,7 +272,7 @@ def test_two_ranks_equal_one_however_the_weights_are_sharded():
         for dimension in (0, 1):
             for rescale, granularity in CHOICES:
                 entries = _parts()
-                PerpendicularGradient(rescale, granularity).before_step(entries)
+                PerpendicularGradient(rescale=rescale, granularity=granularity).before_step(entries)
                 for name, expected in gradients(entries).items():
                     actual = found[f"{dimension} {rescale} {granularity} {name}"]
                     tolerance = 2e-5 * float(expected.abs().max())

@@ -12,7 +12,7 @@ from trimtab.studies.summary import Summary
 
 def printed(summary: Summary, recalibrated: bool = False, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(terminal_table(summary, recalibrated, width))
+    console.print(terminal_table(summary, recalibrated=recalibrated, width=width))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -73,8 +73,8 @@ class AccumulatedBatches:
         strategy = self._trainer.strategy
         takes_index = is_param_in_hook_signature(self._module.training_step, "batch_idx", min_args=2)
         with strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext():
-            output = call._call_strategy_hook(self._trainer, "training_step", batch, *[batch_idx][:takes_index])
+            output = call._call_strategy_hook(self._trainer, "training_step", batch, *[batch_idx][:takes_index])  # noqa: SLF001  (the hook that Lightning itself calls)
             loss = output["loss"] if isinstance(output, Mapping) else output
             if loss is not None:
                 normed = loss / self._trainer.accumulate_grad_batches
-                call._call_strategy_hook(self._trainer, "backward", normed, self._optimizer)
+                call._call_strategy_hook(self._trainer, "backward", normed, self._optimizer)  # noqa: SLF001  (the hook that Lightning itself calls)

@@ -37,7 +37,7 @@ class _Bars(Progress):
             yield self.below
 
 
-def _bar(quiet: bool, length_known: bool = True) -> _Bars:
+def _bar(*, quiet: bool, length_known: bool = True) -> _Bars:
     share = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %")) if length_known else ()
     left = (TextColumn("left"), TimeRemainingColumn()) if length_known else ()
     return _Bars(
@@ -74,9 +74,9 @@ def gradient_lines(now: Latest) -> Text:
 
 
 @contextmanager
-def training_progress(title: str, quiet: bool) -> Iterator[Callable[[TrainingProgress], None]]:
+def training_progress(title: str, *, quiet: bool) -> Iterator[Callable[[TrainingProgress], None]]:
     """A bar for one run: epoch, loss, validation accuracy, time left; below it the gradients, where they are tracked."""
-    with _bar(quiet) as bar:
+    with _bar(quiet=quiet) as bar:
         task = bar.add_task(title, total=None, text="")
 
         def report(progress: TrainingProgress) -> None:
@@ -93,9 +93,9 @@ def training_progress(title: str, quiet: bool) -> Iterator[Callable[[TrainingPro
 
 
 @contextmanager
-def study_progress(quiet: bool) -> Iterator[Callable[[Standing], None]]:
+def study_progress(*, quiet: bool) -> Iterator[Callable[[Standing], None]]:
     """A bar for the whole study and a line for each run at work."""
-    with _bar(quiet) as bar:
+    with _bar(quiet=quiet) as bar:
         whole = bar.add_task("runs", total=None, text="")
         lines: dict[str, Any] = {}
 
@@ -116,9 +116,9 @@ def study_progress(quiet: bool) -> Iterator[Callable[[Standing], None]]:
 
 
 @contextmanager
-def measuring_progress(title: str, total: int | None, quiet: bool) -> Iterator[Callable[..., None]]:
+def measuring_progress(title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[..., None]]:
     """A bar for measurements: call it with how many are done, a text, and the total where it is known only then."""
-    with _bar(quiet) as bar:
+    with _bar(quiet=quiet) as bar:
         task = bar.add_task(title, total=total, text="")
 
         def report(done: int, text: str = "", points: int | None = total) -> None:
@@ -128,9 +128,9 @@ def measuring_progress(title: str, total: int | None, quiet: bool) -> Iterator[C
 
 
 @contextmanager
-def counting_progress(title: str, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+def counting_progress(title: str, *, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     """A line for a job of several steps whose length is not known: step, number done, time."""
-    with _bar(quiet, length_known=False) as bar:
+    with _bar(quiet=quiet, length_known=False) as bar:
         task = bar.add_task(title, total=None, text="")
         last = ""
 

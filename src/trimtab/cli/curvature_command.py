@@ -75,7 +75,7 @@ def measured(runs: Sequence[MeasuredRun], given: CurvatureArguments) -> list[Mea
     """All measurements, the first sparsity of every run before the second."""
     places = [(sparsity, run) for sparsity in sorted(given.measure.sparsities) for run in runs]
     found = []
-    with measuring_progress("networks", len(places), given.output.silent) as note:
+    with measuring_progress("networks", len(places), quiet=given.output.silent) as note:
         for done, (sparsity, run) in enumerate(places):
             found.append(run.measure(sparsity, lambda text, done=done: note(done, text)))  # type: ignore[misc]
         note(len(places), "")
@@ -83,12 +83,12 @@ def measured(runs: Sequence[MeasuredRun], given: CurvatureArguments) -> list[Mea
     return sorted(found, key=lambda one: (order[one.row.method], one.row.seed, one.row.sparsity))
 
 
-def measured_landscapes(runs: Sequence[MeasuredRun], silent: bool) -> list[Landscape]:
+def measured_landscapes(runs: Sequence[MeasuredRun], *, silent: bool) -> list[Landscape]:
     """One for the first seed of each method."""
     first = {run.label: run for run in reversed(runs)}
     found = []
     for run in (run for run in runs if first[run.label] is run):
-        with measuring_progress(f"landscape of {run.label}", None, silent) as note:
+        with measuring_progress(f"landscape of {run.label}", None, quiet=silent) as note:
             found.append(run.landscape(lambda done, points, note=note: note(done, "", points)))  # type: ignore[misc]
     return found
 
@@ -107,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"method {twice[0]}, seed {twice[1]} occurs in several of these folders; measure them apart")
     found = measured(runs, given)
     rows = [one.row for one in found]
-    landscapes = measured_landscapes(runs, given.output.silent) if given.landscape else []
+    landscapes = measured_landscapes(runs, silent=given.output.silent) if given.landscape else []
     pruned = [accuracy for run in runs for accuracy in run.pruned_accuracies()]
     first = runs[0]
     summary = CurvatureSummary(

@@ -112,7 +112,7 @@ def measure_descents(folder: Path, study: FormatStudy) -> list[Descent]:
     return found
 
 
-def _text(found: Estimate | None, percent: bool) -> Text:
+def _text(found: Estimate | None, *, percent: bool) -> Text:
     if found is None:
         return Text("-", style="dim")
     scale, digits = (100, 1) if percent else (1, 3)
@@ -122,7 +122,7 @@ def _text(found: Estimate | None, percent: bool) -> Text:
     return text
 
 
-def _number(value: float | None, percent: bool = False) -> str:
+def _number(value: float | None, *, percent: bool = False) -> str:
     return "-" if value is None else f"{100 * value:.3g}" if percent else f"{value:.4g}"
 
 
@@ -144,10 +144,10 @@ def format_table(study: PrecisionStudy) -> Table:
         lost = len(runs) - found.finished
         table.add_row(
             Text(label + (f" ({lost} of {len(runs)} diverged)" if lost else "")),
-            _text(found.train_loss, False), _text(found.accuracy, True),
+            _text(found.train_loss, percent=False), _text(found.accuracy, percent=True),
             _number(median_of(runs, lambda own: own.q_median)), _number(median_of(runs, lambda own: own.q_min)),
-            _number(median_of(runs, lambda own: own.dead_median), True),
-            _number(median_of(runs, lambda own: own.overflow_median), True),
+            _number(median_of(runs, lambda own: own.dead_median), percent=True),
+            _number(median_of(runs, lambda own: own.overflow_median), percent=True),
         )  # fmt: skip
     return table
 

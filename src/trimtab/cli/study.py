@@ -32,7 +32,7 @@ def run_study(
     variants: Sequence[Variant], folder: Path, *, jobs: int, splits: tuple[Split, ...], quiet: bool
 ) -> list[Outcome]:
     """Run the variants with a progress display; failures are printed."""
-    with study_progress(quiet) as report:
+    with study_progress(quiet=quiet) as report:
         outcomes = compare(variants, folder, jobs=jobs, splits=splits, report=report)
     for outcome in outcomes:
         if outcome.error is not None:
@@ -67,7 +67,7 @@ def write_report(folder: Path, out: Path, *, name: str | None = None, split: Spl
     return summary
 
 
-def best_network(summary: Summary, recalibrated: bool = True) -> tuple[str, int, float]:
+def best_network(summary: Summary, *, recalibrated: bool = True) -> tuple[str, int, float]:
     """Method, seed and sparsity of the network to ship.
 
     The greatest sparsity at which some method's mean quality stays within 2 points of the best dense mean [ours]; there the

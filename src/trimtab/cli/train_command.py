@@ -34,7 +34,9 @@ def run(arguments: Sequence[str]) -> int:
     given = parse_with_recipe(TrainArguments, arguments, "train")
     recipe, output = given.fields, given.output
     folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
-    with training_progress(f"{recipe.method} seed {recipe.seed}", output.silent or "RANK" in os.environ) as report:
+    with training_progress(
+        f"{recipe.method} seed {recipe.seed}", quiet=output.silent or "RANK" in os.environ
+    ) as report:
         result = train(recipe, folder, report)
     info = result.info()
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one process speaks

@@ -149,6 +149,6 @@ class Sample:
         return self.count
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.batches._order("sample", self.seed)
+        order = self.batches._order("sample", self.seed)  # noqa: SLF001  (a sample is drawn by its own batches, in this file)
         for number in range(self.count):
-            yield self.batches._batch(order, number, self.seed, self.batches.augment)
+            yield self.batches._batch(order, number, self.seed, self.batches.augment)  # noqa: SLF001  (a sample is drawn by its own batches, in this file)

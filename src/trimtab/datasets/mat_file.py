@@ -38,7 +38,7 @@ class _Element:
     end: int
 
 
-def _element(data: memoryview, start: int, order: str, cut: bool = False) -> _Element:
+def _element(data: memoryview, start: int, order: str, *, cut: bool = False) -> _Element:
     """The element at `start`; `cut`: its content may reach beyond what is there."""
     if start + 8 > len(data):
         raise ValueError(f"it ends inside a tag at byte {start}")

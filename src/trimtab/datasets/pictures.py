@@ -14,7 +14,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-def pictures_in(folder: Path, below: bool = False) -> list[Path]:
+def pictures_in(folder: Path, *, below: bool = False) -> list[Path]:
     """The picture files of a folder (with `below` also of its subfolders), sorted by path."""
     return sorted(
         path

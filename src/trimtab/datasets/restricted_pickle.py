@@ -15,7 +15,7 @@ MAX_BYTES = 512 * 2**20
 class _Dtype:
     """Stands for `numpy.dtype`: numbers and booleans only, so never an array of objects."""
 
-    def __init__(self, code: str | bytes, align: bool = False, copy: bool = False) -> None:
+    def __init__(self, code: str | bytes, align: bool = False, copy: bool = False) -> None:  # noqa: FBT001, FBT002  (as the pickles call it)
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or text[:1] not in set("buif") or not text[1:].isdecimal():
             raise pickle.UnpicklingError(f"refused dtype {text!r}")

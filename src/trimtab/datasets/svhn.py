@@ -30,7 +30,7 @@ def _mat(path: Path) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(images.transpose(3, 2, 0, 1))), targets)
 
 
-def read_svhn(root: Path | None, extra: bool = False) -> Source:
+def read_svhn(root: Path | None, *, extra: bool = False) -> Source:
     """32 x 32 RGB, digits 0..9, 73,257 training and 26,032 test images.
 
     Args:

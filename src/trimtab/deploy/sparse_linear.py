@@ -155,7 +155,7 @@ def _judge(
     rows = [
         LinearRow(
             name.removesuffix(".weight"), type(module).__name__, tuple(weight.shape), _sparsity(weight.dequantize()),
-            None, None, False, f"left: {PACKED}",
+            None, None, replaced=False, verdict=f"left: {PACKED}",
         )
         for name, weight, module in packed_weights(model)
     ]  # fmt: skip
@@ -165,8 +165,8 @@ def _judge(
             weight = module.weight.detach()
             rows.append(
                 LinearRow(
-                    name, type(module).__name__, tuple(weight.shape), _sparsity(weight), None, None, False,
-                    f"left: {NO_SPARSE_CONVOLUTION}",
+                    name, type(module).__name__, tuple(weight.shape), _sparsity(weight), None, None, replaced=False,
+                    verdict=f"left: {NO_SPARSE_CONVOLUTION}",
                 )
             )  # fmt: skip
         if not isinstance(module, nn.Linear):

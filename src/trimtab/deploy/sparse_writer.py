@@ -90,7 +90,7 @@ class _Packed(NamedTuple):
     negative_zeros: int
 
 
-def _pack(name: str, tensor: Tensor, drop_negative_zeros: bool) -> _Packed:
+def _pack(name: str, tensor: Tensor, *, drop_negative_zeros: bool) -> _Packed:
     """A tensor in the form that takes fewest bytes."""
     dtype, shape = NAMES[tensor.dtype], tuple(tensor.shape)
     flat = tensor.detach().contiguous().cpu().reshape(-1)
@@ -206,7 +206,7 @@ def save_sparse(
     state, extra = _tensors(source)
     aliases = _aliases(state)
     held = [name for name in state if name not in aliases]
-    packed = {name: _pack(name, state[name], drop_negative_zeros) for name in held}
+    packed = {name: _pack(name, state[name], drop_negative_zeros=drop_negative_zeros) for name in held}
 
     values: dict[str, list[Tensor]] = {}
     for each in packed.values():

@@ -92,7 +92,7 @@ class AdaptiveClip(GradientTransform):
     needs_axis = True
 
     def __init__(
-        self, clip: float = 0.01, eps: float = 1e-3, exclude_last_linear: bool = True, rule: Rule | None = None
+        self, clip: float = 0.01, eps: float = 1e-3, *, exclude_last_linear: bool = True, rule: Rule | None = None
     ) -> None:
         super().__init__(rule)
         self.clip = positive("clip", clip)

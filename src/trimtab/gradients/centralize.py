@@ -42,7 +42,7 @@ class Centralize(GradientTransform):
 
     needs_axis = True
 
-    def __init__(self, conv_only: bool = False, rule: Rule | None = None) -> None:
+    def __init__(self, *, conv_only: bool = False, rule: Rule | None = None) -> None:
         super().__init__(rule)
         self.conv_only = flag("conv_only", conv_only)
 

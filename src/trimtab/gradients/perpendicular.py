@@ -68,7 +68,7 @@ class PerpendicularGradient(GradientTransform):
 
     default_rule = EVERY_TENSOR
 
-    def __init__(self, rescale: bool = True, granularity: Granularity = "tensor", rule: Rule | None = None) -> None:
+    def __init__(self, *, rescale: bool = True, granularity: Granularity = "tensor", rule: Rule | None = None) -> None:
         super().__init__(rule)
         if not isinstance(rescale, bool):
             raise TypeError(f"rescale must be True or False, got {rescale!r}")

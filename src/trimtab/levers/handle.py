@@ -116,7 +116,7 @@ class Handle:
         self._whereabouts: Whereabouts | None = None
         self._applied, self._skipping = False, False
         self._calls = 0
-        self._withheld: list[tuple[Tensor, Tensor]] = []
+        self.kept_back: list[tuple[Tensor, Tensor]] = []
         self._stepped: set[int] = set()
         parameters = self._current_entries()
         self._bound: list[Lever] = []
@@ -179,7 +179,7 @@ class Handle:
         parameters = self._current_entries()
         first, self._calls = self._calls == 0, self._calls + 1
         # an earlier handle may have taken the gradients off already
-        withheld = any(handle._withheld for handle in handles_on(optimizer) if handle is not self)
+        withheld = any(handle.kept_back for handle in handles_on(optimizer) if handle is not self)
         with _without_gradients(self._of_others(place)):
             self._skipping = withheld or (self._judges and self._policy.skips(self._lists[place]))
             for lever in self._acting:
@@ -187,7 +187,7 @@ class Handle:
                     lever.before_step(parameters)
         if self._skipping:  # optimizers pass over parameters without a gradient: no moment, no decay, no count moves
             held = [entry.parameter for entry in self._lists[place] if entry.parameter.grad is not None]
-            self._withheld = [(parameter, parameter.grad) for parameter in held if parameter.grad is not None]
+            self.kept_back = [(parameter, parameter.grad) for parameter in held if parameter.grad is not None]
             for parameter in held:
                 parameter.grad = None
         self._applied = True
@@ -196,7 +196,7 @@ class Handle:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._applied, self._skipping, self._calls = False, False, 0
-        self._withheld = []
+        self.kept_back = []
         place = self._place(optimizer)
         if place in self._stepped:  # it steps again before all others have: a step of its own
             self._end_step()
@@ -232,9 +232,9 @@ class Handle:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for parameter, gradient in self._withheld:
+        for parameter, gradient in self.kept_back:
             parameter.grad = gradient
-        self._withheld = []
+        self.kept_back = []
         if not self._applied:
             return
         place = self._place(optimizer)
@@ -249,7 +249,7 @@ class Handle:
     @torch.no_grad()
     def show(self, optimizer: Optimizer) -> None:
         """Let the levers that observe see the gradients that stand, of a step that a wrapper will not take."""
-        self._applied, self._skipping, self._withheld = True, True, []
+        self._applied, self._skipping, self.kept_back = True, True, []
         place = self._place(optimizer)
         if place in self._stepped:
             self._end_step()

@@ -73,7 +73,7 @@ def any_nonfinite(parameters: Sequence[Tensor], *, over_ranks: bool = True) -> b
     return on_any_rank(found, parameters) if over_ranks else found
 
 
-def on_any_rank(found: bool, parameters: Sequence[Tensor]) -> bool:
+def on_any_rank(found: bool, parameters: Sequence[Tensor]) -> bool:  # noqa: FBT001  (a value, not a switch)
     """Whether `found` is true on any rank; one collective on the device of `parameters`."""
     if not is_distributed():
         return found

@@ -17,7 +17,7 @@ class PictureError(ValueError):
     """A picture that cannot be opened or decoded; the message names the file."""
 
 
-def dicom(path: Path, pixels: bool = True) -> Any:
+def dicom(path: Path, *, pixels: bool = True) -> Any:
     """The data set of a DICOM file, `pydicom.Dataset`; one without preamble and file meta information is read too.
 
     Raises:

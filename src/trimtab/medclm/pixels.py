@@ -59,7 +59,7 @@ def picture_header(path: Path) -> tuple[tuple[int, int], int]:
         return picture.size, _orientation(picture)
 
 
-def read_picture(path: Path, window: Window | None = None, upright: bool = False) -> NDArray[np.uint8]:
+def read_picture(path: Path, window: Window | None = None, *, upright: bool = False) -> NDArray[np.uint8]:
     """Pixels (height, width) of a grey picture or (height, width, 3) of a coloured one, uint8.
 
     DICOM: a palette gives its colours; colours of more than 8 bits are scaled. Grey: the modality LUT, then the file's VOI LUT

@@ -69,6 +69,7 @@ class Chunks:
         sizes: Sequence[int],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
         looks: bool | None = None,
     ) -> None:
         device = torch.device(device)
@@ -124,7 +125,7 @@ class Chunks:
         for block in self.blocks:
             values, work = self._gather(block, flats)
             row = kept[block.chunks]
-            finite = self._moments(values, row, self.valid[block.chunks], "magnitude_squares" in wanted)
+            finite = self._moments(values, row, self.valid[block.chunks], magnitudes="magnitude_squares" in wanted)
             if self._magnitudes:
                 self._fill(row, values.abs_(), work, wanted - {"nan", "inf"} if finite else wanted, smallest_normal)
         rows = self._over_chunks(kept)
@@ -140,7 +141,7 @@ class Chunks:
             )
         return rows
 
-    def _moments(self, values: Tensor, row: Tensor, valid: Tensor, magnitudes: bool) -> bool:
+    def _moments(self, values: Tensor, row: Tensor, valid: Tensor, *, magnitudes: bool) -> bool:
         """Sum and squared deviations of each chunk; whether all values are known to be finite."""
         wide = self._wide[: len(values)].copy_(values)
         total, squares = PLACE["total"], PLACE["squares"]

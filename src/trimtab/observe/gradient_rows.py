@@ -37,9 +37,10 @@ class GradientRows(Rows):
         capacity: int,
         folder: Path | str | None,
         seconds: float,
+        *,
         overwrite: bool,
     ) -> None:
-        super().__init__(folder, (GRADIENTS_FOLDER, SIGNALS_FOLDER), seconds, overwrite)
+        super().__init__(folder, (GRADIENTS_FOLDER, SIGNALS_FOLDER), seconds, overwrite=overwrite)
         self.track, self.statistics, self.small_format = track, statistics, small_format
         self.sums, self.signals = Recorder(capacity), Recorder(capacity)
         self.layers: list[str] = []

@@ -89,6 +89,7 @@ class GradientTracker(Logged[GradientRows]):
         rule: Rule | None = None,
         small_format: str = "float16",
         seconds: float = SECONDS,
+        *,
         overwrite: bool = False,
     ) -> None:
         self.track = some_of("track", track, KINDS)

@@ -41,7 +41,7 @@ def nonzeros(tensor: Tensor) -> int:
     return int(torch.count_nonzero(held.float() if stored_only else held))
 
 
-def _product(left: Tensor, right: Tensor, left_is_weight: bool, right_is_weight: bool) -> Count:
+def _product(left: Tensor, right: Tensor, *, left_is_weight: bool, right_is_weight: bool) -> Count:
     """`(..., n, k) @ (..., k, m)`, or with a vector on either side; batch sizes of both are equal."""
     rows = left.shape[-2] if left.ndim > 1 else 1
     columns = right.shape[-1] if right.ndim > 1 else 1
@@ -53,7 +53,7 @@ def _product(left: Tensor, right: Tensor, left_is_weight: bool, right_is_weight:
     return Count(dense, sparse)
 
 
-def _convolution(given: Tensor, weight: Tensor, out: Tensor, transposed: bool, is_weight: bool) -> Count:
+def _convolution(given: Tensor, weight: Tensor, out: Tensor, *, transposed: bool, is_weight: bool) -> Count:
     """One product per weight and output position, or per input position where transposed."""
     places = given if transposed else out
     uses = places.shape[0] * math.prod(places.shape[2:])
@@ -140,10 +140,15 @@ class MultiplyAdds(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _PRODUCTS:
             left, right = args[_PRODUCTS[name] : _PRODUCTS[name] + 2]
             owners = self._owners(left) + self._owners(right)
-            self._book(owners, _product(left, right, bool(self._owners(left)), bool(self._owners(right))))
+            self._book(
+                owners,
+                _product(
+                    left, right, left_is_weight=bool(self._owners(left)), right_is_weight=bool(self._owners(right))
+                ),
+            )
         elif name in _CONVOLUTIONS:
             owners = self._owners(args[1])
-            self._book(owners, _convolution(args[0], args[1], out, bool(args[6]), bool(owners)))
+            self._book(owners, _convolution(args[0], args[1], out, transposed=bool(args[6]), is_weight=bool(owners)))
         elif name.startswith("_scaled_dot_product_"):
             self._book((), _attention(*args[:3]))
         elif any(part in name for part in _CONTRACTING):

@@ -96,6 +96,7 @@ class CrAM(TwoPassOptimizer):
         base: torch.optim.Optimizer,
         rho: float = 0.15,
         sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
+        *,
         sparse_grad: bool = True,
         plus: bool = True,
         pattern: str | Sequence[str] | None = None,

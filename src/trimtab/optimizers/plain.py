@@ -15,6 +15,7 @@ def sgd(
     lr: float = 0.1,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    *,
     nesterov: bool = False,
 ) -> torch.optim.SGD:
     """`torch.optim.SGD` with the defaults of residual networks on CIFAR [ours].

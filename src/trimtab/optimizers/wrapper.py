@@ -81,7 +81,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
             self.base_optimizer.add_param_group(param_group)
             _check_dtypes(type(self).__name__, self.param_groups)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002  (torch's signature)
         """Clear the gradients of all parameters."""
         self.base_optimizer.zero_grad(set_to_none)
 

@@ -124,7 +124,7 @@ class _WeightNormed(Reparametrised):
 
     how = "weight_norm"
 
-    def __init__(self, module: nn.Module, label: str, parts: dict[str, Tensor], dim: int, hook: bool) -> None:
+    def __init__(self, module: nn.Module, label: str, parts: dict[str, Tensor], dim: int, *, hook: bool) -> None:
         super().__init__(module, label, parts)
         (self.gain, self.direction), self.dim, self.hook = parts.values(), dim, hook
 

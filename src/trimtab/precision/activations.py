@@ -46,7 +46,7 @@ class ActivationHooks:
     """
 
     def __init__(
-        self, model: nn.Module, chosen: Sequence[Entry], round: Round, active: Callable[[], bool], backward: bool
+        self, model: nn.Module, chosen: Sequence[Entry], round: Round, active: Callable[[], bool], *, backward: bool
     ) -> None:
         self._round, self._active = round, active
         self._backward = backward

@@ -149,7 +149,7 @@ class LowPrecision:
                 if model is None:
                     raise ValueError("activations are rounded in the model; give attach(..., model=model)")
                 self._hooks = ActivationHooks(
-                    model, chosen, self._round_activation, lambda: not self._full, "backward" in self.formats
+                    model, chosen, self._round_activation, lambda: not self._full, backward="backward" in self.formats
                 )
             if self.before_reduce:
                 self._reduction = quantised_reduction(model, self._round_before_reduction)

@@ -54,6 +54,7 @@ class ShrinkageMeter(Logged[ShrinkageRows]):
         folder: Path | str | None = None,
         capacity: int = 128,
         seconds: float = SECONDS,
+        *,
         overwrite: bool = False,
     ) -> None:
         super().__init__(every, ShrinkageRows(capacity, folder, seconds=seconds, overwrite=overwrite))

@@ -114,7 +114,9 @@ def quantize(
     return result if out is None else out
 
 
-def _pieces(x: Tensor, result: Tensor, grouping: Scaling, size: int, ordered: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(
+    x: Tensor, result: Tensor, grouping: Scaling, size: int, *, ordered: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of x and of the same places in the result, groups unbroken: all at once where no copy is needed, else slabs."""
     # without groups any order will do, that of the memory too, unless random numbers follow it
     alike = type(grouping) is PerTensor and x.stride() == result.stride()
@@ -177,7 +179,7 @@ def _check(
         )
 
 
-def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, scaled: bool) -> None:
+def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, *, scaled: bool) -> None:
     """ValueError where overflow="raise" says so; looks at the largest magnitude of each group only."""
     largest = absmax(grouping.rows(grouping.lines(x))).to(torch.float64)
     if not bool(largest.isfinite().all()):

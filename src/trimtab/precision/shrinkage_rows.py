@@ -30,8 +30,8 @@ class ShrinkageRows(Rows):
         folder, seconds, overwrite: see `Rows`.
     """
 
-    def __init__(self, capacity: int, folder: Path | str | None, seconds: float, overwrite: bool) -> None:
-        super().__init__(folder, (FOLDER,), seconds, overwrite)
+    def __init__(self, capacity: int, folder: Path | str | None, seconds: float, *, overwrite: bool) -> None:
+        super().__init__(folder, (FOLDER,), seconds, overwrite=overwrite)
         self.capacity = whole("capacity", capacity, 1)
         self.recorders: dict[tuple[str, tuple[str, ...]], Recorder] = {}
 

@@ -91,14 +91,14 @@ class StraightThrough(nn.Module):
         self.seed = seed
         self._state = torch.empty(0, dtype=torch.uint8)
         self._generator: torch.Generator | None = None
-        self._full = False
+        self.full = False
         empty = torch.empty(0)  # bad settings are refused here, not in the first batch
         self._round(empty, self.forward_format, rounding, scaling)
         self._round(empty, self.backward_format, backward_rounding, backward_scaling)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` rounded; float64, float32, float16 or bfloat16 of any shape. `x` itself within `full_precision`."""
-        if self._full:
+        if self.full:
             return x
         back = self.backward_format
         mark = None if back is None else RoundedBackward(f"StraightThrough, to {back.name}", WAY_OUT)
@@ -135,7 +135,7 @@ class StraightThrough(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which cannot hold a generator."""
-        return {**self.__dict__, "_generator": None, "_state": self.get_extra_state(), "_full": False}
+        return {**self.__dict__, "_generator": None, "_state": self.get_extra_state(), "full": False}
 
     def extra_repr(self) -> str:
         """Formats and whatever differs from the defaults."""
@@ -163,11 +163,11 @@ def full_precision(model: nn.Module) -> Iterator[None]:
         >>> round(inside.item(), 2), rounds(torch.tensor(2.4)).item()
         (2.4, 2.0)
     """
-    rounding = [module for module in model.modules() if isinstance(module, StraightThrough) and not module._full]
+    rounding = [module for module in model.modules() if isinstance(module, StraightThrough) and not module.full]
     for module in rounding:
-        module._full = True
+        module.full = True
     try:
         yield
     finally:
         for module in rounding:
-            module._full = False
+            module.full = False

@@ -58,7 +58,7 @@ def _result(plan: SelectionPlan, removal: Removal, saved: Saved) -> Pruned:
         score=plan.score if isinstance(plan.score, str) else getattr(plan.score, "__name__", repr(plan.score)),
         scope=plan.scope,
         pattern=plan.pattern,
-        _undo=Undo(plan.model, {id(entry.parameter): entry.name for entry in plan.chosen}, saved, computed),
+        record=Undo(plan.model, {id(entry.parameter): entry.name for entry in plan.chosen}, saved, computed),
     )
 
 
@@ -194,7 +194,7 @@ def _states(
         undone: list[tuple[Reparametrised, Saved]] = []
         try:
             pruned = _result(plan, removal, weights)
-            undone = [(computed, undo) for _, computed, undo in pruned._undo.computed] if pruned._undo else []
+            undone = [(computed, undo) for _, computed, undo in pruned.record.computed] if pruned.record else []
             yield pruned
         finally:
             for computed, undo in undone:
@@ -203,4 +203,4 @@ def _states(
             for computed, _ in undone:
                 computed.refresh()
             if pruned is not None:
-                pruned._undo = None
+                pruned.record = None

@@ -37,7 +37,7 @@ class Pruned:
     score: str
     scope: str
     pattern: str
-    _undo: Undo | None
+    record: Undo | None
 
     @property
     def count(self) -> int:
@@ -64,17 +64,17 @@ class Pruned:
             RuntimeError: already undone, or the sweep has gone on: a later state must not be overwritten; a copy of a
                 `Pruned`, which has no model; or every pruned weight was replaced.
         """
-        if self._undo is None:
+        if self.record is None:
             raise RuntimeError(
                 "nothing to undo: the weights were put back already, by undo() or because the sweep went on, or this is a "
                 "copy, which belongs to no model"
             )
-        self._undo()
-        self._undo = None
+        self.record()
+        self.record = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the way back: a copy of it would act on tensors that no model uses."""
-        return {**vars(self), "_undo": None}
+        return {**vars(self), "record": None}
 
     def rows(self) -> list[tuple[str, int, int, float]]:
         """(name, removed, elements, threshold) per pruned tensor."""

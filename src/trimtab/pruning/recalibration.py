@@ -91,6 +91,7 @@ def recalibrate(
     loader: Iterable[Any],
     batches: int | None = None,
     device: torch.device | str | None = None,
+    *,
     across_ranks: bool = True,
     forward: Callable[[nn.Module, Any], object] | None = None,
 ) -> Recalibration:

@@ -74,7 +74,7 @@ def heat_map(
     )  # fmt: skip
 
 
-def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> Figure:
+def _map(place: int, run: Dynamics, span: tuple[float, float], *, small: bool) -> Figure:
     return heat_map(
         f"dynamics-layers-{place}",
         f"{run.method}, seed {run.seed}: logarithm (base 10) of the standard deviation of each layer's gradient, the first "
@@ -89,7 +89,7 @@ def _map(place: int, run: Dynamics, span: tuple[float, float], small: bool) -> F
     )
 
 
-def _row(run: Dynamics, layer: LayerDynamics, updates: bool) -> list[Cell]:
+def _row(run: Dynamics, layer: LayerDynamics, *, updates: bool) -> list[Cell]:
     both = layer.first is not None and layer.last is not None and layer.last > 0
     fall = layer.first / layer.last if both and layer.first is not None and layer.last is not None else None
     return [
@@ -122,7 +122,7 @@ def heat_section(groups: Mapping[str, Sequence[Dynamics]]) -> Section | None:
         "dead, %",
         "non-finite",
     ]
-    rows = [_row(run, layer, updates) for run in runs for layer in run.layers]
+    rows = [_row(run, layer, updates=updates) for run in runs for layer in run.layers]
     sentences = [
         "Colour: log\u2081\u2080 of the standard deviation of a layer's gradient, one scale for all maps (it ends at the 2nd "
         "and 98th percentile). Layers stand in the network's order, the first at the top; blank is zero or not finite."

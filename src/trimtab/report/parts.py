@@ -14,7 +14,7 @@ MINUS = "\N{MINUS SIGN}"
 STATES = {"pruned": "as pruned", "recalibrated": "BatchNorm recalibrated"}
 
 
-def state_of(recalibrated: bool) -> str:
+def state_of(*, recalibrated: bool) -> str:
     """Name of the state of a row."""
     return "recalibrated" if recalibrated else "pruned"
 

@@ -21,7 +21,7 @@ def shortened(values: Values) -> list[float | None]:
 
 
 def _scatter(
-    name: str, x: Sequence[Any], y: Values, hover: str | None, group: bool, more: dict[str, Any]
+    name: str, x: Sequence[Any], y: Values, hover: str | None, *, group: bool, more: dict[str, Any]
 ) -> dict[str, Any]:
     label = plain(name)
     trace: dict[str, Any] = {"type": "scatter", "x": list(x), "y": list(y), "cliponaxis": False}
@@ -61,7 +61,7 @@ def line(
     drawn: dict[str, Any] = {"mode": "lines+markers" if points else "markers" if single else "lines"}
     drawn["line"] = {"color": look.colour, "dash": look.dash, "width": width, "shape": shape}
     drawn |= {"marker": {"color": look.colour, "symbol": look.marker, "size": size}} if points or single else {}
-    return _scatter(name, x, y, hover, group, drawn | more)
+    return _scatter(name, x, y, hover, group=group, more=drawn | more)
 
 
 def dots(
@@ -77,7 +77,7 @@ def dots(
 ) -> dict[str, Any]:
     """Points; arguments as of `line`."""
     marker = {"color": look.colour, "symbol": look.marker, "size": size}
-    return _scatter(name, x, y, hover, group, {"mode": "markers", "marker": marker} | more)
+    return _scatter(name, x, y, hover, group=group, more={"mode": "markers", "marker": marker} | more)
 
 
 def whiskers(look: Look, above: Sequence[float], below: Sequence[float] | None = None, **more: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Quality:
     iou: float | None = None
 
 
-def classification_quality(totals: Tensor, with_top5: bool) -> Quality:
+def classification_quality(totals: Tensor, *, with_top5: bool) -> Quality:
     """From (correct, correct within five, sum of losses, count)."""
     correct, within_five, loss, count = totals.tolist()
     return Quality(correct / count, loss / count, within_five / count if with_top5 else None)

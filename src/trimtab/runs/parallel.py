@@ -76,7 +76,7 @@ class Devices:
         """Wait for all ranks."""
         self.fabric.barrier()
 
-    def any_rank(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:  # noqa: FBT001  (a value, not a switch)
         """True on every rank when it is true on one, so that all stop at the same step."""
         if not is_distributed():
             return flag
@@ -91,10 +91,10 @@ class Devices:
         if self.sharded:  # FSDP2 shards contiguous parameters only
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         # Fabric's own forward wrapper is not used: the loop holds autocast and backward itself.
-        prepared: nn.Module = self.fabric.setup_module(model)._forward_module
+        prepared: nn.Module = self.fabric.setup_module(model)._forward_module  # noqa: SLF001  (Fabric has no public way to the module it calls)
         return prepared
 
-    def gradients_reduced(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    def gradients_reduced(self, model: nn.Module, *, last: bool) -> AbstractContextManager[object]:
         """Reduce gradients across ranks only at the last of several accumulated micro-batches."""
         if self.world_size == 1 or last or self.sharded:
             return nullcontext()

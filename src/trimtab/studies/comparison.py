@@ -180,7 +180,7 @@ def _compare(
             # Ctrl-C reaches the workers too (same process group) and they stop between steps; a signal that only the
             # parent got is handed on.
             stop.set()
-            workers = list((pool._processes or {}).values())
+            workers = list((pool._processes or {}).values())  # noqa: SLF001  (no public way to end a pool's workers at once)
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:
                 worker.terminate()

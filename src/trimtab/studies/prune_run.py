@@ -110,7 +110,7 @@ def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: A
     )
 
 
-def _combinations(section: Pruning, plain: bool) -> list[tuple[str, str]]:
+def _combinations(section: Pruning, *, plain: bool) -> list[tuple[str, str]]:
     """Score and scope asked for, then the controls; controls belong to the plain optimizers, which are the baseline."""
     asked = (section.score, section.scope)
     controls = [("random", "global"), ("magnitude", "layer")] if section.controls and plain else []
@@ -195,7 +195,7 @@ def prune_run(
             rows.append(_row(recipe, label, split, measured.recalibrated_quality(), recalibrated=True, **fields))
 
     with tempfile.TemporaryDirectory() as scratch:
-        for score, scope in _combinations(section, recipe.is_plain):
+        for score, scope in _combinations(section, plain=recipe.is_plain):
             control = (score, scope) != (section.score, section.scope)
             chosen: dict[str, Any] = {"score": score, "scope": scope}
             add(dense, sparsity=0.0, sparsity_total=0.0, **chosen)

@@ -30,7 +30,7 @@ class Recorder:
     def __init__(self, capacity: int) -> None:
         self.capacity = whole("capacity", capacity, 1)
         self.steps: list[int] = []
-        self._buffer = torch.empty(0, dtype=torch.float64)
+        self.buffer = torch.empty(0, dtype=torch.float64)
 
     @property
     def full(self) -> bool:
@@ -39,16 +39,16 @@ class Recorder:
 
     def fits(self, shape: Sequence[int], device: torch.device) -> bool:
         """Whether `slot` may be called with these: a row is free, and of that kind or the first one."""
-        same = self._buffer.shape[1:] == torch.Size(shape) and self._buffer.device == device
+        same = self.buffer.shape[1:] == torch.Size(shape) and self.buffer.device == device
         return not self.full and (same or not self.steps)
 
     def slot(self, shape: Sequence[int], device: torch.device) -> Tensor:
         """The next free row, float64, zeroed; it counts only once `commit` is called."""
         if not self.fits(shape, device):
             raise ValueError(f"{len(self.steps)} rows wait; fetch them before a row of {tuple(shape)} on {device}")
-        if self._buffer.shape[1:] != torch.Size(shape) or self._buffer.device != device:
-            self._buffer = torch.empty(self.capacity, *shape, dtype=torch.float64, device=device)
-        return self._buffer[len(self.steps)].zero_()
+        if self.buffer.shape[1:] != torch.Size(shape) or self.buffer.device != device:
+            self.buffer = torch.empty(self.capacity, *shape, dtype=torch.float64, device=device)
+        return self.buffer[len(self.steps)].zero_()
 
     def commit(self, step: int) -> None:
         """Keep what was written into the slot as the row of `step`."""
@@ -64,7 +64,7 @@ def fetch(recorders: Sequence[Recorder]) -> list[tuple[list[int], Tensor]]:
 
     The recorders are empty afterwards.
     """
-    waiting = [recorder._buffer[: len(recorder.steps)] for recorder in recorders]
+    waiting = [recorder.buffer[: len(recorder.steps)] for recorder in recorders]
     found = [torch.empty(0)] * len(waiting)
     for device in dict.fromkeys(rows.device for rows in waiting):
         own = [at for at, rows in enumerate(waiting) if rows.device == device]

@@ -45,7 +45,7 @@ class Rows(ABC):
         ValueError: `seconds` is not above 0; (open) the folder holds rows and `overwrite` is False.
     """
 
-    def __init__(self, folder: Path | str | None, names: Sequence[str], seconds: float, overwrite: bool) -> None:
+    def __init__(self, folder: Path | str | None, names: Sequence[str], seconds: float, *, overwrite: bool) -> None:
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
             raise ValueError(f"seconds must be above 0 (math.inf: only when the buffer is full), got {seconds!r}")
         self.folder = None if folder is None else Path(folder)

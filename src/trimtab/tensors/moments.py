@@ -325,12 +325,12 @@ def _total(rows: Tensor) -> Tensor:
 def _second(rows: Tensor) -> Tensor:
     """`sum x^2` of each row."""
     if rows.shape[1] <= 2 * CHUNK:
-        second: Tensor = torch.linalg.vector_norm(rows, 2, 1, True).double().square_()
+        second: Tensor = torch.linalg.vector_norm(rows, 2, 1, keepdim=True).double().square_()
         return second
     whole = rows.shape[1] // CHUNK * CHUNK
     norms = torch.linalg.vector_norm(torch.unflatten(rows[:, :whole], 1, (-1, CHUNK)), 2, 2)
     second = norms.double().square_().sum(1, keepdim=True)
-    second += torch.linalg.vector_norm(rows[:, whole:], 2, 1, True).double().square_()
+    second += torch.linalg.vector_norm(rows[:, whole:], 2, 1, keepdim=True).double().square_()
     return second
 
 

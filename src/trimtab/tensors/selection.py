@@ -73,7 +73,7 @@ def _bits(piece: Tensor) -> Tensor:
     return piece.view(torch.int32) & 0x7FFF_FFFF
 
 
-def _raise_for_bad(scores: Sequence[Tensor], absolute: bool) -> None:
+def _raise_for_bad(scores: Sequence[Tensor], *, absolute: bool) -> None:
     for position, score in enumerate(scores):
         if bool(torch.isnan(score).any()):
             raise ValueError(f"score {position} (shape {tuple(score.shape)}) holds NaN; scores must be numbers")
@@ -84,7 +84,7 @@ def _raise_for_bad(scores: Sequence[Tensor], absolute: bool) -> None:
             )
 
 
-def _first_histogram(scores: Sequence[Tensor], dtype: torch.dtype, shift: int, absolute: bool) -> Tensor:
+def _first_histogram(scores: Sequence[Tensor], dtype: torch.dtype, shift: int, *, absolute: bool) -> Tensor:
     largest = int(_bits(torch.tensor([torch.inf], dtype=dtype)).item()) >> shift
     histogram = torch.zeros(1 << 15, dtype=torch.int64)
     negative = False
@@ -93,7 +93,7 @@ def _first_histogram(scores: Sequence[Tensor], dtype: torch.dtype, shift: int, a
             negative = negative or bool(piece.min() < 0)
         histogram += torch.bincount(_bits(piece) >> shift, minlength=1 << 15).cpu()
     if negative or bool(histogram[largest:].any()):
-        _raise_for_bad(scores, absolute)
+        _raise_for_bad(scores, absolute=absolute)
     return histogram
 
 
@@ -153,7 +153,7 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
             raise ValueError(f"count must be between 0 and {total}, the number of scores; got {count}")
     dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
     shift = (64 if dtype == torch.float64 else 32) - DIGIT
-    histogram = _first_histogram(scores, dtype, shift, absolute)
+    histogram = _first_histogram(scores, dtype, shift, absolute=absolute)
     found = {count: _locate(histogram, count) for count in set(counts) if count > 0}
     while shift > 0:
         shift -= DIGIT

@@ -98,13 +98,13 @@ def test_accuracy_is_taken_from_the_runs_own_pruning_results_only_when_they_are_
     wanted = {round(row.sparsity, 2): row.accuracy for row in known.rows if row.recalibrated and row.sparsity}
     assert {round(one.sparsity, 2): one.accuracy for one in run.pruned_accuracies()} == wanted
     assert set(wanted) == {0.5, 0.9}
-    assert run._known(0.0, False) is not None
-    assert run._known(0.3, True) is None
+    assert run._known(0.0, recalibrated=False) is not None
+    assert run._known(0.3, recalibrated=True) is None
     run._network = "another"
-    assert run._known(0.0, False) is None
-    evaluated = run._accuracy(0.0, False)
+    assert run._known(0.0, recalibrated=False) is None
+    evaluated = run._accuracy(0.0, recalibrated=False)
     run._network = hashlib.sha256(folder.model_file.read_bytes()).hexdigest()[:16]
-    assert run._accuracy(0.0, False) == pytest.approx(evaluated)
+    assert run._accuracy(0.0, recalibrated=False) == pytest.approx(evaluated)
 
 
 def test_the_command_measures_keeps_and_goes_on(
@@ -115,11 +115,11 @@ def test_the_command_measures_keeps_and_goes_on(
     measured: list[str] = []
     real = MeasuredRun._measure
 
-    def counted(run: MeasuredRun, sparsity: float, recalibrated: bool) -> object:
+    def counted(run: MeasuredRun, sparsity: float, *, recalibrated: bool) -> object:
         if len(measured) == 3:
             raise KeyboardInterrupt
         measured.append(f"{run.label} {sparsity}")
-        return real(run, sparsity, recalibrated)
+        return real(run, sparsity, recalibrated=recalibrated)
 
     monkeypatch.setattr(MeasuredRun, "_measure", counted)
     assert main(words) == 130

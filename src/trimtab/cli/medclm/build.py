@@ -113,7 +113,7 @@ def build_and_show(
 ) -> BuildResult:
     """Build with a progress bar and print what came out; arguments as for `building.build`, by default texts by template."""
     generator = generator or TemplateGenerator()
-    with counting_progress("build", output.silent) as progress:
+    with counting_progress("build", quiet=output.silent) as progress:
         result = build_set(options, out, generator, workers, launcher, concurrency, progress)
     statistics = result.statistics
     if output.json:

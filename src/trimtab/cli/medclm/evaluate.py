@@ -83,7 +83,7 @@ def measure(
 ) -> tuple[dict[str, str], Evaluation, Path | None]:
     """Evaluate and write; returns (what was evaluated, results, report page of a run)."""
     model, processor = load_finished(given.run)
-    with counting_progress("evaluate", given.output.silent) as progress:
+    with counting_progress("evaluate", quiet=given.output.silent) as progress:
         found = evaluate_model(model, processor, asked, training, given.batch, progress)
     about = {"data": str(data), "questions": given.questions, "split": given.split, "model": str(given.run)}
     write(found, out, about)

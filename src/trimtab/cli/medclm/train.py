@@ -59,7 +59,7 @@ def train_with_levers(given: TrainArguments) -> dict[str, Any]:
     levers = [VarianceAmplifier(strength=given.var)] if given.var else []
     tracker = GradientTracker(folder=given.out, overwrite=True) if given.track else None
     silent = given.output.silent or int(os.environ.get("RANK", "0")) > 0
-    with measuring_progress(f"train {given.options.schedule}", None, silent) as report:
+    with measuring_progress(f"train {given.options.schedule}", None, quiet=silent) as report:
 
         def progress(step: int, steps: int, loss: float | None) -> None:
             report(step, f"step {step}/{steps}" + ("" if loss is None else f"  loss {float(loss):.3f}"), steps)

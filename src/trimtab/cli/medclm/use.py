@@ -34,8 +34,8 @@ class CheckArguments:
 def check(arguments: Sequence[str]) -> int:
     """Parse and check."""
     given = parse(CheckArguments, arguments, "medclm check")
-    with counting_progress("check", given.output.silent) as progress:
-        report = check_set(DataSetFolder(given.folder), given.decode, progress)
+    with counting_progress("check", quiet=given.output.silent) as progress:
+        report = check_set(DataSetFolder(given.folder), decode=given.decode, progress=progress)
     if given.output.json:
         faults = [fault.model_dump() for fault in report.faults]
         print_json({"images": report.images, "rows": report.rows, "reasons": dict(report.reasons), "faults": faults})
@@ -144,7 +144,7 @@ def export(arguments: Sequence[str]) -> int:
     given = parse(ExportArguments, arguments, "medclm export")
     folder = DataSetFolder(given.folder)
     out = given.out or given.folder / "exports" / given.to
-    files = export_set(folder, given.to, out, given.boxes, given.stages, given.absolute)
+    files = export_set(folder, given.to, out, given.boxes, given.stages, absolute=given.absolute)
     if given.output.json:
         print_json({split: str(path) for split, path in files.items()})
         return 0

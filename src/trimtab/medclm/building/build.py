@@ -90,7 +90,7 @@ def build(
             labels = _prepare(folder, preparation, items, options, workers, launcher, progress)
             left_out = write_rows(folder, options, labels, generator, concurrency, progress)
             usage: Mapping[str, Any] = getattr(generator, "usage", dict)()
-            statistics = finish(folder, manifest, left_out, usage, options.embed, progress)
+            statistics = finish(folder, manifest, left_out, usage, embed=options.embed, progress=progress)
         except (ValueError, OSError, TypeError):
             with suppress(OSError):  # a full disk keeps the state it had
                 folder.write_manifest(manifest.model_copy(update={"state": "failed"}))

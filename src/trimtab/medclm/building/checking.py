@@ -36,7 +36,7 @@ class CheckReport:
 
 
 def check(
-    folder: DataSetFolder, decode: bool = False, progress: Callable[[str, int], None] | None = None
+    folder: DataSetFolder, *, decode: bool = False, progress: Callable[[str, int], None] | None = None
 ) -> CheckReport:
     """Check manifest and hashes, images and masks, splits, every row against its record, and the Parquet files.
 
@@ -57,7 +57,7 @@ def check(
         elif listed_file(path) != listed:
             report.add(Rejected(file=name, row="", reason="file differs from its hash in the manifest"))
     try:
-        _records(folder, decode, report, progress)
+        _records(folder, decode=decode, report=report, progress=progress)
         _rows(folder, report, progress)
     except (ValueError, OSError) as error:
         report.add(Rejected(file=folder.path.name, row="", reason="file cannot be read", value=str(error)))
@@ -75,7 +75,7 @@ def check(
 
 
 def _records(
-    folder: DataSetFolder, decode: bool, report: CheckReport, progress: Callable[[str, int], None] | None
+    folder: DataSetFolder, *, decode: bool, report: CheckReport, progress: Callable[[str, int], None] | None
 ) -> None:
     split_of: dict[tuple[str, str], str] = {}
     contents: dict[str, str] = {}
@@ -90,11 +90,11 @@ def _records(
             report.add(
                 Rejected(file="records.jsonl", row=record.image_id, reason="patient is in two splits", value=value)
             )
-        for fault in (*_image(folder, record, decode, contents), *_masks(folder, record)):
+        for fault in (*_image(folder, record, decode=decode, contents=contents), *_masks(folder, record)):
             report.add(fault)
 
 
-def _image(folder: DataSetFolder, record: ImageRecord, decode: bool, contents: dict[str, str]) -> Iterator[Rejected]:
+def _image(folder: DataSetFolder, record: ImageRecord, *, decode: bool, contents: dict[str, str]) -> Iterator[Rejected]:
     path = folder.images / record.file
     name = f"images/{record.file}"
     try:

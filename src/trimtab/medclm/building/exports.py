@@ -25,6 +25,7 @@ def export(
     out: Path,
     dialect: Dialect = "unit",
     stages: tuple[Stage, ...] = ("easy", "medium", "hard"),
+    *,
     absolute: bool = True,
 ) -> dict[str, Path]:
     """Write one file per split into `out`; returns split -> file.
@@ -67,7 +68,7 @@ def export(
             if row.split == split and row.stage in stages
         )
         path = out / f"{split}.{'jsonl' if lines else 'json'}"
-        if _write(path, (entry(row, image, record, dialect) for row, image, record in rows), lines):
+        if _write(path, (entry(row, image, record, dialect) for row, image, record in rows), lines=lines):
             written[split] = path
     if to == "sharegpt":
         write_text(out / "dataset_info.json", json.dumps(_factory_info(written), indent=1) + "\n")
@@ -151,7 +152,7 @@ def _factory_info(written: dict[str, Path]) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, entries: Iterator[dict[str, Any]], lines: bool) -> int:
+def _write(path: Path, entries: Iterator[dict[str, Any]], *, lines: bool) -> int:
     """Write the entries if there are any; returns their number."""
     number = 0
     first = next(entries, None)

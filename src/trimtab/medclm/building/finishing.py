@@ -23,6 +23,7 @@ def finish(
     manifest: Manifest,
     left_out: Mapping[str, int],
     usage: Mapping[str, Any],
+    *,
     embed: bool,
     progress: Callable[[str, int], None] | None,
 ) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def finish(
     _write_lines(folder.records_file, records())
     _write_lines(folder.rows_file, rows())
     _write_lines(folder.rejected_file, rejected())
-    shards = write_splits(folder.rows(), folder.path, embed)
+    shards = write_splits(folder.rows(), folder.path, embed=embed)
     summary = statistics.summary(reasons, left_out, usage)
     summary["classes by name of the source"] = dict(sorted(classes.items()))
     summary["rejected"] = {"rows": rejected_rows, "all": reasons.total()}

@@ -42,7 +42,7 @@ class ParquetWriter:
         embed: store the bytes of the images in the file; else only their paths.
     """
 
-    def __init__(self, path: Path, folder: Path, embed: bool) -> None:
+    def __init__(self, path: Path, folder: Path, *, embed: bool) -> None:
         import pyarrow.parquet as pq
 
         self.path, self._folder, self._embed = path, folder, embed
@@ -96,13 +96,13 @@ class ParquetWriter:
         self._rows = []
 
 
-def write_splits(rows: Iterable[tuple[Row, str]], folder: Path, embed: bool) -> dict[str, Path]:
+def write_splits(rows: Iterable[tuple[Row, str]], folder: Path, *, embed: bool) -> dict[str, Path]:
     """`data/{split}.parquet` for each split that has rows; returns them."""
     writers: dict[str, ParquetWriter] = {}
     try:
         for row, image in rows:
             if row.split not in writers:
-                writers[row.split] = ParquetWriter(folder / "data" / f"{row.split}.parquet", folder, embed)
+                writers[row.split] = ParquetWriter(folder / "data" / f"{row.split}.parquet", folder, embed=embed)
             writers[row.split].add(row, image)
         for writer in writers.values():
             writer.close()

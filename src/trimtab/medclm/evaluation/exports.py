@@ -84,8 +84,9 @@ def lmms_eval(questions: Sequence[Question], folder: Path, name: str = "medclm")
 
     rows = [
         {
-            "id": one.name, "cluster": one.cluster, "question": instruction(one.question, one.reason), "answer": one.answer,
-            "choices": list(one.choices), "closed": one.closed, "stage": one.stage, "domain": one.domain, "kind": one.kind,
+            "id": one.name, "cluster": one.cluster, "question": instruction(one.question, reason=one.reason),
+            "answer": one.answer, "choices": list(one.choices), "closed": one.closed, "stage": one.stage,
+            "domain": one.domain, "kind": one.kind,
             "image": {"bytes": _png(one), "path": one.image.name},
         }
         for one in questions
@@ -122,7 +123,14 @@ def vlmevalkit(questions: Sequence[Question], file: Path) -> Path:
                 answer = letters[[c.lower() for c in one.choices].index(one.answer.lower())] if letters else one.answer
                 image = base64.b64encode(_png(one)).decode()
                 out.writerow(
-                    [number, image, instruction(one.question, one.reason), *options, answer, one.stage or one.kind]
+                    [
+                        number,
+                        image,
+                        instruction(one.question, reason=one.reason),
+                        *options,
+                        answer,
+                        one.stage or one.kind,
+                    ]
                 )
 
     replace_atomically(file, write)

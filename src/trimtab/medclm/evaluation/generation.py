@@ -52,7 +52,7 @@ def replies(
             chosen = [questions[place] for place in places]
             prompts = encoded_prompts(
                 processor,
-                [instruction(one.question, one.reason) for one in chosen],
+                [instruction(one.question, reason=one.reason) for one in chosen],
                 [picture_of(one) for one in chosen],
             )
             inputs: dict[str, Any] = {

@@ -60,7 +60,7 @@ def choices_of(answer: str, kind: str = "") -> tuple[str, ...]:
     return SIDES if kind == "side" and word in SIDES else ()
 
 
-def questions_of(folder: DataSetFolder, splits: Iterable[SplitName], draw_boxes: bool = True) -> list[Question]:
+def questions_of(folder: DataSetFolder, splits: Iterable[SplitName], *, draw_boxes: bool = True) -> list[Question]:
     """The rows of these splits of a built data set as questions.
 
     Raises:

@@ -37,7 +37,7 @@ class PngOrgans:
     """
 
     def __init__(
-        self, folder: Path, organs: Sequence[str] = (), optional: Sequence[str] = (), resize: bool = False
+        self, folder: Path, organs: Sequence[str] = (), optional: Sequence[str] = (), *, resize: bool = False
     ) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; it must hold one folder of mask pictures per organ")
@@ -62,7 +62,7 @@ class PngOrgans:
                 raise OrganError(record.file, "mask folder lacks an organ", str(path)) from None
             except PictureError as error:
                 raise OrganError(record.file, "mask is unreadable", str(error)) from error
-            found.append((organ_name(organ), np.asarray(fitted(mask, record, path, self.resize) > 0)))
+            found.append((organ_name(organ), np.asarray(fitted(mask, record, path, resize=self.resize) > 0)))
         return without_empty(found)
 
 
@@ -75,7 +75,7 @@ class LabelMapOrgans:
         resize: as in `PngOrgans`.
     """
 
-    def __init__(self, folder: Path, labels: Mapping[int, str] | None = None, resize: bool = False) -> None:
+    def __init__(self, folder: Path, labels: Mapping[int, str] | None = None, *, resize: bool = False) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; it must hold one label map per image")
         self.folder, self.resize = folder, resize
@@ -85,7 +85,7 @@ class LabelMapOrgans:
         """The masks of the organs present."""
         path = beside(self.folder, record, ".png")
         try:
-            values = fitted(read_mask(path), record, path, self.resize)
+            values = fitted(read_mask(path), record, path, resize=self.resize)
         except FileNotFoundError:
             raise OrganError(record.file, "label map is missing", str(path)) from None
         except PictureError as error:

@@ -35,7 +35,7 @@ class NiftiOrgans:
     """
 
     def __init__(
-        self, folder: Path, labels: Mapping[int, str] | None = None, first_slice: int = 0, resize: bool = False
+        self, folder: Path, labels: Mapping[int, str] | None = None, first_slice: int = 0, *, resize: bool = False
     ) -> None:
         if not folder.is_dir():
             raise NotADirectoryError(f"{folder} is not a folder; NIfTI label maps are needed")
@@ -65,20 +65,20 @@ class NiftiOrgans:
         return self._named(values[::-1, ::-1, position].T, record, path)
 
     def _named(self, values: NDArray[np.integer[Any]], record: ImageRecord, path: Path) -> Mapping[str, Mask]:
-        return split_labels(fitted(values, record, path, self.resize), self.labels, path.name)
+        return split_labels(fitted(values, record, path, resize=self.resize), self.labels, path.name)
 
 
 def _existing(stem: Path) -> Path | None:
     return next((path for suffix in _SUFFIXES if (path := stem.with_name(stem.name + suffix)).is_file()), None)
 
 
-def _volume(path: Path, canonical: bool = False) -> NDArray[np.integer[Any]]:
+def _volume(path: Path, *, canonical: bool = False) -> NDArray[np.integer[Any]]:
     found = path.stat()
-    return _values(path, canonical, (found.st_mtime_ns, found.st_size))
+    return _values(path, canonical=canonical, stamp=(found.st_mtime_ns, found.st_size))
 
 
 @lru_cache(maxsize=2)
-def _values(path: Path, canonical: bool, stamp: tuple[int, int]) -> NDArray[np.integer[Any]]:
+def _values(path: Path, *, canonical: bool, stamp: tuple[int, int]) -> NDArray[np.integer[Any]]:
     """The whole numbers of a volume; `stamp` tells a file from the one that stood there before."""
     import nibabel
 

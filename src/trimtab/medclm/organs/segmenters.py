@@ -105,6 +105,7 @@ class TotalSegmentatorOrgans:
         volumes: Path,
         cache: Path,
         task: str = "total",
+        *,
         fast: bool = True,
         first_slice: int = 0,
         device: str = "cpu",
@@ -156,6 +157,7 @@ class CxasOrgans:
     def __init__(
         self,
         images: Path,
+        *,
         accept_noncommercial: bool = False,
         keep: Sequence[str] = (),
         model: Any = None,

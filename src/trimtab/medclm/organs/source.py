@@ -70,7 +70,9 @@ def beside(folder: Path, record: ImageRecord, suffix: str) -> Path:
     return folder / PurePosixPath(record.file).with_suffix(suffix)
 
 
-def fitted(mask: NDArray[np.integer[Any]], record: ImageRecord, file: Path, resize: bool) -> NDArray[np.integer[Any]]:
+def fitted(
+    mask: NDArray[np.integer[Any]], record: ImageRecord, file: Path, *, resize: bool
+) -> NDArray[np.integer[Any]]:
     """`mask` at the size of its image; with `resize` one of equal proportions is brought there by the nearest pixel.
 
     Raises:

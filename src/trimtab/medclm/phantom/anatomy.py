@@ -63,7 +63,7 @@ class Anatomy:
     rib_drop: float
 
     @classmethod
-    def drawn(cls, generator: np.random.Generator, size: int, large_heart: bool) -> Anatomy:
+    def drawn(cls, generator: np.random.Generator, size: int, *, large_heart: bool) -> Anatomy:
         """A chest drawn at random; its heart takes 0.40-0.47 of the thorax, a large one 0.56-0.64."""
         return cls(
             size=size,

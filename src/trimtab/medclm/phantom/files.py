@@ -56,7 +56,7 @@ def draw(seed: int, findings: Sequence[str] | None = None, size: int = 512) -> P
     whole("size", size, 128)
     generator = np.random.default_rng((seed, 0x7A1))
     labels = list(findings) if findings is not None else _findings(generator)
-    anatomy = Anatomy.drawn(generator, size, "cardiomegaly" in labels)
+    anatomy = Anatomy.drawn(generator, size, large_heart="cardiomegaly" in labels)
     taken = np.zeros((size, size), dtype=bool)
     lesions: list[PhantomLesion] = []
     for label in sorted(

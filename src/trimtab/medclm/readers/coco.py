@@ -97,7 +97,7 @@ class CocoReader(ReaderOptions):
             broken=broken,
             doubt=doubt,
         )
-        frame = checked_size(image, images, self, bool(annotations))
+        frame = checked_size(image, images, self, boxed=bool(annotations))
         if isinstance(frame, Rejected):
             yield frame
             for index, annotation in annotations:

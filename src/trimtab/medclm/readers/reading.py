@@ -127,7 +127,7 @@ Problem = tuple[str, str]
 
 
 def checked_box(
-    corners: Sequence[float], width: float, height: float, clip: bool, tolerance: float = 1.0
+    corners: Sequence[float], width: float, height: float, *, clip: bool, tolerance: float = 1.0
 ) -> tuple[Box, bool] | Problem:
     """(box, whether it was cut at the edge), or (reason, value) of a box that cannot be used.
 
@@ -166,7 +166,7 @@ def assembled(
     "incomplete_image" on the others, since counts and comparisons on it would be wrong. `frame` is what `checked_size` gave,
     where it was asked before.
     """
-    found = frame or checked_size(image, images, options, bool(boxes))
+    found = frame or checked_size(image, images, options, boxed=bool(boxes))
     if isinstance(found, Rejected):
         yield found
         yield from (_rejected(image, box, "its image was rejected", image.file) for box in boxes)
@@ -178,7 +178,7 @@ def assembled(
     for box in boxes:
         if box.label in options.anatomy:
             continue
-        checked = checked_box(box.corners, width, height, options.clip, tolerance)
+        checked = checked_box(box.corners, width, height, clip=options.clip, tolerance=tolerance)
         if isinstance(checked[0], Box) and (box.label, box.corners) in seen:
             checked = ("same box and class as an earlier row of this image", f"{box.label} {box.corners}")
             broken -= 1  # nothing is missing from the image
@@ -238,7 +238,7 @@ def _folder_stays_inside(parent: Path, folder: Path) -> bool:
     return parent.resolve().is_relative_to(folder.resolve())
 
 
-def checked_size(image: RawImage, images: Path, options: ReaderOptions, boxed: bool = True) -> Frame | Rejected:
+def checked_size(image: RawImage, images: Path, options: ReaderOptions, *, boxed: bool = True) -> Frame | Rejected:
     """The size of the image's file as its boxes see it, or why it cannot be used; `boxed` if there are any boxes."""
 
     def reject(reason: str, value: str) -> Rejected:

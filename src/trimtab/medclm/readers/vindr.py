@@ -90,7 +90,7 @@ class VindrReader(ReaderOptions):
             yield Rejected(file=file, row=image.row, reason=reason, value=str(bases)[:200])
             return
         image = replace(image, base=base)
-        frame = checked_size(image, images, self, any(mark.label != NO_FINDING for mark in marked))
+        frame = checked_size(image, images, self, boxed=any(mark.label != NO_FINDING for mark in marked))
         if isinstance(frame, Rejected):
             yield frame
             return
@@ -104,7 +104,7 @@ class VindrReader(ReaderOptions):
                 broken += 1
                 yield Rejected(file=file, row=mark.row, reason="row without class name")
                 continue
-            checked = checked_box(mark.corners, width, height, self.clip)
+            checked = checked_box(mark.corners, width, height, clip=self.clip)
             if isinstance(checked[0], Box):
                 mark.box = checked[0]
                 usable.append(mark)

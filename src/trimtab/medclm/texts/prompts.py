@@ -8,7 +8,7 @@ ANSWER_ONLY = "Answer only."
 REASON_FIRST = "Reason first, then answer."
 
 
-def instruction(question: str, reason: bool) -> str:
+def instruction(question: str, *, reason: bool) -> str:
     """The question with a word on the form of the reply (ours): the question does not show whether reasoning is wanted.
 
     >>> instruction("Is there a nodule?", reason=False)
@@ -19,4 +19,4 @@ def instruction(question: str, reason: bool) -> str:
 
 def prompt_of(row: Row) -> str:
     """The prompt of a row: rows without reasoning (Hard) want the answer only."""
-    return instruction(row.question, bool(row.reasoning))
+    return instruction(row.question, reason=bool(row.reasoning))

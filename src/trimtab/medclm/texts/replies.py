@@ -51,8 +51,8 @@ class ReplyCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+        self.guard = threading.Lock()
+        self.locks: dict[str, tuple[threading.Lock, int]] = {}
 
     def get(self, key: str, attempt: int, ask: Callable[[], Reply]) -> Reply:
         """The reply from its file, or from `ask`.
@@ -95,17 +95,17 @@ class _Held:
         self._cache, self._name = cache, name
 
     def __enter__(self) -> None:
-        with self._cache._guard:
-            lock, users = self._cache._locks.get(self._name, (threading.Lock(), 0))
-            self._cache._locks[self._name] = (lock, users + 1)
+        with self._cache.guard:
+            lock, users = self._cache.locks.get(self._name, (threading.Lock(), 0))
+            self._cache.locks[self._name] = (lock, users + 1)
         self._lock = lock
         lock.acquire()
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-        with self._cache._guard:
-            lock, users = self._cache._locks[self._name]
+        with self._cache.guard:
+            lock, users = self._cache.locks[self._name]
             if users == 1:
-                del self._cache._locks[self._name]
+                del self._cache.locks[self._name]
             else:
-                self._cache._locks[self._name] = (lock, users - 1)
+                self._cache.locks[self._name] = (lock, users - 1)

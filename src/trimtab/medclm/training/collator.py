@@ -57,7 +57,7 @@ def encoded_prompts(processor: Any, texts: Sequence[str], images: Sequence[Any])
     return Prompts(ids, None if types is None else parts(types), tensors)
 
 
-def padded(rows: Sequence[Sequence[Any]], value: float, dtype: torch.dtype, left: bool = False) -> Tensor:
+def padded(rows: Sequence[Sequence[Any]], value: float, dtype: torch.dtype, *, left: bool = False) -> Tensor:
     """Rows of unequal length as one tensor, filled up with `value`."""
     length = max(map(len, rows))
     filled = [
@@ -82,7 +82,7 @@ class Collator:
         ValueError: (at a batch) a row's spans do not fit its target's tokens; names the row.
     """
 
-    def __init__(self, processor: Any, answer: float = 0.8, reasoning: float = 0.2, views: bool = False) -> None:
+    def __init__(self, processor: Any, answer: float = 0.8, reasoning: float = 0.2, *, views: bool = False) -> None:
         self.processor, self.views = processor, views
         both = SpanWeights({"answer": answer, "reasoning": reasoning})
         self.weights = {"easy": both, "medium": both, "hard": SpanWeights({"answer": 1.0, "reasoning": 0.0})}

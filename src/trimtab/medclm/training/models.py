@@ -43,7 +43,7 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
         if not towers:
             raise ValueError(f"{options.model} has no module vision_tower or visual to freeze")
         for tower in towers:
-            tower.requires_grad_(False)
+            tower.requires_grad_(requires_grad=False)
     if options.pixels:
         _limit(processor.image_processor, options)
     if options.attention:
@@ -65,7 +65,7 @@ def freeze_unused(model: Any) -> None:
     layers, numbers = tower.encoder.layers, [taken] if isinstance(taken, int) else taken
     deepest = max(number if number >= 0 else len(layers) + 1 + number for number in numbers)
     for module in (*layers[deepest:], tower.post_layernorm):
-        module.requires_grad_(False)
+        module.requires_grad_(requires_grad=False)
 
 
 def lora(options: TrainOptions) -> Any:

@@ -56,7 +56,7 @@ class RowData(Dataset[dict[str, Any]]):
         draw_boxes: draw the boxes of Easy rows.
     """
 
-    def __init__(self, examples: Sequence[Example], draw_boxes: bool = True) -> None:
+    def __init__(self, examples: Sequence[Example], *, draw_boxes: bool = True) -> None:
         self.examples = list(examples)
         self.draw_boxes = draw_boxes
 

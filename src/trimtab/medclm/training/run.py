@@ -78,7 +78,7 @@ def train(
     disable_progress_bar()
     model, processor = load(options, examples)
     trainer = CurriculumTrainer(
-        model, processor, RowData(examples, options.draw_boxes), options, out, levers, tracker, [Shown()]
+        model, processor, RowData(examples, draw_boxes=options.draw_boxes), options, out, levers, tracker, [Shown()]
     )
     main = trainer.is_world_process_zero()
     checkpoints = out / "checkpoints"

@@ -148,7 +148,11 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
         return self.sampler
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002  (transformers' signature)
+        num_items_in_batch: Any = None,
     ) -> Any:
         """Mean over the rows of the weighted cross-entropy, with the grounding terms where they are on."""
         rest = dict(inputs)

@@ -90,13 +90,13 @@ def counted(loss: Any, inputs: Any, target: Any) -> Counted:
             kept = target[target != settings.get("ignore_index", -100)]
             weight = settings.get("weight")
             total = kept.numel() if weight is None else weight.to(kept.device)[kept].double().sum()
-            return Counted(float(total), float(total), True)
+            return Counted(float(total), float(total), known=True)
         if kind is OVER_CLASSES and target.ndim:
             return Counted(
-                target.numel() / target.shape[min(1, target.ndim - 1)], _samples(inputs, target) or 1.0, True
+                target.numel() / target.shape[min(1, target.ndim - 1)], _samples(inputs, target) or 1.0, known=True
             )
         if kind is OVER_ELEMENTS and settings.get("reduction") != "batchmean":
-            return Counted(float(target.numel()), _samples(inputs, target) or 1.0, True)
+            return Counted(float(target.numel()), _samples(inputs, target) or 1.0, known=True)
     samples = _samples(inputs, target)
     if samples is None:
         raise ValueError("cannot tell how many samples a batch has: pass count=, a function of the targets")

@@ -35,7 +35,7 @@ class LossOperator(SymmetricOperator):
 
     curvature = ""
 
-    def __init__(self, objective: Objective, keep_graph: bool | None = None) -> None:
+    def __init__(self, objective: Objective, *, keep_graph: bool | None = None) -> None:
         super().__init__(objective.size, objective.dtype, objective.device)
         self.objective = objective
         self._keep = objective.batches.single if keep_graph is None else keep_graph
@@ -79,7 +79,7 @@ class LossOperator(SymmetricOperator):
         """Free the kept graphs; the next product builds them again."""
         self._kept = None
 
-    @torch.inference_mode(False)
+    @torch.inference_mode(mode=False)
     def _product(self, vector: Tensor) -> Tensor:
         parts = self.objective.split(vector)
         kept = self._kept

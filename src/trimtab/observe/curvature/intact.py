@@ -12,7 +12,7 @@ from trimtab.observe.untouched import untouched
 
 
 @contextmanager
-def intact(model: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
+def intact(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
     """Evaluation mode inside; afterwards every tensor the modules hold is the same object with the same bits.
 
     Besides what `untouched` keeps (modes, buffers, random state) this puts back the parameters, buffers, gradients and

@@ -117,7 +117,7 @@ class Objective:
         return devices.pop()
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        with torch.inference_mode(False):
+        with torch.inference_mode(mode=False):
             kind = self.dtype if tensor.is_floating_point() else tensor.dtype
             return tensor.detach().to(kind, copy=True)
 
@@ -129,7 +129,7 @@ class Objective:
         """The vector's parts, as tensors of the parameters' shapes."""
         vector = vector.to(self.device, self.dtype)
         if vector.is_inference():  # autograd cannot take such a tensor
-            with torch.inference_mode(False):
+            with torch.inference_mode(mode=False):
                 vector = vector.clone()
         parts = torch.split(vector, [weight.numel() for weight in self.weights])
         return [part.view(weight.shape) for part, weight in zip(parts, self.weights, strict=True)]
@@ -139,14 +139,14 @@ class Objective:
         return [*self.weights, *self._constants.values(), *self._buffers.values()]
 
     @contextmanager
-    def evaluating(self, plain_kernels: bool = False) -> Iterator[None]:
+    def evaluating(self, *, plain_kernels: bool = False) -> Iterator[None]:
         """Where the model may be called: it is intact afterwards, and every entry draws the same random numbers.
 
         `plain_kernels`: fused attention by the MATH backend, RNNs without cuDNN, for second derivatives and `vmap`.
         """
         with ExitStack() as stack:
             stack.enter_context(intact(self.model, batch_statistics=self.batch_norm == "batch"))
-            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.inference_mode(mode=False))
             stack.enter_context(torch.autocast(self.device.type, enabled=False))
             stack.enter_context(_one_attention())
             if plain_kernels:
@@ -176,7 +176,7 @@ class Objective:
         if self._count is None:
             return counted(self._loss, *batch)
         given = float(self._count(batch[1]))
-        return Counted(given, given, True)
+        return Counted(given, given, known=True)
 
     def _doubt(self, counts: Sequence[Counted]) -> None:
         """Warn, once, where batches are weighted by samples and the loss may divide by something else."""

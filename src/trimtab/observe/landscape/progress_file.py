@@ -68,7 +68,7 @@ class ProgressFile:
             ), {}
         return "", losses
 
-    def write(self, losses: dict[int, float], now: bool) -> None:
+    def write(self, losses: dict[int, float], *, now: bool) -> None:
         """Keep the losses; unless `now`, only when the last write is some seconds old."""
         if not self._first or (not now and time.monotonic() - self._written < SECONDS):
             return

@@ -167,7 +167,7 @@ class _Evaluation:
         assert losses is not None
         return [float(loss) for loss in losses.tolist()]
 
-    def _parameters(self, places: list[tuple[float, float]], stacked: bool = True) -> list[Tensor]:
+    def _parameters(self, places: list[tuple[float, float]], *, stacked: bool = True) -> list[Tensor]:
         """The parameters at the places, with a first axis over them when `stacked`."""
         result = []
         for position, weight in enumerate(self._objective.weights):

@@ -69,7 +69,7 @@ def _std_traces(method: str, runs: Sequence[Dynamics], look: Look) -> list[dict[
 
 
 def _line(
-    method: str, look: Look, steps: Sequence[int], values: Sequence[float], steady: bool = False
+    method: str, look: Look, steps: Sequence[int], values: Sequence[float], *, steady: bool = False
 ) -> dict[str, Any]:
     shape, hover = "hv" if steady else "linear", "%{fullData.name}, step %{x}: %{y:.3g}"
     return line(method, look, steps, shortened(values), hover, shape=shape, group=True)
@@ -142,7 +142,7 @@ def _small(
         points = _logarithms(points) if log else points
         if points:
             joined = [10 ** join(own) if log else join(own) for _, own in points]
-            traces.append(_line(method, looks[method], [step for step, _ in points], joined, counts))
+            traces.append(_line(method, looks[method], [step for step, _ in points], joined, steady=counts))
     if not traces:
         return None
     axis = _log_axis(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}

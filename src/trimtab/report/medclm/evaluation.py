@@ -27,7 +27,7 @@ def _cell(row: Mapping[str, Any] | None) -> Cell:
     return Cell(f"{100 * row['value']:.1f}{bounds}", round(100 * row["value"], 4))
 
 
-def _table(summary: Mapping[str, Any], group: str, title: str, folded: bool) -> Table | None:
+def _table(summary: Mapping[str, Any], group: str, title: str, *, folded: bool) -> Table | None:
     systems = summary["systems"]
     found = {
         (row["name"], row["rule"], system): row
@@ -86,8 +86,9 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
     legend = Table("rule-ids", "The rules", ["rule", "what it measures"],
                    [[Cell(rule), Cell(text)] for rule, text in summary["rules"].items()], folded=True)  # fmt: skip
     tables = [
-        _table(summary, "all", "All questions", False), _table(summary, "stage", "By stage", False),
-        _table(summary, "kind", "By kind of question", True), _table(summary, "domain", "By domain", True), legend,
+        _table(summary, "all", "All questions", folded=False), _table(summary, "stage", "By stage", folded=False),
+        _table(summary, "kind", "By kind of question", folded=True), _table(summary, "domain", "By domain", folded=True),
+        legend,
     ]  # fmt: skip
     return Section(
         "evaluation", f"Held-out questions: {summary['n']:,}, split {summary['split']}",

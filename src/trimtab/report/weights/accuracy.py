@@ -103,7 +103,7 @@ def _main_figure(study: Study) -> Figure:
             levels.append(_level(f"{study.baseline}, dense", dense.mean, axis["range"], faint))
         if study.summary.chance > 0:
             levels.append(_level("chance", study.summary.chance, axis["range"], Look("@muted", "8px,3px,2px,3px")))
-        states[state_of(recalibrated)] = bands + dots + levels + lines
+        states[state_of(recalibrated=recalibrated)] = bands + dots + levels + lines
     return Figure(
         "accuracy",
         f"{study.quality} against sparsity, one line per method, faint points for single seeds. "
@@ -120,6 +120,7 @@ def _grid(
     name: str,
     caption: str,
     cells: dict[tuple[str, float], Estimate],
+    *,
     recalibrated: bool,
     certain: bool = False,
 ) -> Table:
@@ -143,7 +144,7 @@ def _grid(
                     for cell, sparsity in zip(own, sparsities, strict=True)
                 ]
             )
-    state = state_of(recalibrated)
+    state = state_of(recalibrated=recalibrated)
     head = ["method", *map(sparsity_label, sparsities)]
     return Table(f"{name}-{state}", f"{caption} ({STATES[state]})", head, rows, state=state)
 
@@ -154,16 +155,22 @@ def _tables(study: Study) -> list[Table]:
         entries = [entry for entry in study.main if entry.recalibrated == recalibrated]
         absolute: dict[tuple[str, float], Estimate] = {(e.method, e.sparsity): e for e in entries}
         tables.append(
-            _grid(study, "absolute", f"{study.quality} in %; bold: highest mean of the column", absolute, recalibrated)
+            _grid(
+                study,
+                "absolute",
+                f"{study.quality} in %; bold: highest mean of the column",
+                absolute,
+                recalibrated=recalibrated,
+            )
         )
         dense = {(e.method, e.sparsity): e.to_dense for e in entries if e.to_dense is not None and e.sparsity > 0}
         if dense:
             caption = "Difference to the same method's dense network, in points"
-            tables.append(_grid(study, "dense", caption, dense, recalibrated))
+            tables.append(_grid(study, "dense", caption, dense, recalibrated=recalibrated))
         base = {(e.method, e.sparsity): difference for e, difference in against(entries, study.baseline)}
         if base:
             caption = f"Difference to {study.baseline}, paired over seeds, in points; bold: the interval excludes zero"
-            tables.append(_grid(study, "baseline", caption, base, recalibrated, certain=True))
+            tables.append(_grid(study, "baseline", caption, base, recalibrated=recalibrated, certain=True))
     return tables
 
 
@@ -172,7 +179,7 @@ def accuracy_section(study: Study) -> Section:
     counts = [entry.n for entry in study.main]
     sentences = [seeds_sentence(counts, HALVES)]
     if len(study.states) == 1:
-        only = STATES[state_of(study.states[0])]
+        only = STATES[state_of(recalibrated=study.states[0])]
         sentences.append(f"The networks were measured in one state only ({only}), so there is nothing to switch.")
     if max(counts) > 1:
         sentences.append("Intervals are per comparison, not adjusted for how many there are.")
@@ -211,7 +218,7 @@ def controls_section(study: Study) -> Section:
                 label, dash, marker = CONTROLS.get(pair, (" ".join(pair), "longdash", "diamond"))
                 if own:
                     traces += [*_band(own, label, look), _line(own, label, Look(look.colour, dash, marker))]
-            states[state_of(recalibrated)] = traces
+            states[state_of(recalibrated=recalibrated)] = traces
         if any(states.values()):
             figures.append(
                 Figure(

@@ -33,7 +33,7 @@ def results_section(study: Study) -> Section:
         row = filed.get((entry.method, entry.sparsity)) if (entry.score, entry.scope) in kept else None
         dense = entry.to_dense if entry.sparsity > 0 else None
         cells = [
-            Cell(entry.method), Cell(f"{entry.score}, {entry.scope}"), Cell(STATES[state_of(entry.recalibrated)]),
+            Cell(entry.method), Cell(f"{entry.score}, {entry.scope}"), Cell(STATES[state_of(recalibrated=entry.recalibrated)]),
             Cell(sparsity_label(entry.sparsity), entry.sparsity), Cell(str(entry.n), entry.n),
             *map(_percent, (entry.mean, entry.std, entry.low, entry.high)),
             EMPTY if dense is None else Cell(spread(dense, signed=True, digits=2), round(100 * dense.mean, 6)),

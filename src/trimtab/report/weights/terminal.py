@@ -19,7 +19,7 @@ from trimtab.studies.statistics import (
 from trimtab.studies.summary import Summary
 
 
-def _cell(entry: Entry | None, best: bool, stacked: bool) -> Text:
+def _cell(entry: Entry | None, *, best: bool, stacked: bool) -> Text:
     if entry is None:
         return Text("-", style="dim")
     text = Text(f"{100 * entry.mean:.1f}", style="bold" if best else "")
@@ -28,7 +28,7 @@ def _cell(entry: Entry | None, best: bool, stacked: bool) -> Text:
     return text
 
 
-def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80) -> Table:
+def terminal_table(summary: Summary, *, recalibrated: bool = False, width: int = 80) -> Table:
     """Methods by sparsities: mean and half the 95 % t interval over seeds, in percent; the best mean of a column is bold.
 
     Args:
@@ -47,7 +47,9 @@ def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80
     sparsities = sorted({entry.sparsity for entry in entries})
     by_place = {(entry.method, entry.sparsity): entry for entry in entries}
     best = {s: max((e for e in entries if e.sparsity == s), key=lambda e: e.mean).mean for s in sparsities}
-    columns = [max(len(_cell(by_place.get((m, s)), False, False).plain) for m in methods) for s in sparsities]
+    columns = [
+        max(len(_cell(by_place.get((m, s)), best=False, stacked=False).plain) for m in methods) for s in sparsities
+    ]
     labels = [sparsity_label(sparsity) for sparsity in sparsities]
     needed = sum(1 + max(column, len(label)) for column, label in zip(columns, labels, strict=True))
     stacked = max(6, *map(len, methods)) + 2 + needed > width
@@ -72,7 +74,7 @@ def terminal_table(summary: Summary, recalibrated: bool = False, width: int = 80
         cells = []
         for sparsity in sparsities:
             entry = by_place.get((method, sparsity))
-            cells.append(_cell(entry, entry is not None and entry.mean == best[sparsity], stacked))
+            cells.append(_cell(entry, best=entry is not None and entry.mean == best[sparsity], stacked=stacked))
         found.add_row(Text(method), *cells)
     return found
 

@@ -29,13 +29,13 @@ def _density(histograms: Sequence[Histogram]) -> tuple[list[float], list[float]]
     return middles, [count / total / width for count, width in zip(counts, widths, strict=True)]
 
 
-def _trace(method: str, own: Sequence[Histogram], look: Look, log: bool) -> dict[str, Any]:
+def _trace(method: str, own: Sequence[Histogram], look: Look, *, log: bool) -> dict[str, Any]:
     middles, density = _density(own)
     y = [(value or None) if log else value for value in density]
     return line(method, look, middles, y, "%{fullData.name}: density %{y:.3g} at %{x:.2f}", shape="hvh")
 
 
-def _number(found: Estimate, digits: int, scale: float = 1.0, signed: bool = False) -> str:
+def _number(found: Estimate, digits: int, scale: float = 1.0, *, signed: bool = False) -> str:
     text = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}".replace("-", MINUS)
     return text if found.half is None else f"{text} ± {scale * found.half:.{digits}f}"
 
@@ -47,7 +47,7 @@ def weights_section(study: Study) -> Section:
         return Section("weights", title, missing="No weight distributions were kept with these runs.")
     groups = {m: [h for h in found if h.method == m] for m in study.looks if any(h.method == m for h in found)}
     states = {
-        scale: [_trace(m, own, study.looks[m], scale == "log") for m, own in groups.items()]
+        scale: [_trace(m, own, study.looks[m], log=scale == "log") for m, own in groups.items()]
         for scale in ("linear", "log")
     }
     figure = Figure(

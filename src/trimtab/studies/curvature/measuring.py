@@ -91,7 +91,7 @@ class MeasuredRun:
             return kept
         note(f"{self.label} seed {self.recipe.seed} {100 * sparsity:.4g} %")
         with self._pruned_to(sparsity) as recalibrated:
-            found = self._measure(sparsity, recalibrated)
+            found = self._measure(sparsity, recalibrated=recalibrated)
         write_text(file, json.dumps({"identity": identity, **found.model_dump(mode="json")}) + "\n")
         return found
 
@@ -145,15 +145,15 @@ class MeasuredRun:
             "settings": self.settings.model_dump(mode="json", exclude={"sparsities"}),
         }
 
-    def _accuracy(self, sparsity: float, recalibrated: bool) -> float:
+    def _accuracy(self, sparsity: float, *, recalibrated: bool) -> float:
         """From the run's pruning results where they are of this network, else evaluated."""
-        known = self._known(sparsity, recalibrated)
+        known = self._known(sparsity, recalibrated=recalibrated)
         if known is not None:
             return known.accuracy
         batches = batches_of(self.recipe, self.data, self.split, device=self._device)
         return evaluate(self.model, batches, self.data.num_classes).accuracy
 
-    def _known(self, sparsity: float, recalibrated: bool) -> Row | None:
+    def _known(self, sparsity: float, *, recalibrated: bool) -> Row | None:
         for row in self._own_rows():
             if row.recalibrated == recalibrated and abs(row.sparsity - sparsity) < 1e-4:
                 return row
@@ -181,7 +181,7 @@ class MeasuredRun:
             if row.recalibrated == again
         ]
 
-    def _measure(self, sparsity: float, recalibrated: bool) -> Measured:
+    def _measure(self, sparsity: float, *, recalibrated: bool) -> Measured:
         settings = self.settings
         objective = objective_of(self.recipe, self.model, self._batches)
         hessian = Hessian(objective)
@@ -207,7 +207,7 @@ class MeasuredRun:
             seed=self.recipe.seed,
             sparsity=sparsity,
             recalibrated=recalibrated,
-            accuracy=self._accuracy(sparsity, recalibrated),
+            accuracy=self._accuracy(sparsity, recalibrated=recalibrated),
             split=self.split,
             loss=ball.loss,
             gradient_norm=ball.gradient_norm,
