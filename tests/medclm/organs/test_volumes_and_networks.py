@@ -109,7 +109,7 @@ def test_xray_vision_masks_come_back_at_the_images_size() -> None:
     assert np.array_equal(XrayVisionOrgans(Brightness()).masks(image_record(), colour)["trachea"], found["trachea"])
     with pytest.raises(OrganError, match="needs the pixels"):
         XrayVisionOrgans(Brightness()).masks(image_record(), None)
-    with pytest.raises(ValueError, match="threshold must be in"):
+    with pytest.raises(ValueError, match="threshold must lie in"):
         XrayVisionOrgans(Brightness(), threshold=1.0)
 
 

@@ -102,8 +102,8 @@ def split_labels(values: NDArray[np.integer[Any]], labels: Mapping[int, str], fi
     present = [int(value) for value in np.unique(values) if value != 0]
     unnamed = [value for value in present if value not in labels]
     if unnamed:
-        value = f"{unnamed}; {LABELS} or labels= names {sorted(labels)}"
-        raise OrganError(file, "label map holds values without a name", value)
+        told = f"{unnamed}; {LABELS} or labels= names {sorted(labels)}"
+        raise OrganError(file, "label map holds values without a name", told)
     masks: dict[str, Mask] = {}
     for value in present:
         organ = organ_name(labels[value])
