@@ -32,11 +32,6 @@ TRANSFORMS: dict[str, Callable[[], GradientTransform]] = {
     "adaptive_clip": lambda: AdaptiveClip(0.01),
     "clip_norm": lambda: ClipNorm(0.05),
 }
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
-    "sgd-fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3, fused=True),
-    "adamw-fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-}
 
 
 def network() -> nn.Sequential:
@@ -61,26 +56,14 @@ def weights(net: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
-def train(make: str, style: str, *levers: trimtab.Lever) -> Tensor:
-    """`style` "by hand" calls the levers between backward and step, without `attach`."""
+def train(*levers: trimtab.Lever) -> Tensor:
     net = network()
-    optimizer = OPTIMIZERS[make](list(net.parameters()))
-    if style != "by hand":
-        trimtab.attach(optimizer, *levers, model=net)
-    known = entries_of(net)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=style.startswith("scaler"))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    trimtab.attach(optimizer, *levers, model=net)
     for inputs, labels in data():
         optimizer.zero_grad()
-        parts = 2 if style.startswith("accumulation") else 1
-        for x, y in zip(inputs.chunk(parts), labels.chunk(parts), strict=True):
-            scaler.scale(nn.functional.cross_entropy(net(x), y) / parts).backward()
-        if style == "by hand":
-            for lever in levers:
-                lever.before_step(known)
-        if style == "scaler-unscale":
-            scaler.unscale_(optimizer)
-        scaler.step(optimizer)
-        scaler.update()
+        nn.functional.cross_entropy(net(inputs), labels).backward()
+        optimizer.step()
     return weights(net)
 
 
@@ -135,9 +118,9 @@ def test_order_unscale_accumulate_penalty_transforms_clip_step(fused):
 
 def test_a_chain_is_its_members_one_after_another():
     members = (Centralize, Autoscale, lambda: ClipNorm(0.1), lambda: ClipNorm(0.05))
-    separate = train("sgd", "plain", *(make() for make in members))
+    separate = train(*(make() for make in members))
     chain = Chain(*(make() for make in members))
-    assert torch.equal(train("sgd", "plain", chain), separate)
+    assert torch.equal(train(chain), separate)
     assert set(chain.signals()) == {"alpha", "sigma", "norm", "factor", "ClipNorm3.norm", "ClipNorm3.factor"}
     assert float(chain.signals()["ClipNorm3.norm"]) == pytest.approx(0.1, rel=1e-3)
     assert repr(chain).startswith("Chain(Centralize(conv_only=False, min_ndim=2), Autoscale(")
@@ -145,7 +128,7 @@ def test_a_chain_is_its_members_one_after_another():
 
 def test_a_chain_saves_and_restores_its_members():
     chain = Chain(Autoscale("first"), trimtab.penalties.L1(0.1), ClipNorm(1.0))
-    train("sgd", "plain", chain)
+    train(chain)
     state = copy.deepcopy(chain.state_dict())
     restored = Chain(Autoscale("first"), trimtab.penalties.L1(0.2), ClipNorm(1.0))
     restored.load_state_dict(state)
