@@ -113,3 +113,11 @@ def test_a_recipe_of_a_stranger_runs_no_code_unasked(
     monkeypatch.setenv(CODE_VARIABLE, "any")
     assert main(["prune", str(tmp_path / "b"), "--quiet"]) == 0
     assert os.environ[CODE_VARIABLE] == "any"
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[", b"[" * 100_000, b"3", b"{}"])
+def test_a_damaged_run_folder_of_medclm_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    assert "run.json" in _fails(["medclm", "evaluate", str(tmp_path), "--quiet"], capsys)
