@@ -173,14 +173,14 @@ def test_usage_errors_exit_with_2(words: list[str]) -> None:
     ("words", "line"),
     [
         (["train", "digits", "--var.strength=-1"],
-         "train: var.strength: Input should be greater than or equal to 0 (got -1.0)"),
+         "train: var.strength must be finite and 0 or more, got -1.0"),
         (["train", "digits", "--data.batch-size", "0"], "train: data.batch_size: Input should be greater than 0 (got 0)"),
         (["train", "digits", "--accumulate", "0"], "train: accumulate: Input should be greater than 0 (got 0)"),
         (["train", "digits", "--pruning.sparsities", "2"],
          "train: pruning.sparsities.0: Input should be less than 1 (got 2.0)"),
-        (["compare", "digits", "--sgd.momentum", "2"], "compare: sgd.momentum: Input should be less than 1 (got 2.0)"),
+        (["compare", "digits", "--sgd.momentum", "2"], "compare: sgd.momentum must lie in [0, 1), got 2.0"),
         (["compare", "digits", "--vary", "var.strength=-1"],
-         "compare: settings: var.strength: Input should be greater than or equal to 0 (got -1)"),
+         "compare: settings: var.strength must be finite and 0 or more, got -1.0"),
     ],
 )  # fmt: skip
 def test_a_nested_option_out_of_range_is_one_line(

@@ -142,16 +142,24 @@ class RecipeFields(Section):
 
     @model_validator(mode="after")
     def _built_once(self) -> Self:
-        """Build every used lever once, so that a wrong setting is refused here."""
+        """Build every lever once that is used or set apart from its defaults, so that a wrong setting is refused here."""
         if again := [name for name in self.transforms if name in self.levers]:
             raise ValueError(f"{again[0]} stands in the levers and in the transforms; name it once")
         if unused := self.suffixed.keys() - set(map(settings_name, self.levers)):
             raise ValueError(f"settings for {min(unused)!r}, which is not among the levers {list(self.levers)}")
         base = self.build(self.base_name, [nn.Parameter(torch.zeros(1))])
-        for name in self.used:
+        set_apart = {
+            row.section: row.name
+            for row in of_home(*TRAINED).values()
+            if self.section(row.name) != SECTIONS[row.section]()
+        }
+        others = [name for section, name in set_apart.items() if section not in map(settings_name, self.used)]
+        for name in (*self.used, *others):
             home = find(name).home
-            if home != "optimizer":
-                self.build(name, *([base] if home == "wrapper" else []))
+            arguments = (
+                ([nn.Parameter(torch.zeros(1))],) if home == "optimizer" else (base,) if home == "wrapper" else ()
+            )
+            self.build(name, *arguments)
         return self
 
     @property
