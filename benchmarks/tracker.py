@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab import models
-from trimtab.observe import GradientTracker, chunks, quantities
+from trimtab.observe import GradientTracker, quantities, sums
 from trimtab.parameters import Rule, entries
 
 BATCH = 128
@@ -177,8 +177,8 @@ def against_loops(name: str, held: list[nn.Parameter]) -> list[dict[str, Any]]:
 
 def waits_between_flushes(model: nn.Module) -> int:
     """How often a tracked step waits for the device, counted in the form that is used on accelerators."""
-    real_chunks = chunks.Chunks
-    quantities.Chunks = lambda sizes, dtype, device: real_chunks(sizes, dtype, device, looks=False)
+    real_sums = sums.Sums
+    quantities.Sums = lambda sizes, dtype, device: real_sums(sizes, dtype, device, looks=False)
     plain, tracked = (training_step(model, tracker) for tracker in (None, GradientTracker()))
     counts = {}
     try:
@@ -204,7 +204,7 @@ def waits_between_flushes(model: nn.Module) -> int:
                     setattr(Tensor, method, original)
             counts[name] = len(waits)
     finally:
-        quantities.Chunks = real_chunks
+        quantities.Sums = real_sums
     return counts["tracked"] - counts["plain"]
 
 

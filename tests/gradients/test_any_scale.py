@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from trimtab.gradients import AdaptiveClip, Autoscale, ClipNorm, GradientTransform, ZScore
 from trimtab.optimizers.norms import global_norm
 from trimtab.parameters import Entry
-from trimtab.tensors.moments import (
-    joint_norm,
-    moments,
-    unit_moments,
-    unit_squares,
-    unit_sums,
-)
+from trimtab.tensors.moments import moments
+from trimtab.tensors.norms import joint_norm
+from trimtab.tensors.unit_sums import unit_moments, unit_squares, unit_sums
 
 SCALES = pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-21, 1.0, 1e18, 1e20, 1e30])
 SIZES = pytest.mark.parametrize("rows", [4, 10_000])
@@ -91,7 +87,7 @@ def test_norms_of_millions_of_entries(values):
     exact = float(given.double().norm())
     assert float(joint_norm([given])) == pytest.approx(exact, rel=1e-6)
     assert global_norm([given], [given]) == pytest.approx(exact, rel=1e-6)
-    assert float(unit_squares(given.view(1, -1)).sqrt()) == pytest.approx(exact, rel=1e-6)
+    assert float(unit_squares([given.view(1, -1)]).sqrt()) == pytest.approx(exact, rel=1e-6)
     found = moments([given])
     assert found.variance.item() == pytest.approx(given.double().var(correction=0).item(), rel=1e-6)
 
@@ -114,7 +110,7 @@ def test_joint_norm_of_any_order(order, dtype):
 
 @pytest.mark.parametrize("layout", ["rows", "long rows", "strided", "halves"])
 def test_units_of_any_layout(layout, monkeypatch):
-    monkeypatch.setattr("trimtab.tensors.moments.PIECE_ON_CPU", 1000)
+    monkeypatch.setattr("trimtab.tensors.unit_sums.PIECE_ON_CPU", 1000)
     rows = {
         "rows": 1e25 * gradient(300).view(3, 400),
         "long rows": 5 + gradient(10_000).view(2, 20_000),
@@ -122,9 +118,9 @@ def test_units_of_any_layout(layout, monkeypatch):
         "halves": gradient(3000).view(3, 4000).bfloat16(),
     }[layout]
     exact = rows.double().flatten(1)
-    torch.testing.assert_close(unit_squares(rows).squeeze(1), exact.square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(unit_squares([rows]).squeeze(1), exact.square().sum(1), rtol=1e-6, atol=0)
     scale = exact.abs().sum(1)
-    assert bool(((unit_sums(rows).squeeze(1) - exact.sum(1)).abs() <= 1e-6 * scale).all())
+    assert bool(((unit_sums([rows]).squeeze(1) - exact.sum(1)).abs() <= 1e-6 * scale).all())
     number, total, within, between = unit_moments(rows).unbind(1)
     found = (within + between - total * total / number) / number
     torch.testing.assert_close(found, exact.var(1, correction=0), rtol=1e-6, atol=0)

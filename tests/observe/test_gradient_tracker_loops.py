@@ -13,7 +13,7 @@ import trimtab
 from tests.distributed import on_two_ranks
 from tests.observe.oracle import assert_row
 from trimtab.observe import GradientTracker
-from trimtab.observe import chunks as floor
+from trimtab.observe import sums as floor
 from trimtab.optimizers import SAM
 from trimtab.parameters import Rule
 
@@ -132,9 +132,9 @@ WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "
 
 def test_nothing_waits_for_the_device_between_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts what a Python program can wait by, in the form that is used on accelerators; a GPU is not at hand here."""
-    real_chunks = floor.Chunks
+    real_sums = floor.Sums
     monkeypatch.setattr(
-        "trimtab.observe.quantities.Chunks", lambda sizes, dtype, device: real_chunks(sizes, dtype, device, looks=False)
+        "trimtab.observe.quantities.Sums", lambda sizes, dtype, device: real_sums(sizes, dtype, device, looks=False)
     )
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

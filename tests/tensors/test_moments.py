@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.distributed import on_two_ranks
-from trimtab.tensors import moments as floor
+from trimtab.tensors import chunks as floor
 from trimtab.tensors.moments import Moments, moments, pooled
 
 
@@ -102,7 +102,7 @@ def test_pooled_equals_the_joined_tensor(values: list[list[float]]) -> None:
 def test_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [torch.randn(1000), torch.randn(7), torch.randn(256)]
     whole = moments(values)
-    monkeypatch.setattr(floor, "PIECE_ON_CPU", 64)
+    monkeypatch.setattr(floor, "BATCH_ON_CPU", 64)
     for one, other in zip(moments(values), whole, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
 

@@ -15,8 +15,8 @@ from trimtab.gradients.channels import finite_or
 from trimtab.parameters import Entry, Rule
 from trimtab.parameters.layouts import is_linear
 from trimtab.tensors.blocks import blocks, columns, norms
-from trimtab.tensors.moments import unit_squares
 from trimtab.tensors.passes import working_dtype
+from trimtab.tensors.unit_sums import unit_squares
 from trimtab.tensors.units import (
     Item,
     channel_axis,
@@ -161,7 +161,7 @@ class AdaptiveClip(GradientTransform):
         if not cut:
             return
         rows = [[rows_of(*item) for item in pair] for _, *pair in cut]
-        sums = [torch.cat([unit_squares(view) for view in pair], 1) for pair in rows]
+        sums = [torch.cat([unit_squares([view]) for view in pair], 1) for pair in rows]
         joined = over_ranks(sums, [parameter for parameter, *_ in cut], [item.axis for _, item, _ in cut])
         for (_, gradient), found in zip(rows, joined, strict=True):
             weight_norm, gradient_norm = torch.split(found.sqrt(), 1, 1)

@@ -16,8 +16,8 @@ from trimtab.tensors.blocks import (
     means,
     norms,
 )
-from trimtab.tensors.moments import unit_moments
 from trimtab.tensors.passes import working_dtype
+from trimtab.tensors.unit_sums import unit_moments
 from trimtab.tensors.units import (
     Item,
     channel_axis,

@@ -13,7 +13,7 @@ from trimtab.checks import positive
 from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.parameters import Entry, Rule
 from trimtab.sparse import is_sparse, stored_values
-from trimtab.tensors.moments import joint_norm
+from trimtab.tensors.norms import joint_norm
 from trimtab.tensors.passes import local_gradients, shift_and_scale_
 
 
@@ -78,4 +78,5 @@ class ClipNorm(GradientTransform):
         self._norm = joint_norm(gradients, owners, self.norm_type)
         factor = (self.max_norm / (self._norm + 1e-6)).clamp(max=1.0)
         self._factor = torch.where(torch.isfinite(self._norm), factor, 1.0)
-        shift_and_scale_(gradients, None, self._factor)
+        if self._factor.device.type != "cpu" or self._factor < 1:  # where the factor is at hand: 1 changes nothing
+            shift_and_scale_(gradients, None, self._factor)

@@ -15,8 +15,8 @@ from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.gradients.z_score import GRANULARITIES, Granularity
 from trimtab.parameters import Entry, Rule
 from trimtab.tensors.blocks import blocks, columns
-from trimtab.tensors.moments import piece_limit, unit_squares
 from trimtab.tensors.passes import flat_view, working_dtype
+from trimtab.tensors.unit_sums import piece_limit, unit_squares
 from trimtab.tensors.units import Item, channel_axis, is_cut, items_of, over_ranks, rows_of, same_layout
 
 PARALLEL = 4.0
@@ -113,7 +113,7 @@ class PerpendicularGradient(GradientTransform):
             others = [other.to(block.rows[0].dtype) for other in block.same_units_of(weights)]
             sums = torch.cat([_sums(row, other) for row, other in zip(block.rows, others, strict=True)])
             usable = _subtract_(block.rows, others, sums)
-            self._scale_(block.rows, sums, torch.cat([unit_squares(row) for row in block.rows]), usable)
+            self._scale_(block.rows, sums, unit_squares(block.rows), usable)
             block.write_back()
             found.append(sums)
         found += self._project_cut_(cut)
@@ -168,7 +168,7 @@ class PerpendicularGradient(GradientTransform):
         others = [weight.to(row.dtype) for (*_, weight, _), row in zip(cut, worked, strict=True)]
         sums = over_ranks([_exact(row, other) for row, other in zip(worked, others, strict=True)], owners, axes)
         usable = [_subtract_([row], [other], found) for row, other, found in zip(worked, others, sums, strict=True)]
-        left = over_ranks([unit_squares(row) for row in worked], owners, axes)
+        left = over_ranks([unit_squares([row]) for row in worked], owners, axes)
         for (*_, rows), row, found, squares, flags in zip(cut, worked, sums, left, usable, strict=True):
             self._scale_([row], found, squares, flags)
             rows.copy_(row)

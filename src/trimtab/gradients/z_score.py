@@ -8,14 +8,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from trimtab.checks import one_of, positive
-from trimtab.collectives import is_sharded
 from trimtab.gradients.base import GradientTransform
-from trimtab.gradients.channels import centre_channels_, centre_units_, factor_of, finite_or
+from trimtab.gradients.channels import centre_channels_, factor_of, finite_or
 from trimtab.gradients.statistics import moments_of
 from trimtab.parameters import Entry, Rule
-from trimtab.tensors.blocks import STACKED
 from trimtab.tensors.passes import local_gradients, shift_and_scale_
-from trimtab.tensors.units import Item, channel_axis, row_elements
+from trimtab.tensors.units import channel_axis, row_elements
 
 Granularity = Literal["tensor", "channel"]
 GRANULARITIES = ("tensor", "channel")
@@ -73,20 +71,8 @@ class ZScore(GradientTransform):
         if self.granularity == "channel":
             centre_channels_([entry for entry in chosen if row_elements(entry, channel_axis(entry)) > 1], self._factor)
             return
-        small: list[Item] = []
-        large: list[Entry] = []
-        for entry in chosen:
-            gradient = entry.parameter.grad
-            assert gradient is not None
-            if gradient.numel() <= 1:
-                continue
-            if gradient.numel() > STACKED or is_sharded(gradient):
-                large.append(entry)
-            else:
-                small.append(Item(gradient, None))
-        centre_units_(small, self._factor)
-        if large:
-            found = moments_of(large)
-            std = found.std
+        several = [entry for entry in chosen if entry.parameter.numel() > 1]
+        if several:
+            found = moments_of(several)
             factor = factor_of(found.squares.sqrt(), found.number, self._factor)
-            shift_and_scale_(local_gradients(large), finite_or(found.mean, 0.0), factor, std)
+            shift_and_scale_(local_gradients(several), finite_or(found.mean, 0.0), factor, found.std)

@@ -14,12 +14,13 @@ from trimtab.checks import some_of
 from trimtab.collectives import local_part
 from trimtab.levers import Lever
 from trimtab.observe.gradient_rows import GradientRows
-from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities, working_dtype
+from trimtab.observe.quantities import OF_WEIGHTS, RAW, STATISTICS, Quantities
 from trimtab.observe.tables import KINDS
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.sparse import refuse_sparse
 from trimtab.tables.logged import Logged
 from trimtab.tables.rows import SECONDS
+from trimtab.tensors.passes import working_dtype
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,15 +9,10 @@ from torch import Tensor
 
 from trimtab.checks import one_of
 from trimtab.collectives import is_sharded, local_part, max_over_shards, sum_over_shards
-from trimtab.observe.chunks import COLUMNS, PLACE, Chunks
+from trimtab.observe.sums import COLUMNS, PLACE, Sums
 from trimtab.observe.weights import NEAR_ZERO
-from trimtab.tensors.moments import (
-    Moments,
-    flat_part,
-    from_terms,
-    pooled,
-    terms,
-)
+from trimtab.tensors.moments import Moments, from_terms, pooled, terms
+from trimtab.tensors.passes import flat_part, working_dtype
 
 MOMENTS = ("mean", "variance", "std", "norm")
 COUNTS = ("zeros", "nan", "inf", "subnormal", "near_zero")
@@ -53,11 +48,6 @@ def smallest_normal(name: str) -> float:
     return float(torch.finfo(getattr(torch, name)).smallest_normal)
 
 
-def working_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for every other float."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 class Quantities:
     """Sums over whole tensors, wherever their parts lie, without waiting for the device.
 
@@ -72,7 +62,7 @@ class Quantities:
         self.near_zero = "near_zero" in statistics
         if "magnitude_variance" in statistics:
             self.wanted |= {"magnitude_total", "magnitude_squares"}
-        self._chunks: dict[tuple[object, ...], Chunks] = {}
+        self._layouts: dict[tuple[object, ...], Sums] = {}
 
     def __call__(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor], device: torch.device) -> Tensor:
         """What `RAW` names, shape (tensors, columns), float64, on `device`.
@@ -101,9 +91,9 @@ class Quantities:
 
     def _of_group(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
         flats = [flat_part(local_part(tensor), at) for at, tensor in enumerate(tensors)]
-        chunks = self._cut(flats)
-        sums = chunks.sums(flats, self.wanted, self.smallest_normal)
-        number = chunks.elements
+        layout = self._layout(flats)
+        sums = layout(flats, self.wanted, self.smallest_normal)
+        number = layout.chunks.elements
         if any(is_sharded(parameter) for parameter in parameters):
             number, sums = self._over_shards(number, sums, parameters)
         near_zero = torch.zeros_like(number)
@@ -111,7 +101,7 @@ class Quantities:
             total, squares = sums[:, PLACE["total"]], sums[:, PLACE["squares"]]
             limits = NEAR_ZERO * Moments(number, total, squares).norm / number.sqrt()
             # of a tensor of zeros every entry counts
-            near_zero = chunks.below(flats, torch.where(limits == 0, 1, limits))
+            near_zero = layout.below(flats, torch.where(limits == 0, 1, limits))
             near_zero = sum_over_shards(near_zero.unsqueeze(1), parameters).squeeze(1)
         return torch.cat([number.unsqueeze(1), sums, near_zero.unsqueeze(1)], 1)
 
@@ -119,7 +109,7 @@ class Quantities:
         """The same of a sparse gradient, from its stored values; all other entries are zeros. Shape (columns,)."""
         values = tensor.coalesce().values().reshape(-1)
         values = values.to(working_dtype(values))
-        stored = Chunks([values.numel()], values.dtype, values.device).sums([values], self.wanted, self.smallest_normal)
+        stored = Sums([values.numel()], values.dtype, values.device)([values], self.wanted, self.smallest_normal)
         column = dict(zip(COLUMNS, stored[0].unbind(), strict=True))
         here, zeros = float(values.numel()), tensor.numel() - float(values.numel())
         if here:
@@ -132,15 +122,15 @@ class Quantities:
         number = torch.full_like(column["total"], float(tensor.numel()))
         return torch.stack([number, *(column[name] for name in COLUMNS), torch.zeros_like(number)])
 
-    def _cut(self, flats: Sequence[Tensor]) -> Chunks:
-        first = flats[0]
+    def _layout(self, flats: Sequence[Tensor]) -> Sums:
+        device, dtype = flats[0].device, working_dtype(flats[0])
         sizes = [flat.numel() for flat in flats]
-        key = (first.device, first.dtype, *sizes)
-        if key not in self._chunks:
-            if len(self._chunks) >= 8:  # gradients that come and go: do not keep buffers for every set of them
-                self._chunks.clear()
-            self._chunks[key] = Chunks(sizes, first.dtype, first.device)
-        return self._chunks[key]
+        key = (device, dtype, *sizes)
+        if key not in self._layouts:
+            if len(self._layouts) >= 8:  # gradients that come and go: do not keep buffers for every set of them
+                self._layouts.clear()
+            self._layouts[key] = Sums(sizes, dtype, device)
+        return self._layouts[key]
 
     def _over_shards(self, number: Tensor, sums: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Join what the ranks found of their parts: one small collective, a second one where the maximum is wanted."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.tensors.moments import joint_norm
+from trimtab.tensors.norms import joint_norm
 
 TINY = 1e-12  # added to gradient norms before dividing, as SAM's authors do
 

@@ -7,14 +7,7 @@ from torch import Tensor
 
 from trimtab.parameters import Rule, Source
 from trimtab.penalties.magnitude import Law, MagnitudePenalty
-from trimtab.penalties.magnitude_pass import (
-    Magnitudes,
-    batches,
-    finish,
-    flat_with_gradients,
-    widened,
-    write_back,
-)
+from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
 from trimtab.sparse import is_sparse, refuse_sparse, stored_places, stored_values
 
 
@@ -69,13 +62,5 @@ class L1(MagnitudePenalty):
                     else:
                         refuse_sparse(self, entry.name, entry.parameter.grad)
                 dense = [entry.parameter for entry in group if not is_sparse(entry.parameter)]
-                if not dense:
-                    continue
-                rows, copied = flat_with_gradients(dense)
-                for batch in batches(rows):
-                    gradients = [gradient for _, gradient in batch.parts]
-                    targets = widened(gradients)
-                    signs = torch._foreach_sign(widened([weight for weight, _ in batch.parts]))
-                    torch._foreach_add_(targets, signs, alpha=self.strength)
-                    write_back(targets, gradients)
-                finish(copied)
+                if dense:
+                    MagnitudePass(dense, 0.0, gradients=True).add_signs_(self.strength)

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from trimtab.parameters import Entry, Source
 from trimtab.penalties.base import Penalty
-from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes, working_dtype
+from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
 from trimtab.sparse import refuse_sparse
+from trimtab.tensors.passes import working_dtype
 
 
 class Law(NamedTuple):

@@ -14,7 +14,7 @@ from trimtab.collectives import local_part, sum_over_shards
 from trimtab.parameters import Entry, Rule, select
 from trimtab.penalties.magnitude import Law, MagnitudePenalty, by_device_and_dtype
 from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
-from trimtab.tensors.moments import unit_squares
+from trimtab.tensors.unit_sums import unit_squares
 
 Form = Literal["variance", "relative", "as_printed"]
 WITHOUT_SPREAD = 100.0
@@ -129,7 +129,7 @@ class VarianceAmplifier(MagnitudePenalty):
         for at in positions:
             gradient = group[at].parameter.grad
             assert gradient is not None
-            squares.append(unit_squares(local_part(gradient).reshape(1, -1)).squeeze(0))
+            squares.append(unit_squares([local_part(gradient).reshape(1, -1)]).squeeze(0))
             owners.append(gradient)
         task = sum_over_shards(torch.stack(squares), owners).squeeze(1).sqrt()
         index = torch.tensor(positions, device=task.device)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.tensors.moments import unit_squares, unit_sums
 from trimtab.tensors.passes import PIECE_ON_ACCELERATOR, working_dtype
+from trimtab.tensors.unit_sums import unit_squares, unit_sums
 from trimtab.tensors.units import Item, rows_of
 
 STACKED = 1 << 14
@@ -31,12 +31,14 @@ class Block(NamedTuple):
         positions: the items these units are of.
         units: which of the units, where the items are not stacked.
         targets: the gradients that `rows` is a copy of; empty where it is a view.
+        sources: the tensors these units are of, in the order of `positions`.
     """
 
     rows: list[Tensor]
     positions: list[int]
     units: slice | None
     targets: list[Tensor]
+    sources: list[Tensor]
 
     @property
     def elements(self) -> int:
@@ -53,11 +55,19 @@ class Block(NamedTuple):
         torch._foreach_copy_(self.targets, copies)
 
     def same_units_of(self, others: Sequence[Item]) -> list[Tensor]:
-        """The same units of other tensors of the same shapes (the weights), to be read only."""
+        """The same units of other tensors of the same shapes (the weights), to be read only: element by element the same
+        indices, whatever the layout of either.
+
+        Example:
+            >>> gradient = torch.arange(16.0).view(1, 2, 2, 4).to(memory_format=torch.channels_last)
+            >>> (block,) = blocks([Item(gradient, 0)])
+            >>> bool((block.same_units_of([Item(gradient.contiguous(), 0)])[0] == block.rows[0]).all())
+            True
+        """
         items = [others[position] for position in self.positions]
         if self.units is None:
             return [stacked(items)]
-        return [rows_of(*item)[self.units] for item in items]
+        return [rows_of(*item, like)[self.units] for item, like in zip(items, self.sources, strict=True)]
 
 
 def norms(rows: Sequence[Tensor]) -> Tensor:
@@ -67,12 +77,12 @@ def norms(rows: Sequence[Tensor]) -> Tensor:
         >>> norms([torch.tensor([[3e30, 4e30]])])
         tensor([[5.0000e+30]], dtype=torch.float64)
     """
-    return torch.cat([unit_squares(part) for part in rows]).sqrt_()
+    return unit_squares(rows).sqrt_()
 
 
 def means(rows: Sequence[Tensor]) -> Tensor:
     """Mean of every unit, float64; shape (all units, 1)."""
-    return torch.cat([unit_sums(part) / (part.numel() // part.shape[0]) for part in rows])
+    return unit_sums(rows).div_(rows[0].numel() // rows[0].shape[0])
 
 
 def columns(joined: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
@@ -86,11 +96,11 @@ def columns(joined: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
 
 
 def stacked(items: Sequence[Item]) -> Tensor:
-    """Copies of tensors of one shape, whatever their memory format, as one tensor of shape (all units, elements)."""
-    tensors = [item.tensor for item in items]
+    """Copies of tensors of one shape as one tensor of shape (all units, elements), each in its logical order."""
+    tensors = [item.tensor.contiguous() for item in items]
     first = tensors[0]
     together = torch.cat(tensors) if first.ndim else torch.stack(tensors)
-    return together.reshape(len(tensors) if items[0].axis is None else len(tensors) * first.shape[0], -1)
+    return together.view(len(tensors) if items[0].axis is None else len(tensors) * first.shape[0], -1)
 
 
 def blocks(items: Sequence[Item]) -> Iterator[Block]:
@@ -119,17 +129,18 @@ def blocks(items: Sequence[Item]) -> Iterator[Block]:
 
 def _stack(members: Sequence[Item], positions: list[int]) -> Block:
     rows = stacked(members)
-    return Block([rows.to(working_dtype(rows))], positions, None, [member.tensor for member in members])
+    tensors = [member.tensor for member in members]
+    return Block([rows.to(working_dtype(rows))], positions, None, tensors, tensors)
 
 
 def _in_place(members: Sequence[Item], positions: list[int], limit: int) -> Iterator[Block]:
-    views = [rows_of(*member) for member in members]
+    views, tensors = [rows_of(*member) for member in members], [member.tensor for member in members]
     step = max(1, limit * views[0].shape[0] // views[0].numel())
     dtype = working_dtype(views[0])
     for start in range(0, views[0].shape[0], step):
         units = slice(start, start + step)
         parts = views if step >= views[0].shape[0] else [view[units] for view in views]
         if parts[0].dtype == dtype:
-            yield Block(parts, positions, units, [])
+            yield Block(parts, positions, units, [], tensors)
         else:
-            yield Block([part.to(dtype) for part in parts], positions, units, parts)
+            yield Block([part.to(dtype) for part in parts], positions, units, parts, tensors)

@@ -5,13 +5,15 @@ A piece is widened to float32 where the gradient is a half, worked on, and round
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.collectives import local_part
 from trimtab.parameters import Entry
+from trimtab.tensors.chunks import layout_of
 
 PIECE_ON_CPU = 1 << 18
 """Elements worked on together on the CPU: 1 MiB of float32, so that the second pass over them reads the cache."""
@@ -80,6 +82,36 @@ def flat_view(tensor: Tensor) -> Tensor:
     return ordered.view(-1) if ordered.is_contiguous() else tensor
 
 
+def flat_part(tensor: Tensor, position: int) -> Tensor:
+    """One dimension, in whatever order lies nearest in memory; a copy only where the layout has gaps.
+
+    Raises:
+        TypeError: not a dense real floating-point tensor; the message names `position`.
+    """
+    if tensor.is_contiguous() and tensor.dtype == torch.float32:  # most of them: as little as can be
+        return tensor.view(-1)
+    if not tensor.is_floating_point() or tensor.layout != torch.strided:
+        raise TypeError(
+            f"tensor {position} must be a dense real floating-point one, got {tensor.dtype}, {tensor.layout}"
+        )
+    return flattened([tensor.detach()])[0]
+
+
+def flattened(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors of one shape as flat ones in the memory order of the first: views where their layout allows, else copies.
+
+    Example:
+        >>> picture = torch.zeros(1, 2, 2, 2).to(memory_format=torch.channels_last)
+        >>> (flat,) = flattened([picture])
+        >>> flat.data_ptr() == picture.data_ptr()
+        True
+    """
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return tuple(tensor.view(-1) for tensor in tensors)
+    order = sorted(range(tensors[0].ndim), key=tensors[0].stride, reverse=True)
+    return tuple(tensor.permute(order).reshape(-1) for tensor in tensors)
+
+
 def pieces(views: Iterable[Tensor], limit: int) -> Iterator[tuple[list[int], list[Tensor]]]:
     """Cut views along their first dimension and gather the parts, at most `limit` elements at a time where possible.
 
@@ -135,6 +167,7 @@ def shift_and_scale_(
     left = list(range(len(gradients)))
     if shift is not None and spread is not None:
         left = _fused_on_cpu_(gradients, shift, factor.expand(len(gradients)), spread)
+        left = _small_on_cpu_(gradients, left, shift, factor.expand(len(gradients)))
     for group in by_kind([gradients[position] for position in left]):
         members = [left[position] for position in group]
         first = gradients[members[0]]
@@ -143,10 +176,14 @@ def shift_and_scale_(
         if shift is None and factor.ndim == 0 and first.dtype == dtype:
             torch._foreach_mul_([gradients[position] for position in members], factors)
             continue
-        views = [flat_view(gradients[position]) for position in members]
-        each = None if factor.ndim == 0 else factors.unbind()
-        shifts = None if shift is None else shift.to(device, dtype).unbind()
-        for owners, parts in pieces(views, piece_limit(device)):
+        limit = piece_limit(device)
+        views = [gradients[position] for position in members]
+        views = [gradient if gradient.numel() <= limit else flat_view(gradient) for gradient in views]
+        # numbers where they are at hand: a call with them costs less
+        apart: Callable[[Tensor], Sequence[Any]] = Tensor.tolist if device.type == "cpu" else Tensor.unbind
+        each = None if factor.ndim == 0 else apart(factors)
+        shifts = None if shift is None else apart(shift.to(device, dtype))
+        for owners, parts in pieces(views, limit):
             worked = widened(parts)
             if shifts is not None:
                 torch._foreach_sub_(worked, [shifts[members[owner]] for owner in owners])
@@ -155,6 +192,25 @@ def shift_and_scale_(
             else:
                 torch._foreach_mul_(worked, [each[members[owner]] for owner in owners])
             write_back(worked, parts)
+
+
+def _small_on_cpu_(gradients: Sequence[Tensor], left: Sequence[int], shift: Tensor, factor: Tensor) -> list[int]:
+    """The same for many small gradients together, copied into rows and back; returns what is left."""
+    small = [at for at in left if gradients[at].numel() <= FUSED_FROM and gradients[at].is_contiguous()]
+    if len(small) < 2 or shift.device.type != "cpu" or any(gradients[at].device.type != "cpu" for at in small):
+        return list(left)
+    for group in by_kind([gradients[at] for at in small]):
+        members = [small[at] for at in group]
+        flats = [gradients[at].view(-1) for at in members]
+        chunks = layout_of(flats, working_dtype(flats[0]))
+        shifts, factors = chunks.column(shift[members]), chunks.column(factor[members])
+        copy = chunks.buffer()
+        for batch in chunks.batches:
+            values = chunks.gather(batch, flats, copy[: batch.number])
+            rows = torch.sub(values, shifts[batch.rows], out=copy[: batch.number]).mul_(factors[batch.rows])
+            torch._foreach_copy_(*chunks.parts_of(batch, flats, rows))
+    done = set(small)
+    return [at for at in left if at not in done]
 
 
 def _fused_on_cpu_(gradients: Sequence[Tensor], shift: Tensor, factor: Tensor, spread: Tensor) -> list[int]:

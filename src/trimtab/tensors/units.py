@@ -47,8 +47,14 @@ def items_of(entry: Entry, tensor: Tensor) -> list[Item]:
     return [Item(matrix, axis - (stack < axis)) for matrix in tensor.unbind(stack)]
 
 
-def rows_of(tensor: Tensor, axis: int | None) -> Tensor:
+def rows_of(tensor: Tensor, axis: int | None, like: Tensor | None = None) -> Tensor:
     """A view with the units first: shape (units, elements) where the layout allows, else (units, ...).
+
+    Args:
+        tensor: read or worked on through the view.
+        axis: the dimension that indexes units, None for one unit.
+        like: a tensor of the same shape, in whose memory order the elements of a unit stand. Default `tensor` itself. What
+            has another order itself comes as (units, ...), or as a copy of (units, elements).
 
     Example:
         >>> rows_of(torch.zeros(4, 3, 2, 2), 0).shape, rows_of(torch.zeros(4, 3, 2, 2), 1).shape
@@ -56,13 +62,14 @@ def rows_of(tensor: Tensor, axis: int | None) -> Tensor:
         >>> rows_of(torch.zeros(5), None).shape
         torch.Size([1, 5])
     """
+    like = tensor if like is None else like
     if axis is None:
-        tensor, axis = tensor.unsqueeze(0), 0
-    if axis == 0 and tensor.is_contiguous():
-        return tensor.view(tensor.shape[0], -1) if tensor.numel() else tensor.flatten(1)
-    others = sorted((dim for dim in range(tensor.ndim) if dim != axis), key=tensor.stride, reverse=True)
-    rows = tensor.permute(axis, *others)
-    return rows.view(rows.shape[0], -1) if rows.is_contiguous() and rows.numel() else rows
+        tensor, like, axis = tensor.unsqueeze(0), like.unsqueeze(0), 0
+    if axis == 0 and like.is_contiguous():
+        return tensor.reshape(tensor.shape[0], -1) if tensor.numel() else tensor.flatten(1)
+    others = sorted((dim for dim in range(like.ndim) if dim != axis), key=like.stride, reverse=True)
+    rows, like = tensor.permute(axis, *others), like.permute(axis, *others)
+    return rows.reshape(rows.shape[0], -1) if like.is_contiguous() and rows.numel() else rows
 
 
 def row_elements(entry: Entry, axis: int | None) -> int:
