@@ -111,7 +111,7 @@ def test_a_part_that_ends_badly_keeps_its_rows(body, status, tmp_path, script, m
     monkeypatch.setattr(runner, "GRACE", 0.5)
     (tmp_path / "out").mkdir()
     (tmp_path / "work").mkdir()
-    one = runner.Run(tmp_path / "out", 1.0, False)
+    one = runner.Run(tmp_path / "out", 1.0, dry=False)
     runner.run_part(one, "speed", 5.0, tmp_path / "work", [], dict(os.environ))
     part = checked(tmp_path / "out")["parts"]["speed"]
     assert part["status"] == status

@@ -74,7 +74,7 @@ class Chunks:
         elements: of each tensor, shape (tensors,), float64.
 
     Example:
-        >>> Chunks([2, 3]).moments([torch.tensor([1.0, 3.0]), torch.tensor([0.0, -4.0, 1.0])])
+        >>> Chunks([2, 3]).moments([torch.tensor([1.0, 3.0]), torch.tensor([0.0, -4.0, 1.0])]).round()
         tensor([[ 4., -3.],
                 [ 2., 14.]], dtype=torch.float64)
     """

@@ -141,10 +141,10 @@ def test_bucketing_pads_less(pieces, tmp_path):
     ("settings", "message"),
     [
         ({"steps": 3, "epochs": 4}, "steps no fewer"),
-        ({"batch": 0}, "batch must be 1 or more"),
+        ({"batch": 0}, "batch must be a whole number of 1 or more"),
         ({"lr": 0}, "lr must be finite and above 0"),
         ({"warmup": 1}, "warmup"),
-        ({"lora": -1}, "lora must be 0 or more"),
+        ({"lora": -1}, "lora must be a whole number of 0 or more"),
     ],
 )
 def test_wrong_options_are_refused(settings, message):

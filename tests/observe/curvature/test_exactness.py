@@ -56,7 +56,7 @@ def test_straight_through_modules_are_named_and_turned_off(as_weight: bool) -> N
     with full_precision(net), full_precision(net):
         found = dense(Hessian(objective))  # with a parametrisation the coordinates come in another order
     assert float(found.trace()) == pytest.approx(float(true.trace()), rel=1e-12)
-    assert not any(module._full for module in net.modules() if isinstance(module, StraightThrough))
+    assert not any(module.full for module in net.modules() if isinstance(module, StraightThrough))
 
 
 def test_rounding_the_forward_pass_alone_is_symmetric() -> None:

@@ -123,7 +123,9 @@ def test_the_command_measures_keeps_and_goes_on(
 
     monkeypatch.setattr(MeasuredRun, "_measure", counted)
     assert main(words) == 130
-    monkeypatch.setattr(MeasuredRun, "_measure", lambda *given: measured.append("again") or real(*given))
+    monkeypatch.setattr(
+        MeasuredRun, "_measure", lambda *given, **named: measured.append("again") or real(*given, **named)
+    )
     assert main(words) == 0
     assert measured == ["sgd 0.0", "var 0.0", "sgd 0.9", "again"]
     assert contents(runs) == before

@@ -78,18 +78,16 @@ class TrainOptions:
             )
         for name in ("batch", "accumulate"):
             whole(name, getattr(self, name), 1)
+        for name in ("lora", "pixels", "workers", "save_every"):
+            whole(name, getattr(self, name), 0)
         for name in ("lr", "answer"):
             positive(name, getattr(self, name))
         for name in (
             "weight_decay",
             "clip",
-            "lora",
-            "pixels",
             "reasoning",
             "attention",
             "anchor",
-            "workers",
-            "save_every",
             "lr_end",
         ):
             non_negative(name, getattr(self, name))
