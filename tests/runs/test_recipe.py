@@ -10,6 +10,7 @@ from trimtab.registry import create, of_home
 from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
 from trimtab.runs.run_folder import training_identity
 from trimtab.runs.shipped import shipped_recipes
+from trimtab.studies.variants import variants
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
@@ -131,6 +132,19 @@ def test_the_same_lever_twice_has_two_sections(tmp_path: Path) -> None:
     changed.write(file)
     assert "l1@head:" in file.read_text()
     assert load_recipe(file) == changed
+
+
+def test_another_method_leaves_sections_with_a_suffix_behind() -> None:
+    recipe = Recipe.model_validate({"method": "l1+l1@head", "l1@head": {"strength": 1e-2, "include": "head*"}})
+    made = {one.label: one.recipe for one in variants(recipe, ["sgd", "l1+l1@head", "cram+"], [0])}
+    assert [made[label].used for label in made] == [("sgd",), ("sgd", "l1", "l1@head"), ("sgd", "cram+")]
+    assert made["l1+l1@head"].build("l1@head").strength == 1e-2
+    assert made["sgd"].suffixed == {}
+    varied = variants(recipe, ["sgd", "l1+l1@head"], [0], {"l1@head.strength": [0.5, 2.0]})
+    assert [one.label for one in varied] == ["sgd", *(f"l1+l1@head[l1@head.strength={value}]" for value in (0.5, 2.0))]
+    assert varied[-1].recipe.build("l1@head").strength == 2.0
+    with pytest.raises(ValueError, match="settings for 'l1@head', which is not among the levers"):
+        recipe.with_settings({"method": "sgd", "l1@head.strength": 1.0})
 
 
 def test_a_bare_value_stands_for_the_first_setting_of_a_lever(tmp_path: Path) -> None:

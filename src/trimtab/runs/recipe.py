@@ -154,7 +154,7 @@ class RecipeFields(Section):
             if self.section(row.name) != SECTIONS[row.section]()
         }
         others = [name for section, name in set_apart.items() if section not in map(settings_name, self.used)]
-        for name in (*self.used, *others):
+        for name in (*self.used[1:], *others):  # the first is the base optimizer
             home = find(name).home
             arguments = (
                 ([nn.Parameter(torch.zeros(1))],) if home == "optimizer" else (base,) if home == "wrapper" else ()
@@ -211,6 +211,8 @@ class RecipeFields(Section):
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
         """A recipe with dotted fields replaced, checked like a file.
 
+        With another method, sections of levers with a suffix that it does not name are left behind.
+
         Example:
             >>> Recipe().with_settings({"var.strength": 1e-4}).var.strength
             0.0001
@@ -230,6 +232,11 @@ class RecipeFields(Section):
             if not isinstance(target, dict) or (leaf not in target and parents[-1:] != ["arguments"]):
                 raise ValueError(f"no recipe field {dotted!r}{nearest(dotted, FIELDS)}")
             target[leaf] = value
+        if settings.keys() & {"method", "levers"}:
+            method, given = data["method"], {dotted.split(".")[0] for dotted in settings}
+            listed = _words(data["levers"]) or (parse(method) if isinstance(method, str) else ())
+            kept = given | set(map(settings_name, listed))
+            data = {key: section for key, section in data.items() if "@" not in key or key in kept}
         return _checked(data, "settings")
 
 
