@@ -14,6 +14,8 @@ from rich.table import Table
 from trimtab import deploy, pruning
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
+from trimtab.deploy import one_file_reader
+from trimtab.files import write_text
 from trimtab.observe import summary
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
@@ -25,14 +27,15 @@ from trimtab.studies.variants import safe_name
 class ExportArguments:
     """`trimtab export RUN --sparsity 0.9 --to sparse onnx`: prunes a copy of the run's network and writes it; the run is not changed. Says what got smaller, what got faster, and what did not."""  # noqa: E501
 
-    run: tyro.conf.Positional[Path]
-    """A finished run folder."""
+    run: tyro.conf.Positional[Path | None] = None
+    """A finished run folder; not needed for --to reader."""
     sparsity: float | None = None
     """Fraction of the prunable weights to remove; default 0.9, or what the recipe's N:M pattern fixes; 0: dense."""
-    to: tuple[Literal["sparse", "onnx", "program"], ...] = ("sparse",)
-    """sparse: small safetensors file (trimtab.deploy.load_sparse reads it); onnx: dense ONNX; program: torch.export."""
-    out: Path | None = None
-    """Folder for the files; default RUN/export."""
+    to: tuple[Literal["sparse", "onnx", "program", "reader"], ...] = ("sparse",)
+    """sparse: small file (load_sparse or the reader opens it); onnx: dense ONNX; program: torch.export; reader: one Python file
+    that opens sparse files with NumPy and safetensors alone."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """Folder for the files; default RUN/export, and the terminal for the reader alone."""
     recalibrate: bool = True
     """Re-estimate BatchNorm statistics on training images after pruning."""
     batch: int = 64
@@ -42,9 +45,32 @@ class ExportArguments:
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
+def _write_reader(folder: Path) -> Path:
+    file = folder / "trimtab_reader.py"
+    write_text(file, Path(one_file_reader.__file__).read_text(encoding="utf-8"))
+    return file
+
+
+def _reader_alone(given: ExportArguments) -> int:
+    """The one-file reader, printed or written; it needs no run."""
+    if given.to != ("reader",):
+        raise ValueError("name a finished run: trimtab export RUN [options]; only --to reader needs none")
+    if given.out is None:
+        print(Path(one_file_reader.__file__).read_text(encoding="utf-8"), end="")
+        return 0
+    file = _write_reader(given.out)
+    if given.output.json:
+        print_json({"files": {"reader": str(file)}})
+    else:
+        console.print(f"reader: {file}   next: python {file} FILE.safetensors", soft_wrap=True)
+    return 0
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse and write."""
     given = parse(ExportArguments, arguments, "export")
+    if given.run is None:
+        return _reader_alone(given)
     if given.batch < 1:
         raise ValueError(f"--batch must be 1 or more, got {given.batch}")
     if given.sparsity is not None and not 0 <= given.sparsity < 1:
@@ -81,6 +107,8 @@ def run(arguments: Sequence[str]) -> int:
     if "onnx" in given.to:
         files["onnx"] = out / f"{stem}.onnx"
         deploy.export_onnx(model, files["onnx"], example)
+    if "reader" in given.to:
+        files["reader"] = _write_reader(out)
     if "program" in given.to:
         files["program"] = out / f"{stem}.pt2"
         deploy.export_program(model, files["program"], example)
