@@ -14,6 +14,7 @@ from torch import nn
 
 import trimtab
 from tests.adapters.data import Seen, stateful_levers
+from tests.levers.test_finish import Halves
 from trimtab.observe import GradientTracker
 
 pytestmark = pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra `transformers`")
@@ -134,6 +135,16 @@ def test_prunes_when_the_last_checkpoint_is_written(tiny, tmp_path):
     assert not (saved["transformer.h.0.mlp.c_fc.weight"] == 0).any()
     pruning.pruned.undo()
     assert torch.equal(weight, saved["transformer.h.0.mlp.c_fc.weight"])
+
+
+def test_levers_finish_when_the_last_checkpoint_is_written(tiny, tmp_path):
+    from safetensors.torch import load_file
+
+    run = tiny.trainer(tmp_path, callback(Halves()), save_strategy="steps", save_steps=6)
+    run.train()
+    saved = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert torch.equal(run.model.get_parameter(name), saved[name] / 2)
 
 
 def test_masks_are_kept(tiny, tmp_path):

@@ -17,6 +17,7 @@ from torch import nn
 
 import trimtab
 from tests.adapters.data import BATCHES, Seen, network, own_loop, stateful_levers
+from tests.levers.test_finish import Halves
 from trimtab.observe import GradientTracker, read_table
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="needs the extra `lightning`")
@@ -139,6 +140,39 @@ def test_prunes_when_the_last_checkpoint_is_written(modules, tmp_path):
     assert not any((weights[f"net.{layer}.weight"] == 0).any() for layer in (0, 2))
     pruning.pruned.undo()
     assert all(torch.equal(module.state_dict()[name], weight) for name, weight in weights.items())
+
+
+def test_levers_finish_when_the_last_checkpoint_is_written_and_not_after_an_exception(modules, tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    module = modules.Automatic()
+    trainer(tmp_path, callback(Halves()), ModelCheckpoint(tmp_path, save_last=True), enable_checkpointing=True).fit(
+        module
+    )
+    straight = own_loop()
+    weights = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in straight.named_parameters():
+        assert torch.equal(weights[f"net.{name}"], weight)
+        assert torch.equal(module.net.get_parameter(name), weight / 2)
+
+    class Failing(modules.Automatic):
+        def training_step(self, batch: Any, index: int) -> Any:
+            raise RuntimeError("a broken batch")
+
+    failing = Failing()
+    with pytest.raises(RuntimeError, match="a broken batch"):
+        trainer(tmp_path, callback(Halves())).fit(failing)
+    assert_same(failing.net, network())
+
+
+def test_statistics_that_no_longer_fit_are_said(modules, tmp_path):
+    class Normed(modules.Automatic):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.insert(1, nn.BatchNorm1d(5))
+
+    with pytest.warns(UserWarning, match=r"BatchNorm statistics no longer fit: call trimtab\.pruning\.recalibrate"):
+        trainer(tmp_path, callback(Halves())).fit(Normed())
 
 
 def test_settings_of_pruning_are_refused_before_training(modules, tmp_path):

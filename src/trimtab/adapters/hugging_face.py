@@ -20,7 +20,8 @@ class TrimtabCallback(LeverCallback, TrainerCallback, ExportableState):  # type:
     They act once per optimizer step on unscaled, accumulated, reduced gradients, after the Trainer's own clipping
     (`max_grad_norm`, 1.0 unless set to 0). Their state is saved in `trainer_state.json` of every checkpoint and loaded from
     there when training resumes; `restore_callback_states_from_checkpoint` must stay False, because it would build the
-    callback anew without its levers. The model is pruned after the last checkpoint is written.
+    callback anew without its levers. Levers that do something last (`finish`) do it after the last checkpoint is written; then
+    the model is pruned.
 
     Args:
         levers, tracker, prune: see `LeverCallback`.
@@ -53,6 +54,5 @@ class TrimtabCallback(LeverCallback, TrainerCallback, ExportableState):  # type:
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **others: Any
     ) -> None:
-        """Detach, flush and prune."""
-        self._stop()
-        self._prune(model)
+        """Finish, detach, flush and prune."""
+        self._finish(model)

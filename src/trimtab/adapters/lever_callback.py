@@ -13,6 +13,7 @@ from torch import nn
 from trimtab.levers import Handle, Lever, attach
 from trimtab.observe import GradientTracker
 from trimtab.pruning import Pruned, one_shot
+from trimtab.pruning.recalibration import has_batch_norm
 from trimtab.pruning.selection_plan import SelectionPlan
 
 
@@ -91,6 +92,17 @@ class LeverCallback:
         """Detach; trackers flush."""
         if self.handle is not None:
             self.handle.remove()
+
+    def _finish(self, model: nn.Module) -> None:
+        """Training has come to its end: the levers do what they do last, leave, and the model is pruned."""
+        if self.handle is not None and self.handle.finish() and has_batch_norm(model):
+            warnings.warn(
+                "the levers changed the weights at the end of training, so BatchNorm statistics no longer fit: call "
+                "trimtab.pruning.recalibrate(model, loader) with training batches",
+                stacklevel=2,
+            )
+        self._stop()
+        self._prune(model)
 
     def _prune(self, model: nn.Module) -> None:
         if self.prune is not None:

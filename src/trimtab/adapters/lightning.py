@@ -18,8 +18,8 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
     """Levers on one optimizer, or several as one, of a LightningModule, for automatic and manual optimisation.
 
     They act once per optimizer step on unscaled, accumulated, reduced gradients, after Lightning's own clipping
-    (`gradient_clip_val`). Their state is saved in and loaded from every checkpoint. The model is pruned after the last
-    checkpoint is written.
+    (`gradient_clip_val`). Their state is saved in and loaded from every checkpoint. Levers that do something last (`finish`) do
+    it after the last checkpoint is written; then the model is pruned.
 
     Args:
         levers, tracker, prune: see `LeverCallback`.
@@ -80,14 +80,13 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
         for batches in self._accumulated:
             batches.add(batch, batch_idx)
 
-    def on_train_end(self, *about: object) -> None:
-        """Detach and flush, also after an exception."""
+    def on_exception(self, *about: object) -> None:
+        """Detach and flush."""
         while self._accumulated:
             self._accumulated.pop().remove()
         self._stop()
 
-    on_exception = on_train_end
-
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prune."""
-        self._prune(pl_module)
+        """Finish, detach, flush and prune; the last checkpoint is written."""
+        self._finish(pl_module)
+        self.on_exception()

@@ -115,6 +115,7 @@ class Handle:
         self._entries: list[Entry] = []
         self._whereabouts: Whereabouts | None = None
         self._applied, self._skipping = False, False
+        self._finished = False
         self._calls = 0
         self.kept_back: list[tuple[Tensor, Tensor]] = []
         self._stepped: set[int] = set()
@@ -237,6 +238,7 @@ class Handle:
         self.kept_back = []
         if not self._applied:
             return
+        self._finished = False
         place = self._place(optimizer)
         with _without_gradients(self._of_others(place)):
             for lever in self._acting:
@@ -267,6 +269,33 @@ class Handle:
                 if observes(lever) or not self._skipping:
                     call(lever, "end_step")
 
+    @torch.no_grad()
+    def finish(self) -> bool:
+        """Training has ended: let the levers do what they do last, such as a final projection; before the last validation.
+
+        Called by whoever owns the loop, once; again without a step in between it does nothing, also in a resumed run whose
+        state was saved after it.
+
+        Returns:
+            Whether BatchNorm statistics should be re-estimated now, because a lever changed the weights
+            (`trimtab.pruning.recalibrate`).
+
+        Example:
+            >>> import trimtab
+            >>> net = nn.Linear(2, 1)
+            >>> handle = trimtab.attach(torch.optim.SGD(net.parameters(), lr=0.1), trimtab.penalties.L1(0.5))
+            >>> handle.finish()
+            False
+        """
+        if self._finished:
+            return False
+        self._end_step()
+        parameters = self._current_entries()
+        for lever in self._acting:
+            call(lever, "finish", parameters)
+        self._finished = True
+        return any(getattr(lever, "needs_recalibration", False) for lever in self._acting)
+
     def _unbind(self) -> None:
         while self._bound:
             call(self._bound.pop(), "unbind")
@@ -287,6 +316,7 @@ class Handle:
         return {
             "levers": [{"type": type(lever).__name__, "state": lever.state_dict()} for lever in self.levers],
             "skipped": self.skipped,
+            "finished": self._finished,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -300,6 +330,7 @@ class Handle:
         for lever, item in zip(self.levers, state["levers"], strict=True):
             lever.load_state_dict(item["state"])
         self._policy.skipped = int(state.get("skipped", 0))
+        self._finished = bool(state.get("finished", False))
 
     def __enter__(self) -> Handle:
         return self

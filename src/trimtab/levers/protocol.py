@@ -28,6 +28,11 @@ class Lever(Protocol):
       call alone, at the weights before the step; it also sees a step that `on_nonfinite="skip"` skips.
     * `one_optimizer` (a reason): it does not fit several optimizers at once; `attach` refuses with that reason.
     * `transforms`: levers that stand for this one, as in `Chain`.
+    * `finish(parameters)`: called once when training has ended, after the last step and before the last validation and the
+      saving of the final weights (a last projection, averaged weights put in their place), by `Handle.finish`.
+    * `needs_recalibration` (True): `finish` changed the weights so that BatchNorm statistics no longer fit; read after it. A
+      run re-estimates them at once, with `trimtab.pruning.recalibrate`.
+    * `describe()`: plain numbers by name, that a run writes into its record after each epoch; called on every rank.
     """
 
     def before_step(self, parameters: Sequence[Entry]) -> None:

@@ -26,6 +26,22 @@ class Recalibration:
     batches: int
 
 
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    """Those that have statistics to re-estimate."""
+    found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in found if norm.track_running_stats and norm.running_mean is not None]
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether `recalibrate` would find statistics to re-estimate.
+
+    Example:
+        >>> has_batch_norm(nn.BatchNorm1d(2)), has_batch_norm(nn.LayerNorm(2))
+        (True, False)
+    """
+    return bool(_norms(model))
+
+
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     """Running mean, running variance, number of batches seen."""
     assert norm.running_mean is not None
@@ -132,9 +148,7 @@ def recalibrate(
     if batches is not None:
         whole("batches", batches, 1)
     model = unwrapped(model)  # DDP would broadcast rank 0's statistics, torch.compile recompile
-    norms = [
-        m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.running_mean is not None
-    ]
+    norms = _norms(model)
     if not norms:
         return Recalibration(0, 0)
     target = torch.device(device) if device is not None else next(chain(model.parameters(), model.buffers())).device

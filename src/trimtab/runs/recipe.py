@@ -29,6 +29,8 @@ from trimtab.runs.section import LeverSection, Section, build, section
 from trimtab.runs.sections import Data, Model, Pruning, Schedule
 from trimtab.runs.shipped import shipped_recipes
 
+AS_IF = 1000
+"""Steps of an epoch while a recipe is read, which does not know the data: only for levers that count them."""
 TRACKED = ("gradients", "weights", "updates", "curvature")
 
 
@@ -147,7 +149,8 @@ class RecipeFields(Section):
             raise ValueError(f"{again[0]} stands in the levers and in the transforms; name it once")
         if unused := self.suffixed.keys() - set(map(settings_name, self.levers)):
             raise ValueError(f"settings for {min(unused)!r}, which is not among the levers {list(self.levers)}")
-        base = self.build(self.base_name, [nn.Parameter(torch.zeros(1))])
+        steps = {"total_steps": self.epochs * AS_IF, "steps_per_epoch": AS_IF}
+        base = self.build(self.base_name, [nn.Parameter(torch.zeros(1))], **steps)
         set_apart = {
             row.section: row.name
             for row in of_home(*TRAINED).values()
@@ -159,7 +162,7 @@ class RecipeFields(Section):
             arguments = (
                 ([nn.Parameter(torch.zeros(1))],) if home == "optimizer" else (base,) if home == "wrapper" else ()
             )
-            self.build(name, *arguments)
+            self.build(name, *arguments, **steps)
         return self
 
     @property

@@ -78,6 +78,7 @@ def save(run: TrainingRun, **info: str) -> None:
 def finish(run: TrainingRun) -> None:
     """Write the trained network and mark the run as finished."""
     save(run)
+    told = run.steering.describe()
     model = run.devices.whole_model(run.model, lambda: build_model(run.recipe, run.data))
     if run.devices.rank == 0:
         in_memory_order(model, torch.contiguous_format)
@@ -91,4 +92,5 @@ def finish(run: TrainingRun) -> None:
             step_seconds=position.median_step_seconds,
             train_loss=position.rows[-1]["train_loss"],
             validation_accuracy=position.rows[-1]["validation_accuracy"],
+            **({"levers": told} if told else {}),
         )

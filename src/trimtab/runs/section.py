@@ -17,7 +17,9 @@ from trimtab.registry import TRAINED, Entry, of_home
 
 PLAIN = (bool, int, float, str, type(None))
 """Types of settings that a recipe can hold, beside literals and sequences of these."""
-HANDED = frozenset({"self", "base", "params", "model", "rule", "seed", "generator", "fixed"})
+HANDED = frozenset(
+    {"self", "base", "params", "model", "rule", "seed", "generator", "fixed", "total_steps", "steps_per_epoch"}
+)
 """Arguments that a run gives to its levers; they are no settings."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,19 @@ class Steering:
     levers: tuple[Any, ...]
     precision: tuple[LowPrecision | Compensate, ...]
     handle: Handle
+    parts: Mapping[str, Any]
+    """Optimizer, wrapper and levers by their names in the recipe."""
+
+    def describe(self) -> dict[str, dict[str, float | None]]:
+        """What the levers tell of themselves for the run's record, by name; those that tell nothing are not in it."""
+        told = {
+            name: lever.describe() for name, lever in self.parts.items() if callable(getattr(lever, "describe", None))
+        }
+        return {
+            name: {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+            for name, numbers in told.items()
+            if numbers
+        }
 
     @property
     def penalties(self) -> tuple[Penalty, ...]:
@@ -56,6 +71,7 @@ def steer(
     *,
     folder: Path | None = None,
     reducing: nn.Module | None = None,
+    steps_per_epoch: int | None = None,
 ) -> Steering:
     """Build the optimizer for `model` with the recipe's levers attached in their order, the rounding last.
 
@@ -68,19 +84,30 @@ def steer(
         tracker: watches the gradients.
         folder: the run folder, into which rounding is metered.
         reducing: the DistributedDataParallel model around it, whose reduction `precision.before_reduce` hooks.
+        steps_per_epoch: handed to the levers that name it, with `total_steps` of the whole run; those that need it are refused
+            without.
+
+    Raises:
+        ValueError: a lever does not fit the run, such as phases for which it is too short.
     """
-    base = recipe.build(recipe.base_name, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    handed: dict[str, Any] = {"seed": recipe.seed}
+    if steps_per_epoch is not None:
+        handed |= {"total_steps": steps_per_epoch * recipe.epochs, "steps_per_epoch": steps_per_epoch}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    base = recipe.build(recipe.base_name, trained, **handed)
     acting = [name for name in recipe.used if find(name).home != "optimizer"]
     wrapping = [name for name in acting if find(name).home == "wrapper"]
-    wrapper = recipe.build(wrapping[0], base, model=model, seed=recipe.seed) if wrapping else None
+    wrapper = recipe.build(wrapping[0], base, model=model, **handed) if wrapping else None
     optimizer = base if wrapper is None else wrapper
     if wrapper is not None:
         wrapper.on_nonfinite = "skip"
-    chain = tuple(recipe.build(name, seed=recipe.seed) for name in acting if name not in wrapping)
+    parts = {recipe.base_name: base, **({wrapping[0]: wrapper} if wrapping else {})}
+    levers = {name: recipe.build(name, **handed) for name in acting if name not in wrapping}
+    chain = tuple(levers.values())
     precision = build_precision(recipe.precision, recipe.seed, folder)
     if tracker is not None:
         attach(optimizer, tracker, model=model)
         tracker.watch((*(lever for lever in chain if hasattr(lever, "signals")), *precision))
     named = reducing if reducing is not None and recipe.precision.before_reduce else model
     handle = attach(optimizer, *chain, *precision, model=named, on_nonfinite="skip")
-    return Steering(optimizer, base, wrapper, chain, precision, handle)
+    return Steering(optimizer, base, wrapper, chain, precision, handle, {**parts, **levers})

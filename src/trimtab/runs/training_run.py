@@ -10,6 +10,7 @@ import torch
 
 from trimtab.collectives import sum_over_ranks
 from trimtab.parameters.wrappers import unwrapped
+from trimtab.pruning import recalibrate
 from trimtab.runs.divergence import check_finite, penalty_row
 from trimtab.runs.evaluation import evaluate
 from trimtab.runs.loading import batches_of, build_model, load_data
@@ -58,10 +59,15 @@ class TrainingRun:
             )
         self.model = devices.setup_model(build_model(recipe, self.data))
         self.watching = Watching(recipe, self.data, devices, folder.path)
-        self.steering = steer(
-            recipe, unwrapped(self.model), self.watching.tracker, folder=folder.path, reducing=self.model
-        )
         steps_per_epoch = len(self.train_batches) // recipe.accumulate
+        self.steering = steer(
+            recipe,
+            unwrapped(self.model),
+            self.watching.tracker,
+            folder=folder.path,
+            reducing=self.model,
+            steps_per_epoch=steps_per_epoch,
+        )
         self.stepper = Stepper(recipe, devices, self.model, self.steering, steps_per_epoch)
         self.position = Position(steps_per_epoch, devices.device)
 
@@ -85,8 +91,25 @@ class TrainingRun:
                 report(position.progress(recipe.epochs, total / position.step_in_epoch, self.watching.latest))
             if self.devices.any_rank(stop.asked):
                 return False
+        if position.epoch + 1 == recipe.epochs:
+            self._finish_levers()
         position.end_epoch(self._row(position.epoch + 1))
         return True
+
+    def _finish_levers(self) -> None:
+        """After the last step: what the levers do last, and BatchNorm statistics for the weights that they leave.
+
+        In the same breath as the last step: a checkpoint is of before all of it or of after.
+        """
+        if not self.steering.handle.finish():
+            return
+        section = self.recipe.pruning
+        with self.devices.autocast():
+            recalibrate(
+                self.model,
+                self.train_batches.sample(section.recalibrate_batches, self.recipe.seed),
+                device=self.devices.device,
+            )
 
     def _row(self, epoch: int) -> dict[str, Any]:
         """What `metrics.jsonl` says after so many epochs."""
@@ -97,6 +120,8 @@ class TrainingRun:
         if self.steering.skipped:
             row["skipped_steps"] = self.steering.skipped
         row |= penalty_row(self.steering, self.model, loss)
+        for name, numbers in self.steering.describe().items():
+            row |= {f"{name}.{key}": value for key, value in numbers.items()}
         model = unwrapped(self.model)
         if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
             quality = evaluate(model, self.validation_batches, self.data.num_classes, autocast=devices.autocast())

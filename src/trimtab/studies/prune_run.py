@@ -21,6 +21,7 @@ from trimtab.files import write_text
 from trimtab.inputs import named, utf8
 from trimtab.observe import summary as model_summary
 from trimtab.observe import weight_distribution
+from trimtab.pruning.recalibration import has_batch_norm
 from trimtab.runs.evaluation import Quality, evaluate
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.recipe import Recipe
@@ -68,10 +69,6 @@ def _buffers_put_back(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-
-
 class _Measured:
     """Evaluates one network again and again, as it is and recalibrated."""
 
@@ -86,7 +83,7 @@ class _Measured:
         self.calibration = batches_of(recipe, data, "train", device=device).sample(
             recipe.pruning.recalibrate_batches, recipe.seed
         )
-        self.recalibrates = _has_batch_norm(self.model)
+        self.recalibrates = has_batch_norm(self.model)
 
     def quality(self) -> Quality:
         return evaluate(self.model, self.batches, self.data.num_classes)
