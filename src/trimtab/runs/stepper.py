@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.runs.groups import end_of
 from trimtab.runs.objective import learning_rate_factor, task_loss
 from trimtab.runs.parallel import Devices
 from trimtab.runs.recipe import Recipe
@@ -34,22 +36,41 @@ class Stepper:
         self.steps_per_epoch = steps_per_epoch
 
     def set_learning_rate(self, step: int) -> float:
-        """Give the optimizer the schedule's rate of the 0-based `step`; returns it."""
+        """Give each of the optimizer's groups the schedule's rate of the 0-based `step`; returns the first one's.
+
+        A group whose epochs are over gets 0 and, in a single process, no gradient is computed for it any more.
+        """
+        for group in self.steering.base.param_groups:
+            end = self._end(group)
+            over = step >= end * self.steps_per_epoch
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (0.0 if over else self._factor(step, end))
+            if end < self.recipe.epochs and self.devices.world_size == 1:  # several processes wait for every gradient
+                for parameter in group["params"]:
+                    parameter.requires_grad_(not over)
+        rate: float = self.steering.base.param_groups[0]["lr"]
+        return rate
+
+    def _end(self, group: Mapping[str, Any]) -> float:
+        return end_of(group, self.recipe.groups, self.recipe.epochs)
+
+    def _factor(self, step: int, epochs: float) -> float:
         schedule = self.recipe.schedule
-        factor = learning_rate_factor(
+        return learning_rate_factor(
             schedule.name,
             step,
             self.steps_per_epoch,
-            self.recipe.epochs,
+            epochs,
             warmup_epochs=schedule.warmup_epochs,
             step_epochs=schedule.step_epochs,
             gamma=schedule.gamma,
         )
-        rate = 0.0
+
+    def _drop_gradients_that_are_over(self) -> None:
+        """No gradient where the rate is 0 for good, so that no lever sees one there."""
         for group in self.steering.base.param_groups:
-            rate = group.setdefault("initial_lr", group["lr"]) * factor
-            group["lr"] = rate
-        return rate
+            if group["lr"] == 0 and self._end(group) < self.recipe.epochs:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def loss(self, batch: Batch) -> Tensor:
         """Zero the gradients, backpropagate the mean loss over the micro-batches, return it."""
@@ -64,6 +85,7 @@ class Stepper:
                 ) / len(batch)
                 torch.autograd.backward(self.devices.scaled(loss))
             total += loss.detach()
+        self._drop_gradients_that_are_over()
         return total
 
     def step(self, batch: Batch) -> Tensor:
