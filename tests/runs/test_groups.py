@@ -66,7 +66,9 @@ def test_rates_follow_the_schedule_and_a_group_ends_after_its_epochs(tmp_path: P
         assert run.stepper.set_learning_rate(step) == pytest.approx(0.2 * factors[0])
         rates = {group["group"]: group["lr"] for group in run.steering.base.param_groups}
         assert rates == pytest.approx({"": 0.2 * factors[0], "whitening": 0.4 * factors[1], "biases": 0.8 * factors[0]})
-        assert bias.requires_grad == (step < 5)
+        run.stepper.loss([next(run.train_batches.epoch(0))])
+        assert (bias.grad is not None) == (step < 5)
+        assert bias.requires_grad
     decays = [group["weight_decay"] for group in run.steering.base.param_groups]
     assert decays == [0.01, 0.0, 0.0]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,17 +37,11 @@ class Stepper:
         self.steps_per_epoch = steps_per_epoch
 
     def set_learning_rate(self, step: int) -> float:
-        """Give each of the optimizer's groups the schedule's rate of the 0-based `step`; returns the first one's.
-
-        A group whose epochs are over gets 0 and, in a single process, no gradient is computed for it any more.
-        """
+        """Give each of the optimizer's groups the schedule's rate of the 0-based `step`; returns the first one's."""
         for group in self.steering.base.param_groups:
             end = self._end(group)
             over = step >= end * self.steps_per_epoch
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * (0.0 if over else self._factor(step, end))
-            if end < self.recipe.epochs and self.devices.world_size == 1:  # several processes wait for every gradient
-                for parameter in group["params"]:
-                    parameter.requires_grad_(not over)
         rate: float = self.steering.base.param_groups[0]["lr"]
         return rate
 
@@ -65,16 +60,30 @@ class Stepper:
             gamma=schedule.gamma,
         )
 
-    def _drop_gradients_that_are_over(self) -> None:
-        """No gradient where the rate is 0 for good, so that no lever sees one there."""
-        for group in self.steering.base.param_groups:
-            if group["lr"] == 0 and self._end(group) < self.recipe.epochs:
-                for parameter in group["params"]:
-                    parameter.grad = None
+    @contextmanager
+    def _without_gradients_of_the_past(self) -> Iterator[None]:
+        """No gradient where the rate is 0 for good: a single process computes none, several wait for all and drop it."""
+        past = [
+            parameter
+            for group in self.steering.base.param_groups
+            if group["lr"] == 0 and self._end(group) < self.recipe.epochs
+            for parameter in group["params"]
+        ]
+        for parameter in past:
+            parameter.requires_grad = self.devices.world_size > 1
+        try:
+            yield
+        finally:
+            for parameter in past:
+                parameter.requires_grad, parameter.grad = True, None
 
     def loss(self, batch: Batch) -> Tensor:
         """Zero the gradients, backpropagate the mean loss over the micro-batches, return it."""
         self.steering.optimizer.zero_grad(set_to_none=True)
+        with self._without_gradients_of_the_past():
+            return self._passes(batch)
+
+    def _passes(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.devices.device)
         for position, (images, targets) in enumerate(batch):
             with self.devices.gradients_reduced(self.model, last=position == len(batch) - 1):
@@ -85,7 +94,6 @@ class Stepper:
                 ) / len(batch)
                 torch.autograd.backward(self.devices.scaled(loss))
             total += loss.detach()
-        self._drop_gradients_that_are_over()
         return total
 
     def step(self, batch: Batch) -> Tensor:
