@@ -15,6 +15,7 @@ from trimtab.lazy import lazily
 if TYPE_CHECKING:
     from trimtab import (
         adapters,
+        averaging,
         curricula,
         datasets,
         deploy,
@@ -38,6 +39,7 @@ __all__ = [
     "Lever",
     "attach",
     "adapters",
+    "averaging",
     "curricula",
     "datasets",
     "deploy",
