@@ -49,6 +49,8 @@ class Row:
         complex: `RIGHT`, `LEFT_OUT`, or the words that refuse a complex parameter named "odd.weight".
         sharded: `RIGHT`, or the words that refuse sharded weights.
         other: settings that replace some in the checks named "sparse", "half" and "train".
+        finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
+        steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Row:
     complex: str = REAL
     sharded: str = RIGHT
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    finished: Callable[..., Any] | None = None
+    steps: int = 0
 
     @property
     def home(self) -> Home:
@@ -77,7 +81,8 @@ class Row:
 
     def create(self, *arguments: Any, **more: Any) -> Any:
         """The lever with the row's settings."""
-        return create(self.name, *arguments, **{**self.settings, **more})
+        handed = {"total_steps": self.steps} if self.steps else {}
+        return create(self.name, *arguments, **{**handed, **self.settings, **more})
 
     def __str__(self) -> str:
         return f"{self.name}-{self.label}" if self.label else self.name
@@ -126,6 +131,14 @@ ROWS = (
       for label, clip, eps in (("", 0.01, 1e-3), ("eps", 0.01, 4.0))),
     *(Row("clip_norm", reference.clip_norm, {"max_norm": 0.02, "norm_type": p}, f"{p:g}", "all", sparse=RIGHT)
       for p in (2.0, 1.0, np.inf)),
+    Row("concentrate", reference.concentrate, {"rate": 0.5}, complex=LEFT_OUT),
+    Row("concentrate", reference.concentrate, {"rate": 0.5, "scope": "layer"}, "layer", complex=LEFT_OUT),
+    Row("concentrate", reference.concentrate, {"rate": 0.5, "preserve_norm": False}, "plain", complex=LEFT_OUT),
+    Row("proximal_l1", reference.proximal_l1, {"strength": 0.05}, complex=LEFT_OUT),
+    Row("ema", reference.as_it_was, {"decay": 0.7, "warmup": False}, sparse=RIGHT, complex=RIGHT, finished=reference.ema),
+    Row("ema", reference.as_it_was, {"decay": 0.9}, "warmup", sparse=RIGHT, complex=RIGHT, finished=reference.ema),
+    Row("mean_weights", reference.as_it_was, {"start": 0.4, "every": 2}, sparse=RIGHT, complex=RIGHT,
+        finished=reference.mean_weights, steps=4),
 )  # fmt: skip
 STRENGTH = {"var": 1e-4, "relative": 1e-2, "as_printed": 1e-2, "l1": 1e-2, "hoyer": 1e-3}
 """Of the penalties, in training."""

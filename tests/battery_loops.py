@@ -95,6 +95,12 @@ class Training:
             self.step(step)
         return weights(self.net)
 
+    def finish(self) -> list[Tensor]:
+        """The weights that the run keeps."""
+        if self.handle is not None:
+            self.handle.finish()
+        return weights(self.net)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         handle = None if self.handle is None else self.handle.state_dict()
@@ -171,6 +177,12 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
         moved = plain(w, g, base, lr=RATE, momentum=MOMENTUM, weight_decay=0.0)
         w = row.reference(w, moved, memory, **row.given) if row is not None and home == "after_step" else moved
         yield w
+
+
+def kept_weights(row: Row, steps: Sequence[int]) -> Arrays:
+    """The weights that a run over these steps keeps, in NumPy float64."""
+    every = list(written_out(row, steps))
+    return every[-1] if row.finished is None else row.finished(every, **row.given)
 
 
 def distance(left: Sequence[Array | Tensor], right: Sequence[Array | Tensor]) -> float:

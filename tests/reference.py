@@ -173,6 +173,47 @@ def adamw(
     ]
 
 
+# after the step: weights before it, weights that the optimizer left -> weights
+
+
+def concentrate(
+    w: Arrays, left: Arrays, memory: Memory, rate: float, scope: str = "global", preserve_norm: bool = True, lr: float = 0.1
+) -> Arrays:  # fmt: skip
+    def together(tensors: Arrays) -> Arrays:
+        m = np.abs(np.concatenate([one.ravel() for one in tensors])).mean()
+        found = [np.sign(one) * np.maximum(np.abs(one) - lr * rate * m, 0) for one in tensors]
+        before, after = (sum(float((one**2).sum()) for one in of) for of in (tensors, found))
+        return [one * (math.sqrt(before / after) if preserve_norm else 1) for one in found]
+
+    matrices = [one for one in left if one.ndim > 1]
+    found = iter(together(matrices) if scope == "global" else [together([one])[0] for one in matrices])
+    return [next(found) if one.ndim > 1 else one for one in left]
+
+
+def proximal_l1(w: Arrays, left: Arrays, memory: Memory, strength: float, lr: float = 0.1) -> Arrays:
+    return [np.sign(one) * np.maximum(np.abs(one) - lr * strength, 0) if one.ndim > 1 else one for one in left]
+
+
+def as_it_was(w: Arrays, left: Arrays, memory: Memory, **settings: Any) -> Arrays:
+    return left
+
+
+# at the end: the weights after every step -> the weights that are kept
+
+
+def ema(steps: Sequence[Arrays], decay: float = 0.999, warmup: bool = True, buffers: str = "recalibrate") -> Arrays:
+    found = steps[0]
+    for n, w in enumerate(steps[1:], start=1):
+        d = min(decay, (1 + n) / (10 + n)) if warmup else decay
+        found = [d * a + (1 - d) * b for a, b in zip(found, w, strict=True)]
+    return found
+
+
+def mean_weights(steps: Sequence[Arrays], start: float = 0.0, every: int = 1, buffers: str = "recalibrate") -> Arrays:
+    counted = steps[math.floor(start * len(steps)) :: every]
+    return [np.mean(each, axis=0) for each in zip(*counted, strict=True)]
+
+
 # levers that do not act in training by name
 
 

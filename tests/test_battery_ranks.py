@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.battery import RIGHT, ROWS, Row
-from tests.battery_loops import Training, as_arrays, distance, network, weights, written_out
+from tests.battery_loops import Training, as_arrays, distance, kept_weights, network, weights, written_out
 from tests.distributed import on_two_ranks
 
 STEPS = 3
@@ -49,6 +49,7 @@ def _on_rank(rank: int, world: int) -> dict[str, Any]:
                 for step in range(STEPS):
                     training.step(step)
                 found[f"{wrapper} {row}"] = weights(net)
+                found[f"{wrapper} {row} kept"] = training.finish()
             except ValueError as error:
                 found[f"{wrapper} {row}"] = str(error)
     return found
@@ -70,6 +71,7 @@ def test_two_processes_equal_one(on_ranks: list[dict[str, Any]], wrapper: str, r
         else:
             assert all(isinstance(tensor, torch.Tensor) for tensor in found), found
             assert distance(found, expected) < 1e-8
+            assert distance(rank[f"{wrapper} {row} kept"], kept_weights(row, range(STEPS))) < 1e-8
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.home == "penalty"], ids=str)

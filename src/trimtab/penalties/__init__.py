@@ -1,10 +1,13 @@
-"""Penalties: terms added to the loss, or their gradients added just before the step."""
+"""Penalties: terms added to the loss, their gradients added just before the step, or a pull on the weights after it."""
 
 from __future__ import annotations
 
 from trimtab.penalties.base import Penalty
+from trimtab.penalties.concentrate import Concentrate
+from trimtab.penalties.decoupled import DecoupledPenalty
 from trimtab.penalties.hoyer_square import HoyerSquare
 from trimtab.penalties.l1 import L1
+from trimtab.penalties.proximal_l1 import ProximalL1
 from trimtab.penalties.variance_amplifier import VarianceAmplifier
 
-__all__ = ["HoyerSquare", "L1", "Penalty", "VarianceAmplifier"]
+__all__ = ["Concentrate", "DecoupledPenalty", "HoyerSquare", "L1", "Penalty", "ProximalL1", "VarianceAmplifier"]
