@@ -68,6 +68,10 @@ def errno_of(error: BaseException) -> int | None:
     return int(found.group(1) or found.group(2)) if found else None
 
 
+class HeldError(ValueError):
+    """Another process is at work in a folder."""
+
+
 @contextmanager
 def alone(folder: Path, doing: str) -> Iterator[None]:
     """Keep other processes out of `folder`; the system frees the lock of a killed process.
@@ -77,14 +81,14 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         doing: what the message says the other process does, such as "training into".
 
     Raises:
-        ValueError: another process holds the folder.
+        HeldError: another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise ValueError(f"another process is {doing} {folder}; wait for it, or choose another folder") from None
+        raise HeldError(f"another process is {doing} {folder}; wait for it, or choose another folder") from None
     try:
         yield
     finally:

@@ -11,8 +11,9 @@ import tyro
 
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import print_json
-from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_recipe
+from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
+from trimtab.studies.study_file import study_variants
 from trimtab.studies.variants import variants
 
 
@@ -29,10 +30,17 @@ class CompareArguments:
     """Seeds; fewer than two give no interval."""
     vary: tuple[str, ...] = ()
     """Further settings, e.g. var.strength=1e-6,1e-5; each applies to the methods that read it."""
+    study: Path | None = None
+    """File with the runs in their order (rows of method, settings, vary, seeds), instead of --methods and --vary; it may name
+    the recipe."""
+    records: Path | None = None
+    """Folder that keeps one small file of every finished run; a run whose file is there is done."""
     out: Path | None = None
     """Folder of the study; default runs/NAME."""
     jobs: int = 1
-    """Runs side by side; the cores are divided among them."""
+    """Runs side by side."""
+    threads: int | None = None
+    """Threads of each; default the cores divided among the jobs."""
     cost_steps: int = 20
     """Steps of each method to time for the cost figure."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
@@ -40,19 +48,26 @@ class CompareArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, run, report."""
-    given = parse_with_recipe(CompareArguments, arguments, "compare")
-    recipe, output = given.fields, given.output
+    given, study = parse_with_study(CompareArguments, arguments, "compare")
+    recipe, output, records = given.fields, given.output, given.records
     if given.cost_steps < 1 or given.jobs < 1:
         raise ValueError(f"--cost-steps and --jobs must be 1 or more, got {given.cost_steps} and {given.jobs}")
-    runs = variants(recipe, given.methods, given.seeds, parse_vary(given.vary))
+    runs = (
+        variants(recipe, given.methods, given.seeds, parse_vary(given.vary))
+        if study is None
+        else study_variants(study, recipe, given.seeds, str(given.study))
+    )
     folder = given.out or Path("runs") / recipe.name
-    outcomes = run_study(runs, folder, jobs=given.jobs, splits=("validation", "test"), quiet=output.silent)
+    outcomes = run_study(
+        runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation", "test"), quiet=output.silent,
+        records=records,
+    )  # fmt: skip
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):
         return 1
-    measure_once(runs, folder, given.cost_steps)
-    summary = write_report(folder, folder, name=recipe.name)
-    best = write_best(folder, folder)
+    measure_once(runs, folder, given.cost_steps, records)
+    summary = write_report(folder, folder, name=recipe.name, records=records)
+    best = write_best(folder, folder, records)
     if output.json:
         print_json(summary.model_dump(mode="json", by_alias=True))
     else:

@@ -4,32 +4,67 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
-import yaml
 from pydantic import ValidationError
 
 from trimtab.cli.arguments import check_first, parse
 from trimtab.inputs import named, shortened
 from trimtab.runs.problems import problems
 from trimtab.runs.recipe import FIELDS, SECTIONS, Recipe, load_recipe
+from trimtab.studies.study_file import StudyFile, number_or_text, read_study
 
 T = TypeVar("T")
 
 Fields = Annotated[Recipe, tyro.conf.arg(name="")]
 
 
-def parse_with_recipe(command: Callable[..., T], arguments: Sequence[str], name: str, **rest: Any) -> T:
+def parse_with_study(command: Callable[..., T], arguments: Sequence[str], name: str) -> tuple[T, StudyFile | None]:
+    """As `parse_with_recipe`, of a command that takes `--study FILE`, which may name the recipe and settings of it.
+
+    Raises:
+        ValueError: the file is wrong, names no recipe where the command line names none, or stands beside --methods or --vary.
+    """
+    words = list(arguments)
+    flags = [word.partition("=") for word in words]
+    at = next((place for place, (flag, _, _) in enumerate(flags) if flag == "--study"), None)
+    if at is None:
+        return parse_with_recipe(command, words, name), None
+    _, equals, value = flags[at]
+    name_of_file = value if equals else "".join(words[at + 1 : at + 2])
+    if not name_of_file or name_of_file.startswith("-"):
+        raise ValueError("--study needs a file")
+    file = Path(name_of_file)
+    study = read_study(file)
+    for flag, _, _ in flags:
+        if flag in {"--methods", "--vary"}:
+            raise ValueError(f"{flag} and --study are both given; the rows of {file} say what is run")
+    if words[0].startswith("-"):
+        if not study.recipe:
+            raise ValueError(f"{file} names no recipe; give one first: trimtab {name} RECIPE --study {file}")
+        beside = file.parent / study.recipe
+        words.insert(0, str(beside) if beside.exists() else study.recipe)
+    return parse_with_recipe(command, words, name, settings=study.settings), study
+
+
+def parse_with_recipe(
+    command: Callable[..., T],
+    arguments: Sequence[str],
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    **rest: Any,
+) -> T:
     """Parse a command whose first word is a recipe and whose flags have that recipe's values as defaults.
 
     `--levers` and `--method` replace both, since they say the same; `--clip-norm 1` is short for the first setting of a
     lever; `--l1@head.strength 1e-3` belongs to a lever with a suffix.
     """
     first = arguments[0] if arguments and not arguments[0].startswith("-") else "digits"
-    recipe = load_recipe(first)
+    recipe = load_recipe(first).with_settings(settings) if settings else load_recipe(first)
     words, suffixed = _without_suffixed(_first_settings(arguments))
     if any(word.partition("=")[0] in {"--levers", "--method"} for word in words):
         recipe = recipe.model_copy(update={"method": "", "levers": (), "suffixed": {**recipe.suffixed, **suffixed}})
@@ -95,7 +130,7 @@ def _without_suffixed(arguments: Sequence[str]) -> tuple[list[str], dict[str, di
         text = value if equals else next(rest, None)
         if text is None:
             raise ValueError(f"{flag} needs a value")
-        found.setdefault(section, {})[field] = _number_or_text(text)
+        found.setdefault(section, {})[field] = number_or_text(text)
     return words, found
 
 
@@ -112,12 +147,5 @@ def parse_vary(items: Sequence[str]) -> dict[str, list[Any]]:
         if not equals or not field or not values:
             raise ValueError(f"--vary takes FIELD=VALUE,VALUE such as var.strength=1e-6,1e-5, got {item!r}")
         with named(f"--vary {shortened(item, 80)}", "is not readable as YAML"):
-            found[field] = [_number_or_text(value) for value in values.split(",")]
+            found[field] = [number_or_text(value) for value in values.split(",")]
     return found
-
-
-def _number_or_text(text: str) -> Any:
-    try:  # YAML 1.1 reads 1e-5 as a string
-        return int(text) if text.lstrip("+-").isdigit() else float(text)
-    except ValueError:
-        return yaml.safe_load(text)

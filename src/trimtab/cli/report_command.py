@@ -11,10 +11,11 @@ import tyro
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import print_json
-from trimtab.cli.study import show, write_report
+from trimtab.cli.study import gathered, show, write_report
 from trimtab.report import render
-from trimtab.studies.comparison import run_folders
+from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.plan import planned_runs
+from trimtab.studies.records import Records, RunRecord
 from trimtab.studies.summary import Cost, Latency
 from trimtab.studies.weights.assemble import assemble, kept_measurements
 
@@ -24,7 +25,7 @@ class ReportArguments:
     """`trimtab report DIR [DIR ...]`: gathers every finished and pruned run below the folders into one report."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Study or run folders of one task."""
+    """Study or run folders of one task, or folders of records (compare --records)."""
     out: Path | None = None
     """Where report.html and summary.json go; default the first folder."""
     name: str | None = None
@@ -43,7 +44,12 @@ def run(arguments: Sequence[str]) -> int:
     if len(given.folders) == 1:
         summary = write_report(given.folders[0], out, name=given.name, split=given.split)
     else:
-        found = [run for folder in given.folders for run in run_folders(folder)]
+        own = next((folder for folder in given.folders if not Records(folder).files), out)
+        found: list[RunFolder] = []
+        records: dict[Path, RunRecord] = {}
+        for folder in given.folders:
+            runs, recorded = gathered(folder, study=own)
+            found, records = [*found, *runs], {**records, **recorded}
         costs: list[Cost] = []
         latencies: list[Latency] = []
         for folder in given.folders:
@@ -52,8 +58,9 @@ def run(arguments: Sequence[str]) -> int:
             latencies = latencies or more_latencies
         planned = {path: run for folder in given.folders for path, run in planned_runs(folder).items()}
         summary = assemble(
-            found, out, name=given.name, split=given.split, costs=costs, latencies=latencies, planned=planned
-        )
+            found, out, name=given.name, split=given.split, costs=costs, latencies=latencies, planned=planned,
+            records=records,
+        )  # fmt: skip
         out.mkdir(parents=True, exist_ok=True)
         summary.write(out / "summary.json")
         render(summary, out / "report.html")

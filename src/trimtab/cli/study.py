@@ -17,7 +17,8 @@ from trimtab.studies import statistics
 from trimtab.studies.comparison import Outcome, compare, run_folders
 from trimtab.studies.plan import in_words, planned_runs
 from trimtab.studies.prune_run import Split
-from trimtab.studies.summary import Summary
+from trimtab.studies.records import Records, RunRecord
+from trimtab.studies.summary import Cost, Latency, Summary
 from trimtab.studies.variants import Variant, safe_name
 from trimtab.studies.weights.assemble import (
     assemble,
@@ -29,11 +30,18 @@ from trimtab.studies.weights.cost import measure_costs
 
 
 def run_study(
-    variants: Sequence[Variant], folder: Path, *, jobs: int, splits: tuple[Split, ...], quiet: bool
+    variants: Sequence[Variant],
+    folder: Path,
+    *,
+    jobs: int,
+    splits: tuple[Split, ...],
+    quiet: bool,
+    threads: int | None = None,
+    records: Path | None = None,
 ) -> list[Outcome]:
     """Run the variants with a progress display; failures are printed."""
     with study_progress(quiet=quiet) as report:
-        outcomes = compare(variants, folder, jobs=jobs, splits=splits, report=report)
+        outcomes = compare(variants, folder, jobs=jobs, threads=threads, splits=splits, records=records, report=report)
     for outcome in outcomes:
         if outcome.error is not None:
             text = f"failed: {outcome.variant.label} seed {outcome.variant.recipe.seed}: {outcome.error}"
@@ -41,25 +49,63 @@ def run_study(
     return outcomes
 
 
-def measure_once(variants: Sequence[Variant], folder: Path, steps: int) -> None:
-    """Costs per step and latencies of this machine, kept in the study's folder."""
-    costs, latencies = kept_measurements(folder)
+def measure_once(variants: Sequence[Variant], folder: Path, steps: int, records: Path | None = None) -> None:
+    """Costs per step and latencies of this machine, kept in the study's folder and, where there is one, in that of records."""
+    places = [folder, *([] if records is None else [records])]
     labels = {variant.label: variant.recipe for variant in variants}
-    if {cost.method for cost in costs} != set(labels):
+    costs: list[Cost] = []
+    latencies: list[Latency] = []
+    for place in places:
+        kept_costs, kept_latencies = kept_measurements(place)
+        costs = kept_costs if {cost.method for cost in kept_costs} == set(labels) else costs
+        latencies = latencies or kept_latencies
+    if not costs:
         try:
             costs = measure_costs(list(labels.items()), steps=steps)
         except ArithmeticError as error:  # a diverging method must not cost the study its report
             errors.print(f"costs not measured: {error}", style="red", markup=False, soft_wrap=True)
-            costs = []
-    keep_measurements(folder, costs, latencies or measure_latencies())
+    latencies = latencies or measure_latencies()
+    for place in places:
+        keep_measurements(place, costs, latencies)
 
 
-def write_report(folder: Path, out: Path, *, name: str | None = None, split: Split = "test") -> Summary:
+def gathered(
+    folder: Path, records: Path | None = None, *, study: Path | None = None
+) -> tuple[list[RunFolder], dict[Path, RunRecord]]:
+    """The run folders at or below `folder`, and the records of runs that have or had one.
+
+    Args:
+        folder: of a study or a run, or of records.
+        records: further records.
+        study: the folder that the runs of records are taken to lie in; default `folder`.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    below = folder / "runs" if (folder / "runs").is_dir() else folder
+    found: dict[Path, RunRecord] = {}
+    for place in (folder, *([] if records is None else [records])):
+        found |= Records(place).under(study or folder)
+    if found and not any(below.rglob("recipe.yaml")):
+        return [], found
+    return run_folders(below), found
+
+
+def write_report(
+    folder: Path, out: Path, *, name: str | None = None, split: Split = "test", records: Path | None = None
+) -> Summary:
     """Assemble the summary of the runs below `folder`; write `summary.json` and `report.html` into `out`."""
     costs, latencies = kept_measurements(folder)
-    runs = folder / "runs" if (folder / "runs").is_dir() else folder
+    runs, recorded = gathered(folder, records)
     summary = assemble(
-        run_folders(runs), out, name=name, split=split, costs=costs, latencies=latencies, planned=planned_runs(folder)
+        runs,
+        out,
+        name=name,
+        split=split,
+        costs=costs,
+        latencies=latencies,
+        planned=planned_runs(folder),
+        records=recorded,
     )
     out.mkdir(parents=True, exist_ok=True)
     summary.write(out / "summary.json")
@@ -88,12 +134,21 @@ def best_network(summary: Summary, *, recalibrated: bool = True) -> tuple[str, i
     return best.method, seed, sparsity
 
 
-def write_best(folder: Path, out: Path) -> str:
-    """Prune and recalibrate the network that did best on the validation split, write it as a sparse file; a sentence on it."""
-    summary = assemble(run_folders(folder / "runs"), folder, split="validation")
+def write_best(folder: Path, out: Path, records: Path | None = None) -> str:
+    """Prune and recalibrate the network that did best on the validation split, write it as a sparse file; a sentence on it.
+
+    Where only the run's record is left the sentence says how to have the network again.
+    """
+    runs, recorded = gathered(folder, records)
+    summary = assemble(runs, folder, split="validation", records=recorded)
     method, seed, sparsity = best_network(summary)
     run = next(run for run in summary.runs if (run.method, run.seed) == (method, seed))
     source = RunFolder(folder / run.folder)
+    if not source.finished:
+        return (
+            f"best on the validation split: {method}, seed {seed}, {statistics.sparsity_label(sparsity)} sparse; no file "
+            "written, since only its record is here, not its network (without --records the run is trained again)"
+        )
     recipe: Recipe = source.recipe
     data = load_data(recipe)
     model = trained_model(source, data)

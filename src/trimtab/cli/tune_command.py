@@ -13,10 +13,14 @@ from rich.table import Table
 
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, print_json
-from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_recipe
+from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import run_study
 from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.comparison import Outcome
 from trimtab.studies.prune_run import prune_run
+from trimtab.studies.records import Records
+from trimtab.studies.study_file import StudyFile, StudyRow, study_variants
+from trimtab.studies.summary import Row
 from trimtab.studies.variants import variants
 from trimtab.studies.weights.tuning import choose, chosen_settings
 
@@ -36,44 +40,59 @@ class TuneArguments:
     """Seeds to average over."""
     criterion: Literal["plain", "recalibrated", "both", "dense"] = "both"
     """Mean accuracy over the pruned sparsities: as pruned, after BatchNorm recalibration, the mean of both; or dense."""
+    study: Path | None = None
+    """File with the runs in their order, each row with a grid of its own, instead of --methods and --vary; the best of each
+    row's name goes into tuned-study.yaml, which compare --study takes."""
+    records: Path | None = None
+    """Folder that keeps one small file of every finished run; a run whose file is there is done."""
     out: Path | None = None
     """Folder; default runs/NAME-tuning."""
     jobs: int = 1
     """Runs side by side."""
+    threads: int | None = None
+    """Threads of each; default the cores divided among the jobs."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def run(arguments: Sequence[str]) -> int:
     """Parse, run, choose."""
-    given = parse_with_recipe(TuneArguments, arguments, "tune")
+    given, study = parse_with_study(TuneArguments, arguments, "tune")
     recipe, output = given.fields, given.output
     vary = parse_vary(given.vary)
-    pruning = recipe.pruning.model_copy(update={"controls": False})
-    runs = variants(recipe.model_copy(update={"pruning": pruning}), given.methods, given.seeds, vary)
+    base = recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"controls": False})})
+    runs = (
+        variants(base, given.methods, given.seeds, vary)
+        if study is None
+        else study_variants(study, base, given.seeds, str(given.study))
+    )
     folder = given.out or Path("runs") / f"{recipe.name}-tuning"
-    outcomes = run_study(runs, folder, jobs=given.jobs, splits=("validation",), quiet=output.silent)
+    outcomes = run_study(
+        runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation",), quiet=output.silent,
+        records=given.records,
+    )  # fmt: skip
     good = [outcome for outcome in outcomes if outcome.error is None]
     if not good:
         return 1
-    measured = [
-        (
-            outcome.variant,
-            prune_run(
-                RunFolder(outcome.folder),
-                recipe=outcome.variant.recipe,
-                label=outcome.variant.label,
-                varied=outcome.variant.varied,
-                split="validation",
-            ).rows,
-        )
-        for outcome in good
-    ]
+    measured = [(outcome.variant, _rows(outcome, given.records)) for outcome in good]
     choices = choose(measured, given.criterion)
-    settings = chosen_settings(choices, list(vary))
-    recipe.with_settings(settings).write(folder / "tuned.yaml")
+    if study is None:
+        settings = chosen_settings(choices, list(vary))
+        file = folder / "tuned.yaml"
+        recipe.with_settings(settings).write(file)
+    else:
+        settings = {choice.method: chosen_settings([choice], choice.best.varied) for choice in choices}
+        file = folder / "tuned-study.yaml"
+        StudyFile(
+            recipe=given.recipe,
+            settings=study.settings,
+            rows=tuple(
+                StudyRow(method=choice.best.recipe.method, label=choice.method, settings=settings[choice.method])
+                for choice in choices
+            ),
+        ).write(file)
     if output.json:
         scores = {choice.method: dict(choice.scores) for choice in choices}
-        print_json({"settings": settings, "scores": scores, "recipe": str(folder / "tuned.yaml")})
+        print_json({"settings": settings, "scores": scores, "recipe" if study is None else "study": str(file)})
     else:
         table = Table(
             title="validation accuracy of the dense network"
@@ -86,5 +105,15 @@ def run(arguments: Sequence[str]) -> int:
             for label, score in choice.scores:
                 table.add_row(escape(label), f"{score:.2%}", style="bold" if label == choice.best.label else None)
         console.print(table)
-        console.print(f"chosen: {settings}\nrecipe: {folder / 'tuned.yaml'}", soft_wrap=True)
+        console.print(f"chosen: {settings}\n{'recipe' if study is None else 'study'}: {file}", soft_wrap=True)
     return 0 if len(good) == len(outcomes) else 1
+
+
+def _rows(outcome: Outcome, records: Path | None) -> list[Row]:
+    """What a run that went well measured."""
+    variant = outcome.variant
+    record = None if records is None else Records(records).done(variant, ("validation",))
+    if record is not None:
+        return record.measured["validation"].rows
+    run = RunFolder(outcome.folder)
+    return prune_run(run, recipe=variant.recipe, label=variant.label, varied=variant.varied, split="validation").rows

@@ -240,7 +240,7 @@ class RecipeFields(Section):
             listed = _words(data["levers"]) or (parse(method) if isinstance(method, str) else ())
             kept = given | set(map(settings_name, listed))
             data = {key: section for key, section in data.items() if "@" not in key or key in kept}
-        return _checked(data, "settings")
+        return recipe_from(data, "settings")
 
 
 if TYPE_CHECKING:
@@ -312,7 +312,8 @@ def _known(names: tuple[str, ...], allowed: tuple[str, ...], what: str) -> tuple
     return names
 
 
-def _checked(data: Any, where: str) -> Recipe:
+def recipe_from(data: Any, where: str) -> Recipe:
+    """The recipe in what a file holds; ValueError names `where`, the field, and the nearest name of an unknown one."""
     if not isinstance(data, dict):
         raise ValueError(f"{where}: a recipe is a mapping of fields, got {type(data).__name__}")
     try:
@@ -347,7 +348,7 @@ def load_recipe(source: str | Path) -> Recipe:
     with named(where, "is not readable as YAML"):
         data = yaml.safe_load(text)
         check_expansion(data)
-    return _checked({} if data is None else data, where)
+    return recipe_from({} if data is None else data, where)
 
 
-__all__ = ["SECTIONS", "Recipe", "load_recipe"]
+__all__ = ["SECTIONS", "Recipe", "load_recipe", "recipe_from"]

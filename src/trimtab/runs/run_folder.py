@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,17 @@ def training_identity(recipe: Recipe) -> dict[str, Any]:
     data["levers"] = list(recipe.used)
     data |= recipe.suffixed
     return data
+
+
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Which fields differ, with both values; empty when none does.
+
+    Example:
+        >>> changed({"seed": 0, "epochs": 2}, {"seed": 1, "epochs": 2})
+        'seed: 0 there, 1 now'
+    """
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
 
 
 @dataclass(frozen=True)
@@ -97,12 +108,10 @@ class RunFolder:
         Raises:
             ValueError: the folder holds work of a different recipe; the message names the fields that differ.
         """
-        if self.recipe_file.is_file() and (self.checkpoint_file.is_file() or self.model_file.is_file()):
-            old, new = training_identity(self.recipe), training_identity(recipe)
-            differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-            if differing:
-                changes = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
-                raise ValueError(f"{self.path} holds a run of another recipe ({changes}); choose another folder")
+        if not self.recipe_file.is_file() or not (self.checkpoint_file.is_file() or self.model_file.is_file()):
+            return
+        if changes := changed(training_identity(self.recipe), training_identity(recipe)):
+            raise ValueError(f"{self.path} holds a run of another recipe ({changes}); choose another folder")
 
     def open(self, recipe: Recipe) -> None:
         """Create the folder and write the resolved recipe."""

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from trimtab.checks import whole
-from trimtab.files import alone, write_text
+from trimtab.files import HeldError, alone, write_text
 from trimtab.inputs import bad_input
 from trimtab.runs.loading import load_data
 from trimtab.runs.position import Progress
@@ -26,6 +26,7 @@ from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import train
 from trimtab.studies.plan import write_plan
 from trimtab.studies.prune_run import Split, prune_run
+from trimtab.studies.records import Records, RunRecord, record_of
 from trimtab.studies.variants import Variant
 
 
@@ -38,9 +39,13 @@ class Outcome:
     error: str | None
 
 
+WAIT = 2.0
+"""Seconds until a run that another process is at is looked at again [ours]."""
+
+
 @dataclass(frozen=True)
 class Standing:
-    """How far a study is: finished runs, all runs, and the position of those at work."""
+    """How far a study is: finished runs, all runs, and the position of those at work, here or in another process."""
 
     finished: int
     total: int
@@ -66,10 +71,33 @@ def _show(file: Path, text: str) -> None:
         file.write_text(text)
 
 
-def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | None:
-    """Train and prune one variant; returns the error text, if any."""
+def _work(variant: Variant, folder: Path, splits: tuple[Split, ...], records: Records | None) -> str | None:
+    """Train and prune one variant; returns the error text, if any.
+
+    Raises:
+        HeldError: another process that shares the records is at this run.
+    """
     if _stop_asked is not None and _stop_asked.is_set():  # the pool hands out one run ahead
         raise KeyboardInterrupt
+    try:
+        if records is None:
+            _train_and_prune(variant, folder, splits)
+        else:
+            with records.working_on(variant):
+                if records.done(variant, splits) is None:  # another process may have done it meanwhile
+                    records.write(variant, _train_and_prune(variant, folder, splits))
+    except (KeyboardInterrupt, HeldError):
+        raise
+    except bad_input(ArithmeticError) as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return traceback.format_exc()
+    finally:
+        _progress_file(folder).unlink(missing_ok=True)
+    return None
+
+
+def _train_and_prune(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> RunRecord:
     shown = _progress_file(folder)
     last = 0.0
 
@@ -80,31 +108,28 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> str | No
             loss = "" if progress.loss is None else f" loss {progress.loss:.3f}"
             _show(shown, f"{progress.step} {progress.steps} epoch {progress.epoch + 1}/{progress.epochs}{loss}")
 
-    try:
-        run = train(variant.recipe, folder, report)
-        for split in splits:
-            _show(shown, f"1 1 pruning on {split}")
-            prune_run(
-                run, recipe=variant.recipe, label=variant.label, varied=variant.varied, split=split,
-                data=load_data(variant.recipe),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        raise
-    except bad_input(ArithmeticError) as error:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return traceback.format_exc()
-    finally:
-        shown.unlink(missing_ok=True)
-    return None
+    folder.mkdir(parents=True, exist_ok=True)
+    run = train(variant.recipe, folder, report)
+    measured = {}
+    for split in splits:
+        _show(shown, f"1 1 pruning on {split}")
+        measured[split] = prune_run(
+            run, recipe=variant.recipe, label=variant.label, varied=variant.varied, split=split,
+            data=load_data(variant.recipe),
+        )  # fmt: skip
+    return record_of(run, measured)
 
 
-def _standing(paths: dict[Path, Variant], finished: int, total: int) -> Standing:
+def _standing(paths: dict[Path, Variant], finished: int, total: int, elsewhere: Collection[Path]) -> Standing:
     active = {}
     for path, variant in paths.items():
+        name = f"{variant.label} seed {variant.recipe.seed}"
+        if path in elsewhere:
+            active[name] = "0% in another process"
+            continue
         try:
             step, steps, text = _progress_file(path).read_text().split(" ", 2)
-            active[f"{variant.label} seed {variant.recipe.seed}"] = f"{int(step) / max(int(steps), 1):.0%} {text}"
+            active[name] = f"{int(step) / max(int(steps), 1):.0%} {text}"
         except (OSError, ValueError):
             continue
     return Standing(finished, total, active)
@@ -115,57 +140,76 @@ def compare(
     folder: Path,
     *,
     jobs: int = 1,
+    threads: int | None = None,
     splits: tuple[Split, ...] = ("test",),
+    records: Path | None = None,
     report: Callable[[Standing], None] | None = None,
 ) -> list[Outcome]:
-    """Train and prune every variant into `folder/runs/LABEL/seedN`, `jobs` at a time.
+    """Train and prune every variant into `folder/runs/LABEL/seedN`, `jobs` at a time, in their order.
 
     Finished runs are kept, interrupted ones go on from their checkpoint. A failing run does not stop the others; its error
-    is written to `error.txt` in its folder. The processor's cores are divided among the jobs. Before the first run starts
-    `folder/study.json` says which were asked for, so that a report can name those that are missing.
+    is written to `error.txt` in its folder. Before the first run starts `folder/study.json` says which were asked for, so
+    that a report can name those that are missing.
+
+    With `records`, each finished run leaves one small file there, and a run whose file is there is done, with or without a
+    run folder. Several processes may share the records, each with a folder of its own: no run is done twice.
 
     Args:
         variants: what to run, in this order.
         folder: the study's folder.
         jobs: processes side by side.
+        threads: of each job; default: the processor's cores divided among the jobs.
         splits: what to measure the pruned networks on.
+        records: folder of the runs' records (`trimtab.studies.records`).
         report: called about twice a second with the `Standing`.
 
     Raises:
-        ValueError: `jobs` is not positive, or another process is running the study in this folder.
+        ValueError: `jobs` or `threads` is not positive, another process is running the study in this folder, or a record
+            is damaged or of another run; nothing is run then.
         KeyboardInterrupt: Ctrl-C; every run at work has left a checkpoint.
     """
     whole("jobs", jobs, 1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    each = max(1, cores // jobs) if threads is None else whole("threads", threads, 1)
+    kept = None if records is None else Records(records)
+    paths = {folder / "runs" / variant.folder: variant for variant in variants}
+    left = {path: variant for path, variant in paths.items() if kept is None or kept.done(variant, splits) is None}
     with alone(folder, "running the study in"):
-        return _compare(variants, folder, jobs, splits, report)
+        write_plan(variants, folder)
+        outcomes = _compare(left, len(paths) - len(left), jobs, each, splits, kept, report) if left else []
+    errors = {outcome.folder: outcome.error for outcome in outcomes}
+    return [Outcome(variant, path, errors.get(path)) for path, variant in paths.items()]
 
 
 def _compare(
-    variants: Sequence[Variant],
-    folder: Path,
+    paths: dict[Path, Variant],
+    before: int,
     jobs: int,
+    threads: int,
     splits: tuple[Split, ...],
+    records: Records | None,
     report: Callable[[Standing], None] | None,
 ) -> list[Outcome]:
-    paths = {folder / "runs" / variant.folder: variant for variant in variants}
     for path in paths:
         path.mkdir(parents=True, exist_ok=True)
-    write_plan(variants, folder)
     outcomes: list[Outcome] = []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    elsewhere: dict[Path, float] = {}
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_quiet_worker, initargs=(max(1, cores // jobs), stop)
+        jobs, mp_context=context, initializer=_quiet_worker, initargs=(threads, stop)
     ) as pool:
-        pending = {pool.submit(_work, variant, path, splits): path for path, variant in paths.items()}
+        pending = {pool.submit(_work, variant, path, splits, records): path for path, variant in paths.items()}
         try:
-            while pending:
+            while pending or elsewhere:
                 done, _ = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
                 for future in done:
                     path = pending.pop(future)
                     try:
                         error = future.result()
+                    except HeldError:
+                        elsewhere[path] = time.monotonic()
+                        continue
                     except BrokenProcessPool:
                         error = "a worker process was killed (out of memory?); run the same command again to go on"
                     outcomes.append(Outcome(paths[path], path, error))
@@ -175,7 +219,13 @@ def _compare(
                         with contextlib.suppress(OSError):
                             write_text(path / "error.txt", error + "\n")
                 if report is not None:
-                    report(_standing(paths, len(outcomes), len(paths)))
+                    report(_standing(paths, before + len(outcomes), before + len(paths), elsewhere))
+                for path, since in list(elsewhere.items()):
+                    if len(pending) < jobs and time.monotonic() - since > WAIT:
+                        pending[pool.submit(_work, paths[path], path, splits, records)] = path
+                        del elsewhere[path]
+                if elsewhere and not pending:
+                    time.sleep(0.5)
         except BaseException:
             # Ctrl-C reaches the workers too (same process group) and they stop between steps; a signal that only the
             # parent got is handed on.
@@ -187,8 +237,7 @@ def _compare(
             for worker in workers:
                 worker.join()
             raise
-    order = list(paths)
-    return sorted(outcomes, key=lambda outcome: order.index(outcome.folder))
+    return outcomes
 
 
 def run_folders(folder: Path) -> list[RunFolder]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,12 @@ def _settings(recipe: Recipe, split: Split, label: str, model_file: Path) -> dic
     }
 
 
+def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How a measurement was asked for: the pruning section in it; fields younger than the file have their defaults."""
+    own = Pruning().model_dump(mode="json")
+    return {name: settings.get(name, default) for name, default in own.items()}
+
+
 def read_pruned(file: Path) -> PrunedRun:
     """Read what `prune_run` kept; ValueError names the file when it is damaged."""
     with named(file, "is damaged; delete it to measure again"):
@@ -172,7 +178,7 @@ def prune_run(
     file = file or pruned_file(folder, split)
     if file.is_file():
         kept = read_pruned(file)
-        if json.loads(json.dumps(kept.settings)) == json.loads(json.dumps(settings)):
+        if {**kept.settings, **asked(kept.settings)} == json.loads(json.dumps(settings)):
             return kept
     data = data or load_data(recipe)
     device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -57,7 +57,7 @@ class Run(Record):
 
     method: str
     seed: int
-    folder: str = Field(description="run folder, relative to the summary")
+    folder: str = Field(description="run folder, relative to the summary; gone where only the run's record was kept")
     epochs: int
     steps: int
     train_seconds: float

@@ -24,11 +24,13 @@ class Variant:
         label: its name in tables and figures.
         recipe: what is run.
         varied: dotted names of the recipe's fields that the study gives several values.
+        family: among which runs the best is chosen (`tune`); default the method.
     """
 
     label: str
     recipe: Recipe
     varied: tuple[str, ...] = ()
+    family: str = ""
 
     @property
     def folder(self) -> str:
@@ -46,14 +48,15 @@ def run_label(recipe: Recipe) -> str:
     return f"{recipe.method}[transforms={'+'.join(recipe.transforms)}]" if recipe.transforms else recipe.method
 
 
-def _applies(field: str, recipe: Recipe) -> bool:
+def applies(field: str, recipe: Recipe) -> bool:
     """Whether a run of this recipe reads the field: those outside the levers' sections always."""
     section = field.split(".")[0]
     known = section in SECTIONS or "@" in section
     return not known or section in map(settings_name, recipe.used) or (section == field and section == "clip_norm")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in a label."""
     return "+".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
 
 
@@ -88,7 +91,7 @@ def variants(
             raise ValueError(
                 f"--vary {field}: use --{field}s" if field != "name" else "--vary name: a name decides nothing"
             )
-        if not any(_applies(field, one) for one in used):
+        if not any(applies(field, one) for one in used):
             raise ValueError(f"--vary {field}: none of the methods {', '.join(methods)} reads it")
     found: dict[tuple[str, int], Variant] = {}
     for seed in seeds:
@@ -98,10 +101,10 @@ def variants(
                 chosen = recipe.with_settings(
                     {"method": method, "transforms": given.get("transforms", recipe.transforms)}
                 )
-                settings = {field: value for field, value in given.items() if _applies(field, chosen)}
+                settings = {field: value for field, value in given.items() if applies(field, chosen)}
                 named = {} if "transforms" in given or not recipe.transforms else {"transforms": recipe.transforms}
-                shown = ",".join(f"{field}={_shown(value)}" for field, value in {**named, **settings}.items())
-                label = f"{method}[{shown}]" if shown else method
+                named_so = ",".join(f"{field}={shown(value)}" for field, value in {**named, **settings}.items())
+                label = f"{method}[{named_so}]" if named_so else method
                 if (label, seed) not in found:
                     made = recipe.with_settings({**settings, "method": method, "seed": seed})
                     found[label, seed] = Variant(label, made, tuple(settings))

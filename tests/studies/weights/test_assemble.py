@@ -9,7 +9,6 @@ import pytest
 
 from tests.runs.tiny import tiny_recipe
 from trimtab.runs.recipe import Recipe
-from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.prune_run import PrunedRun
 from trimtab.studies.summary import Histogram
 from trimtab.studies.variants import variants
@@ -27,15 +26,15 @@ def pruned(label: str, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def kept(recipe: Recipe, label: str, **more: Any) -> tuple[RunFolder, Recipe, PrunedRun]:
-    return RunFolder(Path(label)), recipe, PrunedRun.model_validate(pruned(label, **more))
+def kept(recipe: Recipe, label: str, **more: Any) -> dict[Path, tuple[Recipe, PrunedRun]]:
+    return {Path(label): (recipe, PrunedRun.model_validate(pruned(label, **more)))}
 
 
 def test_a_varied_field_may_differ_whatever_the_label_says() -> None:
     short, long = tiny_recipe(epochs=1), tiny_recipe(epochs=2)
-    _check_comparable([kept(short, "short", varied=["epochs"]), kept(long, "long", varied=["epochs"])])
+    _check_comparable(kept(short, "short", varied=["epochs"]) | kept(long, "long", varied=["epochs"]))
     with pytest.raises(ValueError, match=r"cannot stand in one table \(epochs: 1 and 2\)"):
-        _check_comparable([kept(short, "sgd[epochs=1]", varied=[]), kept(long, "sgd[epochs=2]", varied=[])])
+        _check_comparable(kept(short, "sgd[epochs=1]", varied=[]) | kept(long, "sgd[epochs=2]", varied=[]))
 
 
 def test_variants_say_what_is_varied() -> None:

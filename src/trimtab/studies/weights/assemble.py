@@ -12,19 +12,13 @@ from typing import Literal
 from trimtab.deploy import measure_linear
 from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping, shortened
-from trimtab.runs.loading import load_data
 from trimtab.runs.machine import hardware, versions
 from trimtab.runs.recipe import SECTIONS, Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
-from trimtab.studies.curvature.track import run_track
-from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
+from trimtab.studies.gradients.dynamics import without_curves
 from trimtab.studies.plan import PlannedRun, in_words, missing_runs
-from trimtab.studies.prune_run import (
-    PrunedRun,
-    Split,
-    pruned_file,
-    read_pruned,
-)
+from trimtab.studies.prune_run import PrunedRun, Split
+from trimtab.studies.records import RunRecord, folder_record, record_of
 from trimtab.studies.summary import (
     Cost,
     CurvatureTrack,
@@ -65,11 +59,6 @@ def measure_latencies(
     return found
 
 
-def _pruned(folder: RunFolder, split: Split) -> PrunedRun | None:
-    file = pruned_file(folder, split)
-    return read_pruned(file) if file.is_file() else None
-
-
 def _shared(recipe: Recipe, pruned: PrunedRun) -> dict[str, object]:
     """What runs of one table must share: everything but method, seed, their settings and what the study varies."""
     data = recipe.model_dump(mode="json", exclude=INCIDENTAL | OF_THE_METHOD)
@@ -81,22 +70,20 @@ def _shared(recipe: Recipe, pruned: PrunedRun) -> dict[str, object]:
     return flat
 
 
-def _check_comparable(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]]) -> None:
-    first_folder, first_recipe, first = kept[0]
-    one = _shared(first_recipe, first)
-    for folder, recipe, pruned in kept[1:]:
-        two = _shared(recipe, pruned)
+def _check_comparable(kept: Mapping[Path, tuple[Recipe, PrunedRun]]) -> None:
+    (first, whole), *others = kept.items()
+    one = _shared(*whole)
+    for path, other in others:
+        two = _shared(*other)
         differing = sorted(key for key in one.keys() & two.keys() if one[key] != two[key])
         if differing:
             changes = "; ".join(f"{key}: {one[key]!r} and {two[key]!r}" for key in differing)
-            raise ValueError(
-                f"{first_folder.path} and {folder.path} cannot stand in one table ({changes}); report them apart"
-            )
+            raise ValueError(f"{first} and {path} cannot stand in one table ({changes}); report them apart")
 
 
-def _notes(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]], split: Split) -> list[str]:
+def _notes(kept: Sequence[RunRecord], split: Split) -> list[str]:
     notes = [f"Every network was pruned once, without retraining, and measured on the {split} split."]
-    labels = {pruned.histogram.method: recipe.method for _, recipe, pruned in kept}
+    labels = {record.label: record.resolved.method for record in kept}
     if split == "test" and len(set(labels.values())) < len(labels):
         notes.append(
             "Several settings of one method are shown on the test split: reading off the best one is choosing on it."
@@ -105,23 +92,10 @@ def _notes(kept: Sequence[tuple[RunFolder, Recipe, PrunedRun]], split: Split) ->
         "Unstructured zeros make the file smaller; convolutions do not run faster for them on common hardware. "
         "The latency figure says where a Linear layer does."
     )
-    settings = kept[0][2].settings
+    settings = kept[0].measured[split].settings
     if (settings["score"], settings["scope"], settings["pattern"]) != ("magnitude", "global", "unstructured"):
         notes.append(f"Pruned by {settings['score']}, scope {settings['scope']}, pattern {settings['pattern']}.")
     return notes
-
-
-def _task(folder: RunFolder) -> tuple[str, int, list[str]]:
-    """Task, classes and remarks of a run's data, from its folder; from the data itself for folders that lack them."""
-    info = folder.info()
-    if "task" in info:
-        with named(folder.path / "run.json"):
-            task, classes, notes = info["task"], info["classes"], [str(note) for note in info["notes"]]
-            if task not in ("classification", "segmentation") or type(classes) is not int or classes < 1:
-                raise ValueError(f"task {task!r} with {classes!r} classes")
-        return task, classes, notes
-    data = load_data(folder.recipe)
-    return data.task, data.num_classes, list(data.notes)
 
 
 def assemble(
@@ -134,6 +108,7 @@ def assemble(
     latencies: Sequence[Latency] = (),
     measured: Mapping[Path, PrunedRun] | None = None,
     planned: Mapping[Path, PlannedRun] | None = None,
+    records: Mapping[Path, RunRecord] | None = None,
 ) -> Summary:
     """One summary of all finished and pruned runs among `folders`; those that are missing are named in it.
 
@@ -145,60 +120,49 @@ def assemble(
         costs, latencies: measured elsewhere.
         measured: prunings to show instead of those kept in the run folders, by folder.
         planned: runs that were asked for, as `planned_runs` gives them.
+        records: of runs, by the folder that each has or had; where a folder and a record are of one run, the folder counts.
 
     Raises:
         ValueError: no run is finished and pruned, or the runs differ in more than method, seed and what is varied.
     """
+    found: dict[Path, RunRecord | None] = dict(records or {})
+    for folder in folders:
+        pruned = (measured or {}).get(folder.path)
+        record = folder_record(folder, split) if pruned is None else record_of(folder, {split: pruned})
+        found[folder.path] = record or found.get(folder.path)
+    ordered = sorted(found.items()) if records else found.items()
+    kept = {path: record for path, record in ordered if record is not None and split in record.measured}
+    missing = missing_runs(folders, planned or {}, list(kept), root)
+    if not kept:
+        listed = shortened("; ".join(map(str, missing)), 400)
+        raise ValueError(f"no finished and pruned run under {root} ({listed}); train and prune first")
+    _check_comparable({path: (record.resolved, record.measured[split]) for path, record in kept.items()})
     runs: list[Run] = []
     rows: list[Row] = []
     histograms: list[Histogram] = []
     storage: list[Storage] = []
     dynamics: list[Dynamics] = []
     curvature: list[CurvatureTrack] = []
-    kept: list[tuple[RunFolder, Recipe, PrunedRun]] = []
-    overridden = {} if measured is None else measured
-    for folder in folders:
-        pruned, info = overridden.get(folder.path) or _pruned(folder, split), folder.info()
-        if pruned is None or not folder.finished:
-            continue
-        recipe = folder.recipe
-        kept.append((folder, recipe, pruned))
-        label = pruned.histogram.method
+    for path, record in kept.items():
+        pruned = record.measured[split]
         rows += pruned.rows
         histograms.append(pruned.histogram)
-        if (found := run_dynamics(folder, label)) is not None:
-            repeated = any(item.method == label for item in dynamics)
-            dynamics.append(without_curves(found) if repeated else found)
-        if (track := run_track(folder, label)) is not None:
-            curvature.append(track)
-        storage += pruned.storage if not any(item.method == label for item in storage) else []
-        with named(folder.path / "run.json"):
-            runs.append(
-                Run(
-                    method=label,
-                    seed=recipe.seed,
-                    folder=os.path.relpath(folder.path, root),
-                    epochs=info["epochs"],
-                    steps=info["steps"],
-                    train_seconds=info["train_seconds"],
-                    step_seconds=info["step_seconds"],
-                    train_loss=info["train_loss"],
-                    validation_accuracy=info["validation_accuracy"],
-                )
-            )
-    missing = missing_runs(folders, planned or {}, [folder.path for folder, *_ in kept], root)
-    if not runs:
-        listed = shortened("; ".join(map(str, missing)), 400)
-        raise ValueError(f"no finished and pruned run under {root} ({listed}); train and prune first")
-    _check_comparable(kept)
+        if record.dynamics is not None:
+            repeated = any(item.method == record.label for item in dynamics)
+            dynamics.append(without_curves(record.dynamics) if repeated else record.dynamics)
+        if record.curvature is not None:
+            curvature.append(record.curvature)
+        storage += pruned.storage if not any(item.method == record.label for item in storage) else []
+        runs.append(record.run(os.path.relpath(path, root)))
     twice = {(run.method, run.seed) for run in runs}
     if len(twice) < len(runs):
         raise ValueError("the same method and seed occurs in several of these folders; report them apart")
-    _, recipe, _ = kept[0]
-    task, classes, remarks = _task(kept[0][0])
+    first = next(iter(kept.values()))
+    recipe = first.resolved
+    task, classes, remarks = first.task()
     metric: Literal["accuracy", "dice"] = "dice" if task == "segmentation" else "accuracy"
     chance = 0.0 if task == "segmentation" else 1 / classes
-    plain = [pruned.histogram.method for _, other, pruned in kept if other.is_plain]
+    plain = [record.label for record in kept.values() if record.resolved.is_plain]
     baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
     return Summary(
         name=name or recipe.name,
@@ -218,7 +182,7 @@ def assemble(
         storage=storage,
         dynamics=dynamics,
         curvature=curvature,
-        notes=[*_notes(kept, split), *remarks],
+        notes=[*_notes(list(kept.values()), split), *remarks],
     )
 
 

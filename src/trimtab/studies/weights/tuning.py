@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trimtab.runs.recipe import Recipe
 from trimtab.studies.summary import Row
 from trimtab.studies.variants import Variant
 
@@ -59,29 +60,37 @@ def choose(candidates: Sequence[tuple[Variant, Sequence[Row]]], criterion: Crite
         first.setdefault(variant.label, variant)
     most: dict[str, int] = {}
     for label, rows in pooled.items():
-        method = first[label].recipe.method
+        method = _family(first[label])
         most[method] = max(most.get(method, 0), len(rows))
     for label, rows in pooled.items():
-        if len(rows) < most[first[label].recipe.method]:
+        if len(rows) < most[_family(first[label])]:
             continue
         variant = first[label]
-        by_method.setdefault(variant.recipe.method, []).append((variant, pruning_score(rows, criterion)))
+        by_method.setdefault(_family(variant), []).append((variant, pruning_score(rows, criterion)))
     return [
         Choice(method, max(scored, key=lambda pair: pair[1])[0], [(variant.label, score) for variant, score in scored])
         for method, scored in by_method.items()
     ]
 
 
+def _family(variant: Variant) -> str:
+    return variant.family or variant.recipe.method
+
+
 def chosen_settings(choices: Sequence[Choice], fields: Sequence[str]) -> dict[str, Any]:
     """The varied fields at their best values, dotted, each from the first listed method that reads it."""
     settings: dict[str, Any] = {}
     for choice in choices:
-        data = choice.best.recipe.model_dump()
         for field in fields:
-            if field not in choice.best.varied or field in settings:
-                continue
-            value: Any = data
-            for part in field.split("."):
-                value = value[part]
-            settings[field] = value
+            if field in choice.best.varied and field not in settings:
+                settings[field] = setting(choice.best.recipe, field)
     return settings
+
+
+def setting(recipe: Recipe, field: str) -> Any:
+    """The value of a dotted field, JSON's types only."""
+    value: Any = recipe.model_dump(mode="json")
+    value |= value.pop("suffixed")
+    for part in field.split("."):
+        value = value[part]
+    return value
