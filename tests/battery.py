@@ -48,6 +48,8 @@ class Row:
         sparse: `RIGHT`, or the words that refuse a sparse gradient of a parameter named "table.weight".
         complex: `RIGHT`, `LEFT_OUT`, or the words that refuse a complex parameter named "odd.weight".
         sharded: `RIGHT`, or the words that refuse sharded weights.
+        loose: how far it may be from the formula, where it computes in halves by its nature.
+        joint: whether one NaN of a gradient reaches the whole tensor.
         other: settings that replace some in the checks named "sparse", "half" and "train".
         finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
         steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
@@ -61,6 +63,8 @@ class Row:
     sparse: str = DENSE
     complex: str = REAL
     sharded: str = RIGHT
+    loose: float = 0.0
+    joint: bool = False
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: Callable[..., Any] | None = None
     steps: int = 0
@@ -103,11 +107,17 @@ NO_COMPLEX = r"perturbs real floating-point weights; .*torch\.complex128"
 NO_SPARSE = r"needs dense gradients, that of table\.weight, .*torch\.sparse_coo"
 WHOLE = r"selects over whole tensors and does not take sharded weights"
 CRAM = {"rho": 0.2, "sparsities": (0.6,)}
+MUON: dict[str, Any] = {
+    "sparse": RIGHT, "complex": LEFT_OUT, "loose": 4e-3, "joint": True,
+    "sharded": "orthogonalises whole matrices and does not take sharded weights",
+}  # fmt: skip
 ROWS = (
     Row("sgd", reference.sgd, {"weight_decay": 0.01}, sparse=RIGHT, complex=RIGHT, other={"sparse": {"weight_decay": 0.0}}),
     Row("sgd", reference.sgd, {"nesterov": True}, "nesterov", sparse=r"add\(sparse, dense\) is not supported", complex=RIGHT),
     Row("adamw", reference.adamw, {"lr": 0.01}, sparse="does not support sparse gradients", complex=RIGHT,
         other={"half": {"betas": (0.9, 0.9), "eps": 1e-3}}),
+    Row("muon", reference.muon, {"lr": 0.01, "weight_decay": 0.1, "sgd_lr": 0.05}, **MUON),
+    Row("muon", reference.muon, {"ns_steps": 3, "momentum": 0.6, "renormalize": True}, "renormalized", **MUON),
     Row("sam", reference.sam, {"rho": 0.2}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("asam", reference.asam, {"rho": 0.5, "eta": 0.02}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("cram", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),

@@ -55,7 +55,8 @@ class Training:
         if row is None:
             pass
         elif home == "optimizer":
-            self.optimizer = row.create(self.net.parameters())
+            named = {"model": self.net} if row.name == "muon" else {}
+            self.optimizer = row.create(self.net.parameters(), **named)
             for group in self.optimizer.param_groups:
                 group.update(fast)
         elif home == "wrapper":

@@ -156,6 +156,26 @@ def sgd(
     return [a - lr * step for a, step in zip(w, steps, strict=True)]
 
 
+def muon(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0,
+    ns_steps: int = 5, renormalize: bool = False, sgd_lr: float = 0.1, sgd_momentum: float = 0.9,
+) -> Arrays:  # fmt: skip
+    found = sgd(w, g, memory, sgd_lr, sgd_momentum, 0.0, nesterov=True)
+    b = memory["b"] = [
+        momentum * old + (1 - momentum) * new for old, new in zip(memory.get("b", [0.0] * len(g)), g, strict=True)
+    ]
+    for at, one in enumerate(w):
+        if one.ndim > 1:
+            X = momentum * b[at] + (1 - momentum) * g[at]
+            X /= np.sqrt((X**2).sum())
+            for _ in range(ns_steps):
+                A = X @ X.T
+                X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+            one = one * np.sqrt(len(one) / (one**2).sum()) if renormalize else one
+            found[at] = (1 - lr * weight_decay) * one - lr * np.sqrt(max(1, len(one) / one.shape[1])) * X
+    return found
+
+
 def adamw(
     w: Arrays, g: Arrays, memory: Memory, lr: float = 1e-3, weight_decay: float = 0.05,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,

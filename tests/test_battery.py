@@ -62,9 +62,9 @@ def step(row: Row, factor: float, dtype: torch.dtype = torch.float64, large: boo
 def test_training_equals_numpy_float64(row: Row) -> None:
     training = Training(row)
     for number, expected in enumerate(written_out(row, range(4))):
-        assert distance(training.run([number]), expected) < 1e-9
+        assert distance(training.run([number]), expected) < max(1e-9, row.loose)
     expected = kept_weights(row, range(4))
-    assert distance(training.finish(), expected) < 1e-9
+    assert distance(training.finish(), expected) < max(1e-9, row.loose)
     if row.home != "optimizer":
         plain = list(written_out(None, range(4)))[-1]
         assert distance(plain, expected) > 1e-4, "the lever must have something to do"
@@ -152,7 +152,7 @@ def test_nan_is_refused_or_stays_where_it_is(row: Row) -> None:
         warnings.filterwarnings("ignore", "the gradients hold inf or NaN")  # said where a lever is attached
         training.optimizer.step()
     spoiled = [tensor.isnan() for tensor in weights(training.net)]
-    assert int(sum(mask.sum() for mask in spoiled)) == 1
+    assert int(sum(mask.sum() for mask in spoiled)) == (spoiled[0].numel() if row.joint else 1)
     assert bool(spoiled[0][2, 3])
 
 
@@ -220,7 +220,7 @@ def test_channels_last_weights_step_as_contiguous_ones(row: Row) -> None:
     plain, turned = _Pictures(), _Pictures().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert not turned[1].weight.is_contiguous()
     expected = Training(row, plain).run(range(3))
-    assert distance(Training(row, turned).run(range(3)), expected) < 1e-10
+    assert distance(Training(row, turned).run(range(3)), expected) < max(1e-10, row.loose)
     assert turned[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -306,7 +306,7 @@ def test_complex_parameters_are_right_left_out_or_refused_by_name(row: Row) -> N
         before = whole.odd.weight.grad.clone()  # type: ignore[union-attr]
         training.optimizer.step()
         assert torch.equal(whole.odd.weight.grad, before)  # type: ignore[arg-type]
-        ((entry, reason),) = training.lever.left_out
+        ((entry, reason),) = (training.lever or training.optimizer).left_out
         assert entry.name == "odd.weight"
         assert "dtype torch.complex128" in reason
         return
@@ -325,7 +325,7 @@ def test_complex_parameters_are_right_left_out_or_refused_by_name(row: Row) -> N
 def test_accumulation_scaler_and_fused_change_nothing(row: Row, accumulate: int, scaled: str, fused: bool) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if scaled else None
     training = Training(row, fused=fused, accumulate=accumulate, scaler=scaler, unscale=scaled == "unscaled")
-    assert distance(training.run(range(3)), list(written_out(row, range(3)))[-1]) < 1e-8
+    assert distance(training.run(range(3)), list(written_out(row, range(3)))[-1]) < max(1e-8, row.loose)
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["", "fused"])
@@ -336,7 +336,7 @@ def test_a_step_that_the_scaler_skips_never_was(row: Row, fused: bool) -> None:
     training.step(0)  # not the very first: torch's fused SGD then begins with the momentum that lay in memory
     training.step(7, float("inf"))
     assert scaler.get_scale() == 512.0
-    assert distance(training.run([1, 2]), list(written_out(row, range(3)))[-1]) < 1e-8
+    assert distance(training.run([1, 2]), list(written_out(row, range(3)))[-1]) < max(1e-8, row.loose)
 
 
 # State

@@ -70,8 +70,9 @@ def test_two_processes_equal_one(on_ranks: list[dict[str, Any]], wrapper: str, r
             assert row.sharded in found
         else:
             assert all(isinstance(tensor, torch.Tensor) for tensor in found), found
-            assert distance(found, expected) < 1e-8
-            assert distance(rank[f"{wrapper} {row} kept"], kept_weights(row, range(STEPS))) < 1e-8
+            assert distance(found, expected) < max(1e-8, row.loose)
+            kept = kept_weights(row, range(STEPS))
+            assert distance(rank[f"{wrapper} {row} kept"], kept) < max(1e-8, row.loose)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.home == "penalty"], ids=str)

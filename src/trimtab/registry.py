@@ -97,6 +97,7 @@ def index(*rows: Entry) -> dict[str, Entry]:
 LEVERS = index(
     Entry("sgd", "optimizer", "trimtab.optimizers.plain:sgd", "stochastic gradient descent with momentum, the baseline", "torch.optim.SGD", card="plain-optimizers"),
     Entry("adamw", "optimizer", "trimtab.optimizers.plain:adamw", "Adam with decoupled weight decay", "1711.05101", card="plain-optimizers"),
+    Entry("muon", "optimizer", "trimtab.optimizers:Muon", "orthogonalised momentum for matrices, SGD for the rest", "2502.16982"),
     Entry("sam", "wrapper", "trimtab.optimizers:SAM", "sharpness-aware minimisation", "2010.01412"),
     Entry("asam", "wrapper", "trimtab.optimizers:ASAM", "adaptive sharpness-aware minimisation", "2102.11600"),
     Entry("cram", "wrapper", "trimtab.optimizers:CrAM", "compression-aware minimisation", "2207.14200", {"plus": False}),
