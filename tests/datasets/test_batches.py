@@ -63,7 +63,7 @@ def test_any_epoch_and_batch_can_be_begun_with(augment: str) -> None:
             assert torch.equal(targets, same)
 
 
-@pytest.mark.parametrize("augment", ["flip", "crop_flip", "shift"])
+@pytest.mark.parametrize("augment", ["flip", "crop_flip", "shift", "alternating"])
 def test_augmentation_changes_from_epoch_to_epoch_and_with_the_seed(augment: str) -> None:
     data = a_dataset()
 

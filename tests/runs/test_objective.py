@@ -49,5 +49,9 @@ def test_learning_rate_shapes() -> None:
     assert cosine[50] == pytest.approx(0.5)
     assert all(a >= b for a, b in itertools.pairwise(cosine[20:]))
     assert cosine[-1] == pytest.approx(0.5 * (1 + math.cos(math.pi * 59 / 60)))
+    linear = [learning_rate_factor("linear", step, 10, 8, **options) for step in range(80)]
+    assert linear[:20] == cosine[:20]
+    assert linear[20:] == pytest.approx([1 - step / 60 for step in range(60)])
+    assert learning_rate_factor("linear", 90, 10, 8, **options) == 0.0
     assert learning_rate_factor("step", 65, 10, 8, **options) == pytest.approx(0.01)
     assert learning_rate_factor("constant", 65, 10, 8, **options) == 1.0

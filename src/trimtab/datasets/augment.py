@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trimtab.checks import one_of
 
-Augment = Literal["none", "flip", "crop_flip", "shift"]
+Augment = Literal["none", "flip", "crop_flip", "shift", "alternating"]
 AUGMENTS: tuple[str, ...] = get_args(Augment)
 
 
@@ -30,21 +30,42 @@ class Draws:
 
 
 def padding(augment: Augment, size: tuple[int, int]) -> tuple[int, int]:
-    """Pixels of black border from which a crop may start, (vertical, horizontal).
+    """Pixels of border from which a crop may start, (vertical, horizontal).
 
     "crop_flip" and "shift": an eighth of the side, at least 1: 4 at 32 pixels as is usual for CIFAR, 1 at 8 [ours].
+    "alternating": a sixteenth, at least 1 and less than the side, which it mirrors: 2 at 32 pixels (arXiv 2404.00498).
 
     Example:
         >>> padding("crop_flip", (32, 32)), padding("shift", (8, 8)), padding("flip", (32, 32))
         ((4, 4), (1, 1), (0, 0))
+        >>> padding("alternating", (32, 32))
+        (2, 2)
     """
     if augment in ("none", "flip"):
         return 0, 0
+    if augment == "alternating":
+        vertical, horizontal = (min(max(1, side // 16), side - 1) for side in size)
+        return vertical, horizontal
     return max(1, size[0] // 8), max(1, size[1] // 8)
+
+
+def alternating(start: Tensor, epoch: int) -> Tensor:
+    """Which images are mirrored in an epoch, if `start` (bool) says which were in epoch 0: each in every second one.
+
+    Two epochs together show every image from both sides, where coin flips show a half of them twice from one
+    (arXiv 2404.00498, 3.6).
+
+    Example:
+        >>> [alternating(torch.tensor([True, False]), epoch).tolist() for epoch in range(3)]
+        [[True, False], [False, True], [True, False]]
+    """
+    return ~start if epoch % 2 else start
 
 
 def draw(augment: Augment, count: int, size: tuple[int, int], generator: torch.Generator) -> Draws:
     """Draw offsets and mirrorings for `count` images on the CPU, so that every device gets the same.
+
+    For "alternating", `Batches` puts in the place of these mirrorings those that image and epoch give.
 
     Raises:
         ValueError: an unknown `augment`.
@@ -59,8 +80,13 @@ def draw(augment: Augment, count: int, size: tuple[int, int], generator: torch.G
     return Draws(rows, columns, mirrored)
 
 
+def _reflected(index: Tensor, side: int) -> Tensor:
+    """Indices outside 0..side - 1 mirrored at the first and last pixel, which are not repeated."""
+    return (side - 1) - (side - 1 - index.abs()).abs()
+
+
 def apply(augment: Augment, x: Tensor, draws: Draws) -> Tensor:
-    """Crop and mirror each image as drawn; the border is 0 (black, or background in a mask).
+    """Crop and mirror each image as drawn; the border is 0 (black, or background in a mask), or mirrored ("alternating").
 
     Args:
         x: images (N, C, H, W) or masks (N, H, W), any dtype.
@@ -75,11 +101,14 @@ def apply(augment: Augment, x: Tensor, draws: Draws) -> Tensor:
         return x
     height, width = x.shape[-2:]
     vertical, horizontal = padding(augment, (height, width))
-    padded = F.pad(x, (horizontal, horizontal, vertical, vertical)) if vertical or horizontal else x
+    reflects = augment == "alternating"
+    padded = x if reflects or not (vertical or horizontal) else F.pad(x, (horizontal, horizontal, vertical, vertical))
     along = torch.arange(width, device=x.device)
     rows = draws.rows.to(x.device)[:, None] + torch.arange(height, device=x.device)
     steps = torch.where(draws.mirrored.to(x.device)[:, None], width - 1 - along, along)
     columns = draws.columns.to(x.device)[:, None] + steps
+    if reflects:  # row -1 is row 1, row `height` is row `height - 2`
+        rows, columns = _reflected(rows - vertical, height), _reflected(columns - horizontal, width)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     if x.ndim == 3:
         return padded[image, rows[:, :, None], columns[:, None, :]]

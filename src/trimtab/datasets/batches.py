@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trimtab.checks import one_of, whole
-from trimtab.datasets.augment import AUGMENTS, Augment, apply, draw
+from trimtab.datasets.augment import AUGMENTS, Augment, alternating, apply, draw
 from trimtab.datasets.dataset import DataSet, Split
 from trimtab.datasets.seeds import generator
 
@@ -30,8 +31,9 @@ class Batches:
         batch_size: images per batch and rank.
         seed: of order and augmentation.
         augment: "none", "flip" (mirrored with probability 1/2), "crop_flip" (also a crop out of the image with a
-            black border), "shift" (the crop alone); masks of a segmentation go along. The border is an eighth of the
-            side (4 pixels at 32).
+            black border), "shift" (the crop alone), "alternating" (mirrored in every second epoch, from a start that the
+            seed draws for each image, and a crop out of the image with a mirrored border); masks of a segmentation go
+            along. The border is an eighth of the side (4 pixels at 32), a mirrored one a sixteenth.
         shuffle: a new order in each epoch; otherwise the split's own.
         drop_last: leave out the last batch when it is not full. Default: as `shuffle`.
         device: where images lie and batches are made.
@@ -83,6 +85,7 @@ class Batches:
         self.targets = split.targets.to(self.device)
         scale = torch.tensor([1 / (255 * value) for value in dataset.std], dtype=torch.float32)
         shift = torch.tensor([-m / s for m, s in zip(dataset.mean, dataset.std, strict=True)], dtype=torch.float32)
+        self._mirrored_first = torch.rand(len(split), generator=generator(seed, "mirrored")) < 0.5
         self._scale = scale.to(self.device).view(1, -1, 1, 1)
         self._shift = shift.to(self.device).view(1, -1, 1, 1)
 
@@ -101,13 +104,16 @@ class Batches:
 
     def _batch(self, order: Tensor, number: int, epoch: int, augment: Augment) -> Batch:
         start = number * self.batch_size
-        index = order[self.rank :: self.world_size][start : start + self.batch_size].to(self.device)
+        chosen = order[self.rank :: self.world_size][start : start + self.batch_size]
+        index = chosen.to(self.device)
         images, targets = self.images[index], self.targets[index]
         if augment != "none":
             height, width = images.shape[-2:]
             stream = generator(self.seed, "augment", epoch, number)
             draws = draw(augment, self.batch_size * self.world_size, (height, width), stream)
             draws = draws.part(self.rank, self.world_size, len(index))
+            if augment == "alternating":
+                draws = replace(draws, mirrored=alternating(self._mirrored_first[chosen], epoch))
             images = apply(augment, images, draws)
             targets = apply(augment, targets, draws) if targets.ndim > 1 else targets
         return torch.addcmul(self._shift, images.float(), self._scale), targets

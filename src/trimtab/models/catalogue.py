@@ -8,6 +8,10 @@ NETWORKS: dict[str, tuple[str, str]] = {
     "resnet8": ("cifar_resnet:resnet8", "CIFAR ResNet with 8 layers, 75 k parameters"),
     "resnet20": ("cifar_resnet:resnet20", "CIFAR ResNet with 20 layers, 0.27 M parameters"),
     "resnet56": ("cifar_resnet:resnet56", "CIFAR ResNet with 56 layers, 0.85 M parameters"),
+    "cifar10_fast": (
+        "cifar_fast:CifarFast",
+        "converges in 8 epochs: whitened patches and six convolutions, 0.5 M parameters; width, head_scale",
+    ),
     "resnet18": ("resnet:resnet18", "ResNet-18, 11 M parameters; stem=cifar|imagenet"),
     "resnet50": ("resnet:resnet50", "ResNet-50, 24 M parameters; stem=cifar|imagenet"),
     "vgg16_bn": ("vgg:VGG16BN", "VGG-16 with BatchNorm in its CIFAR form, 14.7 M parameters"),

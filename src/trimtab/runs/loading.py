@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from trimtab import datasets, models
+from trimtab.datasets.seeds import generator
 from trimtab.runs.checkpoint import load_network
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Data
+
+START_IMAGES = 5000
+"""Training images that a network may start from."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,7 +44,10 @@ def in_memory_order(model: nn.Module, order: torch.memory_format) -> nn.Module:
 
 
 def build_model(recipe: Recipe, data: datasets.DataSet) -> nn.Module:
-    """The recipe's network with weights drawn from its seed, in the recipe's memory order, on the CPU."""
+    """The recipe's network with weights drawn from its seed, in the recipe's memory order, on the CPU.
+
+    A network with a method `start_from(images)` is given `START_IMAGES` training images, normalised, drawn by the seed.
+    """
     torch.manual_seed(recipe.seed)
     model = models.create(
         recipe.model.name,
@@ -49,6 +56,11 @@ def build_model(recipe: Recipe, data: datasets.DataSet) -> nn.Module:
         image_size=data.image_size,
         **recipe.model.arguments,
     )
+    if callable(start := getattr(model, "start_from", None)):
+        order = torch.randperm(len(data.train), generator=generator(recipe.seed, "start"))
+        chosen = data.train.at(order[:START_IMAGES])
+        images, _ = next(datasets.Batches(chosen, data, len(chosen), seed=0, shuffle=False).epoch(0))
+        start(images)
     return in_memory_order(model, torch.channels_last) if recipe.model.channels_last else model
 
 

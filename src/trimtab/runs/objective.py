@@ -42,7 +42,7 @@ def task_loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float, dice_
 
 
 def learning_rate_factor(
-    name: str, step: int, steps_per_epoch: int, epochs: int, *, warmup_epochs: float, step_epochs: int, gamma: float
+    name: str, step: int, steps_per_epoch: int, epochs: float, *, warmup_epochs: float, step_epochs: int, gamma: float
 ) -> float:
     """Factor of the learning rate before optimizer step `step` (0-based): a pure function, so a resumed run needs no state.
 
@@ -58,4 +58,6 @@ def learning_rate_factor(
     if name == "constant":
         return 1.0
     total = max(steps_per_epoch * epochs - warmup, 1)
+    if name == "linear":
+        return max(0.0, 1 - (step - warmup) / total)
     return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - warmup) / total, dtype=torch.float64))))

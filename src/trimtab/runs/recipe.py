@@ -26,7 +26,7 @@ from trimtab.registry import HOMES, TRAINED, checked, find, of_home, parse, sett
 from trimtab.runs.precision_section import Precision
 from trimtab.runs.problems import all_fields, nearest, problems
 from trimtab.runs.section import LeverSection, Section, build, section
-from trimtab.runs.sections import Data, Model, Pruning, Schedule
+from trimtab.runs.sections import Data, Group, Model, Pruning, Schedule
 from trimtab.runs.shipped import shipped_recipes
 
 AS_IF = 1000
@@ -85,6 +85,8 @@ class RecipeFields(Section):
     data: Data = Data()
     model: Model = Model()
     schedule: Schedule = Schedule()
+    groups: dict[str, Group] = Field(default={})
+    """Parameters with rates of their own, by a name for each group; a parameter belongs to the first that takes it."""
     precision: Precision = Precision()
     pruning: Pruning = Pruning()
 

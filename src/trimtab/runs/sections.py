@@ -1,11 +1,12 @@
-"""The sections of a recipe that are no levers': data, network, schedule, pruning."""
+"""The sections of a recipe that are no levers': data, network, schedule, groups of parameters, pruning."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from trimtab.datasets.augment import Augment
 from trimtab.runs.section import Section
 
 
@@ -26,7 +27,7 @@ class Data(Section):
     """Use only so many training images, class-balanced."""
     image_size: PositiveInt | None = None
     """Resize to this size, where the loader can."""
-    augment: Literal["none", "flip", "crop_flip", "shift"] = "none"
+    augment: Augment = "none"
     """Augmentation of the training images, on the device."""
     arguments: dict[str, bool | int | float | str] = Field(default={})
     """Further arguments of the loader."""
@@ -46,14 +47,34 @@ class Model(Section):
 class Schedule(Section):
     """Learning rate over the run."""
 
-    name: Literal["cosine", "constant", "step"] = "cosine"
-    """Shape."""
+    name: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    """Shape; cosine and linear fall to 0 with the last step."""
     warmup_epochs: float = Field(default=0, ge=0)
     """Linear rise from 1 % over so many epochs."""
     step_epochs: PositiveInt = 30
     """step: epochs between drops."""
     gamma: PositiveFloat = 0.1
     """step: factor of a drop."""
+
+
+class Group(Section):
+    """Parameters with rates of their own."""
+
+    include: tuple[str, ...] = Field(min_length=1)
+    """Shell patterns; a parameter's name must match one of them."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns; a parameter's name must match none of them."""
+    lr_factor: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Times the optimizer's learning rate."""
+    decay_factor: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Times the optimizer's weight decay."""
+    epochs: PositiveFloat | None = None
+    """Trained for so many epochs, to the end of a schedule of its own; then it stays as it is."""
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_word(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class Pruning(Section):

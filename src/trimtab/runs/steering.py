@@ -15,6 +15,7 @@ from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.penalties import Penalty
 from trimtab.precision import Compensate, LowPrecision
 from trimtab.registry import find
+from trimtab.runs.groups import grouped, scale_rates
 from trimtab.runs.precision_section import build_precision
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def steer(
     handed: dict[str, Any] = {"seed": recipe.seed}
     if steps_per_epoch is not None:
         handed |= {"total_steps": steps_per_epoch * recipe.epochs, "steps_per_epoch": steps_per_epoch}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    base = recipe.build(recipe.base_name, trained, **handed)
+    base = recipe.build(recipe.base_name, grouped(model, recipe.groups), model=model, **handed)
+    scale_rates(base, recipe.groups)
     acting = [name for name in recipe.used if find(name).home != "optimizer"]
     wrapping = [name for name in acting if find(name).home == "wrapper"]
     wrapper = recipe.build(wrapping[0], base, model=model, **handed) if wrapping else None

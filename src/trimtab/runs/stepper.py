@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.runs.groups import end_of
 from trimtab.runs.objective import learning_rate_factor, task_loss
 from trimtab.runs.parallel import Devices
 from trimtab.runs.recipe import Recipe
@@ -34,26 +37,53 @@ class Stepper:
         self.steps_per_epoch = steps_per_epoch
 
     def set_learning_rate(self, step: int) -> float:
-        """Give the optimizer the schedule's rate of the 0-based `step`; returns it."""
+        """Give each of the optimizer's groups the schedule's rate of the 0-based `step`; returns the first one's."""
+        for group in self.steering.base.param_groups:
+            end = self._end(group)
+            over = step >= end * self.steps_per_epoch
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (0.0 if over else self._factor(step, end))
+        rate: float = self.steering.base.param_groups[0]["lr"]
+        return rate
+
+    def _end(self, group: Mapping[str, Any]) -> float:
+        return end_of(group, self.recipe.groups, self.recipe.epochs)
+
+    def _factor(self, step: int, epochs: float) -> float:
         schedule = self.recipe.schedule
-        factor = learning_rate_factor(
+        return learning_rate_factor(
             schedule.name,
             step,
             self.steps_per_epoch,
-            self.recipe.epochs,
+            epochs,
             warmup_epochs=schedule.warmup_epochs,
             step_epochs=schedule.step_epochs,
             gamma=schedule.gamma,
         )
-        rate = 0.0
-        for group in self.steering.base.param_groups:
-            rate = group.setdefault("initial_lr", group["lr"]) * factor
-            group["lr"] = rate
-        return rate
+
+    @contextmanager
+    def _without_gradients_of_the_past(self) -> Iterator[None]:
+        """No gradient where the rate is 0 for good: a single process computes none, several wait for all and drop it."""
+        past = [
+            parameter
+            for group in self.steering.base.param_groups
+            if group["lr"] == 0 and self._end(group) < self.recipe.epochs
+            for parameter in group["params"]
+        ]
+        for parameter in past:
+            parameter.requires_grad = self.devices.world_size > 1
+        try:
+            yield
+        finally:
+            for parameter in past:
+                parameter.requires_grad, parameter.grad = True, None
 
     def loss(self, batch: Batch) -> Tensor:
         """Zero the gradients, backpropagate the mean loss over the micro-batches, return it."""
         self.steering.optimizer.zero_grad(set_to_none=True)
+        with self._without_gradients_of_the_past():
+            return self._passes(batch)
+
+    def _passes(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.devices.device)
         for position, (images, targets) in enumerate(batch):
             with self.devices.gradients_reduced(self.model, last=position == len(batch) - 1):
