@@ -53,6 +53,7 @@ class Row:
         other: settings that replace some in the checks named "sparse", "half" and "train".
         finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
         steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
+        nan: `RIGHT`, or the words that refuse a NaN weight.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Row:
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: Callable[..., Any] | None = None
     steps: int = 0
+    nan: str = RIGHT
 
     @property
     def home(self) -> Home:
@@ -106,6 +108,9 @@ class Probe:
 NO_COMPLEX = r"perturbs real floating-point weights; .*torch\.complex128"
 NO_SPARSE = r"needs dense gradients, that of table\.weight, .*torch\.sparse_coo"
 WHOLE = r"selects over whole tensors and does not take sharded weights"
+GRADUAL = {"begin": 0.125, "end": 0.375, "every": 1, "initial": 0.2, "final": 0.7}
+PHASES = {"sparsity": 0.6, "warm_up": 0.125, "phase": 0.125, "last_dense": 0.125, "last_sparse": 0.375}
+SELECTS = r"0\.weight holds NaN after 2 steps: .* cannot tell what is small"
 CRAM = {"rho": 0.2, "sparsities": (0.6,)}
 MUON: dict[str, Any] = {
     "sparse": RIGHT, "complex": LEFT_OUT, "loose": 4e-3, "joint": True,
@@ -149,6 +154,16 @@ ROWS = (
     Row("ema", reference.as_it_was, {"decay": 0.9}, "warmup", sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("mean_weights", reference.as_it_was, {"start": 0.4, "every": 2}, sparse=RIGHT, complex=RIGHT,
         finished=reference.mean_weights, steps=4),
+    *(Row("gradual", reference.gradual, {**GRADUAL, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+          other={"half": {"initial": 0.05}, "train": {"end": 0.7}})
+      for label, more in (("", {}), ("global", {"scope": "global"}), ("linear", {"power": 1.0}),
+                          ("reversible", {"reversible": True}))),
+    Row("progressive", reference.gradual, {**GRADUAL}, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+        other={"half": {"initial": 0.05}, "train": {"end": 0.7}}),
+    *(Row("ac_dc", reference.ac_dc, {**PHASES, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
+          finished=reference.ac_dc_end,
+          other={"half": {"sparsity": 0.05}, "train": {"warm_up": 0.2, "phase": 0.2, "last_dense": 0.2, "last_sparse": 0.4}})
+      for label, more in (("", {}), ("layer", {"scope": "layer"}))),
 )  # fmt: skip
 STRENGTH = {"var": 1e-4, "relative": 1e-2, "as_printed": 1e-2, "l1": 1e-2, "hoyer": 1e-3}
 """Of the penalties, in training."""

@@ -176,7 +176,7 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
         elif row is not None and home == "transform":
             g = transformed(row, w, g, memory)
         moved = plain(w, g, base, lr=RATE, momentum=MOMENTUM, weight_decay=0.0)
-        w = row.reference(w, moved, memory, **row.given) if row is not None and home == "after_step" else moved
+        w = row.reference(w, moved, base, **row.given) if row is not None and home == "after_step" else moved
         yield w
 
 

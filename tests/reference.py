@@ -193,7 +193,7 @@ def adamw(
     ]
 
 
-# after the step: weights before it, weights that the optimizer left -> weights
+# after the step: weights before it, weights that the optimizer left -> weights; in `memory` its momentum "v"
 
 
 def concentrate(
@@ -218,6 +218,55 @@ def as_it_was(w: Arrays, left: Arrays, memory: Memory, **settings: Any) -> Array
     return left
 
 
+def smallest(w: Arrays, share: float, scope: str) -> list[NDArray[np.bool_]]:
+    """Where the smallest of the matrices are, exactly that share of them."""
+    gone = [np.zeros(one.shape, bool) for one in w]
+    matrices = [at for at, one in enumerate(w) if one.ndim > 1]
+    for group in [matrices] if scope == "global" else [[at] for at in matrices]:
+        sizes = np.concatenate([np.abs(w[at]).ravel() for at in group])
+        flat = np.zeros(sizes.size, bool)
+        flat[np.argsort(sizes, kind="stable")[: math.floor(share * sizes.size + 0.5)]] = True
+        parts = np.split(flat, np.cumsum([w[at].size for at in group])[:-1])
+        for at, part in zip(group, parts, strict=True):
+            gone[at] = part.reshape(w[at].shape)
+    return gone
+
+
+def gradual(
+    w: Arrays, moved: Arrays, memory: Memory, final: float, begin: float, end: float, every: int, initial: float,
+    power: float = 3, scope: str = "layer", reversible: bool = False, total_steps: int = 8,
+) -> Arrays:  # fmt: skip
+    t = memory["t"] = memory.get("t", 0) + 1
+    t0, t1 = begin * total_steps, end * total_steps
+    dense = [old + b - a for old, a, b in zip(memory.get("dense", w), w, moved, strict=True)]
+    gone = memory.get("gone", [np.zeros(one.shape, bool) for one in w])
+    if not reversible:
+        dense = [np.where(mask, 0, one) for mask, one in zip(gone, dense, strict=True)]
+    if t0 <= t and (t <= t1 or reversible) and (t - t0) % every == 0:
+        left = max(0.0, 1 - (t - t0) / (t1 - t0))
+        gone = smallest(dense, final + (initial - final) * left**power, scope)
+    memory |= {"gone": gone, "dense": dense}
+    return [np.where(mask, 0, one) for mask, one in zip(gone, dense, strict=True)]
+
+
+def ac_dc(
+    w: Arrays, moved: Arrays, memory: Memory, sparsity: float, warm_up: float, phase: float, last_dense: float,
+    last_sparse: float, scope: str = "global", total_steps: int = 8,
+) -> Arrays:  # fmt: skip
+    t = memory["t"] = memory.get("t", 0) + 1
+    first, middle = warm_up * total_steps, total_steps * (1 - last_sparse - last_dense)
+    number = round((middle - first) / (phase * total_steps))
+    starts = [*np.linspace(first, middle, number + 1), total_steps * (1 - last_sparse)]  # sparse, dense, .., sparse
+    none = [np.zeros(one.shape, bool) for one in w]
+    gone = memory.get("gone", none)
+    w, memory["v"] = ([np.where(m, 0, x) for m, x in zip(gone, of, strict=True)] for of in (moved, memory["v"]))
+    if t in starts:
+        sparse = starts.index(t) % 2 == 0
+        memory["gone"] = smallest(w, sparsity, scope) if sparse else none
+        memory["v"] = [0 * v if sparse else v for v in memory["v"]]
+    return [np.where(m, 0, x) for m, x in zip(memory.get("gone", none), w, strict=True)]
+
+
 # at the end: the weights after every step -> the weights that are kept
 
 
@@ -232,6 +281,10 @@ def ema(steps: Sequence[Arrays], decay: float = 0.999, warmup: bool = True, buff
 def mean_weights(steps: Sequence[Arrays], start: float = 0.0, every: int = 1, buffers: str = "recalibrate") -> Arrays:
     counted = steps[math.floor(start * len(steps)) :: every]
     return [np.mean(each, axis=0) for each in zip(*counted, strict=True)]
+
+
+def ac_dc_end(steps: Sequence[Arrays], sparsity: float, scope: str = "global", **phases: float) -> Arrays:
+    return [np.where(mask, 0, one) for mask, one in zip(smallest(steps[-1], sparsity, scope), steps[-1], strict=True)]
 
 
 # levers that do not act in training by name

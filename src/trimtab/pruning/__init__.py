@@ -1,5 +1,7 @@
 """One-shot pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
 
+from trimtab.pruning.ac_dc import ACDC
+from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.one_shot import one_shot, sweep
 from trimtab.pruning.pruned import Pruned
@@ -9,9 +11,11 @@ from trimtab.pruning.scores import SCORES
 from trimtab.pruning.selection_plan import DEFAULT_RULE
 
 __all__ = [
+    "ACDC",
     "DEFAULT_RULE",
     "SCOPES",
     "SCORES",
+    "GradualPruning",
     "KeepMasks",
     "Pruned",
     "Recalibration",
