@@ -50,6 +50,7 @@ def _bar(*, quiet: bool, length_known: bool = True) -> _Bars:
         console=errors,
         disable=quiet,
         transient=False,
+        speed_estimate_period=600,  # reports may lie more than rich's 30 seconds apart
     )
 
 

@@ -57,6 +57,8 @@ def run(arguments: Sequence[str]) -> int:
     summary = assemble([folder], given.run, split=given.split, measured={folder.path: result})
     for recalibrated in sorted({row.recalibrated for row in summary.rows}):
         console.print(terminal_table(summary, recalibrated=recalibrated))
+    if result.views is not None:
+        console.print(f"dense, {result.views['views']:g} views of each image: {result.views['accuracy']:.2%}")
     for stored in result.storage:
         console.print(
             f"{sparsity_label(stored.sparsity)} sparse: {stored.sparse_bytes:,} bytes instead of {stored.dense_bytes:,} "

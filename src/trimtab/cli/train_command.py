@@ -47,12 +47,13 @@ def run(arguments: Sequence[str]) -> int:
         "curvature" in recipe.track and curvature is None
     ):
         errors.print(f"{folder} was finished without tracking; choose another --out to track", soft_wrap=True)
+    seen = f" ({info['validation_accuracy_views']:.2%} with {info['views']} views)" if "views" in info else ""
     if output.json:
         print_json({"folder": str(folder), **info})
     else:
         console.print(
             f"{recipe.method}, seed {recipe.seed}: {info['epochs']} epochs, training loss {info['train_loss']:.4f}, "
-            f"validation {info['validation_accuracy']:.2%}"
+            f"validation {info['validation_accuracy']:.2%}{seen}"
         )
         console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)
         if tracked:

@@ -28,6 +28,7 @@ from trimtab.runs.problems import all_fields, nearest, problems
 from trimtab.runs.section import LeverSection, Section, build, section
 from trimtab.runs.sections import Data, Group, Model, Pruning, Schedule
 from trimtab.runs.shipped import shipped_recipes
+from trimtab.runs.views import Views
 
 AS_IF = 1000
 """Steps of an epoch while a recipe is read, which does not know the data: only for levers that count them."""
@@ -73,6 +74,9 @@ class RecipeFields(Section):
     """Epochs between checkpoints; Ctrl-C always leaves one."""
     validate_every: PositiveInt = 1
     """Epochs between validations; the last epoch always has one."""
+    views: Views = 1
+    """Views of each image over which a trained classifier's outputs are averaged too, beside its plain accuracy: 2 mirrored, 6
+    also moved by a pixel."""
     track: tuple[str, ...] = ()
     """Watch the gradients as they come (before penalty and transforms), and on request weights, updates and the curvature of
     the loss: gradients,weights,updates,curvature."""

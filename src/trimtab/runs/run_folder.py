@@ -18,8 +18,8 @@ from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
 STATUSES = ("running", "interrupted", "finished")
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
-    "name", "device", "strategy", "checkpoint_every", "validate_every", "track", "track_every", "track_curvature_every",
-    "track_curvature_batch", "pruning",
+    "name", "device", "strategy", "checkpoint_every", "validate_every", "views", "track", "track_every",
+    "track_curvature_every", "track_curvature_batch", "pruning",
 }  # fmt: skip
 
 

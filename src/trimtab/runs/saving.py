@@ -83,14 +83,15 @@ def finish(run: TrainingRun) -> None:
     if run.devices.rank == 0:
         in_memory_order(model, torch.contiguous_format)
         save_network(run.folder.model_file, model)
-        position = run.position
+        position, last = run.position, run.position.rows[-1]
         run.folder.write_info(
             status="finished",
             steps=position.step,
             epochs=position.epoch,
             train_seconds=position.train_seconds,
             step_seconds=position.median_step_seconds,
-            train_loss=position.rows[-1]["train_loss"],
-            validation_accuracy=position.rows[-1]["validation_accuracy"],
+            train_loss=last["train_loss"],
+            validation_accuracy=last["validation_accuracy"],
+            **{name: last[name] for name in ("views", "validation_accuracy_views") if name in last},
             **({"levers": told} if told else {}),
         )

@@ -52,6 +52,8 @@ class TrainingRun:
         self.validation_batches = batches_of(
             recipe, self.data, "validation", **({"device": devices.device} if devices.sharded else place)
         )
+        if recipe.views > 1 and self.data.task == "segmentation":
+            raise ValueError(f"views must be 1 for a segmentation such as {self.data.name}, got {recipe.views}")
         if len(self.train_batches) < recipe.accumulate:
             raise ValueError(
                 f"data.batch_size {recipe.data.batch_size} x accumulate {recipe.accumulate} exceeds the "
@@ -126,4 +128,13 @@ class TrainingRun:
         if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
             quality = evaluate(model, self.validation_batches, self.data.num_classes, autocast=devices.autocast())
             row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
+        if recipe.views > 1 and epoch == recipe.epochs:
+            seen = evaluate(
+                model, self.validation_batches, self.data.num_classes, autocast=devices.autocast(), views=recipe.views
+            )
+            row |= {
+                "views": recipe.views,
+                "validation_accuracy_views": seen.accuracy,
+                "validation_loss_views": seen.loss,
+            }
         return row | self.watching.after_epoch(epoch, model)

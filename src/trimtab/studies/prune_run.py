@@ -43,6 +43,10 @@ class PrunedRun(Record):
     storage: list[Storage]
     histogram: Histogram
     left_out: dict[str, str]
+    views: dict[str, float] | None = Field(
+        default=None,
+        description="quality of the dense network over several views of an image, where the recipe asks for it",
+    )
     varied: list[str] = Field(
         description="dotted names of the recipe's fields that the run's study gives several values"
     )
@@ -88,6 +92,12 @@ class _Measured:
     def quality(self) -> Quality:
         return evaluate(self.model, self.batches, self.data.num_classes)
 
+    def quality_over_views(self) -> dict[str, float] | None:
+        if self.recipe.views == 1:
+            return None
+        found = evaluate(self.model, self.batches, self.data.num_classes, views=self.recipe.views)
+        return {"views": self.recipe.views, "accuracy": found.accuracy, "loss": found.loss}
+
     def recalibrated_quality(self) -> Quality:
         with _buffers_put_back(self.model):
             pruning.recalibrate(self.model, self.calibration, device=self.device)
@@ -122,6 +132,7 @@ def _settings(recipe: Recipe, split: Split, label: str, model_file: Path) -> dic
         "split": split,
         "label": label,
         "recalibrated_on": "augmented",
+        **({"views": recipe.views} if recipe.views > 1 else {}),
         "network": hashlib.sha256(model_file.read_bytes()).hexdigest()[:16] if model_file.is_file() else None,
     }
 
@@ -188,7 +199,7 @@ def prune_run(
     storage: list[Storage] = []
     left_out: dict[str, str] = {}
     example = (1, *data.train.images.shape[1:])
-    dense = measured.quality()
+    dense, views = measured.quality(), measured.quality_over_views()
     note = report or (lambda text: None)
 
     def add(quality: Quality, **fields: Any) -> None:
@@ -241,7 +252,13 @@ def prune_run(
         root_mean_square=weights.root_mean_square,
     )
     result = PrunedRun(
-        settings=settings, rows=rows, storage=storage, histogram=histogram, left_out=left_out, varied=list(varied)
+        settings=settings,
+        rows=rows,
+        storage=storage,
+        histogram=histogram,
+        left_out=left_out,
+        views=views,
+        varied=list(varied),
     )
     write_text(file, result.model_dump_json(indent=1) + "\n")
     return result
