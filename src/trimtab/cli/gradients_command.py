@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.text import Text
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.report import render_dynamics
+from trimtab.report.parts import listed
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.comparison import run_folders
 from trimtab.studies.gradients.dynamics import in_words, run_dynamics
@@ -120,6 +122,9 @@ def run(arguments: Sequence[str]) -> int:
         ("seeds", ", ".join(sorted({str(dynamics.seed) for dynamics in found}))),
         ("data", recipe.data.name),
         ("model", recipe.model.name),
+        ("created", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")),
+        ("hardware", listed(pairs[0][0].info().get("hardware", {}))),
+        ("versions", listed(pairs[0][0].info().get("versions", {}))),
         ("status", ", ".join(sorted({str(folder.info().get("status", "unknown")) for folder, _ in pairs}))),
     ]
     headline = in_words(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from trimtab.precision.rounding import Rounding
 from trimtab.report.precision.formats import median_of
 from trimtab.report.precision.theory import render_precision
 from trimtab.runs.loading import load_data
+from trimtab.runs.machine import hardware, versions
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.comparison import run_folders
@@ -159,7 +161,8 @@ def gather_study(folder: Path, recipe: Recipe, study: FormatStudy, logistic: Seq
     chance = 0.0 if data.task == "segmentation" else 1 / data.num_classes
     found = PrecisionStudy(
         name=f"{recipe.name}: number formats", headline="", recipe=recipe.model_dump(mode="json"), chance=chance, runs=runs,
-        logistic=list(logistic), missing=missing,
+        logistic=list(logistic), missing=missing, versions=versions(), hardware=hardware(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     return found.model_copy(update={"headline": in_words(found)})
 

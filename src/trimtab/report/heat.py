@@ -27,6 +27,11 @@ def _short(name: str, letters: int) -> str:
     return text if len(text) <= letters else "\N{HORIZONTAL ELLIPSIS}" + text[1 - letters :]
 
 
+def _edges(steps: Sequence[int]) -> list[float]:
+    """Ends of the columns: a column stands for the steps after the last one's, the first from zero on."""
+    return [0, *(step + 1 for step in steps)]
+
+
 def heat_map(
     name: str,
     caption: str,
@@ -55,16 +60,17 @@ def heat_map(
     every = max(1, math.ceil(len(layers) * 13 / (height - 90)))
     bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": quantity, "side": "top", "font": {"size": 11}}}
     trace: dict[str, Any] = {
-        "type": "heatmap", "x": list(steps), "y": list(range(len(layers))), "z": [list(row) for row in values],
-        "customdata": [[[plain(layer)] for _ in steps] for layer in layers], "zmin": span[0], "zmax": span[1],
+        "type": "heatmap", "x": _edges(steps), "y": list(range(len(layers))), "z": [list(row) for row in values],
+        "customdata": [[[plain(layer), step] for step in steps] for layer in layers], "zmin": span[0], "zmax": span[1],
         "colorscale": COLOURS, "colorbar": bar, "hoverongaps": False,
-        "hovertemplate": f"%{{customdata[0]}}, step %{{x}}<br>{quantity} <b>%{{z:.2f}}</b><extra></extra>",
+        "hovertemplate": f"%{{customdata[0]}}, step %{{customdata[1]}}<br>{quantity} <b>%{{z:.2f}}</b><extra></extra>",
     }  # fmt: skip
     ticks = list(range(0, len(layers), every))
     return Figure(
         name, caption, {"": [trace]},
         {
-            "xaxis": {"title": {"text": "optimizer step"}, "showgrid": False, "zeroline": False},
+            "xaxis": {"title": {"text": "optimizer step"}, "showgrid": False, "zeroline": False,
+                      "range": [0, (steps[-1] if steps else 0) + 1]},
             "yaxis": {"tickvals": ticks, "ticktext": [plain(_short(layers[at], letters)) for at in ticks],
                       "range": [len(layers) - 0.5, -0.5], "showgrid": False, "zeroline": False,
                       "tickfont": {"size": 10 if small else 11}},

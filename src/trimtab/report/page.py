@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from trimtab.files import write_text
-from trimtab.report.palette import THEMES
-from trimtab.report.parts import Figure, Section
+from trimtab.report.bundle import packed_script
+from trimtab.report.palette import THEMES, swatch
+from trimtab.report.parts import Figure, Section, Series, Verdict, plain
 from trimtab.studies.plan import in_words
 from trimtab.studies.summary import Missing
 
@@ -42,6 +43,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["script_json"] = script_json
+    environment.filters["swatch"] = lambda look: Markup(swatch(look))
     return environment
 
 
@@ -55,35 +57,53 @@ def as_yaml(recipe: Mapping[str, Any]) -> str:
     return text
 
 
+def _is_empty(section: Section) -> bool:
+    return bool(section.missing) and not (section.figures or section.tables)
+
+
 def as_article(
-    place: int, sections: Sequence[Section], missing: Sequence[Missing], done: int, **parts: Any
+    place: int,
+    sections: Sequence[Section],
+    missing: Sequence[Missing],
+    done: int,
+    *,
+    verdict: Verdict,
+    series: Sequence[Series] = (),
+    **parts: Any,
 ) -> dict[str, Any]:
     """What the template of one study needs."""
+    shown = [section for section in sections if not _is_empty(section)]
     return {
         "key": f"s{place}",
         "alert": in_words(missing, done),
         "missing": list(map(str, missing)),
-        "sections": sections,
+        "sections": shown,
+        "unmeasured": [section for section in sections if _is_empty(section)],
         "figures": {
-            f"s{place}-figure-{figure.name}": _figure(figure) for section in sections for figure in section.figures
+            f"s{place}-figure-{figure.name}": _figure(figure) for section in shown for figure in section.figures
         },
+        "verdict": verdict,
+        "series": series,
+        "names": {plain(one.name): one.shown for one in series},
         **parts,
     }
 
 
 def write_page(articles: Sequence[dict[str, Any]], title: str, path: Path) -> Path:
     """Write the page of these articles; its figures are drawn by one script."""
-    from plotly.offline import get_plotlyjs
-
     text = (
         _environment()
         .get_template("page.html.j2")
         .render(
             studies=articles,
             themes=THEMES,
-            page={"themes": THEMES, "figures": {k: v for one in articles for k, v in one["figures"].items()}},
+            page={
+                "themes": THEMES,
+                "figures": {k: v for one in articles for k, v in one["figures"].items()},
+                "series": {one["key"]: one["names"] for one in articles},
+            },
             title=title,
-            plotly=Markup(get_plotlyjs()),
+            plotly=packed_script(),
         )
     )
     write_text(Path(path), text)
@@ -95,11 +115,13 @@ def render_sections(
     path: Path,
     *,
     name: str,
-    headline: str,
+    verdict: Verdict,
     facts: Sequence[tuple[str, str]],
     recipe: str,
     data: str,
     file: str,
+    headline: str = "",
+    series: Sequence[Series] = (),
     notes: Sequence[str] = (),
     missing: Sequence[Missing] = (),
     done: int = 0,
@@ -109,19 +131,22 @@ def render_sections(
     Args:
         sections: what is shown, in this order.
         path: the file to write.
-        name, headline: heading and sentence at the top.
+        name: heading.
+        verdict: what the page decides, at the top.
         facts: what was run, as (term, text).
         recipe: YAML shown folded.
         data: JSON document that the page carries; its "rows" are what is downloaded as CSV.
         file: name under which the document is downloaded.
-        notes: plain sentences under the headline.
+        headline: a longer sentence, under the first figure.
+        series: names that are drawn alike in all figures.
+        notes: plain sentences on how it was measured.
         missing, done: runs that should be there and are not, and how many are.
 
     Returns:
         `path`.
     """
     article = as_article(
-        0, sections, missing, done, name=name, headline=headline, notes=list(notes), facts=facts, recipe=recipe, states={},
-        data=data, file=file,
+        0, sections, missing, done, verdict=verdict, series=series, name=name, headline=headline, notes=list(notes),
+        facts=facts, recipe=recipe, states={}, data=data, file=file,
     )  # fmt: skip
     return write_page([article], name, path)

@@ -101,3 +101,36 @@ def looks(names: Sequence[str], baseline: str) -> dict[str, Look]:
             own = replace(own, marker=MARKERS[step])
         found[name] = own
     return {name: found[name] for name in sorted(dict.fromkeys(names), key=lambda name: name != baseline)}
+
+
+SHAPES = {
+    "circle": '<circle cx="13" cy="6" r="3.6"/>', "square": '<path d="M9.7 2.7h6.6v6.6h-6.6z"/>',
+    "diamond": '<path d="M13 1.5 17.5 6 13 10.5 8.5 6z"/>', "triangle-up": '<path d="M13 1.8 17.2 9.2H8.8z"/>',
+    "triangle-down": '<path d="M13 10.2 17.2 2.8H8.8z"/>', "triangle-left": '<path d="M8.5 6 16 1.8v8.4z"/>',
+    "x": '<path d="m9.6 4.4 1.8-1.8L13 4.2l1.6-1.6 1.8 1.8L14.8 6l1.6 1.6-1.8 1.8L13 7.8l-1.6 1.6-1.8-1.8L11.2 6z"/>',
+    "cross": '<path d="M11.8 2h2.4v2.8H17v2.4h-2.8V10h-2.4V7.2H9V4.8h2.8z"/>',
+    "star": '<path d="m13 1.2 1.3 3.2 3.5.3-2.7 2.2.9 3.4-3-1.9-3 1.9.9-3.4-2.7-2.2 3.5-.3z"/>',
+    "pentagon": '<path d="m13 1.8 4.2 3-1.6 4.8h-5.2L8.8 4.8z"/>',
+    "hexagon": '<path d="M13 1.6 16.8 3.8v4.4L13 10.4 9.2 8.2V3.8z"/>',
+}  # fmt: skip
+
+
+def swatch(look: Look) -> str:
+    """The line and marker of a look as a small SVG for text, in the page's colours.
+
+    Example:
+        >>> swatch(look("sgd"))[:68]
+        '<svg class="swatch" viewBox="0 0 26 12" style="color:var(--s0)" aria'
+    """
+    colour = look.colour.split("/")[0].removeprefix("@")
+    kind = look.marker.removesuffix("-open")
+    fill = "var(--paper)" if look.marker.endswith("-open") else "currentColor"
+    dash = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 2 2 2", "longdash": "9 3"}.get(
+        look.dash, look.dash.replace("px", "").replace(",", " ")
+    )
+    dash = {"longdashdot": "9 2 2 2"}.get(dash, dash)
+    return (
+        f'<svg class="swatch" viewBox="0 0 26 12" style="color:var(--{colour})" aria-hidden="true">'
+        f'<path d="M0 6h26" stroke="currentColor" stroke-width="2" stroke-dasharray="{dash}"/>'
+        f'<g fill="{fill}" stroke="currentColor" stroke-width="1.2">{SHAPES[kind]}</g></svg>'
+    )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimtab.report.palette import Look
 from trimtab.studies.statistics import Estimate, sparsity_label
 
 MINUS = "\N{MINUS SIGN}"
-STATES = {"pruned": "as pruned", "recalibrated": "BatchNorm recalibrated"}
+STATES = {"recalibrated": "BatchNorm recalibrated", "pruned": "as pruned"}
+"""States of pruned networks; the first that was measured is what a page opens with."""
 
 
 def state_of(*, recalibrated: bool) -> str:
@@ -46,17 +48,28 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: what is read, and the bare number for sorting and copying."""
+    """One cell of a table: what is read, and the bare number for sorting and copying.
+
+    Attributes:
+        text: what is read.
+        value: the bare number.
+        best: set in bold.
+        note: class of a text, such as "good" or "bad".
+        mark: "gain" or "harm" puts an arrow beside it.
+        look: puts the line and marker of a series before it.
+    """
 
     text: str
     value: float | int | str | None = None
     best: bool = False
     note: str = ""
+    mark: str = ""
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; `state` names the switch's value under which it is shown, None for always."""
+    """A table; `state` names the switch's value under which it is shown, None for always; `prose` lets its texts wrap."""
 
     name: str
     caption: str
@@ -64,11 +77,15 @@ class Table:
     rows: list[list[Cell]]
     state: str | None = None
     folded: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, sentences, figures and tables; `missing` says why there is nothing else."""
+    """A heading, sentences, figures and tables.
+
+    Where there is nothing else, `missing` says why; the page then names the section in the one line of what was not measured.
+    """
 
     name: str
     title: str
@@ -77,6 +94,49 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     switch: str | None = None
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One answer of a verdict: a name, what it comes to in two or three words, and what that costs.
+
+    Attributes:
+        name: of the method or format.
+        value: the answer.
+        note: its cost or its evidence.
+        tone: "good", "bad" or nothing.
+        look: of the name on this page.
+    """
+
+    name: str
+    value: str
+    note: str = ""
+    tone: str = ""
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the page decides, first on it: one sentence and a few answers side by side."""
+
+    lead: str
+    tiles: list[Tile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A name that is drawn alike in all figures of the page; what is not `shown` is dimmed until it is chosen."""
+
+    name: str
+    look: Look
+    shown: bool = True
+
+
+def series_of(looks: Mapping[str, Look], shown: Collection[str] | None = None, most: int = 5) -> list[Series]:
+    """The names of a page: those in `shown` first; all are shown where there are at most `most`, or `shown` is None."""
+    every = shown is None or len(looks) <= most
+    found = [Series(name, look, every or name in (shown or ())) for name, look in looks.items()]
+    return sorted(found, key=lambda one: not one.shown)
 
 
 def plain(text: str) -> str:
@@ -130,7 +190,8 @@ def percent(value: float, digits: int = 1) -> str:
 
 def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
     """Mean and half the interval in percent; the mean alone with one seed."""
-    mean = f"{100 * estimate.mean:{'+' if signed else ''}.{digits}f}".replace("-", MINUS)
+    rounded = round(100 * estimate.mean, digits) + 0.0  # no negative zero
+    mean = f"{rounded:{'+' if signed and rounded else ''}.{digits}f}".replace("-", MINUS)
     return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, digits)}"
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trimtab.report.numerals import tick_text
 from trimtab.report.palette import Look
 from trimtab.report.parts import plain
 
 Values = Sequence[float | None]
-STEPS: dict[str, Any] = {"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"}
-"""Axis of optimizer steps."""
+STEPS: dict[str, Any] = {"title": {"text": "optimizer step"}, "zeroline": False}
+"""Axis of optimizer steps; `from_zero` gives it its ends."""
 SMALL: dict[str, Any] = {"font": {"size": 11}}
 """Legend of a small figure."""
 
@@ -106,6 +108,37 @@ def band(
         "x": [*x, *reversed(x)], "y": [*high, *reversed(low)], "fill": "toself", "fillcolor": colour,
         "line": {"width": 0, "color": colour}, **({"legendgroup": plain(name)} if group else {}),
     }  # fmt: skip
+
+
+def from_zero(traces: Sequence[Mapping[str, Any]], margin: float = 0.02) -> dict[str, Any]:
+    """The axis of optimizer steps, from zero to a little beyond the last: no step below zero, no mark cut in half."""
+    last = max((step for trace in traces for step in trace["x"]), default=1) or 1
+    return {**STEPS, "range": [0 if len(traces) and last > 1 else -margin, (1 + margin) * last]}
+
+
+def powers(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A logarithmic axis that holds every value, ticks written out: powers of ten, over a decade or less 1, 2 and 5 as well."""
+    values = [value for trace in traces for value in trace["y"] if value is not None and value > 0]
+    if not values:
+        return {"type": "log"}
+    low, high = math.log10(min(values)), math.log10(max(values))
+    room = 0.05 * (high - low) or 0.1
+    ends = [low - room, high + room]
+    every = max(1, round((ends[1] - ends[0]) / 6))
+    steps = (1, 2, 5) if ends[1] - ends[0] < 1.6 else (1,)
+    ticks = [
+        step * 10.0**power
+        for power in range(math.floor(ends[0]), math.ceil(ends[1]) + 1)
+        for step in steps
+        if power % every == 0 and ends[0] <= math.log10(step) + power <= ends[1]
+    ]
+    return {
+        "type": "log",
+        "range": ends,
+        "tickvals": ticks,
+        "ticktext": [tick_text(value) for value in ticks],
+        "keep": True,
+    }
 
 
 def holding(values: Values, low: float, high: float, margin: float = 0.04) -> list[float]:

@@ -82,7 +82,7 @@ def test_robustness_uses_the_dense_measure_and_what_pruning_leaves() -> None:
     assert ("sharpness", 0.5) not in found  # equal accuracies have no rank
     rows += [row(f"n{at}", 0, sharp=0.5 + 0.01 * at, accuracy=0.5) for at in range(2)]
     assert len(robustness(rows, pruned)) == len(found)  # networks that were not pruned do not count
-    assert "\N{MINUS SIGN}1.00 at 90 %" in curvature_headline(rows, pruned)
+    assert "\N{MINUS SIGN}1.00 (\N{MINUS SIGN}1.00 to \N{MINUS SIGN}1.00) at 90 %" in curvature_headline(rows, pruned)
 
 
 def test_ratios_are_geometric_and_paired() -> None:

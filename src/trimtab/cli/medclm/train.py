@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.run import train as train_run
 from trimtab.observe import GradientTracker
 from trimtab.penalties import VarianceAmplifier
+from trimtab.runs.machine import hardware, versions
 
 
 @dataclass(frozen=True)
@@ -64,4 +66,8 @@ def train_with_levers(given: TrainArguments) -> dict[str, Any]:
         def progress(step: int, steps: int, loss: float | None) -> None:
             report(step, f"step {step}/{steps}" + ("" if loss is None else f"  loss {float(loss):.3f}"), steps)
 
-        return train_run(given.folder, given.out, given.options, levers, tracker, progress)
+        made_with = {
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions(),
+            "hardware": hardware(),
+        }  # fmt: skip
+        return train_run(given.folder, given.out, given.options, levers, tracker, progress, made_with)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def train(
     levers: Sequence[Lever] = (),
     tracker: GradientTracker | None = None,
     progress: Callable[[int, int, float | None], None] | None = None,
+    made_with: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on the train split of a built data set; an interrupted run goes on, a finished one is returned as it is.
 
@@ -38,6 +39,7 @@ def train(
         out: folder of the run.
         options: of the run.
         levers, tracker: Trimtab's levers and tracker.
+        made_with: when and on what, kept in `run.json` as given.
         progress: called with (step, steps, loss or None).
 
     Returns:
@@ -101,6 +103,7 @@ def train(
             **wanted, "state": "finished", "seconds": round(seconds, 2), "resumed": last is not None,
             "steps": trainer.state.global_step, "rows": len(examples),
             "parameters": sum(p.numel() for p in model.parameters()),
+            **(made_with or {}),
         }  # fmt: skip
         write_text(file, json.dumps(done, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()  # the others read what the first process wrote

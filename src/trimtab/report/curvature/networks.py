@@ -11,6 +11,8 @@ from typing import Any
 from trimtab.report.curvature.landscape import landscape_sections
 from trimtab.report.curvature.scatter import scatter_section
 from trimtab.report.curvature.track import track_section
+from trimtab.report.curvature.verdict import curvature_verdict, shown_methods
+from trimtab.report.numerals import column, spans
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import (
@@ -24,11 +26,12 @@ from trimtab.report.parts import (
     listed,
     log_ticks,
     seeds_sentence,
+    series_of,
     significant,
     sparsity_axis,
 )
 from trimtab.report.traces import SMALL, dots, line, whiskers
-from trimtab.studies.curvature.conclusions import MEASURES, ratio_to
+from trimtab.studies.curvature.conclusions import MEASURES, SCALE_FREE, ratio_to
 from trimtab.studies.curvature.records import CurvatureRow, CurvatureSummary
 from trimtab.studies.statistics import Estimate, baseline_of, estimate, sparsity_label
 
@@ -45,26 +48,35 @@ def number(value: float, digits: int = 3) -> str:
     return significant(value, digits).replace("-", MINUS)
 
 
-def _spread(values: Sequence[float]) -> Cell:
-    found = estimate(values)
-    text = number(found.mean) if found.half is None else f"{number(found.mean)} ± {number(found.half, 2)}"
-    return Cell(text, float(f"{found.mean:.6g}"))
-
-
-def _measure_table(rows: Sequence[CurvatureRow], sparsity: float, place: int) -> Table:
+def _measure_tables(
+    rows: Sequence[CurvatureRow], sparsity: float, place: int, looks: Mapping[str, Look]
+) -> list[Table]:
+    """The measures that change with the scale of the weights, and those relative to it: two tables that fit a page."""
     own = [row for row in rows if row.sparsity == sparsity]
-    head = ["method", "accuracy, %", "loss", *HEADS, "||w||"]
-    lines = []
-    for method in dict.fromkeys(row.method for row in own):
-        seeds = [row for row in own if row.method == method]
-        columns: list[Callable[[CurvatureRow], float]] = [
-            lambda row: 100 * row.accuracy,
-            lambda row: row.loss,
-            *(value for _, value in MEASURES.values()),
-            lambda row: row.weight_norm,
-        ]
-        lines.append([Cell(method), *(_spread([column(row) for row in seeds]) for column in columns)])
-    return Table(f"measures-{place}", f"{sparsity_label(sparsity).capitalize()}: mean over seeds", head, lines)
+    groups = {
+        method: [row for row in own if row.method == method] for method in dict.fromkeys(row.method for row in own)
+    }
+    columns: dict[str, Callable[[CurvatureRow], float]] = {
+        "accuracy, %": lambda row: 100 * row.accuracy,
+        "loss": lambda row: row.loss,
+        **dict(zip(HEADS, (value for _, value in MEASURES.values()), strict=True)),
+        "||w||": lambda row: row.weight_norm,
+    }
+    free = [head for head, name in zip(HEADS, MEASURES, strict=True) if name in SCALE_FREE]
+    state = sparsity_label(sparsity).capitalize()
+    tables = []
+    for name, caption, heads in (
+        ("measures", f"{state}: mean over seeds", [head for head in columns if head not in free]),
+        ("relative", f"{state}: relative to the size of the weights", free),
+    ):
+        cells = []
+        for head in heads:
+            found = [estimate(columns[head](row) for row in seeds) for seeds in groups.values()]
+            texts = spans([one.mean for one in found], [one.half for one in found])
+            cells.append([Cell(text, float(f"{one.mean:.6g}")) for text, one in zip(texts, found, strict=True)])
+        lines = [[Cell(method, look=looks[method]), *line] for method, *line in zip(groups, *cells, strict=True)]
+        tables.append(Table(f"{name}-{place}", caption, ["method", *heads], lines))
+    return tables
 
 
 def _ratio(found: Estimate | None) -> Cell:
@@ -92,10 +104,11 @@ def _ratio_table(rows: Sequence[CurvatureRow], baseline: str) -> Table:
     )
 
 
-def measures_section(summary: CurvatureSummary) -> Section:
+def measures_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Section:
     """What was measured, over seeds, and the ratios to the baseline."""
     rows, settings = summary.rows, summary.settings
-    tables = [_measure_table(rows, sparsity, at) for at, sparsity in enumerate(sorted({r.sparsity for r in rows}))]
+    sparsities = sorted({row.sparsity for row in rows})
+    tables = [table for at, sparsity in enumerate(sparsities) for table in _measure_tables(rows, sparsity, at, found)]
     methods = [row.method for row in rows]
     if len(set(methods)) > 1:
         tables.append(_ratio_table(rows, baseline_of(methods)))
@@ -103,8 +116,8 @@ def measures_section(summary: CurvatureSummary) -> Section:
     sentences = [
         f"Sharpness: the greatest rise of the loss found in {settings.ascent_steps} ascent step(s) within ||e|| <= "
         f"{settings.rho:g}; adaptive: within ||e / |w||| <= {settings.adaptive_rho:g}. Eigenvalue, trace and SAM sharpness "
-        "change when weights are rescaled, as penalties and BatchNorm allow without another function; the last three "
-        "columns are relative to the size of the weights.",
+        "change when weights are rescaled, as penalties and BatchNorm allow without another function; the measures "
+        "relative to the size of the weights do not.",
         seeds_sentence(counts, HALVES),
     ]
     return Section("measures", "Measures", sentences, tables=tables)
@@ -139,6 +152,20 @@ def _eigenvalue_traces(rows: Sequence[CurvatureRow], found: Mapping[str, Look]) 
     return traces
 
 
+def _value_axis(rows: Sequence[CurvatureRow], *, positive: bool) -> dict[str, Any]:
+    """Ends that hold every point with its bar, logarithmic where all are positive; a bar that crosses zero ends at the axis."""
+    pairs = [pair for row in rows for pair in zip(row.eigenvalues, row.residuals, strict=True)]
+    values = [value for value, _ in pairs]
+    high = max(value + residual for value, residual in pairs)
+    if positive:
+        low = min(value - residual if residual < 0.9 * value else value for value, residual in pairs)
+        room = 0.06 * math.log10(high / low) or 0.1
+        return {"type": "log", "range": [math.log10(low) - room, math.log10(high) + room], **log_ticks([low, high])}
+    low = min(value - residual for value, residual in pairs)
+    room = 0.06 * (high - low) or abs(values[0]) or 1.0
+    return {"range": [low - room, high + room]}
+
+
 def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Section:
     """The largest eigenvalues, each within its residual."""
     rows = summary.rows
@@ -152,24 +179,29 @@ def eigenvalues_section(summary: CurvatureSummary, found: Mapping[str, Look]) ->
         {
             "xaxis": sparsity_axis([row.sparsity for row in rows], beside=[x for trace in traces for x in trace["x"]]),
             "yaxis": {
-                "title": {"text": "eigenvalue"},
-                "type": "log" if positive else "linear",
+                "title": {"text": "largest eigenvalue"},
                 "zeroline": False,
-                **(log_ticks([value for row in rows for value in row.eigenvalues]) if positive else {}),
+                **_value_axis(rows, positive=positive),
             },
             "height": 420,
         },
     )
     head = ["method", "seed", "sparsity", "largest eigenvalue", "residual", "trace", "standard error", "products",
             "converged"]  # fmt: skip
+    measured = [
+        [(text, float(value)) for text, value in zip(column(values), values, strict=True)]
+        for values in (
+            [row.eigenvalues[0] for row in rows], [row.residuals[0] for row in rows], [row.trace for row in rows],
+            [row.trace_error for row in rows],
+        )
+    ]  # fmt: skip
     lines = [
         [
-            Cell(row.method), Cell(str(row.seed), row.seed), Cell(sparsity_label(row.sparsity), row.sparsity),
-            Cell(number(row.eigenvalues[0], 4), row.eigenvalues[0]), Cell(number(row.residuals[0], 2), row.residuals[0]),
-            Cell(number(row.trace, 4), row.trace), Cell(number(row.trace_error, 2), row.trace_error),
+            Cell(row.method, look=found[row.method]), Cell(str(row.seed), row.seed),
+            Cell(sparsity_label(row.sparsity), row.sparsity), *(Cell(text, value) for text, value in numbers),
             Cell(str(row.products), row.products), Cell("yes" if row.converged else "no"),
         ]
-        for row in rows
+        for row, numbers in zip(rows, zip(*measured, strict=True), strict=True)
     ]  # fmt: skip
     table = Table("eigenvalues", "Every network", head, lines, folded=True)
     return Section("eigenvalues", "Largest eigenvalues", figures=[figure], tables=[table])
@@ -225,11 +257,11 @@ def curvature_sections(summary: CurvatureSummary) -> list[Section]:
     methods = [row.method for row in summary.rows]
     found = looks(methods, baseline_of(methods))
     return [
-        measures_section(summary),
         eigenvalues_section(summary, found),
+        scatter_section(summary, found),
+        measures_section(summary, found),
         density_section(summary, found),
         *landscape_sections(summary.landscapes),
-        scatter_section(summary, found),
         *([track_section(summary.tracks, found)] if summary.tracks else []),
     ]
 
@@ -260,8 +292,11 @@ def render_curvature(summary: CurvatureSummary, path: Path) -> Path:
         ("hardware", listed(summary.hardware)),
         ("versions", listed(summary.versions)),
     ]
+    methods = [row.method for row in summary.rows]
+    own = looks(methods, baseline_of(methods))
     return render_sections(
-        curvature_sections(summary), path, name=summary.name, headline=summary.headline, facts=facts,
+        curvature_sections(summary), path, name=summary.name, verdict=curvature_verdict(summary, own),
+        series=series_of(own, shown_methods(summary)), facts=facts,
         recipe=as_yaml(summary.recipe), data=summary.model_dump_json(by_alias=True), file="curvature.json", notes=summary.notes,
         missing=summary.missing, done=len({(row.method, row.seed) for row in summary.rows}),
     )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trimtab.report.palette import Look
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, halvings, log_ticks
@@ -15,6 +17,13 @@ from trimtab.studies.curvature.conclusions import (
 )
 from trimtab.studies.curvature.records import CurvatureRow, CurvatureSummary
 from trimtab.studies.statistics import sparsity_label
+
+
+def _ends(values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis that holds the values with room for their marks."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    room = 0.07 * (high - low) or 0.1
+    return {"range": [low - room, high + room], **log_ticks(values)}
 
 
 def _scatter(
@@ -42,10 +51,10 @@ def _scatter(
                 "type": "log",
                 "zeroline": False,
                 "nticks": 5,
-                **(log_ticks([value(row) for row in own]) if own else {}),
+                **(_ends([value(row) for row in own]) if own else {}),
             },
             "yaxis": {"tickformat": ".3~p", "title": {"text": metric}, "zeroline": False},
-            "height": 300 + 18 * max(0, len(found) - 4),
+            "height": 290,
             "margin": {"l": 55},
             "legend": SMALL,
         },
@@ -71,9 +80,11 @@ def scatter_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Sec
     sentences = [
         f"Each point is one network: its {metric} on the {rows[0].split} split against its own sharpness on training images."
     ]
-    related = robustness(rows, summary.pruned)
+    related = [item for item in robustness(rows, summary.pruned) if item.kept.low is not None]
     tables = []
-    if related:
+    if not related:
+        sentences.append("Rank correlations need at least four methods for an interval, and are not given without one.")
+    else:
         lines = [
             [
                 Cell(MEASURES[item.measure][0]), Cell("relative" if item.measure in SCALE_FREE else "raw"),
@@ -100,6 +111,6 @@ def scatter_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Sec
         )
         sentences.append(
             "Negative: flatter networks lose less. Intervals: 95 %, methods drawn with replacement, each with all of its seeds "
-            "(seeds of one method are no independent evidence on how methods differ); none with fewer than four methods."
+            "(seeds of one method are no independent evidence on how methods differ)."
         )
     return Section("scatter", f"{metric.capitalize()} against sharpness", sentences, figures, tables)

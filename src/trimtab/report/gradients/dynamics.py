@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trimtab.report.gradients.layers import against_section, layers_section
 from trimtab.report.heat import heat_section
 from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table, number, seeds_sentence
-from trimtab.report.traces import SMALL, STEPS, band, line, shortened
-from trimtab.studies.statistics import estimate
+from trimtab.report.traces import SMALL, band, from_zero, line, powers, shortened
+from trimtab.studies.gradients.against import FEWEST, ends
+from trimtab.studies.statistics import baseline_of
 from trimtab.studies.summary import Dynamics
 
 TITLE = "Gradients over training"
@@ -33,13 +35,6 @@ def _over_seeds(runs: Sequence[Dynamics], values: Callable[[Dynamics], Sequence[
     return [(step, [value for table in tables if (value := table[step]) is not None]) for step in shared]
 
 
-def _log_axis(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A logarithmic axis: ticks at the powers of ten, or plotly's own where less than two decades are shown."""
-    values = [value for trace in traces for value in trace["y"] if value > 0]
-    wide = bool(values) and max(values) >= 100 * min(values)
-    return {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})}
-
-
 def _count_axis(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """An axis from zero with whole numbers only."""
     most = max(value for trace in traces for value in trace["y"])
@@ -56,16 +51,11 @@ def _std_traces(method: str, runs: Sequence[Dynamics], look: Look) -> list[dict[
     if not points:
         return []
     steps = [step for step, _ in points]
-    found = [estimate(values) for _, values in points]
     traces: list[dict[str, Any]] = []
-    ends = [
-        (step, 10**one.low, 10**one.high)
-        for step, one in zip(steps, found, strict=True)
-        if one.low is not None and one.high is not None
-    ]
-    if ends:
-        traces.append(band(method, look.faint(0.15), *zip(*ends, strict=True)))
-    return [*traces, _line(method, look, steps, [10**one.mean for one in found])]
+    around = [(step, 10 ** found[0], 10 ** found[1]) for step, values in points if (found := ends(values)) is not None]
+    if around:
+        traces.append(band(method, look.faint(0.15), *zip(*around, strict=True)))
+    return [*traces, _line(method, look, steps, [10 ** _mean(values) for _, values in points])]
 
 
 def _line(
@@ -82,10 +72,22 @@ def _std_figure(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look])
         "dynamics-std",
         "Standard deviation of all tracked gradients together, as they come: before penalty and transforms. "
         + ("Lines are geometric means over seeds. " if max(counts) > 1 else "")
-        + seeds_sentence(counts).replace("of the mean", "of the mean logarithm"),
+        + _bands(counts),
         {"": traces},
-        {"xaxis": STEPS, "yaxis": {"title": {"text": "standard deviation"}, **_log_axis(traces)}, "height": 380},
+        {
+            "xaxis": from_zero(traces),
+            "yaxis": {"title": {"text": "standard deviation"}, **powers(traces)},
+            "height": 380,
+        },
     )
+
+
+def _bands(counts: Sequence[int]) -> str:
+    """What the bands are."""
+    if max(counts) == 2:
+        return "Bands: the least and greatest of two seeds."
+    text = seeds_sentence(counts).replace("of the mean", "of the mean logarithm")
+    return text + " Of two seeds they are the least and greatest." if 1 < min(counts) < FEWEST else text
 
 
 def _times(value: float | None) -> Cell:
@@ -145,10 +147,10 @@ def _small(
             traces.append(_line(method, looks[method], [step for step, _ in points], joined, steady=counts))
     if not traces:
         return None
-    axis = _log_axis(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}
+    axis = powers(traces) if log else _count_axis(traces) if counts else {"rangemode": "tozero"}
     return Figure(
         name, caption, {"": traces},
-        {"xaxis": STEPS, "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48},
+        {"xaxis": from_zero(traces), "yaxis": axis, "height": 270 + 18 * min(len(groups), 12), "margin": {"l": 48},
          "legend": SMALL, "showlegend": len(groups) > 1},
         small=True, title=title,
     )  # fmt: skip
@@ -212,5 +214,8 @@ def dynamics_sections(found: Sequence[Dynamics], looks: Mapping[str, Look]) -> l
         return [Section("dynamics", TITLE, missing="No run was tracked; train with --track gradients,weights,updates.")]
     groups = by_method(found)
     curves = Section("dynamics", TITLE, [EXPLAINED], [_std_figure(groups, looks)], [_facts_table(found)])
-    sections = [curves, heat_section(groups), _signals_section(groups, looks)]
+    sections = [
+        curves, layers_section(groups, looks), against_section(groups, baseline_of(list(groups))), heat_section(groups),
+        _signals_section(groups, looks),
+    ]  # fmt: skip
     return [section for section in sections if section is not None]

@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab.report.gradients.dynamics import dynamics_sections
+from trimtab.report.gradients.dynamics import by_method, dynamics_sections
+from trimtab.report.gradients.layers import dynamics_verdict
 from trimtab.report.page import render_sections
 from trimtab.report.palette import looks
+from trimtab.report.parts import series_of
+from trimtab.studies.statistics import baseline_of
 from trimtab.studies.summary import Dynamics
 
 
@@ -34,7 +37,10 @@ def render_dynamics(
     if not found:
         raise ValueError("a page of dynamics needs at least one tracked run, got none")
     labels = list(dict.fromkeys(run.method for run in found))
-    sections = dynamics_sections(found, looks(labels, labels[0]))
+    baseline = baseline_of(labels)
+    own = looks(labels, baseline)
+    sections = dynamics_sections(found, own)
+    verdict = dynamics_verdict(by_method(found), own, baseline, headline)
     rows = [
         {"method": run.method, "seed": run.seed, **layer.model_dump(exclude={"log10_std"})}
         for run in found
@@ -47,5 +53,6 @@ def render_dynamics(
         "dynamics": [run.model_dump(mode="json") for run in found],
     }
     return render_sections(
-        sections, path, name=name, headline=headline, facts=facts, recipe=recipe, data=json.dumps(data), file="gradients.json"
+        sections, path, name=name, verdict=verdict, series=series_of(own, list(own)[:5]), headline=headline, facts=facts,
+        recipe=recipe, data=json.dumps(data), file="gradients.json",
     )  # fmt: skip

@@ -16,8 +16,31 @@ from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table
 from trimtab.report.traces import dots, line, whiskers
 
+SYSTEMS = {"text only": "images of others", "text with box numbers": "words and box numbers"}
+"""What the page calls a system where its name in the file does not say it: not without images, but with another patient's."""
+RULES = {
+    "closed": "closed questions", "named": "closed, named", "exact": "open, exact", "f1": "open, F1 of words",
+    "recall": "open, recall of words", "box-given": "quotes a box", "iou": "box overlap (IoU)", "iou50": "IoU above half",
+    "organ": "names the organ", "side": "names the side", "quotes": "quotes the gold box", "agrees": "reasoning agrees",
+}  # fmt: skip
+"""Short words for the rules, by their id without its number."""
 SIDE = 256
 STAGES = ("easy", "medium", "hard")
+
+
+def system_words(name: str) -> str:
+    """What the page calls a system."""
+    return SYSTEMS.get(name, name)
+
+
+def rule_words(rule: str) -> str:
+    """A rule in words.
+
+    Example:
+        >>> rule_words("closed.1"), rule_words("mine.2")
+        ('closed questions', 'mine.2')
+    """
+    return RULES.get(rule.rpartition(".")[0], rule)
 
 
 def _cell(row: Mapping[str, Any] | None) -> Cell:
@@ -39,7 +62,7 @@ def _table(summary: Mapping[str, Any], group: str, title: str, *, folded: bool) 
     names.sort(key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     rows = [
         [
-            Cell(rule),
+            Cell(rule_words(rule)),
             Cell(name),
             Cell(f"{row['n']:,}", row["n"]),
             *(_cell(found.get((name, rule, system))) for system in systems),
@@ -48,7 +71,7 @@ def _table(summary: Mapping[str, Any], group: str, title: str, *, folded: bool) 
         for name in names
         if (row := found.get((name, rule, "model"))) is not None
     ]
-    head = ["rule", group, "n", *(f"{system}, %" for system in systems)]
+    head = ["rule", group, "n", *(f"{system_words(system)}, %" for system in systems)]
     return Table(f"rules-{group}", title, head, rows, folded=folded) if rows else None
 
 
@@ -64,7 +87,7 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
         shown = [rule for rule in rules if rule in rows]
         if not shown:
             continue
-        look = looks[system]
+        look, beside = looks[system], 0.09 * (systems.index(system) - (len(systems) - 1) / 2)
         values = [100 * rows[rule]["value"] for rule in shown]
         lows = [0 if rows[rule]["low"] is None else 100 * (rows[rule]["value"] - rows[rule]["low"]) for rule in shown]
         highs = [
@@ -72,19 +95,22 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
         ]
         traces.append(
             dots(
-                system, look, shown, values, "%{fullData.name}, %{x}: %{y:.1f} %", size=10,
+                system_words(system), look, [rules.index(rule) + beside for rule in shown], values,
+                "%{fullData.name}, %{customdata}: %{y:.1f} %", size=10, customdata=[rule_words(rule) for rule in shown],
                 error_y=whiskers(look, highs, lows),
             )
         )  # fmt: skip
     figure = Figure(
-        "rules", "The model, the same model with images of other patients, and guesses from the text, over all questions; "
+        "rules", "The model, the same model with images of other patients, and guesses from the words, over all questions; "
         "whiskers are 95 % bootstrap intervals over patients.", {"": traces},
         {"yaxis": {"title": {"text": "%"}, "range": [-4, 104], "zeroline": False}, "height": 360,
-         "xaxis": {"type": "category"}},
+         "xaxis": {"tickvals": list(range(len(rules))), "ticktext": [rule_words(rule) for rule in rules], "keep": True,
+                   "range": [-0.5, len(rules) - 0.5], "zeroline": False, "showgrid": False}},
     )  # fmt: skip
-    what = [f"{system}: {one['what']}." for system, one in summary["systems"].items()]
-    legend = Table("rule-ids", "The rules", ["rule", "what it measures"],
-                   [[Cell(rule), Cell(text)] for rule, text in summary["rules"].items()], folded=True)  # fmt: skip
+    what = [f"{system_words(system)}: {one['what']}." for system, one in summary["systems"].items()]
+    legend = Table("rule-ids", "The rules", ["rule", "id", "what it measures"],
+                   [[Cell(rule_words(rule)), Cell(rule), Cell(text)] for rule, text in summary["rules"].items()], folded=True,
+                   prose=True)  # fmt: skip
     tables = [
         _table(summary, "all", "All questions", folded=False), _table(summary, "stage", "By stage", folded=False),
         _table(summary, "kind", "By kind of question", folded=True), _table(summary, "domain", "By domain", folded=True),
@@ -120,7 +146,7 @@ def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -
         "examples", "Examples",
         ["Chosen by rule, not by hand: evenly over the questions, right and wrong ones by turns. Solid: the gold box. Dashed: "
          "the box that the model's reasoning quotes."],
-        figures, [Table("examples", "What was asked and said", head, rows)],
+        figures, [Table("examples", "What was asked and said", head, rows, prose=True)],
     )  # fmt: skip
 
 

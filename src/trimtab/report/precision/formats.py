@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trimtab.report.heat import WIDE, heat_map
 from trimtab.report.palette import Look
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain, seeds_sentence, spread
-from trimtab.report.traces import SMALL, STEPS, dots, holding, line, shortened, whiskers
+from trimtab.report.precision.dead import dead_section
+from trimtab.report.traces import SMALL, dots, from_zero, holding, line, shortened, whiskers
 from trimtab.studies.precision.conclusions import Compared, comparisons, quality
 from trimtab.studies.precision.records import FormatRun, PrecisionStudy, ShrinkageCurves
 from trimtab.studies.statistics import Estimate
 
-FEW = 5
-"""Lines up to which a small figure has a legend of its own."""
 HIGHEST = 1.2
 """q above it is drawn as this: one wild step of a dead layer would take the colours of all others away."""
 
@@ -46,27 +46,37 @@ def middle(values: Sequence[float | None]) -> float | None:
     return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
 
 
-def _quality_table(study: PrecisionStudy) -> Table:
-    rows = []
+def _quality_tables(study: PrecisionStudy, looks: Mapping[str, Look]) -> list[Table]:
+    """Loss and accuracy; what rounding did: two tables that fit a page."""
+    rows, shrunk = [], []
     for label in study.labels:
         runs, found = study.of(label), quality(study, label)
         least = next((run.shrinkage.least_layer for run in runs if run.shrinkage and run.shrinkage.least_layer), None)
+        against = quality_cell(found.to_full, percent=True, signed=True)
+        if found.to_full is not None and found.to_full.excludes_zero:
+            against = replace(against, best=True, mark="gain" if found.to_full.mean > 0 else "harm")
         rows.append(
             [
-                Cell(label), Cell(f"{found.finished} of {len(runs)}", found.finished),
+                Cell(label, look=looks[label]), Cell(f"{found.finished} of {len(runs)}", found.finished),
                 quality_cell(found.train_loss, percent=False), quality_cell(found.loss, percent=False),
-                quality_cell(found.accuracy, percent=True), quality_cell(found.to_full, percent=True, signed=True),
-                number(median_of(runs, lambda own: own.q_median), 4), number(median_of(runs, lambda own: own.q_min), 4),
-                share(median_of(runs, lambda own: own.dead_median)),
-                share(median_of(runs, lambda own: own.overflow_median)),
-                Cell((least or "").removesuffix(".weight")),
+                quality_cell(found.accuracy, percent=True), against,
             ]
         )  # fmt: skip
-    head = [
-        "format", "finished", "training loss", "test loss", "test accuracy, %", "against full, points", "q", "least q",
-        "dead, %", "overflow, %", "layer of least q",
-    ]  # fmt: skip
-    return Table("formats", "Formats in numbers", head, rows)
+        if any(run.shrinkage for run in runs):
+            shrunk.append(
+                [
+                    Cell(label, look=looks[label]),
+                    number(median_of(runs, lambda own: own.q_median), 4), number(median_of(runs, lambda own: own.q_min), 4),
+                    share(median_of(runs, lambda own: own.dead_median)),
+                    share(median_of(runs, lambda own: own.overflow_median)), Cell((least or "").removesuffix(".weight")),
+                ]
+            )  # fmt: skip
+    head = ["format", "finished", "training loss", "test loss", "test accuracy, %", "against full, points"]
+    tables = [Table("formats", "Formats in numbers", head, rows)]
+    if shrunk:
+        head = ["format", "q", "least q", "dead, %", "overflow, %", "layer of least q"]
+        tables.append(Table("shrinkage", "What rounding did to the gradients", head, shrunk))
+    return tables
 
 
 def _quality_figure(study: PrecisionStudy, looks: Mapping[str, Look]) -> Figure:
@@ -133,7 +143,7 @@ def _shrinkage_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Sect
             "Projection q of all rounded gradients together over training: 1 keeps the step, 0.5 halves it. Mean over seeds; "
             "no line where the gradient before rounding was zero or not finite.",
             {"": lines},
-            {"xaxis": STEPS, "yaxis": axis, "height": 320 + 18 * len(lines)},
+            {"xaxis": from_zero(lines), "yaxis": axis, "height": 400},
         )
     ]
     return Section(
@@ -157,10 +167,9 @@ def _noise_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section 
                     f"{title}, all rounded gradients together; mean over seeds.",
                     {"": traces},
                     {
-                        "xaxis": STEPS,
+                        "xaxis": from_zero(traces),
                         "yaxis": {"rangemode": "tozero"},
-                        "height": 290 if len(traces) > FEW else 290 + 18 * len(traces),
-                        "showlegend": len(traces) <= FEW,
+                        "height": 270,
                         "margin": {"l": 48},
                         "legend": SMALL,
                     },
@@ -187,35 +196,54 @@ def _layers_section(study: PrecisionStudy) -> Section | None:
     ]
     if not found:
         return None
-    values = [value for *_, own in found for layer in own.layers for value in layer.curve if value is not None]
-    span = (max(-HIGHEST, min(0.0, *values)), min(HIGHEST, max(1.0, *values))) if len(values) > 1 else (0.0, 1.0)
+    dead = all(layer.dead_curve for *_, own in found for layer in own.layers)
+    drawn, blank = [], []
+    for label, run, own in found:
+        rows = [layer.dead_curve if dead else layer.curve for layer in own.layers]
+        values = [[None if v is None else (100 * v if dead else v) for v in row] for row in rows]
+        if any(value is not None for row in values for value in row):
+            drawn.append((label, run, own, values))
+        else:
+            blank.append(label)
+    values = [value for *_, rows in drawn for row in rows for value in row if value is not None]
+    span = (0.0, 100.0) if dead else _q_span(values)
+    what = (
+        "share of each layer's gradient that became zero, in percent"
+        if dead
+        else "projection q of each layer's gradient"
+    )
     maps = [
         heat_map(
             f"precision-layers-{place}",
-            f"{label}, seed {run.seed}: projection q of each layer's gradient, the first layer at the top, training from left "
-            "to right. Blank: the gradient was zero or not finite.",
+            f"{label}, seed {run.seed}: {what}, the first layer at the top, training from left to right. Blank: the gradient "
+            "was zero or not finite.",
             f"{label}, seed {run.seed}",
             layers=[layer.name for layer in own.layers],
             steps=own.steps,
-            values=[layer.curve for layer in own.layers],
+            values=rows,
             span=span,
-            quantity="q",
-            small=len(found) > WIDE,
+            quantity="dead, %" if dead else "q",
+            small=len(drawn) > WIDE,
         )
-        for place, (label, run, own) in enumerate(found)
+        for place, (label, run, own, rows) in enumerate(drawn)
     ]
-    rows = [
+    rows_of = [
         [Cell(layer.name), Cell(label), number(layer.q, 4), share(layer.dead), share(layer.overflow)]
         for label, _, own in found
         for layer in own.layers
     ]
     head = ["layer", "format", "q", "dead, %", "overflow, %"]
+    sentences = [f"Colour: {what}; one scale for all maps. Of each format the first seed is shown."]
+    if blank:
+        sentences.append(f"Without a map, because every gradient was zero or not finite: {'; '.join(blank)}.")
     return Section(
-        "precision-layers", "Layer by layer",
-        [f"Colour: projection q, one scale for all maps, which ends at {HIGHEST:g}. Of each format the first seed is shown."],
-        maps,
-        [Table("precision-layers", "The layers in numbers: medians over the metered steps", head, rows, folded=True)],
+        "precision-layers", "Layer by layer over training", sentences, maps,
+        [Table("precision-layers", "The layers in numbers: medians over the metered steps", head, rows_of, folded=True)],
     )  # fmt: skip
+
+
+def _q_span(values: Sequence[float]) -> tuple[float, float]:
+    return (max(-HIGHEST, min(0.0, *values)), min(HIGHEST, max(1.0, *values))) if len(values) > 1 else (0.0, 1.0)
 
 
 def _comparison_row(found: Compared) -> list[Cell]:
@@ -255,10 +283,10 @@ def precision_sections(study: PrecisionStudy, looks: Mapping[str, Look]) -> list
         ["Training loss: mean of the last epoch. Test: measured once at the end, on the network that the run left. Against "
          "full: difference to full precision with the same seed. q, dead and overflow: medians over the metered steps; least "
          "q: of a single metered step, all layers together; of these, medians over seeds."],
-        [_quality_figure(study, looks)], [_quality_table(study)],
+        [_quality_figure(study, looks)], _quality_tables(study, looks),
     )  # fmt: skip
     sections = [
-        quality_section, _shrinkage_section(study, looks), _noise_section(study, looks), _layers_section(study),
-        _comparisons_section(study),
+        dead_section(study), quality_section, _shrinkage_section(study, looks), _noise_section(study, looks),
+        _layers_section(study), _comparisons_section(study),
     ]  # fmt: skip
     return [section for section in sections if section is not None]

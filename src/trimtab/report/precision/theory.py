@@ -10,7 +10,8 @@ from typing import Any
 
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
-from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, listed, number, plain, series_of
+from trimtab.report.precision.dead import precision_verdict
 from trimtab.report.precision.formats import (
     precision_sections,
     share,
@@ -25,6 +26,7 @@ from trimtab.studies.precision.logistic import (
 )
 from trimtab.studies.precision.records import PrecisionStudy
 from trimtab.studies.precision.variants import BASELINE
+from trimtab.studies.precision.verdict import verdicts
 
 GAP_AXIS = {"title": {"text": "F(w) \u2212 F*"}, "type": "log", "exponentformat": "power", "dtick": 1}
 
@@ -131,6 +133,7 @@ def render_precision(study: PrecisionStudy, path: Path) -> Path:
     if not study.runs:
         raise ValueError("a page of number formats needs at least one run, got none")
     own = looks(study.labels, BASELINE)
+    shown = list(dict.fromkeys([BASELINE, *(one.label for one in verdicts(study))]))[:5]
     rows = [
         {
             "format": run.label, "seed": run.seed, "status": run.status, "train_loss": last_loss(run),
@@ -144,6 +147,9 @@ def render_precision(study: PrecisionStudy, path: Path) -> Path:
     seeds = sorted({run.seed for run in study.runs})
     facts = [
         ("formats", "; ".join(study.labels)),
+        ("created", study.created or "not recorded"),
+        ("hardware", listed(study.hardware)),
+        ("versions", listed(study.versions)),
         ("seeds", f"{len(seeds)} ({', '.join(map(str, seeds))})"),
         ("data", str(study.recipe["data"]["name"])),
         ("model", str(study.recipe["model"]["name"])),
@@ -152,6 +158,8 @@ def render_precision(study: PrecisionStudy, path: Path) -> Path:
         [*precision_sections(study, own), logistic_section(study.logistic), _runs_section(study)],
         path,
         name=study.name,
+        verdict=precision_verdict(study, own),
+        series=series_of(own, shown),
         headline=study.headline,
         facts=facts,
         recipe=as_yaml(study.recipe),

@@ -66,8 +66,13 @@ def _seeds(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
     return trace | {"name": f"{plain(name)}, seeds"}
 
 
-def _level(name: str, value: float, ends: Sequence[float], look: Look) -> dict[str, Any]:
-    return line(name, look, ends, [value, value], f"{escaped(name)}: %{{y:.1%}}", width=1.5, legendrank=2000)
+def _level(name: str, value: float, ends: Sequence[float], look: Look, *, left: bool = False) -> dict[str, Any]:
+    """A line across the figure with its name on it, at the right end or the left."""
+    return line(
+        name, look, ends, [value, value], f"{escaped(name)}: %{{y:.1%}}", width=1.5, showlegend=False, mode="lines+text",
+        text=[plain(name), ""] if left else ["", plain(name)], textposition="top right" if left else "top left",
+        textfont={"size": 11, "color": "@muted"},
+    )  # fmt: skip
 
 
 def _value_axis(study: Study, entries: Sequence[Entry]) -> dict[str, Any]:
@@ -102,7 +107,9 @@ def _main_figure(study: Study) -> Figure:
             faint = Look(study.looks[study.baseline].faint(0.6), "2px,3px")
             levels.append(_level(f"{study.baseline}, dense", dense.mean, axis["range"], faint))
         if study.summary.chance > 0:
-            levels.append(_level("chance", study.summary.chance, axis["range"], Look("@muted", "8px,3px,2px,3px")))
+            levels.append(
+                _level("chance", study.summary.chance, axis["range"], Look("@muted", "8px,3px,2px,3px"), left=True)
+            )
         states[state_of(recalibrated=recalibrated)] = bands + dots + levels + lines
     return Figure(
         "accuracy",
@@ -110,7 +117,7 @@ def _main_figure(study: Study) -> Figure:
         + seeds_sentence([entry.n for entry in study.main])
         + " Each step to the right leaves a smaller share of the weights: the axis is the logarithm of the density.",
         states,
-        {"xaxis": axis, "yaxis": _value_axis(study, study.main), "height": 470},
+        {"xaxis": axis, "yaxis": _value_axis(study, study.main), "height": 420},
         switch="state",
     )
 
@@ -132,7 +139,7 @@ def _grid(
         own = [cells.get((method, sparsity)) for sparsity in sparsities]
         if any(own):
             rows.append(
-                [Cell(method)]
+                [Cell(method, look=study.looks[method])]
                 + [
                     Cell("", None)
                     if cell is None
@@ -140,6 +147,7 @@ def _grid(
                         spread(cell, signed=name != "absolute"),
                         round(100 * cell.mean, 4),
                         best=cell.excludes_zero if certain else cell.mean == best[sparsity],
+                        mark=("gain" if cell.mean > 0 else "harm") if certain and cell.excludes_zero else "",
                     )
                     for cell, sparsity in zip(own, sparsities, strict=True)
                 ]
@@ -169,7 +177,10 @@ def _tables(study: Study) -> list[Table]:
             tables.append(_grid(study, "dense", caption, dense, recalibrated=recalibrated))
         base = {(e.method, e.sparsity): difference for e, difference in against(entries, study.baseline)}
         if base:
-            caption = f"Difference to {study.baseline}, paired over seeds, in points; bold: the interval excludes zero"
+            caption = (
+                f"Difference to {study.baseline}, paired over seeds, in points; bold with an arrow (gain or harm): the "
+                "interval excludes zero"
+            )
             tables.append(_grid(study, "baseline", caption, base, recalibrated=recalibrated, certain=True))
     return tables
 

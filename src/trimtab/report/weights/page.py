@@ -9,11 +9,12 @@ from typing import Any
 from trimtab.report.curvature.track import track_section
 from trimtab.report.gradients.dynamics import dynamics_sections
 from trimtab.report.page import as_article, as_yaml, write_page
-from trimtab.report.parts import STATES, listed
+from trimtab.report.parts import STATES, listed, series_of
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
 from trimtab.report.weights.records import results_section, runs_section
 from trimtab.report.weights.resources import cost_section, latency_section, storage_section
 from trimtab.report.weights.study import Study
+from trimtab.report.weights.verdict import verdict
 from trimtab.report.weights.weights import weights_section
 from trimtab.studies.summary import Summary
 
@@ -52,14 +53,14 @@ def _study(summary: Summary, place: int) -> dict[str, Any]:
     sections += dynamics_sections(summary.dynamics, study.looks)
     sections += [track_section(summary.curvature, study.looks)] if summary.curvature else []
     sections += [build(study) for build in AFTER]
-    switchable = [
-        state for state, recalibrated in (("pruned", False), ("recalibrated", True)) if recalibrated in study.states
-    ]
+    switchable = [state for state in STATES if (state == "recalibrated") in study.states]
     return as_article(
         place,
         sections,
         summary.missing,
         len(summary.runs),
+        verdict=verdict(study),
+        series=series_of(study.looks, study.shown),
         name=summary.name,
         headline=summary.headline,
         notes=summary.notes,
@@ -74,8 +75,8 @@ def _study(summary: Summary, place: int) -> dict[str, Any]:
 def render(summary: Summary | Sequence[Summary], path: Path) -> Path:
     """Write the report of one or more studies: a single HTML file that needs no network.
 
-    plotly's script is inlined once (about 4.8 MB), whatever the number of figures and studies. Labels, notes and recipes
-    are escaped wherever they stand. What a summary does not hold is left out with a sentence saying so.
+    plotly's cartesian bundle is packed into it once (about 0.7 MB), whatever the number of figures and studies. Labels,
+    notes and recipes are escaped wherever they stand. What a summary does not hold is left out with a sentence saying so.
 
     Args:
         summary: one study, or several to be shown below each other.

@@ -8,6 +8,7 @@ from functools import cached_property
 from trimtab.report.palette import Look, looks
 from trimtab.studies.statistics import Entry, baseline_of, main_rows, table
 from trimtab.studies.summary import Row, Summary
+from trimtab.studies.weights.verdict import Held, best_and_baseline, held
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,22 @@ class Study:
     def looks(self) -> dict[str, Look]:
         """A look for each method, the baseline first."""
         return looks(self.methods, self.baseline)
+
+    @property
+    def state(self) -> bool:
+        """Whether the networks that the page opens with are the recalibrated ones."""
+        return self.states[-1]
+
+    @cached_property
+    def held(self) -> list[Held]:
+        """How far each method holds the dense baseline, in the state that the page opens with."""
+        entries = [entry for entry in self.main if entry.recalibrated == self.state]
+        return held(entries, self.baseline, {cost.method: cost.ratio for cost in self.summary.costs})
+
+    @property
+    def shown(self) -> list[str]:
+        """Methods that are drawn in full: the three that reach farthest and the baseline."""
+        return [one.method for one in best_and_baseline(self.held, self.baseline)] or self.methods
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -48,7 +48,7 @@ def weights_section(study: Study) -> Section:
     groups = {m: [h for h in found if h.method == m] for m in study.looks if any(h.method == m for h in found)}
     states = {
         scale: [_trace(m, own, study.looks[m], log=scale == "log") for m, own in groups.items()]
-        for scale in ("linear", "log")
+        for scale in ("log", "linear")
     }
     figure = Figure(
         "weights",
@@ -58,7 +58,8 @@ def weights_section(study: Study) -> Section:
             "xaxis": {"title": {"text": "weight / root mean square of its layer"}, "zeroline": False},
             "yaxis": {"title": {"text": "probability density"}, "rangemode": "tozero"}, "height": 420,
         },
-        layouts={"log": {"yaxis": {"title": {"text": "probability density (log)"}, "type": "log", "exponentformat": "power"}}},
+        layouts={"log": {"yaxis": {"title": {"text": "probability density (log)"}, "type": "log", "exponentformat": "power",
+                           "dtick": 1}}},
         switch="scale",
     )  # fmt: skip
     rows = []
@@ -70,7 +71,7 @@ def weights_section(study: Study) -> Section:
         difference = paired_difference([(h.seed, h.near_zero) for h in own], [(h.seed, h.near_zero) for h in base])
         rows.append(
             [
-                Cell(method),
+                Cell(method, look=study.looks[method]),
                 Cell(_number(near, 2, 100), round(100 * near.mean, 4)),
                 Cell("", None)
                 if difference is None or method == study.baseline

@@ -165,6 +165,11 @@ def ratio_to(
     return paired_difference(logs[method], logs[baseline])
 
 
+def _written(value: float) -> str:
+    """Three digits, written out up to a million."""
+    return f"{float(f'{value:.3g}'):,.10g}" if 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 def curvature_headline(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccuracy] = ()) -> str:
     """One sentence or two on the dense networks: which is flattest, and whether flatness goes with robustness.
 
@@ -183,9 +188,10 @@ def curvature_headline(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccu
         means = {m: float(np.mean([value(row) for row in own if row.method == m])) for m in methods}
         ends = sorted(means, key=lambda method: means[method])
         if len(ends) == 1:
-            parts.append(f"{text} {means[ends[0]]:.3g}")
+            parts.append(f"{text} {_written(means[ends[0]])}")
         else:
-            parts.append(f"{text} from {means[ends[0]]:.3g} ({ends[0]}) to {means[ends[-1]]:.3g} ({ends[-1]})")
+            low, high = (f"{_written(means[end])} ({end})" for end in (ends[0], ends[-1]))
+            parts.append(f"{text} from {low} to {high}")
     networks = f"{len(own)} {state} network{'s' if len(own) > 1 else ''}"
     sentence = f"{networks}: {'; '.join(parts)}."
     related = [item for item in robustness(rows, pruned) if item.measure == "adaptive_sharpness"]
@@ -193,8 +199,11 @@ def curvature_headline(rows: Sequence[CurvatureRow], pruned: Sequence[PrunedAccu
     if related and all(item.kept.low is None for item in related):
         return sentence
     if sure:
-        listed = ", ".join(f"{item.kept.value:+.2f} at {sparsity_label(item.sparsity)}" for item in sure)
+        listed = ", ".join(
+            f"{item.kept.value:+.2f} ({item.kept.low:+.2f} to {item.kept.high:+.2f}) at {sparsity_label(item.sparsity)}"
+            for item in sure
+        )
         sentence += f" Rank correlation of adaptive sharpness with the accuracy that pruning leaves: {listed}."
     elif related:
         sentence += " No rank correlation of adaptive sharpness with what pruning leaves whose interval excludes zero."
-    return sentence.replace(" -", " \N{MINUS SIGN}")
+    return sentence.replace(" -", " \N{MINUS SIGN}").replace("(-", "(\N{MINUS SIGN}")

@@ -48,6 +48,9 @@ class LayerShrinkage(Record):
     dead: float | None = Field(description="share of the non-zero entries that became zero, median over the steps")
     overflow: float | None = Field(description="share of the non-zero entries beyond the largest number, median")
     curve: list[float | None] = Field(description="per point: q; null where the gradient was zero or not finite")
+    dead_curve: list[float | None] = Field(
+        default=[], description="per point: share that became zero; empty in documents of earlier versions"
+    )
 
 
 class ShrinkageCurves(Record):
@@ -107,6 +110,11 @@ class PrecisionStudy(Document):
     missing: list[Missing] = Field(
         default=[], description="runs that the study planned or began and that are not in it"
     )
+    created: str = Field(
+        default="", description="ISO 8601, UTC; empty in documents of earlier versions, as the next two"
+    )
+    versions: dict[str, str] = Field(default={})
+    hardware: dict[str, str | int | float | None] = Field(default={})
     unfinished: list[str] = Field(default=[], description="paths of such runs, in documents of earlier versions")
 
     @property
@@ -140,6 +148,7 @@ def shrinkage_curves(columns: dict[str, Any]) -> ShrinkageCurves | None:
             dead=middle(own.values["dead"][row]),
             overflow=middle(own.values["overflow"][row]),
             curve=joined(own.values["projection"][row], bins),
+            dead_curve=joined(own.values["dead"][row], bins),
         )
         for row, name in enumerate(own.layers)
     ]

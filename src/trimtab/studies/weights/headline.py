@@ -13,6 +13,7 @@ from trimtab.studies.statistics import (
     table,
 )
 from trimtab.studies.summary import Row
+from trimtab.studies.weights.verdict import held
 
 KEPT = 0.5
 
@@ -140,4 +141,18 @@ def headline(rows: list[Row], metric: str, chance: float, baseline: str = "sgd")
         lead = "with recalibration" if recalibrated else "without recalibration"
         clauses.append(f"{lead}, {_clause(state, quality, chance, baseline)}")
     text = "; ".join(clauses)
-    return text[0].upper() + text[1:] + "."
+    return text[0].upper() + text[1:] + "." + _lost_dense(entries, chance, baseline)
+
+
+def _lost_dense(entries: Sequence[Entry], chance: float, baseline: str) -> str:
+    """What the methods that the sentence names lose before any pruning: a method is not crowned in silence."""
+    last = [entry for entry in entries if entry.recalibrated == entries[-1].recalibrated]
+    named = set()
+    for recalibrated in {entry.recalibrated for entry in entries}:
+        state = [entry for entry in entries if entry.recalibrated == recalibrated]
+        point = operating_point(state, chance)
+        here = [entry for entry in state if entry.sparsity == point]
+        named |= {max(here, key=lambda entry: entry.mean).method} if here else set()
+    lossy = [one for one in held(last, baseline, {}) if one.method in named and one.dense_cost is not None]
+    lost = ", ".join(f"{one.method} {100 * (one.dense_cost or 0):.1f} points" for one in lossy)
+    return f" Against {baseline}'s dense network, before any pruning, it costs: {lost}." if lost else ""
