@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,16 @@ def as_yaml(recipe: Mapping[str, Any]) -> str:
     return text
 
 
+def _without_blanks(section: Section) -> Section:
+    """The section with tables that have no column of blanks only."""
+    tables = []
+    for table in section.tables:
+        kept = [at for at in range(len(table.head)) if not table.rows or any(row[at].text for row in table.rows)]
+        rows = [[row[at] for at in kept] for row in table.rows]
+        tables.append(replace(table, head=[table.head[at] for at in kept], rows=rows))
+    return replace(section, tables=tables)
+
+
 def _is_empty(section: Section) -> bool:
     return bool(section.missing) and not (section.figures or section.tables)
 
@@ -72,7 +83,7 @@ def as_article(
     **parts: Any,
 ) -> dict[str, Any]:
     """What the template of one study needs."""
-    shown = [section for section in sections if not _is_empty(section)]
+    shown = [_without_blanks(section) for section in sections if not _is_empty(section)]
     return {
         "key": f"s{place}",
         "alert": in_words(missing, done),

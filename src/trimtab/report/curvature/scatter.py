@@ -107,6 +107,7 @@ def scatter_section(summary: CurvatureSummary, found: Mapping[str, Look]) -> Sec
                 f"{first.methods} methods; bold: the interval excludes 0",
                 head,
                 lines,
+                folded=len(lines) > 12,
             )
         )
         sentences.append(

@@ -56,6 +56,7 @@ def layers_section(groups: Groups, looks: Mapping[str, Look]) -> Section | None:
     """A small figure for each of up to twelve layers; None where no run kept its layers' curves."""
     names = list(dict.fromkeys(layer.name for runs in groups.values() for run in runs for layer in run.layers))
     shown, figures = _evenly(names), []
+    steps = [{"x": run.steps} for runs in groups.values() for run in runs]
     for place, name in enumerate(shown):
         traces = [
             trace
@@ -68,7 +69,7 @@ def layers_section(groups: Groups, looks: Mapping[str, Look]) -> Section | None:
             figures.append(
                 Figure(
                     f"dynamics-variance-{place}", f"Variance of the gradient of {name} over training.", {"": traces},
-                    {"xaxis": from_zero(traces), "yaxis": powers(traces), "height": 250, "margin": {"l": 52}},
+                    {"xaxis": from_zero(steps), "yaxis": powers(traces), "height": 250, "margin": {"l": 52}},
                     small=True, title=title,
                 )
             )  # fmt: skip

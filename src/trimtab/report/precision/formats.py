@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.report.heat import WIDE, heat_map
+from trimtab.report.numerals import column
 from trimtab.report.palette import Look
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain, seeds_sentence, spread
 from trimtab.report.precision.dead import dead_section
@@ -46,6 +47,11 @@ def middle(values: Sequence[float | None]) -> float | None:
     return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
 
 
+PICKED: tuple[Callable[[ShrinkageCurves], float | None], ...] = (
+    lambda own: own.q_median, lambda own: own.q_min, lambda own: own.dead_median, lambda own: own.overflow_median,
+)  # fmt: skip
+
+
 def _quality_tables(study: PrecisionStudy, looks: Mapping[str, Look]) -> list[Table]:
     """Loss and accuracy; what rounding did: two tables that fit a page."""
     rows, shrunk = [], []
@@ -63,19 +69,27 @@ def _quality_tables(study: PrecisionStudy, looks: Mapping[str, Look]) -> list[Ta
             ]
         )  # fmt: skip
         if any(run.shrinkage for run in runs):
-            shrunk.append(
-                [
-                    Cell(label, look=looks[label]),
-                    number(median_of(runs, lambda own: own.q_median), 4), number(median_of(runs, lambda own: own.q_min), 4),
-                    share(median_of(runs, lambda own: own.dead_median)),
-                    share(median_of(runs, lambda own: own.overflow_median)), Cell((least or "").removesuffix(".weight")),
-                ]
-            )  # fmt: skip
+            picked = [median_of(runs, pick) for pick in PICKED]
+            shrunk.append((label, picked, (least or "").removesuffix(".weight")))
     head = ["format", "finished", "training loss", "test loss", "test accuracy, %", "against full, points"]
     tables = [Table("formats", "Formats in numbers", head, rows)]
     if shrunk:
         head = ["format", "q", "least q", "dead, %", "overflow, %", "layer of least q"]
-        tables.append(Table("shrinkage", "What rounding did to the gradients", head, shrunk))
+        scaled = [[None if v is None else v * scale for v in values] for scale, values in zip(
+            (1, 1, 100, 100), zip(*(picked for _, picked, _ in shrunk), strict=True), strict=True
+        )]  # fmt: skip
+        columns = [
+            [
+                Cell(text, None if value is None else round(value, 6))
+                for text, value in zip(column(own), own, strict=True)
+            ]
+            for own in scaled
+        ]
+        lines = [
+            [Cell(label, look=looks[label]), *cells, Cell(least)]
+            for (label, _, least), cells in zip(shrunk, zip(*columns, strict=True), strict=True)
+        ]
+        tables.append(Table("shrinkage", "What rounding did to the gradients", head, lines))
     return tables
 
 

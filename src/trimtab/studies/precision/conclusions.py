@@ -107,7 +107,7 @@ def comparisons(study: PrecisionStudy) -> list[Compared]:
 
 def _named(setting: Setting) -> str:
     """A label whose commas do not mix with those of a list."""
-    return f"{setting.format} ({', '.join(setting.words())})" if setting.words() else setting.format
+    return f"{setting.format} ({' + '.join(setting.words())})" if setting.words() else setting.format
 
 
 def in_words(study: PrecisionStudy) -> str:

@@ -1,0 +1,225 @@
+"""Every kind of page in a browser, wide and narrow, light and dark, on paper: whole, legible, decided on the first screen."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.browser import CHROMIUM, DRIVER, WITHOUT, look_as, problems, script, started, wait
+from tests.report.factory import make_dynamics, make_summary
+from tests.report.medclm_factory import write_run
+from tests.report.precision_factory import precision_study
+from tests.report.test_curvature import landscape
+from tests.report.test_curvature import summary as curvature_summary
+from trimtab.report import render, render_curvature, render_dynamics
+from trimtab.report.medclm.run import render_medclm_run
+from trimtab.report.medclm.viewer import Shown, write_viewer
+from trimtab.report.precision.theory import render_precision
+
+pytest.importorskip("selenium", reason="selenium is not installed")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=WITHOUT)
+METHODS = ("sgd", "var", "sam", "cram+", "var+sam", "l1")
+REPORTS = ("weights", "gradients", "precision", "curvature", "medclm")
+KINDS = (*REPORTS, "viewer")
+
+
+def _write(kind: str, folder: Path) -> Path:
+    page = folder / f"{kind}.html"
+    if kind == "weights":
+        tracked = make_dynamics(("sgd", "var"), (0, 1), steps=60)
+        return render(make_summary(METHODS).model_copy(update={"dynamics": tracked}), page)
+    if kind == "gradients":
+        found = make_dynamics(("sgd", "var", "sam"), (0, 1, 2), steps=60)
+        return render_dynamics(found, page, name="n", headline="h", facts=[("data", "digits")], recipe="a: 1")
+    if kind == "precision":
+        return render_precision(precision_study(), page)
+    if kind == "curvature":
+        wide = landscape("sam", [[2.0, 1.0, 2.0], [1.0, 0.1, 1.0], [2.0, 1.0, 2.0]])
+        return render_curvature(curvature_summary(landscapes=[*curvature_summary().landscapes, wide]), page)
+    if kind == "medclm":
+        (folder / "run").mkdir()
+        return render_medclm_run(write_run(folder / "run"), page)
+    from PIL import Image
+
+    Image.new("RGB", (60, 40)).save(folder / "a.png")
+    rows = [
+        Shown("a.png", 60, 40, None, (0.1, 0.1, 0.5, 0.6), f"Question {n}, where?", "First. Then.", "Here " * (n % 4 + 1),
+              {"class": ("mass", "node")[n % 2], "organ": "lung", "side": "left", "stage": "easy"}, {"source": str(n)})
+        for n in range(30)
+    ]  # fmt: skip
+    return write_viewer(page, rows, "A set with a long title of its own")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("kinds")
+    with started(folder) as driver:
+        driver.pages = {kind: _write(kind, folder).as_uri() for kind in KINDS}
+        yield driver
+
+
+def load(driver: Any, kind: str) -> None:
+    driver.get(driver.pages[kind])
+    ready = "return document.documentElement.dataset.drawn || document.documentElement.dataset.ready"
+    wait(lambda: script(driver, ready), "drawing")
+
+
+# Text whose contrast with what lies behind it is below 4.5:1 (3:1 from 24 px, or from 18.7 px in bold); but what plotly
+# writes on the colours of a map, black or white by their lightness.
+CONTRAST = """
+const parse = (text) => { const found = text.match(/[\\d.]+/g).map(Number); return [...found.slice(0, 3), found[3] ?? 1]; };
+const over = (top, below) => [0, 1, 2].map((at) => top[3] * top[at] + (1 - top[3]) * below[at]).concat(1);
+const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, share, at) => {
+  const v = c[at] / 255; return sum + share * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); }, 0);
+const ground = (e) => { const layers = [];
+  for (let at = e; at; at = at.parentElement) { const c = parse(getComputedStyle(at).backgroundColor); layers.push(c);
+    if (c[3] === 1) break; }
+  return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255, 1]); };
+const bad = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const e = walker.currentNode.parentElement;
+  if (!walker.currentNode.textContent.trim() || !e.checkVisibility()) continue;
+  if (e.closest("script, style, noscript, option, .unseen, .picture, .heatmap-label")) continue;
+  const style = getComputedStyle(e), size = parseFloat(style.fontSize), below = ground(e);
+  const colour = parse(e.closest("svg") ? style.fill : style.color);
+  const [one, two] = [light(over(colour, below)), light(below)].sort((a, b) => b - a);
+  const ratio = (one + 0.05) / (two + 0.05), enough = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
+  if (ratio < enough) bad.push([e.textContent.slice(0, 40), Math.round(10 * ratio) / 10]);
+}
+return bad.slice(0, 5);
+"""
+# Marks, their middles, outside the axes of their figure.
+OUTSIDE = """
+const bad = [];
+for (const chart of document.querySelectorAll(".chart")) for (const plot of chart.querySelectorAll(".subplot")) {
+  const layout = chart._fullLayout, left = layout._size.l, top = layout._size.t, box = chart.getBoundingClientRect();
+  for (const mark of plot.querySelectorAll(".points path")) {
+    const at = mark.getBoundingClientRect(), x = at.x + at.width / 2 - box.x - left, y = at.y + at.height / 2 - box.y - top;
+    if (x < -1 || y < -1 || x > layout._size.w + 1 || y > layout._size.h + 1) 
+      bad.push([chart.id, Math.round(x), Math.round(y)]);
+  }
+}
+return bad.slice(0, 5);
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_whole_legible_and_decides_on_its_first_screen(
+    browser: Any, kind: str, width: int, dark: bool
+) -> None:
+    look_as(browser, width=width, dark=dark)
+    load(browser, kind)
+    assert problems(browser) == []
+    assert script(browser, "return document.documentElement.scrollWidth") <= width
+    assert script(browser, CONTRAST) == []
+    if kind == "viewer":
+        return
+    assert script(browser, OUTSIDE) == []
+    lead = script(browser, "return document.querySelector('.lead').getBoundingClientRect().bottom")
+    plot = "document.querySelector('.chart')"
+    figure = script(
+        browser,
+        f"const s = {plot}._fullLayout._size, box = {plot}.getBoundingClientRect(); return [box.top, box.top + s.t + s.h]",
+    )
+    assert lead < figure[0]
+    assert figure[1] <= 900
+    assert script(browser, "return document.querySelectorAll('section').length") == script(
+        browser,
+        "return [...document.querySelectorAll('section')].filter(s => s.querySelector('figure, table, pre')).length",
+    )
+
+
+@pytest.mark.parametrize("kind", REPORTS)
+def test_a_page_on_paper_is_light_whole_and_without_controls(browser: Any, kind: str) -> None:
+    look_as(browser, width=1400, dark=True)
+    load(browser, kind)
+    paper = browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    pdf = base64.b64decode(paper["data"])
+    assert pdf[:5] == b"%PDF-"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    look = {"width": 690, "height": 900, "deviceScaleFactor": 1, "mobile": False}  # A4 between the margins
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", look)
+    try:
+        assert script(browser, "return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        hidden = "return [...document.querySelectorAll('.action, .switch, .contents')].every(b => !b.checkVisibility())"
+        assert script(browser, hidden)
+        script(browser, "dispatchEvent(new Event('beforeprint'))")
+        wait(lambda: script(browser, "return document.documentElement.scrollWidth") <= 690, "the pages' width")
+        tables = "[...document.querySelectorAll('table')].filter(t => t.checkVisibility() && t.offsetWidth > 690)"
+        wide = f"return {tables}.map(t => t.id)"
+        assert script(browser, wide) == []
+        last = "return [...document.querySelectorAll('section')].at(-1).className"
+        assert script(browser, last) == "about"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert problems(browser) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_works_by_keyboard(browser: Any, kind: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look_as(browser, width=1400)
+    load(browser, kind)
+    body = browser.find_element("css selector", "body")
+    if kind == "viewer":
+        body.send_keys("jj")
+        assert "Question 2," in script(browser, "return document.getElementById('text').textContent")
+        return
+    reached = []
+    for _ in range(14):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        seen = "e.checkVisibility(), e.matches(':focus-visible')"
+        reached.append(script(browser, f"const e = document.activeElement; return [e.tagName, e.className, {seen}]"))
+    assert all(seen and ringed for _, _, seen, ringed in reached)
+    assert ["A", "skip", True, True] in reached
+    if script(browser, "return document.querySelectorAll('.chip').length > 1"):
+        chip = browser.find_element("css selector", ".chip")
+        name = chip.get_attribute("data-series")
+        chip.send_keys(Keys.SPACE)
+        assert chip.get_attribute("aria-pressed") == "false"
+        assert script(browser, "return document.getElementById('announce').textContent") == f"{name} dimmed"
+
+
+def test_a_name_is_dimmed_in_every_figure_and_drawn_again(browser: Any) -> None:
+    look_as(browser, width=1400)
+    load(browser, "weights")
+    drawn = "return document.getElementById('s0-figure-accuracy').data.filter(t => t.name === '{}').map(t => t.opacity ?? 1)[0]"
+    shown = script(
+        browser, "return [...document.querySelectorAll('.chip[aria-pressed=true]')].map(c => c.dataset.series)"
+    )
+    rest = script(
+        browser, "return [...document.querySelectorAll('.chip[aria-pressed=false]')].map(c => c.dataset.series)"
+    )
+    assert len(shown) in (3, 4)
+    assert set(shown) | set(rest) == set(METHODS)
+    assert script(browser, drawn.format(shown[0])) == 1
+    assert script(browser, drawn.format(rest[0])) < 0.5
+    script(browser, f"document.querySelector('.chip[data-series=\"{rest[0]}\"]').click()")
+    wait(lambda: script(browser, drawn.format(rest[0])) == 1, "the line in full")
+
+
+def test_a_surface_turns(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    look_as(browser, width=1400)
+    load(browser, "curvature")
+    canvas = browser.find_element("css selector", "#s0-figure-surface-0 canvas")
+    image = "return document.querySelector('#s0-figure-surface-0 canvas').toDataURL()"
+    before = script(browser, image)
+    canvas.send_keys(Keys.ARROW_RIGHT)
+    assert script(browser, image) != before
+
+
+def test_every_page_is_small_enough_to_mail(browser: Any) -> None:
+    from urllib.parse import urlparse
+
+    for kind in KINDS:
+        assert Path(urlparse(browser.pages[kind]).path).stat().st_size <= 1_500_000, kind
