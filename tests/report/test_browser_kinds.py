@@ -100,7 +100,7 @@ for (const chart of document.querySelectorAll(".chart")) for (const plot of char
   const layout = chart._fullLayout, left = layout._size.l, top = layout._size.t, box = chart.getBoundingClientRect();
   for (const mark of plot.querySelectorAll(".points path")) {
     const at = mark.getBoundingClientRect(), x = at.x + at.width / 2 - box.x - left, y = at.y + at.height / 2 - box.y - top;
-    if (x < -1 || y < -1 || x > layout._size.w + 1 || y > layout._size.h + 1) 
+    if (x < -1 || y < -1 || x > layout._size.w + 1 || y > layout._size.h + 1)
       bad.push([chart.id, Math.round(x), Math.round(y)]);
   }
 }

@@ -120,7 +120,7 @@ def _verdict(summary: dict[str, Any], looks: Mapping[str, Look]) -> Verdict:
     if not rules:
         return Verdict("The evaluation holds no rule on closed or open questions.")
     words = {"closed.1": "closed questions right", "f1.1": "F1 of open answers"}
-    parts = []
+    parts: list[str] = []
     for rule in rules:
         found = _values(summary, rule)
         others = ", ".join(

@@ -219,8 +219,8 @@ def _layers_section(study: PrecisionStudy) -> Section | None:
             drawn.append((label, run, own, values))
         else:
             blank.append(label)
-    values = [value for *_, rows in drawn for row in rows for value in row if value is not None]
-    span = (0.0, 100.0) if dead else _q_span(values)
+    known = [value for *_, rows in drawn for row in rows for value in row if value is not None]
+    span = (0.0, 100.0) if dead else _q_span(known)
     what = (
         "share of each layer's gradient that became zero, in percent"
         if dead

@@ -66,10 +66,10 @@ def _ratio(
     own: Sequence[Dynamics], base: Sequence[Dynamics], value: Callable[[Dynamics], float | None]
 ) -> Ratio | None:
     logs = [
-        [(run.seed, math.log(found)) for run in runs if (found := value(run)) is not None and found > 0]
+        [(run.seed, math.log(variance)) for run in runs if (variance := value(run)) is not None and variance > 0]
         for runs in (own, base)
     ]
-    found: Estimate | None = paired_difference(*logs)
+    found: Estimate | None = paired_difference(logs[0], logs[1])
     if found is None:
         return None
     others = dict(logs[1])
