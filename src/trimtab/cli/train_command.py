@@ -34,10 +34,14 @@ def run(arguments: Sequence[str]) -> int:
     given = parse_with_recipe(TrainArguments, arguments, "train")
     recipe, output = given.fields, given.output
     folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
+
+    def tell(line: str) -> None:
+        errors.print(line, soft_wrap=True, highlight=False, markup=False)
+
     with training_progress(
         f"{recipe.method} seed {recipe.seed}", quiet=output.silent or "RANK" in os.environ
     ) as report:
-        result = train(recipe, folder, report)
+        result = train(recipe, folder, report, None if output.silent else tell)
     info = result.info()
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one process speaks
         return 0

@@ -32,6 +32,8 @@ class Lever(Protocol):
       saving of the final weights (a last projection, averaged weights put in their place), by `Handle.finish`.
     * `needs_recalibration` (True): `finish` changed the weights so that BatchNorm statistics no longer fit; read after it. A
       run re-estimates them at once, with `trimtab.pruning.recalibrate`.
+    * `outlook(remaining)`: one line, said at a run's start, on what to expect of it; `remaining` is the sum of the learning
+      rates to come, in initial ones. Empty where nothing is to be said.
     * `describe()`: plain numbers by name, that a run writes into its record after each epoch; called on every rank.
     """
 

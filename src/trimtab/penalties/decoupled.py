@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class DecoupledPenalty(ABC):
     def __init__(self, rule: Rule | None = None) -> None:
         self.rule = rule_or(rule, Rule())
         self.left_out: list[tuple[Entry, str]] = []
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer: Callable[[], torch.optim.Optimizer | None] = lambda: None
         self._judged: Judged[list[tuple[Entry, int]]] = Judged()
         self._taking_part: list[Stepped] = []
 
@@ -57,33 +58,35 @@ class DecoupledPenalty(ABC):
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Remember whose learning rates count, choose the tensors; called by `trimtab.attach`."""
-        self._optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)  # which must not live on for its levers
         self._judged = Judged()
         self._judged(parameters, self._judge)
 
     def unbind(self) -> None:
         """Let the optimizer go; called by `Handle.remove`."""
-        self._optimizer = None
+        self._optimizer = lambda: None
         self._judged = Judged()
         self._taking_part = []
 
     def _judge(self, parameters: Sequence[Entry]) -> list[tuple[Entry, int]]:
         """The chosen tensors, each with the place of its group; ValueError when there is none."""
-        assert self._optimizer is not None
+        optimizer = self._optimizer()
+        assert optimizer is not None
         selection = select(parameters, self.rule)
         self.left_out = selection.left_out + [(entry, COMPUTED) for entry in selection.chosen if entry.computed]
         chosen = [entry for entry in selection.chosen if entry.computed is None]
         if not chosen:
             examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:3])
             raise ValueError(f"{self!r} finds nothing to act on among {len(self.left_out)} parameter(s) ({examples})")
-        groups = {id(one): at for at, group in enumerate(self._optimizer.param_groups) for one in group["params"]}
+        groups = {id(one): at for at, group in enumerate(optimizer.param_groups) for one in group["params"]}
         return [(entry, groups[id(entry.parameter)]) for entry in chosen]
 
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Note which tensors will be stepped and at which rate, and refuse what does not fit; called by `trimtab.attach`."""
-        if self._optimizer is None:
+        optimizer = self._optimizer()
+        if optimizer is None:
             raise RuntimeError(f"{self!r} acts by the optimizer's learning rate; use trimtab.attach(optimizer, lever)")
-        groups = self._optimizer.param_groups  # loading a state replaces them, so they are asked for by place
+        groups = optimizer.param_groups  # loading a state replaces them, so they are asked for by place
         self._taking_part = []
         for entry, group in self._judged(parameters, self._judge):
             if entry.parameter.grad is not None:

@@ -83,11 +83,15 @@ class MagnitudePenalty(Penalty):
                 statistics = weights.moments()
                 law = self.law(statistics)
                 strength = self.strengths(group, statistics, law)
+                self.acted(group, statistics, law, strength)
                 weights.add_gradients_(statistics.mean, law.constant * strength, law.slope * strength)
 
     def strengths(self, group: Sequence[Entry], statistics: Magnitudes, law: Law) -> Tensor | float:
         """The strength, or one for each tensor, shape (tensors,)."""
         return self.strength
+
+    def acted(self, group: Sequence[Entry], statistics: Magnitudes, law: Law, strength: Tensor | float) -> None:
+        """Called with what a step is made of; nothing by default."""
 
     @contextmanager
     def with_gradients(self, params: Source) -> Iterator[list[list[Entry]]]:

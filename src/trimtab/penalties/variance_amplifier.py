@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from trimtab.checks import non_negative, one_of
 from trimtab.collectives import local_part, sum_over_shards
 from trimtab.parameters import Entry, Rule, select
-from trimtab.penalties.magnitude import Law, MagnitudePenalty, by_device_and_dtype
+from trimtab.penalties.balanced import BalancedPenalty
+from trimtab.penalties.magnitude import Law, by_device_and_dtype
 from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
 from trimtab.tensors.unit_sums import unit_squares
 
@@ -21,7 +22,7 @@ WITHOUT_SPREAD = 100.0
 """Variance of the magnitudes, in eps, up to which a tensor counts as one that starts without spread [ours]."""
 
 
-class VarianceAmplifier(MagnitudePenalty):
+class VarianceAmplifier(BalancedPenalty):
     """Rewards a large variance of the smoothed magnitudes of each weight tensor.
 
     With `w~ = sqrt(w^2 + r)`, its mean m and its biased variance V over the n weights of a tensor, psi is the sum over
@@ -81,6 +82,7 @@ class VarianceAmplifier(MagnitudePenalty):
         super().__init__(strength, rule)
         one_of("form", form, get_args(Form))
         self.form: Form = form
+        self.balances = form == "variance"
         self.r = self.smoothing = non_negative("r", r)
         self.eps = non_negative("eps", eps)
         if self.eps == 0:
@@ -99,6 +101,7 @@ class VarianceAmplifier(MagnitudePenalty):
     @torch.no_grad()
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Find and name the tensors that start without spread; called by `trimtab.attach`."""
+        super().bind(optimizer, model, parameters)
         found = []
         # of a weight that is computed from parts the task's gradient is not at hand: no bound
         chosen = [entry for entry in select(parameters, self.rule, computed=True).chosen if entry.computed is None]
@@ -142,11 +145,11 @@ class VarianceAmplifier(MagnitudePenalty):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Strength and settings, and the names of the tensors that are bounded."""
+        """Strength, settings and clock, and the names of the tensors that are bounded."""
         return {**super().state_dict(), "bounded": sorted(self.bounded)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the saved strength and bounded tensors; ValueError when the saved settings are not this object's."""
+        """Take over what was saved; ValueError when the saved settings are not this object's."""
         rest = {name: value for name, value in state.items() if name != "bounded"}
         super().load_state_dict({"bound": self.bound, **rest})  # states of before there was a bound hold none
         self.bounded = set(state.get("bounded", self.bounded))

@@ -49,6 +49,15 @@ class Steering:
             if numbers
         }
 
+    def outlook(self, remaining: float) -> list[str]:
+        """What the levers expect of a run with so much left of the schedule, each behind its name."""
+        told = {
+            name: lever.outlook(remaining)
+            for name, lever in self.parts.items()
+            if callable(getattr(lever, "outlook", None))
+        }
+        return [f"{name}: {text}" for name, text in told.items() if text]
+
     @property
     def penalties(self) -> tuple[Penalty, ...]:
         """Those of the levers that are terms of the loss."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,11 @@ class Stepper:
             step_epochs=schedule.step_epochs,
             gamma=schedule.gamma,
         )
+
+    def remaining(self, step: int) -> float:
+        """Sum of the learning rates from the 0-based `step` to the end, in initial ones, of a group that trains to the end."""
+        epochs = self.recipe.epochs
+        return math.fsum(self._factor(each, epochs) for each in range(step, epochs * self.steps_per_epoch))
 
     @contextmanager
     def _without_gradients_of_the_past(self) -> Iterator[None]:

@@ -19,13 +19,19 @@ from trimtab.runs.stopping import stop_between_steps
 from trimtab.runs.training_run import TrainingRun
 
 
-def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None = None) -> RunFolder:
+def train(
+    recipe: Recipe,
+    path: Path,
+    report: Callable[[Progress], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> RunFolder:
     """Train `recipe` into the run folder `path`; go on where a checkpoint lies; do nothing when it is finished.
 
     Args:
         recipe: what to do.
         path: the run folder, created when absent.
         report: called during training with the `Progress`.
+        tell: called before it, on the first process, with each line that a lever has to say of the run to come.
 
     Returns:
         The run folder.
@@ -42,16 +48,19 @@ def train(recipe: Recipe, path: Path, report: Callable[[Progress], None] | None 
         return folder
     run = TrainingRun(recipe, folder, devices)  # before anything is written: bad input leaves nothing behind
     with folder.alone() if devices.rank == 0 else nullcontext():
-        _train(run, report or (lambda progress: None))
+        _train(run, report or (lambda progress: None), tell or (lambda line: None))
     devices.barrier()
     return folder
 
 
-def _train(run: TrainingRun, report: Callable[[Progress], None]) -> None:
+def _train(run: TrainingRun, report: Callable[[Progress], None], tell: Callable[[str], None]) -> None:
     recipe, position = run.recipe, run.position
     resume(run)
     run.devices.barrier()
     begin(run)
+    lines = run.steering.outlook(run.stepper.remaining(position.step))  # on all: sharded weights are looked at together
+    for line in lines if run.devices.rank == 0 else ():
+        tell(line)
     with stop_between_steps() as stop, run.watching.rows_kept(run.steering.handle.levers):
         while position.epoch < recipe.epochs:
             complete = run.run_epoch(stop, report)
