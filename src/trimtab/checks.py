@@ -167,6 +167,22 @@ def hint(word: object, known: Iterable[str], kind: str, otherwise: Sequence[str]
         ('did you mean hoyer?', 'levers are l1, hoyer')
     """
     known = list(known)
-    if near := difflib.get_close_matches(str(word), known, n=3, cutoff=0.5) or otherwise:
+    if near := _near(str(word), known) or otherwise:
         return f"did you mean {' or '.join(near)}?"
     return f"{kind} are {', '.join(known) or 'none'}"
+
+
+def _near(word: str, known: Sequence[str]) -> list[str]:
+    """At most three known names like `word`; case, hyphens and spaces do not count, a beginning counts for much."""
+    plain = {name: re.sub(r"[-_ ]", "", name.lower()) for name in known}
+    wanted = re.sub(r"[-_ ]", "", word.lower())
+    scores = {}
+    for name, own in plain.items():
+        score = difflib.SequenceMatcher(None, wanted, own).ratio()
+        if len(wanted) > 2 and (own.startswith(wanted) or wanted.startswith(own)):
+            score = max(score, 0.9)
+        scores[name] = 1.0 if own == wanted else score
+    best = max(scores.values(), default=0.0)
+    least = 1.0 if best == 1.0 else max(0.5, best - 0.25)
+    found = [name for name in known if scores[name] >= least]
+    return sorted(found, key=lambda name: -scores[name])[:3]

@@ -93,7 +93,7 @@ def test_a_second_call_trains_nothing_and_prints_the_table(folder: Path, capsys:
     before = {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/run.json")}
     logistic = (folder / "logistic.json").stat().st_mtime_ns
     assert len(before) == 10
-    assert main(["precision", *STUDY, "--out", str(folder), "--quiet"]) == 0
+    assert main(["precision", *STUDY, "--out", str(folder)]) == 0
     assert {file: file.stat().st_mtime_ns for file in folder.glob("runs/*/*/run.json")} == before
     assert (folder / "logistic.json").stat().st_mtime_ns == logistic
     printed = " ".join(capsys.readouterr().out.split())
@@ -129,7 +129,7 @@ def test_a_run_folder_stands_for_its_recipe(folder: Path, tmp_path: Path, capsys
 
 def test_a_run_that_diverges_is_a_row_and_not_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["precision", "digits", *TINY, "--formats", "e2m1", "--steps", "1,1e30", "--seeds", "0", "--no-logistic",
-                 "--out", str(tmp_path), "--quiet"]  # fmt: skip
+                 "--out", str(tmp_path)]  # fmt: skip
     assert main(arguments) == 0
     captured = capsys.readouterr()
     assert "diverged" in captured.out

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.runs.tiny import tiny_recipe
-from trimtab.cli.console import gradient_lines
+from trimtab.cli.progress import gradient_lines
 from trimtab.observe import read_table
 from trimtab.runs.position import Progress
 from trimtab.runs.recipe import Recipe

@@ -21,21 +21,20 @@ COMMANDS = {
     "compare": "train and prune several methods over several seeds, then report",
     "tune": "choose a method's setting on the validation split",
     "prune": "prune a finished run at many sparsities and measure what is left",
-    "gradients": "show how the gradients of tracked runs went: a summary and figures",
-    "precision": "train in several number formats and show what rounding does, layer by layer",
-    "curvature": "measure how curved the loss is around finished networks, dense and pruned",
+    "gradients": "how the gradients of tracked runs went: a summary and figures",
+    "precision": "train in several number formats; what rounding does to each layer",
+    "curvature": "how curved the loss is around finished networks, dense and pruned",
     "report": "make the HTML report and the summary of one or more folders",
-    "export": "write a finished run as a smaller file, ONNX or torch.export program",
-    "medclm": "question data sets for vision-language models, from detection boxes and organ masks",
+    "export": "write a finished run as a smaller file, as ONNX or torch.export",
+    "medclm": "questions for vision-language models, from boxes and organ masks",
     "list": "list levers, models, datasets, recipes",
     "show": "one lever: what it does, formula, settings, source, card",
+    "completion": "print the completion of bash, zsh or fish",
 }
 TRUST = "--trust-code"
-EPILOGUE = f"""{TRUST} (any command): run the package.module:function that a recipe or run folder names as its network; only
-names that you typed run without it. TRIMTAB_MODEL_CODE=any in the environment says the same for good.
-
-exit codes: 0 done, 1 a run failed or the loss was not finite, 2 bad input, 130 stopped by Ctrl-C (run the same
-command again to go on)"""
+EPILOGUE = f"""{TRUST}: run the package.module:function a run folder names as its network
+exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C (the same
+command goes on)"""
 
 
 def usage() -> str:
@@ -43,8 +42,9 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return (
-        f"trimtab {__version__}: small levers on a training run, and honest proof that they work\n\n"
-        "usage: trimtab COMMAND ...   (trimtab COMMAND --help says more)\n\n" + "\n".join(lines) + f"\n\n{EPILOGUE}\n"
+        f"trimtab {__version__}: small levers on a training run, honest proof that they work\n\n"
+        "usage: trimtab COMMAND ...   (--help: examples; --help-all: all options)\n"
+        "       trimtab --version\n\n" + "\n".join(lines) + f"\n\n{EPILOGUE}\n"
     )
 
 
@@ -99,7 +99,7 @@ def _run(name: str, rest: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except bad_input(ImportError) as error:
-        return _said(name, error, 2)
+        return _said(getattr(error, "command", "") or name, error, 2)
     except (ArithmeticError, RuntimeError, LookupError) as error:  # divergence, torch's own errors
         return _said(name, error, 1)
     return code

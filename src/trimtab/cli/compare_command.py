@@ -19,7 +19,14 @@ from trimtab.studies.variants import variants
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """`trimtab compare RECIPE --methods sgd var sam --seeds 0 1 2`: trains, prunes, reports; finished runs are kept."""
+    """Trains, prunes and measures several methods over several seeds, then writes the report. Finished runs are
+    kept: the same command goes on.
+
+    Examples:
+        trimtab compare digits --methods sgd cram+ l1+cram+ --seeds 0 1 2
+        trimtab compare digits --methods sgd l1 --vary l1.strength=1e-5,1e-4
+        trimtab compare cifar10-resnet20 --data.root DIR --methods sgd cram+
+    """
 
     recipe: tyro.conf.Positional[str]
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""

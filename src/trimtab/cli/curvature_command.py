@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import tyro
 
 from trimtab.cli.arguments import Output, parse
-from trimtab.cli.console import console, errors, measuring_progress, print_json
+from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.progress import measuring_progress
 from trimtab.report import render_curvature
 from trimtab.report.weights.terminal import curvature_table
 from trimtab.runs.machine import hardware, versions
@@ -34,7 +35,15 @@ from trimtab.studies.summary import Missing
 
 @dataclass(frozen=True)
 class CurvatureArguments:
-    """`trimtab curvature RUN [RUN ...] [options]`: largest eigenvalues, trace, spectral density and sharpness of the training loss around finished networks, dense and pruned, each with its error. The networks are not changed; what is measured is kept, so that the same command goes on after an interruption."""  # noqa: E501
+    """Measures largest eigenvalues, trace, spectral density and sharpness of the training loss around finished
+    networks, dense and pruned, each with its error. The networks are not changed; the same command goes on after an
+    interruption.
+
+    Examples:
+        trimtab curvature runs/digits/sgd runs/digits/var
+        trimtab curvature runs/digits --sparsities 0,0.5,0.9 --out curvature
+        trimtab curvature runs/digits --landscape --examples 256
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Finished run folders, or folders that hold such; several are compared."""

@@ -25,7 +25,14 @@ from trimtab.studies.variants import safe_name
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """`trimtab export RUN --sparsity 0.9 --to sparse onnx`: prunes a copy of the run's network and writes it; the run is not changed. Says what got smaller, what got faster, and what did not."""  # noqa: E501
+    """Prunes a copy of a finished run's network and writes it; the run is not changed. Says what got smaller, what
+    got faster, and what did not.
+
+    Examples:
+        trimtab export runs/digits/sgd/seed0 --sparsity 0.9
+        trimtab export runs/digits/sgd/seed0 --sparsity 0.9 --to sparse onnx
+        trimtab export --to reader > trimtab_reader.py
+    """
 
     run: tyro.conf.Positional[Path | None] = None
     """A finished run folder; not needed for --to reader."""

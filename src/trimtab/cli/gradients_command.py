@@ -26,7 +26,14 @@ from trimtab.studies.variants import run_label
 
 @dataclass(frozen=True)
 class GradientsArguments:
-    """`trimtab gradients RUN [RUN ...]`: reads what `trimtab train --track gradients,weights,updates` left, also of runs that are not finished; runs are compared side by side."""  # noqa: E501
+    """Shows how the gradients of tracked runs went, side by side: reads what `trimtab train --track
+    gradients,weights,updates` left, also of runs that are not finished.
+
+    Examples:
+        trimtab gradients runs/digits/sgd/seed0
+        trimtab gradients runs/digits --out gradients
+        trimtab gradients runs/digits --json > gradients.json
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Tracked run folders, or folders that hold such."""

@@ -20,7 +20,13 @@ Kind = Literal["levers", "models", "datasets", "recipes"]
 
 @dataclass(frozen=True)
 class ListArguments:
-    """`trimtab list [levers|models|datasets|recipes]`: names and one line about each."""
+    """Names of levers, models, data sets and recipes, and one line about each.
+
+    Examples:
+        trimtab list
+        trimtab list levers
+        trimtab list recipes --json
+    """
 
     kind: tyro.conf.Positional[Literal["all", "levers", "models", "datasets", "recipes"]] = "all"
     """What to list."""

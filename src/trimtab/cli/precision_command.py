@@ -37,7 +37,14 @@ from trimtab.studies.statistics import Estimate
 
 @dataclass(frozen=True)
 class PrecisionArguments:
-    """`trimtab precision RECIPE --formats fp16,e4m3,e5m2,e2m1,int4`: trains in full precision and in each format, shows loss, accuracy and what rounding did to the gradients; finished runs are kept, and shown with those of later calls."""  # noqa: E501
+    """Trains in full precision and in each number format; shows loss, accuracy and what rounding did to the
+    gradients. Finished runs are kept and shown with those of later calls.
+
+    Examples:
+        trimtab precision digits --formats fp16,e4m3,e2m1
+        trimtab precision digits --formats e2m1,int4 --scaling none,mx
+        trimtab precision digits --formats e4m3 --tensors gradients,weights
+    """
 
     recipe: tyro.conf.Positional[str]
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""

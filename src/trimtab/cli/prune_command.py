@@ -21,7 +21,14 @@ from trimtab.studies.weights.assemble import assemble
 
 @dataclass(frozen=True)
 class PruneArguments:
-    """`trimtab prune RUN [options]`: prunes a finished run once at each sparsity, without retraining, and measures it with and without BatchNorm recalibration. The run's network is not changed."""  # noqa: E501
+    """Prunes a finished run once at each sparsity, without retraining, and measures it with and without BatchNorm
+    recalibration. The run's network is not changed.
+
+    Examples:
+        trimtab prune runs/digits/sgd/seed0
+        trimtab prune runs/digits/sgd/seed0 --sparsities 0.6 0.85 --replace
+        trimtab prune runs/digits/sgd/seed0 --scope layer --split validation
+    """
 
     run: tyro.conf.Positional[Path]
     """A finished run folder."""

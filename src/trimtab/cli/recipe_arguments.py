@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from pydantic import ValidationError
 
-from trimtab.cli.arguments import check_first, parse
+from trimtab.cli.arguments import MisuseError, check_first, parse
 from trimtab.inputs import named, shortened
 from trimtab.runs.problems import problems
 from trimtab.runs.recipe import FIELDS, SECTIONS, Recipe, load_recipe
@@ -78,21 +75,18 @@ def parse_with_recipe(
 
 
 def _parsed(command: Callable[..., T], words: Sequence[str], name: str, default: T) -> T:
-    """Parse; what a section refuses becomes one line, other usage errors are printed as they are."""
-    said = io.StringIO()
+    """Parse; what a section refuses becomes one line."""
     try:
-        with redirect_stderr(said):
-            return parse(command, words, name, default)
+        return parse(command, words, name, default)
     except ValidationError as error:
         raise ValueError(problems(error, FIELDS)) from None
-    except SystemExit as stop:
-        if (found := _refused_section(stop)) is not None:
+    except MisuseError as misused:
+        if (found := _refused_section(misused)) is not None:
             raise ValueError(problems(found[0], FIELDS, found[1])) from None
-        print(said.getvalue(), end="", file=sys.stderr)
         raise
 
 
-def _refused_section(stop: SystemExit) -> tuple[ValidationError, str] | None:
+def _refused_section(stop: BaseException) -> tuple[ValidationError, str] | None:
     """The recipe's section whose values made tyro stop, and what it holds against them; None for another usage error."""
     cause, section = stop.__context__, ""
     while cause is not None and not isinstance(cause, ValidationError):

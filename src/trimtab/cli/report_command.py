@@ -22,7 +22,13 @@ from trimtab.studies.weights.assemble import assemble, kept_measurements
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """`trimtab report DIR [DIR ...]`: gathers every finished and pruned run below the folders into one report."""
+    """Gathers every finished and pruned run below the folders into one report, and names the runs that are missing.
+
+    Examples:
+        trimtab report runs/digits
+        trimtab report runs/digits runs/more --out report --name "two studies"
+        trimtab report runs/digits --split validation --json
+    """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Study or run folders of one task, or folders of records (compare --records)."""

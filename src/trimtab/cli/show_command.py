@@ -19,7 +19,13 @@ from trimtab.runs.section import explained, settings_of
 
 @dataclass(frozen=True)
 class ShowArguments:
-    """`trimtab show NAME`: what a lever does, its formula, its settings with their defaults, its source and card."""
+    """One lever whole: what it does, its formula, its settings with their defaults, its source and card.
+
+    Examples:
+        trimtab show cram+
+        trimtab show l1
+        trimtab show autoscale --json
+    """
 
     name: tyro.conf.Positional[str]
     """A lever (trimtab list levers)."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab.cli.console import console, errors, study_progress
+from trimtab.cli.console import console, errors
+from trimtab.cli.progress import study_progress
 from trimtab.deploy import save_sparse
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.report import render

@@ -11,7 +11,8 @@ from typing import Annotated
 import tyro
 
 from trimtab.cli.arguments import Output
-from trimtab.cli.console import console, errors, print_json, training_progress
+from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.progress import training_progress
 from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
 from trimtab.runs.training import train
 from trimtab.studies.curvature.track import run_track
@@ -19,7 +20,14 @@ from trimtab.studies.curvature.track import run_track
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """`trimtab train RECIPE [options]`: every recipe field is an option; its value in RECIPE is the default shown."""
+    """Trains one recipe into a run folder. Every field of the recipe is an option; the value in RECIPE is the
+    default shown. Ctrl-C stops between two steps; the same command goes on.
+
+    Examples:
+        trimtab train digits --method cram+ --epochs 10
+        trimtab train cifar10-resnet20 --data.root DIR --method l1+cram+
+        trimtab train digits --track gradients weights updates --out watched
+    """
 
     recipe: tyro.conf.Positional[str]
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""

@@ -27,7 +27,14 @@ from trimtab.studies.weights.tuning import choose, chosen_settings
 
 @dataclass(frozen=True)
 class TuneArguments:
-    """`trimtab tune RECIPE --methods var --vary var.strength=1e-6,1e-5,1e-4 [options]`: trains every setting, prunes it, measures it on the validation split, and writes the best into tuned.yaml."""  # noqa: E501
+    """Trains every setting, prunes it, measures it on the validation split, and writes the best into tuned.yaml.
+    The test split is never looked at.
+
+    Examples:
+        trimtab tune digits --methods l1 --vary l1.strength=1e-5,1e-4,1e-3
+        trimtab tune digits --methods cram+ --vary cram.rho=0.1,0.2 --seeds 0 1
+        trimtab tune digits --methods hoyer --vary hoyer.strength=1e-4,1e-3
+    """
 
     recipe: tyro.conf.Positional[str]
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""

@@ -45,11 +45,21 @@ WAIT = 2.0
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a study is: finished runs, all runs, and the position of those at work, here or in another process."""
+    """How far a study is: runs that ended, all runs, the position of those at work, here or elsewhere, and what
+    happened so far.
+
+    Attributes:
+        finished, total: counts.
+        active: name of each run at work -> share done and a text, such as `40% epoch 3/8 loss 0.321`.
+        ended: the runs that ended, in that order, each with how.
+        kept: how many were finished before.
+    """
 
     finished: int
     total: int
     active: dict[str, str]
+    ended: tuple[str, ...] = ()
+    kept: int = 0
 
 
 _stop_asked: Event | None = None
@@ -120,7 +130,13 @@ def _train_and_prune(variant: Variant, folder: Path, splits: tuple[Split, ...]) 
     return record_of(run, measured)
 
 
-def _standing(paths: dict[Path, Variant], finished: int, total: int, elsewhere: Collection[Path]) -> Standing:
+def _standing(
+    paths: dict[Path, Variant],
+    outcomes: Sequence[Outcome],
+    before: int,
+    kept: Collection[Path],
+    elsewhere: Collection[Path],
+) -> Standing:
     active = {}
     for path, variant in paths.items():
         name = f"{variant.label} seed {variant.recipe.seed}"
@@ -132,7 +148,12 @@ def _standing(paths: dict[Path, Variant], finished: int, total: int, elsewhere: 
             active[name] = f"{int(step) / max(int(steps), 1):.0%} {text}"
         except (OSError, ValueError):
             continue
-    return Standing(finished, total, active)
+    ended = tuple(
+        f"{one.variant.label} seed {one.variant.recipe.seed} "
+        + ("failed" if one.error is not None else "was finished before" if one.folder in kept else "done")
+        for one in outcomes
+    )
+    return Standing(before + len(ended), before + len(paths), active, ended, before + len(kept))
 
 
 def compare(
@@ -194,6 +215,7 @@ def _compare(
         path.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     elsewhere: dict[Path, float] = {}
+    kept = {path for path in paths if RunFolder(path).model_file.is_file()}
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     with concurrent.futures.ProcessPoolExecutor(
@@ -219,7 +241,7 @@ def _compare(
                         with contextlib.suppress(OSError):
                             write_text(path / "error.txt", error + "\n")
                 if report is not None:
-                    report(_standing(paths, before + len(outcomes), before + len(paths), elsewhere))
+                    report(_standing(paths, outcomes, before, kept, elsewhere))
                 for path, since in list(elsewhere.items()):
                     if len(pending) < jobs and time.monotonic() - since > WAIT:
                         pending[pool.submit(_work, paths[path], path, splits, records)] = path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from trimtab.checks import hint
+
 COMMANDS = {
     "build": "detection boxes and organ masks -> questions, reasoning and answers",
     "check": "validate a built set: manifest, files, boxes, splits, every row",
@@ -25,6 +27,11 @@ def usage() -> str:
     )
 
 
+def home(command: str) -> str:
+    """The module of a command."""
+    return command if command in {"build", "demo", "train", "evaluate"} else "use"
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse and run one command."""
     words = list(arguments)
@@ -32,8 +39,7 @@ def run(arguments: Sequence[str]) -> int:
         print(usage(), end="")
         return 0 if words else 2
     if words[0] not in COMMANDS:
-        raise ValueError(f"no command {words[0]!r}; there are {', '.join(COMMANDS)}")
-    home = words[0] if words[0] in {"build", "demo", "train", "evaluate"} else "use"
-    module = importlib.import_module(f"trimtab.cli.medclm.{home}")
+        raise ValueError(f"no command {words[0]!r}; {hint(words[0], COMMANDS, 'commands')}")
+    module = importlib.import_module(f"trimtab.cli.medclm.{home(words[0])}")
     code: int = getattr(module, words[0])(words[1:])
     return code

@@ -12,8 +12,9 @@ import tyro
 from rich.table import Table
 
 from trimtab.cli.arguments import Output, parse
-from trimtab.cli.console import console, counting_progress, print_json
+from trimtab.cli.console import console, print_json
 from trimtab.cli.medclm.source_flags import organ_sources, pairs
+from trimtab.cli.progress import counting_progress
 from trimtab.medclm.building import BuildOptions, BuildResult
 from trimtab.medclm.building import build as build_set
 from trimtab.medclm.building.options import BuildSettings
@@ -44,7 +45,14 @@ class Chat:
 
 @dataclass(frozen=True)
 class BuildArguments:
-    """`trimtab medclm build --detections FILE --format coco --images DIR --organs DIR --out DIR`: ties every box to an organ, writes questions, reasoning and answers at three stages, checks them, and writes Parquet, JSON lines and a data card. Interrupted, the same command goes on."""  # noqa: E501
+    """Ties every box to an organ, writes questions, reasoning and answers at three stages, checks them, and writes
+    Parquet, JSON lines and a data card. Interrupted, the same command goes on.
+
+    Examples:
+        trimtab medclm build --detections A.json --images DIR --out SET
+        trimtab medclm build --detections A.json --images DIR --organs M --out SET
+        trimtab medclm build --detections D --format voc --images DIR --out SET
+    """
 
     settings: Annotated[BuildSettings, tyro.conf.arg(name="")]
     out: Path

@@ -23,7 +23,14 @@ from trimtab.medclm.phantom.files import write_phantom
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """`trimtab medclm demo [--out DIR]`: draws chest X-rays with findings and organ masks, builds a question set from them, makes the viewer, trains tiny-llava on it from easy to hard, evaluates it, and writes the report; nothing is downloaded. --data DIR takes a folder with annotations_coco.json, images/ and organ annotations of an optic disc instead."""  # noqa: E501
+    """Draws chest X-rays with findings and organ masks, builds a question set from them, makes the viewer, trains
+    tiny-llava on it from easy to hard, evaluates it, and writes the report. Nothing is downloaded.
+
+    Examples:
+        trimtab medclm demo
+        trimtab medclm demo --images 96 --out more
+        trimtab medclm demo --data DIR --no-train
+    """
 
     out: Path = Path("medclm-demo")
     """Folder: source/ (drawn images), set/ (the data set), set/view.html, run/ (the model), run/report.html."""

@@ -11,7 +11,8 @@ import tyro
 from rich.table import Table
 
 from trimtab.cli.arguments import Output, parse
-from trimtab.cli.console import console, counting_progress, print_json
+from trimtab.cli.console import console, print_json
+from trimtab.cli.progress import counting_progress
 from trimtab.inputs import named, read_json_mapping
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
@@ -28,7 +29,14 @@ SetName = Literal["medclm", "vqa_rad", "slake", "path_vqa", "pmc_vqa"]
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """`trimtab medclm evaluate RUN`: asks the trained model, the same model with images of other patients, the majority guess, and the guess from the text with its box numbers; prints them side by side; writes RUN/evaluation.json, predictions.jsonl and report.html."""  # noqa: E501
+    """Asks the trained model, the same model with images of other patients, the majority guess, and the guess from
+    the text with its box numbers, and prints them side by side.
+
+    Examples:
+        trimtab medclm evaluate RUN
+        trimtab medclm evaluate RUN --split validation --limit 500
+        trimtab medclm evaluate RUN --export lmms-eval --out DIR
+    """
 
     run: tyro.conf.Positional[Path]
     """Folder of `trimtab medclm train`, or of any model that transformers reads (then with --data and --out)."""

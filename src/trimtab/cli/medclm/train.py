@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from trimtab.cli.arguments import Output, parse
-from trimtab.cli.console import console, measuring_progress, print_json
+from trimtab.cli.console import console, print_json
+from trimtab.cli.progress import measuring_progress
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.run import train as train_run
 from trimtab.observe import GradientTracker
@@ -22,7 +23,14 @@ from trimtab.runs.machine import hardware, versions
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """`trimtab medclm train SET --out RUN`: trains a vision-language model on a built set from easy to hard. Interrupted, the same command goes on where the last checkpoint stands."""  # noqa: E501
+    """Trains a vision-language model on a built set from easy to hard. Interrupted, the same command goes on where
+    the last checkpoint stands.
+
+    Examples:
+        trimtab medclm train SET --out RUN
+        trimtab medclm train SET --out RUN --lr 2e-3 --track
+        trimtab medclm train SET --out RUN --model NAME
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder that `trimtab medclm build` wrote."""

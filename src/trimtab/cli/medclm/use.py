@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from trimtab.cli.arguments import Output, parse
-from trimtab.cli.console import console, counting_progress, print_json
+from trimtab.cli.console import console, print_json
+from trimtab.cli.progress import counting_progress
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.building.checking import check as check_set
 from trimtab.medclm.building.dialects import Dialect
@@ -22,7 +23,13 @@ from trimtab.report.medclm.viewer import Shown, write_viewer
 
 @dataclass(frozen=True)
 class CheckArguments:
-    """`trimtab medclm check DIR`: validates a built data set; exit code 1 if anything is wrong."""
+    """Validates a built data set: manifest, files, boxes, splits, every row; exit code 1 if anything is wrong.
+
+    Examples:
+        trimtab medclm check SET
+        trimtab medclm check SET --decode
+        trimtab medclm check SET --json
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder that `trimtab medclm build` wrote."""
@@ -53,7 +60,13 @@ def check(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class ViewArguments:
-    """`trimtab medclm view DIR`: writes DIR/view.html, which needs no server and no network; images stay beside it."""
+    """Writes DIR/view.html, which needs no server and no network; images stay beside it.
+
+    Examples:
+        trimtab medclm view SET
+        trimtab medclm view SET --most 2000
+        trimtab medclm view SET --json
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder that `trimtab medclm build` wrote."""
@@ -122,7 +135,13 @@ def write_view(folder: DataSetFolder, most: int = 20_000, title: str = "") -> Pa
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """`trimtab medclm export DIR --to llava`: writes one training file per split for another trainer."""
+    """Writes one training file per split for another trainer.
+
+    Examples:
+        trimtab medclm export SET --to trl
+        trimtab medclm export SET --to llava --boxes thousand
+        trimtab medclm export SET --to coco --out DIR
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder that `trimtab medclm build` wrote."""
