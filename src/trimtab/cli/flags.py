@@ -181,6 +181,10 @@ def check_words(words: Iterable[str], flags: Iterable[Flag], command: str) -> No
         raise ValueError(f"no option {name}; {advice}")
 
 
+def _last(flag: str) -> str:
+    return flag.lstrip("-").rpartition(".")[2]
+
+
 def nearest(flag: str, names: Iterable[str]) -> list[str]:
     """At most three of the names that are like `flag`, as a whole or in their last part.
 
@@ -191,8 +195,7 @@ def nearest(flag: str, names: Iterable[str]) -> list[str]:
     scored = []
     for name in names:
         whole = difflib.SequenceMatcher(None, flag.lower(), name).ratio()
-        ends = [text.lstrip("-").rpartition(".")[2] for text in (flag.lower(), name)]
-        last = difflib.SequenceMatcher(None, *ends).ratio()
+        last = difflib.SequenceMatcher(None, _last(flag.lower()), _last(name)).ratio()
         scored.append((max(whole, 0.98 * last), name))
     best = max((score for score, _ in scored), default=0.0)
     found = sorted((item for item in scored if item[0] >= max(0.7, best - 0.05)), key=lambda item: -item[0])

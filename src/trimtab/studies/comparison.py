@@ -25,8 +25,8 @@ from trimtab.runs.position import Progress
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import train
 from trimtab.studies.plan import write_plan
-from trimtab.studies.prune_run import Split, prune_run
-from trimtab.studies.records import Records, RunRecord, record_of
+from trimtab.studies.prune_run import PrunedRun, Split, prune_run
+from trimtab.studies.records import Records, record_of
 from trimtab.studies.variants import Variant
 
 
@@ -95,7 +95,7 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...], records: Re
         else:
             with records.working_on(variant):
                 if records.done(variant, splits) is None:  # another process may have done it meanwhile
-                    records.write(variant, _train_and_prune(variant, folder, splits))
+                    records.write(variant, record_of(*_train_and_prune(variant, folder, splits)))
     except (KeyboardInterrupt, HeldError):
         raise
     except bad_input(ArithmeticError) as error:
@@ -107,7 +107,9 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...], records: Re
     return None
 
 
-def _train_and_prune(variant: Variant, folder: Path, splits: tuple[Split, ...]) -> RunRecord:
+def _train_and_prune(
+    variant: Variant, folder: Path, splits: tuple[Split, ...]
+) -> tuple[RunFolder, dict[Split, PrunedRun]]:
     shown = _progress_file(folder)
     last = 0.0
 
@@ -120,14 +122,14 @@ def _train_and_prune(variant: Variant, folder: Path, splits: tuple[Split, ...]) 
 
     folder.mkdir(parents=True, exist_ok=True)
     run = train(variant.recipe, folder, report)
-    measured = {}
+    measured: dict[Split, PrunedRun] = {}
     for split in splits:
         _show(shown, f"1 1 pruning on {split}")
         measured[split] = prune_run(
             run, recipe=variant.recipe, label=variant.label, varied=variant.varied, split=split,
             data=load_data(variant.recipe),
         )  # fmt: skip
-    return record_of(run, measured)
+    return run, measured
 
 
 def _standing(
