@@ -85,7 +85,7 @@ def test_the_flags_are_those_that_the_parser_takes(recipe: str) -> None:
     ("words", "said"),
     [
         (["train", "digits", "--var.strenght", "1"], "no option --var.strenght; did you mean --var.strength?"),
-        (["train", "digits", "--sparsity", "0.5"], "did you mean --pruning.sparsities"),
+        (["train", "digits", "--sparsity", "0.5"], "or --pruning.sparsities"),
         (["train", "digits", "--lr", "0.5"], "did you mean --sgd.lr or --adamw.lr"),
         (["train", "digits", "--batch_size", "5"], "did you mean --data.batch-size?"),
         (["report", "--zzz"], "no option --zzz; trimtab report --help-all lists all"),

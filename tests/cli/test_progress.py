@@ -103,3 +103,10 @@ def test_quiet_says_nothing(where: str, request: pytest.FixtureRequest) -> None:
 def test_names_are_fitted(label: str) -> None:
     assert len(fitted(label)) <= progress.LABEL
     assert fitted(label).endswith(label[-3:]) or "seed" not in label
+
+
+@pytest.mark.parametrize("seconds", [1.0, 50.0, 200.0])
+def test_time_left_is_known_from_the_second_report_on(seconds: float) -> None:
+    clock = iter([seconds, 2 * seconds])
+    pace = Pace(lambda: next(clock))
+    assert [pace.left(done, 100) for done in (20, 40)] == [None, pytest.approx(3 * seconds)]

@@ -198,5 +198,6 @@ def nearest(flag: str, names: Iterable[str]) -> list[str]:
         last = difflib.SequenceMatcher(None, _last(flag.lower()), _last(name)).ratio()
         scored.append((max(whole, 0.98 * last), name))
     best = max((score for score, _ in scored), default=0.0)
-    found = sorted((item for item in scored if item[0] >= max(0.7, best - 0.05)), key=lambda item: -item[0])
+    within = 0.05 if "." in flag else 0.25  # without its section a name may be meant in several
+    found = sorted((item for item in scored if item[0] >= max(0.7, best - within)), key=lambda item: -item[0])
     return [name for _, name in found[:3]]
