@@ -11,7 +11,7 @@ import tyro
 
 from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
-from trimtab.report.weights.terminal import terminal_table
+from trimtab.report.weights.terminal import terminal_tables
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Pruning
 from trimtab.studies.prune_run import prune_run, pruned_file, read_pruned
@@ -22,12 +22,13 @@ from trimtab.studies.weights.assemble import assemble
 @dataclass(frozen=True)
 class PruneArguments:
     """Prunes a finished run once at each sparsity, without retraining, and measures it with and without BatchNorm
-    recalibration. The run's network is not changed.
+    recalibration, and on request after training on (--finetune). The run's network is not changed.
 
     Examples:
         trimtab prune runs/digits/sgd/seed0
         trimtab prune runs/digits/sgd/seed0 --sparsities 0.6 0.85 --replace
         trimtab prune runs/digits/sgd/seed0 --scope layer --split validation
+        trimtab prune runs/digits/sgd/seed0 --finetune 5
     """
 
     run: tyro.conf.Positional[Path]
@@ -54,7 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     recipe = own.model_copy(update={"pruning": given.pruning, "data": data})
     file = pruned_file(folder, given.split)
     label = read_pruned(file).histogram.method if file.is_file() else None
-    if given.pruning != own.pruning and not given.replace:
+    tuning = own.pruning.model_dump(include={"finetune", "finetune_rate"})  # which adds rows and changes none
+    if given.pruning.model_copy(update=tuning) != own.pruning and not given.replace:
         file = file.with_name(f"{file.stem}-other.json")
     note = None if given.output.silent else lambda text: errors.print(f"  {text}")
     result = prune_run(folder, recipe=recipe, label=label, split=given.split, report=note, file=file)
@@ -62,8 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         print_json(result.model_dump(mode="json"))
         return 0
     summary = assemble([folder], given.run, split=given.split, measured={folder.path: result})
-    for recalibrated in sorted({row.recalibrated for row in summary.rows}):
-        console.print(terminal_table(summary, recalibrated=recalibrated))
+    for table in terminal_tables(summary):
+        console.print(table)
     if result.views is not None:
         console.print(f"dense, {result.views['views']:g} views of each image: {result.views['accuracy']:.2%}")
     for stored in result.storage:

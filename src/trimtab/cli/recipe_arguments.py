@@ -97,11 +97,13 @@ def _refused_section(stop: BaseException) -> tuple[ValidationError, str] | None:
 
 
 def _first_settings(arguments: Sequence[str]) -> list[str]:
-    """`--clip-norm` as `--clip-norm.max-norm`: a section's bare flag is that of its first setting."""
+    """`--clip-norm` as `--clip-norm.max-norm`: a section's bare flag is its first setting's; `--finetune` is pruning's."""
     words = []
     for word in arguments:
         flag, equals, value = word.partition("=")
         section = SECTIONS.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
+        if flag == "--finetune":
+            flag = "--pruning.finetune"
         if section is not None:
             flag += "." + next(iter(section.model_fields)).replace("_", "-")
         words.append(flag + equals + value)

@@ -10,7 +10,7 @@ from trimtab.cli.progress import study_progress
 from trimtab.deploy import save_sparse
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.report import render
-from trimtab.report.weights.terminal import terminal_table
+from trimtab.report.weights.terminal import terminal_tables
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
@@ -168,8 +168,8 @@ def write_best(folder: Path, out: Path, records: Path | None = None) -> str:
 
 def show(summary: Summary, out: Path, extra: Sequence[str] = ()) -> None:
     """Print the tables, the report's path and the headline."""
-    for recalibrated in sorted({row.recalibrated for row in summary.rows}):
-        console.print(terminal_table(summary, recalibrated=recalibrated))
+    for table in terminal_tables(summary):
+        console.print(table)
     for line in extra:
         console.print(line, soft_wrap=True, markup=False)
     if summary.missing:

@@ -92,6 +92,10 @@ class Pruning(Section):
     """unstructured, or N:M such as 2:4 (which fixes the sparsity)."""
     recalibrate_batches: PositiveInt = 20
     """Training batches for re-estimating BatchNorm statistics."""
+    finetune: int = Field(default=0, ge=0)
+    """Also train each pruned network on for so many epochs, the removed weights kept at zero; 0 for not."""
+    finetune_rate: PositiveFloat = 0.1
+    """Learning rate at the start of fine-tuning, as a share of the recipe's; it falls by a cosine to zero."""
     controls: bool = True
     """Also prune the baseline (sgd, adamw) at random and per layer, as controls."""
 

@@ -24,6 +24,7 @@ def train(
     path: Path,
     report: Callable[[Progress], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    prepare: Callable[[TrainingRun], None] | None = None,
 ) -> RunFolder:
     """Train `recipe` into the run folder `path`; go on where a checkpoint lies; do nothing when it is finished.
 
@@ -32,6 +33,7 @@ def train(
         path: the run folder, created when absent.
         report: called during training with the `Progress`.
         tell: called before it, on the first process, with each line that a lever has to say of the run to come.
+        prepare: called with the run before its first step and before a checkpoint is read: to start from other weights.
 
     Returns:
         The run folder.
@@ -47,6 +49,8 @@ def train(
     if folder.finished:
         return folder
     run = TrainingRun(recipe, folder, devices)  # before anything is written: bad input leaves nothing behind
+    if prepare is not None:
+        prepare(run)
     with folder.alone() if devices.rank == 0 else nullcontext():
         _train(run, report or (lambda progress: None), tell or (lambda line: None))
     devices.barrier()

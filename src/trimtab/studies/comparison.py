@@ -24,6 +24,7 @@ from trimtab.runs.loading import load_data
 from trimtab.runs.position import Progress
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import train
+from trimtab.studies.fine_tuning import is_fine_tuned
 from trimtab.studies.plan import write_plan
 from trimtab.studies.prune_run import PrunedRun, Split, prune_run
 from trimtab.studies.records import Records, record_of
@@ -125,9 +126,13 @@ def _train_and_prune(
     measured: dict[Split, PrunedRun] = {}
     for split in splits:
         _show(shown, f"1 1 pruning on {split}")
+
+        def note(text: str, split: Split = split) -> None:
+            _show(shown, f"1 1 pruning on {split}: {text}")
+
         measured[split] = prune_run(
             run, recipe=variant.recipe, label=variant.label, varied=variant.varied, split=split,
-            data=load_data(variant.recipe),
+            data=load_data(variant.recipe), report=note,
         )  # fmt: skip
     return run, measured
 
@@ -265,14 +270,14 @@ def _compare(
 
 
 def run_folders(folder: Path) -> list[RunFolder]:
-    """Every run folder at or below `folder`, sorted by path.
+    """Every run folder at or below `folder`, sorted by path; those of fine-tuned networks belong to their runs.
 
     Raises:
         ValueError: there is none.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder at {folder}")
-    found = sorted(file.parent for file in folder.rglob("recipe.yaml"))
+    found = sorted(file.parent for file in folder.rglob("recipe.yaml") if not is_fine_tuned(file.parent))
     if not found:
         raise ValueError(f"{folder} holds no run folder (a folder with recipe.yaml)")
     return [RunFolder(path) for path in found]

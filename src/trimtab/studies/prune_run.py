@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab import datasets, pruning
 from trimtab.deploy import StoreReport, save_sparse
@@ -25,9 +25,10 @@ from trimtab.pruning.recalibration import has_batch_norm
 from trimtab.runs.evaluation import Quality, evaluate
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.recipe import Recipe
-from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.run_folder import RunFolder, changed
 from trimtab.runs.sections import Pruning
 from trimtab.studies.documents import Record
+from trimtab.studies.fine_tuning import fine_tune
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.summary import Histogram, Row, Storage
 from trimtab.studies.variants import run_label
@@ -89,8 +90,8 @@ class _Measured:
         )
         self.recalibrates = has_batch_norm(self.model)
 
-    def quality(self) -> Quality:
-        return evaluate(self.model, self.batches, self.data.num_classes)
+    def quality(self, model: nn.Module | None = None) -> Quality:
+        return evaluate(model or self.model, self.batches, self.data.num_classes)
 
     def quality_over_views(self) -> dict[str, float] | None:
         if self.recipe.views == 1:
@@ -143,6 +144,14 @@ def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings.get(name, default) for name, default in own.items()}
 
 
+def unlike(kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Which settings of a measurement differ from those wanted, empty for none; with fine-tuning it stands for one without."""
+    old, new = {**kept, **asked(kept)}, json.loads(json.dumps(wanted))
+    if not new["finetune"]:
+        new |= {name: old[name] for name in ("finetune", "finetune_rate")}
+    return changed(old, new)
+
+
 def read_pruned(file: Path) -> PrunedRun:
     """Read what `prune_run` kept; ValueError names the file when it is damaged."""
     with named(file, "is damaged; delete it to measure again"):
@@ -168,7 +177,8 @@ def prune_run(
     """Measure a finished run at every sparsity; results are kept in `pruning-SPLIT.json` and reused when nothing changed.
 
     Each sparsity is pruned from the dense network (one-shot, nothing retrained), measured as it is, then with BatchNorm
-    statistics re-estimated on augmented training images. The run folder's network is not changed.
+    statistics re-estimated on augmented training images. The run folder's network is not changed. Where the pruning section
+    says so each is also trained on (`fine_tuning`) and measured again, the dense one too; that is done once for all splits.
 
     Args:
         folder: a finished run.
@@ -189,7 +199,7 @@ def prune_run(
     file = file or pruned_file(folder, split)
     if file.is_file():
         kept = read_pruned(file)
-        if {**kept.settings, **asked(kept.settings)} == json.loads(json.dumps(settings)):
+        if not unlike(kept.settings, settings):
             return kept
     data = data or load_data(recipe)
     device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -208,11 +218,21 @@ def prune_run(
         if measured.recalibrates:
             rows.append(_row(recipe, label, split, measured.recalibrated_quality(), recalibrated=True, **fields))
 
+    def add_fine_tuned(masks: Mapping[str, Tensor], **fields: Any) -> None:
+        """The row of the network as it is now, trained on."""
+        tuned = trained_model(fine_tune(folder, recipe, model.state_dict(), masks, note), data).to(device)
+        if "file_bytes" in fields:
+            fields["file_bytes"] = save_sparse(tuned, Path(scratch) / "network.safetensors").sparse_bytes
+        quality = measured.quality(tuned)
+        rows.append(_row(recipe, label, split, quality, recalibrated=False, finetuned=section.finetune, **fields))
+
     with tempfile.TemporaryDirectory() as scratch:
         for score, scope in _combinations(section, plain=recipe.is_plain):
             control = (score, scope) != (section.score, section.scope)
             chosen: dict[str, Any] = {"score": score, "scope": scope}
             add(dense, sparsity=0.0, sparsity_total=0.0, **chosen)
+            if section.finetune and not control:
+                add_fine_tuned({}, sparsity=0.0, sparsity_total=0.0, **chosen)
             sparsities = section.sparsities if section.pattern == "unstructured" else (None,)
             for pruned in pruning.sweep(
                 model, sparsities, score=score, scope=scope, pattern=section.pattern, seed=recipe.seed
@@ -241,6 +261,8 @@ def prune_run(
                     )
                 fields |= {"sparsity": pruned.sparsity, "sparsity_total": pruned.sparsity_total, **chosen}
                 add(measured.quality(), **fields)
+                if section.finetune and not control:
+                    add_fine_tuned(pruned.masks, **fields)
     weights = weight_distribution(model)
     histogram = Histogram(
         method=label,

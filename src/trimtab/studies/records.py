@@ -19,7 +19,7 @@ from trimtab.runs.run_folder import RunFolder, changed, training_identity
 from trimtab.studies.curvature.track import run_track
 from trimtab.studies.documents import Document
 from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
-from trimtab.studies.prune_run import PrunedRun, Split, asked, pruned_file, read_pruned
+from trimtab.studies.prune_run import PrunedRun, Split, asked, pruned_file, read_pruned, unlike
 from trimtab.studies.summary import CurvatureTrack, Dynamics, Run
 from trimtab.studies.variants import Variant
 
@@ -210,7 +210,7 @@ class Records:
         )
 
     def done(self, variant: Variant, splits: Sequence[Split]) -> RunRecord | None:
-        """The record of the run, when it is whole: finished, and measured on every one of `splits`.
+        """The record of the run, when it is whole: finished, and measured on every one of `splits`, fine-tuned if asked for.
 
         Raises:
             ValueError: the file is damaged, or is the record of another recipe or of other pruning settings.
@@ -228,8 +228,10 @@ class Records:
         for split in splits:
             if split not in record.measured:
                 return None
-            old, new = asked(record.measured[split].settings), asked(variant.recipe.pruning.model_dump(mode="json"))
-            if changes := changed(old, new):
+            old, new = asked(record.measured[split].settings), variant.recipe.pruning.model_dump(mode="json")
+            if new["finetune"] and not old["finetune"]:
+                return None
+            if changes := unlike(old, new):
                 raise ValueError(
                     f"{file} was measured with other pruning settings ({changes}); give these, or choose another folder "
                     "of records"

@@ -47,7 +47,7 @@ class Entry(Estimate):
     """One method at one operating point, over its seeds.
 
     Attributes:
-        method, sparsity, score, scope, recalibrated, split: as in `Row`; the sparsity is rounded to six digits.
+        method, sparsity, score, scope, recalibrated, finetuned, split: as in `Row`; the sparsity is rounded to six digits.
         values: (seed, value) of each seed, in order of the seeds.
         to_dense: difference to the same method's dense network in the same state, paired over seeds; None without one.
     """
@@ -57,6 +57,7 @@ class Entry(Estimate):
     score: str
     scope: str
     recalibrated: bool
+    finetuned: int
     split: str
     values: tuple[tuple[int, float], ...]
     to_dense: Estimate | None
@@ -110,7 +111,7 @@ def paired_difference(
     return estimate(differences, confidence) if differences else None
 
 
-Point = tuple[str, float, str, str, bool, str]
+Point = tuple[str, float, str, str, bool, int, str]
 
 
 def _grouped(rows: Sequence[Row], field: Field) -> dict[Point, dict[int, float]]:
@@ -120,7 +121,7 @@ def _grouped(rows: Sequence[Row], field: Field) -> dict[Point, dict[int, float]]
         value = getattr(row, field)
         if value is None:
             continue
-        point = (row.method, round(row.sparsity, 6), row.score, row.scope, row.recalibrated, row.split)
+        point = (row.method, round(row.sparsity, 6), row.score, row.scope, row.recalibrated, row.finetuned, row.split)
         group = groups.setdefault(point, {})
         if row.seed in group:
             raise ValueError(
@@ -153,17 +154,18 @@ def table(rows: Sequence[Row], *, field: Field = "accuracy", confidence: float =
     pairs: dict[tuple[str, str], int] = {
         pair: place for place, pair in enumerate(dict.fromkeys((row.score, row.scope) for row in rows))
     }
-    ordered = sorted(groups, key=lambda p: (p[5], methods[p[0]], pairs[(p[2], p[3])], p[4], p[1]))
+    ordered = sorted(groups, key=lambda p: (p[6], methods[p[0]], pairs[(p[2], p[3])], p[5], p[4], p[1]))
     entries = []
     for point in ordered:
-        method, sparsity, score, scope, recalibrated, split = point
+        method, sparsity, score, scope, recalibrated, finetuned, split = point
         values = tuple(sorted(groups[point].items()))
-        dense = groups.get((method, 0.0, score, scope, recalibrated, split), {})
+        dense = groups.get((method, 0.0, score, scope, recalibrated, finetuned, split), {})
         found = estimate((value for _, value in values), confidence)
         entries.append(
             Entry(
                 found.n, found.mean, found.std, found.low, found.high,
-                method=method, sparsity=sparsity, score=score, scope=scope, recalibrated=recalibrated, split=split,
+                method=method, sparsity=sparsity, score=score, scope=scope, recalibrated=recalibrated,
+                finetuned=finetuned, split=split,
                 values=values, to_dense=paired_difference(values, dense.items(), confidence),
             )
         )  # fmt: skip
@@ -187,18 +189,26 @@ def against(entries: Sequence[Entry], baseline: str, confidence: float = CONFIDE
     return found
 
 
-def _place(entry: Entry) -> tuple[float, str, str, bool, str]:
-    return entry.sparsity, entry.score, entry.scope, entry.recalibrated, entry.split
+def _place(entry: Entry) -> tuple[float, str, str, bool, int, str]:
+    return entry.sparsity, entry.score, entry.scope, entry.recalibrated, entry.finetuned, entry.split
+
+
+def fine_tuned_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of networks that were trained on after pruning, on one split: "test" where there is any such row."""
+    kept = [row for row in rows if row.finetuned]
+    splits = {row.split for row in kept}
+    return [row for row in kept if row.split == ("test" if "test" in splits else "validation")]
 
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the study's own way of pruning, without the controls, on one split.
+    """Rows of the study's own way of pruning, without the controls and without fine-tuning, on one split.
 
     The way of pruning is the (score, scope) whose networks were written as files; failing that global magnitude,
     failing that the first that is not random [ours]. The split is "test" where there is any such row.
     """
     splits = {row.split for row in rows}
-    kept = [row for row in rows if row.split == ("test" if "test" in splits else "validation")]
+    wanted = "test" if "test" in splits else "validation"
+    kept = [row for row in rows if row.split == wanted and not row.finetuned]
     if not kept:
         return []
     pairs = list(dict.fromkeys((row.score, row.scope) for row in kept))

@@ -26,6 +26,11 @@ class Row(Record):
     score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
     scope: Literal["global", "layer", "erk"] = "global"
     recalibrated: bool = Field(description="BatchNorm statistics re-estimated on training batches after pruning")
+    finetuned: int = Field(
+        default=0,
+        ge=0,
+        description="epochs that the network was trained on after pruning, the removed weights kept at zero",
+    )
     split: Literal["validation", "test"] = "test"
     accuracy: float = Field(description="top-1 accuracy in [0, 1]; mean foreground Dice for segmentation")
     top5: float | None = Field(default=None, description="top-5 accuracy, where there are more than 20 classes")

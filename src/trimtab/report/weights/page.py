@@ -11,6 +11,7 @@ from trimtab.report.gradients.dynamics import dynamics_sections
 from trimtab.report.page import as_article, as_yaml, write_page
 from trimtab.report.parts import STATES, listed, series_of
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
+from trimtab.report.weights.finetuned import fine_tuned_sections
 from trimtab.report.weights.records import results_section, runs_section
 from trimtab.report.weights.resources import cost_section, latency_section, storage_section
 from trimtab.report.weights.study import Study
@@ -50,6 +51,7 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
 def _study(summary: Summary, place: int) -> dict[str, Any]:
     study = Study(summary)
     sections = [build(study) for build in BEFORE]
+    sections[1:1] = fine_tuned_sections(study)
     sections += dynamics_sections(summary.dynamics, study.looks)
     sections += [track_section(summary.curvature, study.looks)] if summary.curvature else []
     sections += [build(study) for build in AFTER]

@@ -7,6 +7,7 @@ from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import (
     Entry,
     Field,
+    fine_tuned_rows,
     main_rows,
     sparsity_label,
     table,
@@ -23,17 +24,18 @@ def _percent(value: float | None) -> Cell:
 def results_section(study: Study) -> Section:
     """Every operating point over its seeds, controls too."""
     extra: list[Field] = [f for f in EXTRA if any(getattr(row, f) is not None for row in study.rows)]
-    more = {field: {_key(entry): entry for entry in table(study.rows, field=field)} for field in extra}
+    every = [*study.rows, *fine_tuned_rows(study.summary.rows)]
+    more = {field: {_key(entry): entry for entry in table(every, field=field)} for field in extra}
     filed = {
         (row.method, round(row.sparsity, 6)): row for row in main_rows(study.summary.rows) if row.file_bytes is not None
     }
     kept = {(row.score, row.scope) for row in filed.values()}
     rows = []
-    for entry in study.entries:
+    for entry in [*study.entries, *study.tuned]:
         row = filed.get((entry.method, entry.sparsity)) if (entry.score, entry.scope) in kept else None
         dense = entry.to_dense if entry.sparsity > 0 else None
         cells = [
-            Cell(entry.method), Cell(f"{entry.score}, {entry.scope}"), Cell(STATES[state_of(recalibrated=entry.recalibrated)]),
+            Cell(entry.method), Cell(f"{entry.score}, {entry.scope}"), Cell(_state(entry)),
             Cell(sparsity_label(entry.sparsity), entry.sparsity), Cell(str(entry.n), entry.n),
             *map(_percent, (entry.mean, entry.std, entry.low, entry.high)),
             EMPTY if dense is None else Cell(spread(dense, signed=True, digits=2), round(100 * dense.mean, 6)),
@@ -60,8 +62,17 @@ def results_section(study: Study) -> Section:
     )
 
 
-def _key(entry: Entry) -> tuple[str, float, str, str, bool]:
-    return entry.method, entry.sparsity, entry.score, entry.scope, entry.recalibrated
+def _key(entry: Entry) -> tuple[str, float, str, str, bool, int]:
+    return entry.method, entry.sparsity, entry.score, entry.scope, entry.recalibrated, entry.finetuned
+
+
+def _state(entry: Entry) -> str:
+    """In which state the network was measured."""
+    return (
+        f"fine-tuned, {entry.finetuned} epochs"
+        if entry.finetuned
+        else STATES[state_of(recalibrated=entry.recalibrated)]
+    )
 
 
 def runs_section(study: Study) -> Section:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trimtab.report.palette import Look, looks
-from trimtab.studies.statistics import Entry, baseline_of, main_rows, table
+from trimtab.studies.statistics import Entry, baseline_of, fine_tuned_rows, main_rows, table
 from trimtab.studies.summary import Row, Summary
 from trimtab.studies.weights.verdict import Held, best_and_baseline, held
 
@@ -56,9 +56,14 @@ class Study:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Rows of one split: test where there is any."""
+        """Rows of one split, test where there is any, without those of fine-tuned networks."""
         split = "test" if any(row.split == "test" for row in self.summary.rows) else "validation"
-        return [row for row in self.summary.rows if row.split == split]
+        return [row for row in self.summary.rows if row.split == split and not row.finetuned]
+
+    @cached_property
+    def tuned(self) -> list[Entry]:
+        """Networks that were trained on after pruning, over seeds."""
+        return table(fine_tuned_rows(self.summary.rows))
 
     @cached_property
     def entries(self) -> list[Entry]:

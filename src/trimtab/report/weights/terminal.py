@@ -12,6 +12,7 @@ from trimtab.report.parts import significant
 from trimtab.studies.curvature.records import CurvatureRow
 from trimtab.studies.statistics import (
     Entry,
+    fine_tuned_rows,
     main_rows,
     sparsity_label,
     table,
@@ -28,18 +29,27 @@ def _cell(entry: Entry | None, *, best: bool, stacked: bool) -> Text:
     return text
 
 
-def terminal_table(summary: Summary, *, recalibrated: bool = False, width: int = 80) -> Table:
+def terminal_tables(summary: Summary) -> list[Table]:
+    """The table of each state that was measured: as pruned, recalibrated, fine-tuned."""
+    states = sorted({row.recalibrated for row in main_rows(summary.rows)})
+    found = [terminal_table(summary, recalibrated=recalibrated) for recalibrated in states]
+    return [*found, *([terminal_table(summary, finetuned=True)] if fine_tuned_rows(summary.rows) else [])]
+
+
+def terminal_table(summary: Summary, *, recalibrated: bool = False, finetuned: bool = False, width: int = 80) -> Table:
     """Methods by sparsities: mean and half the 95 % t interval over seeds, in percent; the best mean of a column is bold.
 
     Args:
         summary: the study.
         recalibrated: the networks with BatchNorm statistics re-estimated, instead of as pruned.
+        finetuned: the networks that were trained on after pruning.
         width: columns that the table may take; where the table would be wider the interval goes below the mean.
 
     Raises:
         ValueError: the summary has no row in that state.
     """
-    entries = [entry for entry in table(main_rows(summary.rows)) if entry.recalibrated == recalibrated]
+    rows = fine_tuned_rows(summary.rows) if finetuned else main_rows(summary.rows)
+    entries = [entry for entry in table(rows) if entry.recalibrated == recalibrated]
     if not entries:
         state = "recalibrated" if recalibrated else "not recalibrated"
         raise ValueError(f"the summary {summary.name!r} has no rows that are {state}")
@@ -54,6 +64,8 @@ def terminal_table(summary: Summary, *, recalibrated: bool = False, width: int =
     needed = sum(1 + max(column, len(label)) for column, label in zip(columns, labels, strict=True))
     stacked = max(6, *map(len, methods)) + 2 + needed > width
     narrow = sum(1 + max(len(label), 6) for label in labels) if stacked else needed
+    epochs = ", ".join(str(number) for number in sorted({entry.finetuned for entry in entries}))
+    state = f"fine-tuned, {epochs} epochs" if finetuned else "recalibrated" if recalibrated else "as pruned"
     counts = sorted({entry.n for entry in entries})
     if counts == [1]:
         seeds = "one seed: no interval"
@@ -61,7 +73,7 @@ def terminal_table(summary: Summary, *, recalibrated: bool = False, width: int =
         seeds = f"mean ± 95 % t interval, {' or '.join(map(str, counts))} seeds"
     metric = "Dice" if summary.metric == "dice" else summary.metric
     found = Table(
-        title=f"{metric} in % by sparsity, {'recalibrated' if recalibrated else 'as pruned'}",
+        title=f"{metric} in % by sparsity, {state}",
         caption=f"{seeds}; bold: best of column; chance {100 * summary.chance:.3g} %",
         box=box.SIMPLE_HEAD,
         padding=(0, 0),

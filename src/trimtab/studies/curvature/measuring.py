@@ -167,7 +167,10 @@ class MeasuredRun:
             return []
         if pruned.settings.get("network") not in (None, self._network):
             return []
-        return [row for row in pruned.rows if (row.score, row.scope) == (section.score, section.scope)]
+        return [
+            row for row in pruned.rows
+            if (row.score, row.scope) == (section.score, section.scope) and not row.finetuned
+        ]  # fmt: skip
 
     def pruned_accuracies(self) -> list[PrunedAccuracy]:
         """Accuracy at every sparsity that the run's pruning results hold, recalibrated if the settings say so."""

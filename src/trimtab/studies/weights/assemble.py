@@ -63,7 +63,8 @@ def _shared(recipe: Recipe, pruned: PrunedRun) -> dict[str, object]:
     """What runs of one table must share: everything but method, seed, their settings and what the study varies."""
     data = recipe.model_dump(mode="json", exclude=INCIDENTAL | OF_THE_METHOD)
     data["data"].pop("root")
-    flat: dict[str, object] = {key: item for key, item in pruned.settings.items() if key not in ("label", "network")}
+    apart = {"label", "network", *(() if pruned.settings.get("finetune") else ("finetune", "finetune_rate"))}
+    flat: dict[str, object] = {key: item for key, item in pruned.settings.items() if key not in apart}
     for name, value in data.items():
         inner = {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
         flat |= {key: item for key, item in inner.items() if key not in pruned.varied}
@@ -83,6 +84,15 @@ def _check_comparable(kept: Mapping[Path, tuple[Recipe, PrunedRun]]) -> None:
 
 def _notes(kept: Sequence[RunRecord], split: Split) -> list[str]:
     notes = [f"Every network was pruned once, without retraining, and measured on the {split} split."]
+    for epochs, rate in sorted({
+        (row.finetuned, record.measured[split].settings["finetune_rate"])
+        for record in kept for row in record.measured[split].rows if row.finetuned
+    }):  # fmt: skip
+        notes.append(
+            f"Fine-tuned: trained on for {epochs} epoch{'s' * (epochs > 1)} after pruning, the removed weights kept at "
+            f"zero, by the base optimizer without levers; its learning rate falls from {rate:g} of the recipe's by a cosine to "
+            "zero."
+        )
     labels = {record.label: record.resolved.method for record in kept}
     if split == "test" and len(set(labels.values())) < len(labels):
         notes.append(

@@ -15,6 +15,7 @@ from trimtab.runs.parallel import launch
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training_run import TrainingRun
+from trimtab.studies.fine_tuning import plain as without_levers
 from trimtab.studies.summary import Cost
 
 
@@ -27,10 +28,6 @@ def _state_bytes(optimizer: torch.optim.Optimizer) -> int:
         for value in values.values()
         if isinstance(value, Tensor)
     )
-
-
-def _plain(recipe: Recipe) -> Recipe:
-    return recipe.with_settings({"method": recipe.base_name, "transforms": (), "track": ()})
 
 
 def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, warm_up: int = 3) -> list[Cost]:
@@ -46,7 +43,7 @@ def measure_costs(recipes: Sequence[tuple[str, Recipe]], *, steps: int = 20, war
     """
     if not recipes:
         return []
-    plain = {label: _plain(recipe) for label, recipe in recipes}
+    plain = {label: without_levers(recipe) for label, recipe in recipes}
     bases = {label: f"plain {plain[label].method}" for label in plain}
     with tempfile.TemporaryDirectory() as scratch:
         devices = launch(recipes[0][1])

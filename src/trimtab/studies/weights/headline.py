@@ -8,6 +8,7 @@ from trimtab.studies.statistics import (
     Entry,
     Estimate,
     against,
+    fine_tuned_rows,
     main_rows,
     sparsity_label,
     table,
@@ -140,6 +141,11 @@ def headline(rows: list[Row], metric: str, chance: float, baseline: str = "sgd")
         state = [entry for entry in entries if entry.recalibrated == recalibrated]
         lead = "with recalibration" if recalibrated else "without recalibration"
         clauses.append(f"{lead}, {_clause(state, quality, chance, baseline)}")
+    tuned = table(fine_tuned_rows(rows))
+    for epochs in sorted({entry.finetuned for entry in tuned}):
+        state = [entry for entry in tuned if entry.finetuned == epochs]
+        plural = "s" if epochs > 1 else ""
+        clauses.append(f"fine-tuned for {epochs} epoch{plural}, {_clause(state, quality, chance, baseline)}")
     text = "; ".join(clauses)
     return text[0].upper() + text[1:] + "." + _lost_dense(entries, chance, baseline)
 

@@ -36,12 +36,12 @@ def pruning_score(rows: Sequence[Row], criterion: Criterion) -> float:
     if any(row.split != "validation" for row in rows):
         raise ValueError("settings are chosen on the validation split only")
     if criterion == "dense":
-        values = [row.accuracy for row in rows if row.sparsity == 0 and not row.recalibrated]
+        values = [row.accuracy for row in rows if row.sparsity == 0 and not row.recalibrated and not row.finetuned]
         if not values:
             raise ValueError("no row of the dense network")
         return sum(values) / len(values)
     wanted = {"plain": (False,), "recalibrated": (True,), "both": (False, True)}[criterion]
-    values = [row.accuracy for row in rows if row.sparsity > 0 and row.recalibrated in wanted]
+    values = [row.accuracy for row in rows if row.sparsity > 0 and row.recalibrated in wanted and not row.finetuned]
     if not values:
         raise ValueError(f"no pruned row for criterion {criterion!r}")
     return sum(values) / len(values)
