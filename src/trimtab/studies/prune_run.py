@@ -127,15 +127,19 @@ def _combinations(section: Pruning, *, plain: bool) -> list[tuple[str, str]]:
     return [asked, *(pair for pair in controls if pair != asked)]
 
 
-def _settings(recipe: Recipe, split: Split, label: str, model_file: Path) -> dict[str, Any]:
+def measured_as(recipe: Recipe, split: Split, label: str) -> dict[str, Any]:
+    """What a measurement is kept under, but for the network that it is of."""
     return {
         **recipe.pruning.model_dump(mode="json"),
         "split": split,
         "label": label,
         "recalibrated_on": "augmented",
         **({"views": recipe.views} if recipe.views > 1 else {}),
-        "network": hashlib.sha256(model_file.read_bytes()).hexdigest()[:16] if model_file.is_file() else None,
     }
+
+
+def _network(model_file: Path) -> str | None:
+    return hashlib.sha256(model_file.read_bytes()).hexdigest()[:16] if model_file.is_file() else None
 
 
 def asked(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,7 +199,7 @@ def prune_run(
     """
     recipe = recipe or folder.recipe
     label = label or run_label(recipe)
-    settings = _settings(recipe, split, label, folder.model_file)
+    settings = {**measured_as(recipe, split, label), "network": _network(folder.model_file)}
     file = file or pruned_file(folder, split)
     if file.is_file():
         kept = read_pruned(file)

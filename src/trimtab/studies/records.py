@@ -19,7 +19,7 @@ from trimtab.runs.run_folder import RunFolder, changed, training_identity
 from trimtab.studies.curvature.track import run_track
 from trimtab.studies.documents import Document
 from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
-from trimtab.studies.prune_run import PrunedRun, Split, asked, pruned_file, read_pruned, unlike
+from trimtab.studies.prune_run import PrunedRun, Split, asked, measured_as, pruned_file, read_pruned, unlike
 from trimtab.studies.summary import CurvatureTrack, Dynamics, Run
 from trimtab.studies.variants import Variant
 
@@ -228,8 +228,9 @@ class Records:
         for split in splits:
             if split not in record.measured:
                 return None
-            old, new = asked(record.measured[split].settings), variant.recipe.pruning.model_dump(mode="json")
-            if new["finetune"] and not old["finetune"]:
+            old = {key: value for key, value in record.measured[split].settings.items() if key != "network"}
+            new = measured_as(variant.recipe, split, variant.label)
+            if new["finetune"] and not asked(old)["finetune"]:
                 return None
             if changes := unlike(old, new):
                 raise ValueError(
