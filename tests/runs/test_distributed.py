@@ -10,15 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.runs.test_groups import fast_recipe
 from trimtab.observe import read_table
 from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training import train
 from trimtab.studies.gradients.dynamics import run_dynamics
 
 
-def torchrun(out: Path, *words: str) -> dict[str, torch.Tensor]:
+def torchrun(out: Path, *words: str, recipe: str = "digits") -> dict[str, torch.Tensor]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trimtab", "train",
-        "digits", "--epochs", "2", "--data.limit-train", "320", "--data.batch-size", "32", "--device", "cpu", "--quiet",
+        recipe, "--epochs", "2", "--data.limit-train", "320", "--data.batch-size", "32", "--device", "cpu", "--quiet",
         "--out", str(out), *words,
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -35,6 +37,20 @@ def test_two_processes_train_alike_replicated_and_sharded(tmp_path: Path, method
     for name, tensor in replicated.items():
         assert torch.isfinite(tensor).all()
         torch.testing.assert_close(tensor, sharded[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_groups_that_end_and_a_network_that_starts_from_images_on_two_processes(tmp_path: Path) -> None:
+    fast_recipe().write(tmp_path / "fast.yaml")
+    found = {
+        strategy: torchrun(tmp_path / strategy, "--strategy", strategy, recipe=str(tmp_path / "fast.yaml"))
+        for strategy in ("ddp", "fsdp")
+    }
+    alone = load_file(train(fast_recipe(epochs=2), tmp_path / "alone").model_file)
+    assert torch.equal(found["ddp"]["whiten.weight"], alone["whiten.weight"])
+    for name, tensor in found["ddp"].items():
+        assert torch.isfinite(tensor).all()
+        torch.testing.assert_close(tensor, found["fsdp"][name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

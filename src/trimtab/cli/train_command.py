@@ -65,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     else:
         console.print(
             f"{recipe.method}, seed {recipe.seed}: {info['epochs']} epochs, training loss {info['train_loss']:.4f}, "
-            f"validation {info['validation_accuracy']:.2%}{seen}"
+            f"validation {info['validation_accuracy']:.2%}{seen}, "
+            f"{info.get('process_seconds', 0) / 60:.1f} minutes of processor time"
         )
         console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)
         if tracked:

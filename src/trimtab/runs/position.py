@@ -40,6 +40,7 @@ class Position:
         epoch_loss: sum of their losses, float64.
         rows: one for each epoch done, as in `metrics.jsonl`.
         step_seconds, train_seconds: of each step of this process, and of all steps ever.
+        process_seconds: processor time of all steps ever, of all threads; a busy machine does not lengthen it.
     """
 
     def __init__(self, steps_per_epoch: int, device: torch.device) -> None:
@@ -48,7 +49,7 @@ class Position:
         self.epoch_loss = torch.zeros((), dtype=torch.float64, device=device)
         self.rows: list[dict[str, Any]] = []
         self.step_seconds: list[float] = []
-        self.train_seconds = 0.0
+        self.train_seconds, self.process_seconds = 0.0, 0.0
 
     @property
     def step(self) -> int:
@@ -65,12 +66,13 @@ class Position:
         """Median wall seconds of one optimizer step."""
         return statistics.median(self.step_seconds) if self.step_seconds else 0.0
 
-    def stepped(self, loss: Tensor, seconds: float) -> None:
+    def stepped(self, loss: Tensor, seconds: float, process_seconds: float = 0.0) -> None:
         """A step was taken."""
         self.epoch_loss += loss
         self.step_in_epoch += 1
         self.step_seconds.append(seconds)
         self.train_seconds += seconds
+        self.process_seconds += process_seconds
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """The epoch is done and has this to show."""
@@ -91,6 +93,7 @@ class Position:
             "epoch_loss": sum_over_ranks(self.epoch_loss).item() / world_size,
             "rows": self.rows,
             "train_seconds": self.train_seconds,
+            "process_seconds": self.process_seconds,
             "step_seconds": self.median_step_seconds,
         }
 
@@ -99,4 +102,5 @@ class Position:
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.epoch_loss.fill_(state["epoch_loss"])
         self.rows, self.train_seconds = state["rows"], state["train_seconds"]
+        self.process_seconds = state.get("process_seconds", 0.0)  # older checkpoints hold none
         self.step_seconds = [state["step_seconds"]] if state["step_seconds"] else []

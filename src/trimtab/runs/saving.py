@@ -89,6 +89,7 @@ def finish(run: TrainingRun) -> None:
             steps=position.step,
             epochs=position.epoch,
             train_seconds=position.train_seconds,
+            process_seconds=position.process_seconds,
             step_seconds=position.median_step_seconds,
             train_loss=last["train_loss"],
             validation_accuracy=last["validation_accuracy"],

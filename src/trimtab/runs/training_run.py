@@ -79,12 +79,12 @@ class TrainingRun:
         self.model.train()
         stream = self.train_batches.epoch(position.epoch, start_batch=position.step_in_epoch * recipe.accumulate)
         while position.step_in_epoch < position.steps_per_epoch:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             # Seeding each step makes dropout a function of (seed, step, rank): a resumed run draws the same masks.
             torch.manual_seed((recipe.seed * 1_000_003 + position.step) * 1009 + self.devices.rank)
             self.stepper.set_learning_rate(position.step)
             loss = self.stepper.step([next(stream) for _ in range(recipe.accumulate)])
-            position.stepped(loss, time.perf_counter() - started)
+            position.stepped(loss, time.perf_counter() - started, time.process_time() - worked)
             if position.step_in_epoch % REPORTED == 0 or position.at_end:
                 if position.at_end:
                     self.watching.flush()
