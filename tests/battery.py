@@ -53,6 +53,7 @@ class Row:
         other: settings that replace some in the checks named "sparse", "half" and "train".
         finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
         steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
+        network: whether its formula takes all matrices of the network, and a memory.
         nan: `RIGHT`, or the words that refuse a NaN weight.
     """
 
@@ -69,6 +70,7 @@ class Row:
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     finished: Callable[..., Any] | None = None
     steps: int = 0
+    network: bool = False
     nan: str = RIGHT
 
     @property
@@ -133,6 +135,9 @@ ROWS = (
     Row("var", reference.var, {"form": "as_printed", "eps": 1e-5}, "as_printed", complex=LEFT_OUT),
     Row("l1", reference.l1, sparse=RIGHT, complex=LEFT_OUT),
     Row("hoyer", reference.hoyer, complex=LEFT_OUT),
+    *(Row("safe", reference.safe, {"sparsity": 0.6, "every": 3, "ramp": ramp}, label, complex=LEFT_OUT, sharded=WHOLE,
+          network=True, steps=8, finished=reference.pruned_end)
+      for label, ramp in (("", "constant"), ("cosine", "cosine"), ("ramp", "linear"))),
     *(Row("autoscale", reference.autoscale, {"scale": rule}, rule) for rule in ("log", "running_max", "first", "ema")),
     Row("autoscale", reference.autoscale, {"scale": "ema", "granularity": "channel"}, "channel"),
     Row("zscore", reference.zscore),
@@ -161,11 +166,20 @@ ROWS = (
     Row("progressive", reference.gradual, {**GRADUAL}, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
         other={"half": {"initial": 0.05}, "train": {"end": 0.7}}),
     *(Row("ac_dc", reference.ac_dc, {**PHASES, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
-          finished=reference.ac_dc_end,
+          finished=reference.pruned_end,
           other={"half": {"sparsity": 0.05}, "train": {"warm_up": 0.2, "phase": 0.2, "last_dense": 0.2, "last_sparse": 0.4}})
       for label, more in (("", {}), ("layer", {"scope": "layer"}))),
 )  # fmt: skip
-STRENGTH = {"var": 1e-4, "relative": 1e-2, "as_printed": 1e-2, "l1": 1e-2, "hoyer": 1e-3}
+STRENGTH = {
+    "var": 1e-4,
+    "relative": 1e-2,
+    "as_printed": 1e-2,
+    "l1": 1e-2,
+    "hoyer": 1e-3,
+    "safe": 0.5,
+    "cosine": 2.0,
+    "ramp": 2.0,
+}
 """Of the penalties, in training."""
 
 

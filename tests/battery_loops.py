@@ -150,9 +150,18 @@ def transformed(row: Row, w: Arrays, g: Arrays, memory: Memory) -> Arrays:
     return [changed.get(at, one).reshape(one.shape) for at, one in enumerate(g)]
 
 
-def penalised(row: Row, w: Arrays, g: Arrays, strength: float) -> Arrays:
+def penalised(row: Row, w: Arrays, g: Arrays, strength: float, memory: Memory) -> Arrays:
     """`g` with the gradient of a penalty on what its rule picks."""
-    return [b + strength * row.reference(a, **row.given)[1] if a.ndim > 1 else b for a, b in zip(w, g, strict=True)]
+    found = iter([gradient for _, gradient in terms(row, [one for one in w if one.ndim > 1], memory)])
+    return [b + strength * next(found) if a.ndim > 1 else b for a, b in zip(w, g, strict=True)]
+
+
+def terms(row: Row, matrices: Arrays, memory: Memory) -> list[tuple[float, Array]]:
+    """psi of a penalty and its gradient, of each matrix."""
+    if row.network:
+        found: list[tuple[float, Array]] = row.reference(matrices, memory, **row.given)
+        return found
+    return [row.reference(one, **row.given) for one in matrices]
 
 
 def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
@@ -172,7 +181,7 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
         if row is not None and home == "wrapper":
             g = row.reference(gradient, w, **row.given)
         elif row is not None and home == "penalty":
-            g = penalised(row, w, g, strength_of(row))
+            g = penalised(row, w, g, strength_of(row), memory)
         elif row is not None and home == "transform":
             g = transformed(row, w, g, memory)
         moved = plain(w, g, base, lr=RATE, momentum=MOMENTUM, weight_decay=0.0)

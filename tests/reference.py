@@ -43,6 +43,24 @@ def hoyer(w: Array) -> tuple[float, Array]:
     return S1**2 / S2, 2 * S1 / S2 * np.sign(w) - 2 * (S1 / S2) ** 2 * w
 
 
+def safe(
+    w: Arrays, memory: Memory, sparsity: float, every: int, ramp: str, total_steps: int = 8
+) -> list[tuple[float, Array]]:
+    def project(x: Arrays) -> Arrays:
+        return [np.where(mask, 0, one) for mask, one in zip(smallest(x, sparsity, "global"), x, strict=True)]
+
+    t = memory["t"] = memory.get("t", -1) + 1
+    z, u = memory.get("zu", (project(w), [0 * one for one in w]))
+    if t > 0 and t % every == 0:
+        v = [a + b for a, b in zip(w, u, strict=True)]
+        z = project(v)
+        u = [a - b for a, b in zip(v, z, strict=True)]
+    memory["zu"] = z, u
+    share = {"constant": 1.0, "linear": t / total_steps, "cosine": (1 - math.cos(math.pi * t / total_steps)) / 2}[ramp]
+    off = [a - b + c for a, b, c in zip(w, z, u, strict=True)]
+    return [(float((one**2).sum()) / 2, share * one) for one in off]
+
+
 # transforms: weights and gradients of all tensors that count -> gradients
 
 
@@ -283,7 +301,7 @@ def mean_weights(steps: Sequence[Arrays], start: float = 0.0, every: int = 1, bu
     return [np.mean(each, axis=0) for each in zip(*counted, strict=True)]
 
 
-def ac_dc_end(steps: Sequence[Arrays], sparsity: float, scope: str = "global", **phases: float) -> Arrays:
+def pruned_end(steps: Sequence[Arrays], sparsity: float, scope: str = "global", **settings: Any) -> Arrays:
     return [np.where(mask, 0, one) for mask, one in zip(smallest(steps[-1], sparsity, scope), steps[-1], strict=True)]
 
 

@@ -80,8 +80,12 @@ def test_gradients_of_every_layout_equal_numpy(row: Row, dtype: torch.dtype) -> 
         entries = step(row, factor, dtype)
         w, g = ([units(e, x) if e.parameter.ndim > 1 else as_array(x) for e, x in zip(entries, of, strict=True)]
                 for of in ([e.parameter for e in entries], [e.parameter.grad for e in entries]))  # fmt: skip
-        found = penalised(row, w, g, strength_of(row)) if row.home == "penalty" else transformed(row, w, g, memory)
+        found = (
+            penalised(row, w, g, strength_of(row), memory) if row.home == "penalty" else transformed(row, w, g, memory)
+        )
         acting.before_step(entries)
+        if hasattr(acting, "after_step"):
+            acting.after_step(entries)
         expected = {entry.name: from_units(entry, rows) for entry, rows in zip(entries, found, strict=True)}
         check(entries, expected, 1e-11 if dtype == torch.float64 else 2e-5)
 

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.battery import RIGHT, ROWS, Row
-from tests.battery_loops import Training, as_arrays, distance, kept_weights, network, weights, written_out
+from tests.battery_loops import Training, as_arrays, distance, kept_weights, network, terms, weights, written_out
 from tests.distributed import on_two_ranks
 
 STEPS = 3
@@ -41,10 +41,10 @@ def _on_rank(rank: int, world: int) -> dict[str, Any]:
     for wrapper, wrap in WRAPPERS.items():
         for row in ROWS:
             net = wrap()
-            if row.home == "penalty":
-                penalty = row.create()
-                found[f"{wrapper} {row} value"] = [penalty.value(net).item(), *penalty.per_layer(net).values()]
             try:
+                if row.home == "penalty":
+                    penalty = row.create()
+                    found[f"{wrapper} {row} value"] = [penalty.value(net).item(), *penalty.per_layer(net).values()]
                 training = Training(row, net, rank=rank, world=world)
                 for step in range(STEPS):
                     training.step(step)
@@ -78,6 +78,11 @@ def test_two_processes_equal_one(on_ranks: list[dict[str, Any]], wrapper: str, r
 @pytest.mark.parametrize("row", [row for row in ROWS if row.home == "penalty"], ids=str)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_the_value_of_a_penalty_is_of_whole_tensors(on_ranks: list[dict[str, Any]], wrapper: str, row: Row) -> None:
-    layers = [row.reference(w, **row.given)[0] for w in as_arrays(weights(network())) if w.ndim > 1]
+    layers = [psi for psi, _ in terms(row, [w for w in as_arrays(weights(network())) if w.ndim > 1], {})]
+    penalty = row.create()
+    strength = getattr(penalty, "strength_now", penalty.strength)
     for rank in on_ranks:
-        assert rank[f"{wrapper} {row} value"] == pytest.approx([row.create().strength * sum(layers), *layers], rel=1e-9)
+        if wrapper == "fsdp2" and row.sharded != RIGHT:
+            assert row.sharded in rank[f"{wrapper} {row}"]
+        else:
+            assert rank[f"{wrapper} {row} value"] == pytest.approx([strength * sum(layers), *layers], rel=1e-9)

@@ -109,6 +109,7 @@ LEVERS = index(
     Entry("proximal_l1", "after_step", "trimtab.penalties:ProximalL1", "soft threshold after the step: L1 decoupled from the gradient", "Combettes 2005"),
     Entry("ema", "after_step", "trimtab.averaging:EMA", "exponential moving average of the weights, put in at the end", "Polyak 1992", card="weight-averaging"),
     Entry("mean_weights", "after_step", "trimtab.averaging:MeanWeights", "mean of the weights over the end of the run, put in at its end", "1803.05407", card="weight-averaging"),
+    Entry("safe", "penalty", "trimtab.penalties:SAFE", "pull to a sparse copy that is projected in the end; with sam as published", "2506.06866"),
     Entry("autoscale", "transform", "trimtab.gradients:Autoscale", "gradient autoscaled normalisation: centred, scaled by a global factor", "2509.03677"),
     Entry("zscore", "transform", "trimtab.gradients:ZScore", "gradients of each layer to mean 0, deviation 1", "2408.01215"),
     Entry("centralize", "transform", "trimtab.gradients:Centralize", "mean of each output row removed", "2004.01461"),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from trimtab.parameters import Entry, Rule, select
+from trimtab.parameters import Entry, Rule, Source, select
 
 TRAINED_WEIGHTS = Rule(exclude=("*cls_token", "*pos_embed*"))
 """What is pruned along training by default: what `one_shot` prunes, without frozen weights."""
@@ -26,7 +24,7 @@ def reason_against_zeros(entry: Entry) -> str | None:
     return f"under {entry.computed.how}, which cannot hold zeros while it is trained; prune it afterwards with one_shot"
 
 
-def weights_for_zeros(parameters: Sequence[Entry], rule: Rule) -> tuple[list[Entry], list[tuple[Entry, str]]]:
+def weights_for_zeros(parameters: Source, rule: Rule) -> tuple[list[Entry], list[tuple[Entry, str]]]:
     """The weights that a rule picks and that can hold zeros, and all others with their reasons.
 
     Example:

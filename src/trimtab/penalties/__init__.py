@@ -8,6 +8,7 @@ from trimtab.penalties.decoupled import DecoupledPenalty
 from trimtab.penalties.hoyer_square import HoyerSquare
 from trimtab.penalties.l1 import L1
 from trimtab.penalties.proximal_l1 import ProximalL1
+from trimtab.penalties.safe import SAFE
 from trimtab.penalties.variance_amplifier import VarianceAmplifier
 
-__all__ = ["Concentrate", "DecoupledPenalty", "HoyerSquare", "L1", "Penalty", "ProximalL1", "VarianceAmplifier"]
+__all__ = ["Concentrate", "DecoupledPenalty", "HoyerSquare", "L1", "SAFE", "Penalty", "ProximalL1", "VarianceAmplifier"]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from trimtab.checks import below_one, non_negative
 from trimtab.parameters import Entry, Rule, Source
 from trimtab.penalties.balance import Equilibrium, LayerBalance, pull, time_to_come, variance_at_rest
+from trimtab.penalties.base import by_device_and_dtype
 from trimtab.penalties.clock import Clock, Ticking, pace
-from trimtab.penalties.magnitude import Law, MagnitudePenalty, by_device_and_dtype
+from trimtab.penalties.magnitude import Law, MagnitudePenalty
 from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from trimtab.checks import non_negative
 from trimtab.collectives import is_sharded
 from trimtab.parameters import Entry, Rule, Source, rule_or, select
+from trimtab.tensors.passes import working_dtype
 
 
 class Penalty(ABC):
@@ -87,6 +90,28 @@ class Penalty(ABC):
             total = total + term.to(total.device)
         return self.strength * total
 
+    @contextmanager
+    def with_gradients(self, params: Source) -> Iterator[list[list[Entry]]]:
+        """The chosen tensors that have a gradient, by device and precision; none when the strength is 0.
+
+        For a weight that is computed from parts a leaf stands in; what is added to its gradient goes on to those of the parts.
+        """
+        chosen, computed = [], []
+        found = self.chosen(params)
+        for entry in found if self.strength else ():
+            if entry.computed is None:
+                chosen += [entry] if entry.parameter.grad is not None else []
+            elif any(part.grad is not None for part in entry.computed.parts.values()):
+                leaf = entry.parameter.detach().requires_grad_()
+                leaf.grad = torch.zeros_like(leaf)
+                chosen.append(replace(entry, parameter=leaf))
+                computed.append((entry, leaf))
+        yield by_device_and_dtype(chosen)
+        for entry, leaf in computed:
+            assert entry.computed is not None
+            assert leaf.grad is not None
+            entry.computed.add_gradient_(entry.parameter, leaf.grad)
+
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Add the gradient to the parameters about to be stepped; called by `trimtab.attach`."""
         self.add_gradient_(parameters)
@@ -142,3 +167,11 @@ class Penalty(ABC):
         if self.rule.frozen:
             parts.append("frozen=True")
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def by_device_and_dtype(chosen: list[Entry]) -> list[list[Entry]]:
+    """The entries that one pass may take together."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Entry]] = {}
+    for entry in chosen:
+        groups.setdefault((entry.parameter.device, working_dtype(entry.parameter)), []).append(entry)
+    return list(groups.values())

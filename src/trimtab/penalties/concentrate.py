@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trimtab.checks import non_negative, one_of
 from trimtab.parameters import Rule
+from trimtab.penalties.base import by_device_and_dtype
 from trimtab.penalties.decoupled import DecoupledPenalty, Stepped, rates_of
-from trimtab.penalties.magnitude import by_device_and_dtype
 from trimtab.penalties.magnitude_pass import MagnitudePass
 from trimtab.penalties.shrinking import Shrinking
 

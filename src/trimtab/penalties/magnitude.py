@@ -11,19 +11,16 @@ with `constant = (df/dm) / n` and `slope = 2 (df/dV) / n`. One pass reads the su
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from trimtab.parameters import Entry, Source
-from trimtab.penalties.base import Penalty
+from trimtab.penalties.base import Penalty, by_device_and_dtype
 from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
 from trimtab.sparse import refuse_sparse
-from trimtab.tensors.passes import working_dtype
 
 
 class Law(NamedTuple):
@@ -92,33 +89,3 @@ class MagnitudePenalty(Penalty):
 
     def acted(self, group: Sequence[Entry], statistics: Magnitudes, law: Law, strength: Tensor | float) -> None:
         """Called with what a step is made of; nothing by default."""
-
-    @contextmanager
-    def with_gradients(self, params: Source) -> Iterator[list[list[Entry]]]:
-        """The chosen tensors that have a gradient, by device and precision; none when the strength is 0.
-
-        For a weight that is computed from parts a leaf stands in; what is added to its gradient goes on to those of the parts.
-        """
-        chosen, computed = [], []
-        found = self.chosen(params)
-        for entry in found if self.strength else ():
-            if entry.computed is None:
-                chosen += [entry] if entry.parameter.grad is not None else []
-            elif any(part.grad is not None for part in entry.computed.parts.values()):
-                leaf = entry.parameter.detach().requires_grad_()
-                leaf.grad = torch.zeros_like(leaf)
-                chosen.append(replace(entry, parameter=leaf))
-                computed.append((entry, leaf))
-        yield by_device_and_dtype(chosen)
-        for entry, leaf in computed:
-            assert entry.computed is not None
-            assert leaf.grad is not None
-            entry.computed.add_gradient_(entry.parameter, leaf.grad)
-
-
-def by_device_and_dtype(chosen: list[Entry]) -> list[list[Entry]]:
-    """The entries that one pass may take together."""
-    groups: dict[tuple[torch.device, torch.dtype], list[Entry]] = {}
-    for entry in chosen:
-        groups.setdefault((entry.parameter.device, working_dtype(entry.parameter)), []).append(entry)
-    return list(groups.values())

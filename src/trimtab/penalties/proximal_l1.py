@@ -7,8 +7,8 @@ from typing import Any
 
 from trimtab.checks import non_negative
 from trimtab.parameters import Rule
+from trimtab.penalties.base import by_device_and_dtype
 from trimtab.penalties.decoupled import DecoupledPenalty, Stepped, rates_of
-from trimtab.penalties.magnitude import by_device_and_dtype
 from trimtab.penalties.shrinking import Shrinking
 
 

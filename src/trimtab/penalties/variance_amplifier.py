@@ -13,7 +13,8 @@ from trimtab.checks import non_negative, one_of
 from trimtab.collectives import local_part, sum_over_shards
 from trimtab.parameters import Entry, Rule, select
 from trimtab.penalties.balanced import BalancedPenalty
-from trimtab.penalties.magnitude import Law, by_device_and_dtype
+from trimtab.penalties.base import by_device_and_dtype
+from trimtab.penalties.magnitude import Law
 from trimtab.penalties.magnitude_pass import MagnitudePass, Magnitudes
 from trimtab.tensors.unit_sums import unit_squares
 

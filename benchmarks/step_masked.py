@@ -1,0 +1,102 @@
+"""What pruning along training costs: SAFE's step against SAM's and plain SGD's, gradual pruning and AC/DC on average.
+
+Whole rounds of steps are compared, so that projections and prunings count with their share: 32 steps for SAFE (one projection),
+100 for gradual pruning (one pruning), 65 for AC/DC (one phase of a run of 1300 steps). ResNet-20 on CIFAR-sized images,
+batch 64, one thread, two variants in turns A B B A in one process, CPU time. Run: `python benchmarks/step_masked.py`
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from harness import cpu_ratio_in_turns, record
+from torch import Tensor, nn
+
+import trimtab
+from trimtab.models import create
+from trimtab.penalties import SAFE
+from trimtab.pruning import ACDC, GradualPruning
+
+LONG = 10_000
+"""Steps of the run that the levers believe in, so that they are in the middle of it."""
+
+
+class Loop:
+    """A network that trains; a call takes so many steps."""
+
+    def __init__(self, rho: float, lever: Any, steps: int, data: tuple[Tensor, Tensor]) -> None:
+        torch.manual_seed(0)
+        self.model, self.data, self.steps = create("resnet20", num_classes=10), data, steps
+        self.optimizer: Any = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        if rho:
+            self.optimizer = trimtab.optimizers.SAM(self.optimizer, rho=rho, model=self.model)
+        if lever is not None:
+            trimtab.attach(self.optimizer, lever, model=self.model)
+
+    def closure(self) -> Tensor:
+        """The gradients of the batch."""
+        self.optimizer.zero_grad()
+        images, labels = self.data
+        loss = nn.functional.cross_entropy(self.model(images), labels)
+        loss.backward()
+        return loss.detach()
+
+    def __call__(self) -> None:
+        """Take the steps."""
+        for _ in range(self.steps):
+            if isinstance(self.optimizer, trimtab.optimizers.SAM):
+                self.optimizer.step(self.closure)
+            else:
+                self.closure()
+                self.optimizer.step()
+
+
+def gradual() -> GradualPruning:
+    lever = GradualPruning(0.95, end=1.0, every=100, total_steps=LONG)
+    lever.steps = LONG // 2
+    return lever
+
+
+def ac_dc() -> ACDC:
+    lever = ACDC(0.95, total_steps=1300)  # phases of 65 steps
+    lever.steps = 130
+    return lever
+
+
+def safe() -> SAFE:
+    lever = SAFE(sparsity=0.95, total_steps=LONG)
+    lever.steps = LONG // 2
+    return lever
+
+
+def main(turns: int) -> None:
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(64, 3, 32, 32, generator=generator), torch.randint(10, (64,), generator=generator)
+    questions: list[tuple[str, float, Callable[[], Any], int, float]] = [
+        ("a SAFE step (rho 0.1) / a SAM step", 0.1, safe, 32, 1.10),
+        ("a SAFE step (rho 0) / a plain step", 0.0, safe, 32, 1.08),
+        ("a step of gradual pruning, on average / a plain step", 0.0, gradual, 100, 1.02),
+        ("a step of AC/DC, on average / a plain step", 0.0, ac_dc, 65, 1.02),
+    ]
+    rows = []
+    for question, rho, lever, steps, bar in questions:
+        plain, changed = Loop(rho, None, steps, data), Loop(rho, lever(), steps, data)
+        ratio, least = cpu_ratio_in_turns(plain, changed, turns, warm_up=0)
+        rows.append(
+            {
+                "question": f"{question}, resnet20, batch 64, CPU time over {steps} steps",
+                "ratio": ratio,
+                "bar": f"<= {bar:.2f}",
+                "met": ratio <= bar,
+                "ratio_of_least": least,
+            }
+        )
+    record("step_masked", rows)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
