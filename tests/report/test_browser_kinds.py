@@ -218,6 +218,35 @@ def test_a_surface_turns(browser: Any) -> None:
     assert script(browser, image) != before
 
 
+def test_rows_are_marked_found_again_linked_and_exported(browser: Any) -> None:
+    look_as(browser, width=1400)
+    load(browser, "viewer")
+    body = browser.find_element("css selector", "body")
+    body.send_keys("ajjr")
+    assert script(browser, "return location.hash") == "#row=3"
+    assert script(browser, "return document.querySelectorAll('.q.accepted, .q.rejected').length") == 2
+    middles = (
+        "[...document.querySelectorAll('.bar > :not(div), .bar select')].map(e => e.offsetTop + e.offsetHeight / 2)"
+    )
+    assert script(browser, f"const m = {middles}; return Math.max(...m) - Math.min(...m)") < 4  # one line
+    browser.get("about:blank")
+    browser.get(browser.pages["viewer"] + "#row=3")  # opened anew by a link: at that row, with its mark
+    wait(lambda: script(browser, "return document.documentElement.dataset.ready"), "drawing")
+    assert "Question 2," in script(browser, "return document.getElementById('text').textContent")
+    assert (
+        script(browser, "return document.querySelector('.marks button:nth-child(2)').getAttribute('aria-pressed')")
+        == "true"
+    )
+    options = "return [...document.getElementById('marked').options].map(o => o.textContent)"
+    assert script(browser, options) == ["marks: all", "accepted (1)", "rejected (1)", "not marked (28)"]
+    browser.find_element("css selector", "#export").click()
+    file = browser.folder / "downloads" / "marks.csv"
+    wait(file.is_file, "the export")
+    lines = file.read_text().splitlines()
+    assert lines[0] == "row,mark,image,question,answer,class,organ,side,stage,source"
+    assert [line.split(",")[:3] for line in lines[1:]] == [["1", "accepted", "a.png"], ["3", "rejected", "a.png"]]
+
+
 def test_every_page_is_small_enough_to_mail(browser: Any) -> None:
     from urllib.parse import urlparse
 
