@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.medclm.samples import source
 from tests.medclm.texts.test_chat import Server
-from tests.report.test_browser import wait
+from tests.report.browser import wait
 from trimtab.cli import main
 from trimtab.cli.medclm.build import BuildArguments
 from trimtab.medclm.building import BuildOptions, DataSetFolder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.medclm.samples import source
-from tests.report.test_browser import CHROMIUM, DRIVER, FLAGS, wait
+from tests.report.browser import CHROMIUM, DRIVER, FLAGS, wait
 from trimtab.cli.medclm.use import write_view
 from trimtab.medclm.building import build
 from trimtab.report.medclm.viewer import Shown, write_viewer
