@@ -41,7 +41,7 @@ FIRST = {
     name: place
     for place, names in enumerate((
         ("sgd", "full", "majority", "easy"), ("var", "fp16", "model", "medium"), ("sam", "e4m3", "text only", "hard"),
-        ("cram+", "e5m2", "text with box numbers"), ("var+sam", "e2m1"), ("var+cram+", "int4"), ("l1", "int8"),
+        ("cram+", "e5m2", "text with box numbers"), ("var+sam", "e2m1", "blank"), ("var+cram+", "int4"), ("l1", "int8"),
         ("adamw", "bf16"),
     ))
     for name in names

@@ -20,7 +20,7 @@ def accuracy(folder, system="model"):
 @pytest.mark.slow
 def test_blob_left_or_right_is_learnt_and_not_from_shuffled_pictures(tmp_path):
     options = TrainOptions(
-        steps=STEPS, epochs=10, batch=16, lr=5e-3, warmup=0.1, schedule="mixed", save_every=STEPS, seed=1
+        steps=STEPS, epochs=10, batch=16, lr=5e-3, warmup=0.1, schedule="mixed", save_every=STEPS, seed=1, pretrain=0
     )
     held_out = blob_set(tmp_path / "held-out", images=120, seed=9)
     for name, shuffled in (("right", False), ("shuffled", True)):
@@ -38,7 +38,7 @@ def test_blob_left_or_right_is_learnt_and_not_from_shuffled_pictures(tmp_path):
 
 def test_an_evaluation_of_a_short_run_writes_all_files(tmp_path, capsys):
     data = blob_set(tmp_path / "set", images=18)
-    train(data, tmp_path / "run", TrainOptions(steps=2, epochs=2, batch=2, lr=2e-3, save_every=2))
+    train(data, tmp_path / "run", TrainOptions(steps=2, epochs=2, batch=2, lr=2e-3, save_every=2, pretrain=0))
     assert run(["evaluate", str(tmp_path / "run"), "--json", "--limit", "5"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert list(printed["systems"]) == ["model", "text only", "majority"]

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.medclm.training.blobs import blob_set
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
-from trimtab.medclm.evaluation.evaluate import evaluate, with_wrong_images
+from trimtab.medclm.evaluation.evaluate import evaluate
 from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
 from trimtab.medclm.evaluation.metrics import RULES, closed, iou, overlap, scores
 from trimtab.medclm.evaluation.parsing import parse_reply
@@ -215,16 +215,6 @@ def test_questions_of_a_built_set(tmp_path):
     assert not hard.draw
     assert not hard.reason
     assert easy.choices == ("left", "right")
-
-
-def test_text_only_shows_the_image_of_another_patient_and_no_box():
-    questions = [replace(ask("yes", draw=True), image=Path(f"{name}.png"), cluster=name) for name in "aabbc"]
-    for question, other in zip(questions, with_wrong_images(questions), strict=True):
-        assert other.image.stem != question.cluster
-        assert not other.draw
-        assert (other.question, other.answer) == (question.question, question.answer)
-    with pytest.raises(ValueError, match="of one patient"):
-        with_wrong_images(questions[:2])
 
 
 def picture(path):

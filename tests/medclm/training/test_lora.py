@@ -27,6 +27,7 @@ def examples(blobs):
 
 def options_of(**settings):
     quick = {"steps": 4, "epochs": 2, "batch": 2, "lr": 1e-2, "warmup": 0.0, "save_every": 3, "schedule": "mixed"}
+    quick["pretrain"] = 0
     return TrainOptions(**{**quick, **settings})
 
 

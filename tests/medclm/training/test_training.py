@@ -20,7 +20,7 @@ from trimtab.medclm.training.trainer import CurriculumTrainer
 from trimtab.observe import GradientTracker
 from trimtab.penalties import VarianceAmplifier
 
-QUICK = {"steps": 8, "epochs": 4, "batch": 4, "lr": 2e-3, "save_every": 3, "schedule": "mixed"}
+QUICK = {"steps": 8, "epochs": 4, "batch": 4, "lr": 2e-3, "save_every": 3, "schedule": "mixed", "pretrain": 0}
 
 
 @pytest.fixture(scope="module")

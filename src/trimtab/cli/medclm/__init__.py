@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "validate a built set: manifest, files, boxes, splits, every row",
     "view": "make the HTML viewer of a built set",
     "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
+    "pretrain": "teach tiny-llava's vision tower the boxes and organs of the training pictures",
     "train": "train a vision-language model on a built set, from easy to hard",
     "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
     "demo": "all of it on drawn chest X-rays, or on a folder of real data",
@@ -29,7 +30,7 @@ def usage() -> str:
 
 def home(command: str) -> str:
     """The module of a command."""
-    return command if command in {"build", "demo", "train", "evaluate"} else "use"
+    return command if command in {"build", "demo", "pretrain", "train", "evaluate"} else "use"
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -23,12 +23,13 @@ from trimtab.medclm.phantom.files import write_phantom
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Draws chest X-rays with findings and organ masks, builds a question set from them, makes the viewer, trains
-    tiny-llava on it from easy to hard, evaluates it, and writes the report. Nothing is downloaded.
+    """Draws chest X-rays with findings and organ masks, builds a question set from them, makes the viewer, teaches the
+    vision tower of tiny-llava, trains it from easy to hard, evaluates it, says whether it looks, and writes the report.
+    Nothing is downloaded.
 
     Examples:
         trimtab medclm demo
-        trimtab medclm demo --images 96 --out more
+        trimtab medclm demo --images 1500 --out more
         trimtab medclm demo --data DIR --no-train
     """
 
@@ -36,9 +37,9 @@ class DemoArguments:
     """Folder: source/ (drawn images), set/ (the data set), set/view.html, run/ (the model), run/report.html."""
     data: Path | None = None
     """Real data: a folder with annotations_coco.json and images/."""
-    images: int = 48
-    """How many to draw."""
-    size: int = 384
+    images: int = 600
+    """How many to draw; tiny-llava needs some hundreds to learn to see."""
+    size: int = 192
     """Side of a drawn image in pixels."""
     seed: int = 0
     """Of drawing and wording."""

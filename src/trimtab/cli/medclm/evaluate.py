@@ -19,6 +19,7 @@ from trimtab.medclm.evaluation.benchmarks import load_benchmark
 from trimtab.medclm.evaluation.evaluate import Evaluation, write
 from trimtab.medclm.evaluation.evaluate import evaluate as evaluate_model
 from trimtab.medclm.evaluation.exports import lmms_eval, vlmevalkit
+from trimtab.medclm.evaluation.looking import verdict
 from trimtab.medclm.evaluation.questions import Question, questions_of
 from trimtab.medclm.records import Stage
 from trimtab.medclm.training.models import load_finished
@@ -54,6 +55,8 @@ class EvaluateArguments:
     """Questions at a time."""
     out: Path | None = None
     """Folder for the results; default the run."""
+    blank: bool = False
+    """Ask with even grey pictures as well."""
     export: Literal["no", "lmms-eval", "vlmevalkit"] = "no"
     """Write the questions for another harness into --out instead of evaluating."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
@@ -78,6 +81,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         print_json({**about, **found.summary})
         return 0
     console.print(results_table(found.summary))
+    console.print(verdict(found.summary), highlight=False)
     for rule, text in found.summary["rules"].items():
         console.print(f"{rule}: {text}", highlight=False, markup=False)
     if page is not None:
@@ -92,7 +96,7 @@ def measure(
     """Evaluate and write; returns (what was evaluated, results, report page of a run)."""
     model, processor = load_finished(given.run)
     with counting_progress("evaluate", quiet=given.output.silent) as progress:
-        found = evaluate_model(model, processor, asked, training, given.batch, progress)
+        found = evaluate_model(model, processor, asked, training, given.batch, progress, blank=given.blank)
     about = {"data": str(data), "questions": given.questions, "split": given.split, "model": str(given.run)}
     write(found, out, about)
     page = None

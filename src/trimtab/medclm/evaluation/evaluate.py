@@ -1,11 +1,10 @@
-"""`evaluate`: the model, the same model with images of other patients, and guesses from the text, on one set of questions."""
+"""`evaluate`: the model, the same model without the pictures, and guesses from the text, on one set of questions."""
 
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from trimtab.medclm.evaluation.generation import replies
 from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
 from trimtab.medclm.evaluation.metrics import RULES, scores
 from trimtab.medclm.evaluation.parsing import parse_reply
+from trimtab.medclm.evaluation.pictures import with_pictures
 from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.evaluation.tables import as_dicts, measured
 from trimtab.medclm.guessing import SYSTEM
@@ -21,10 +21,13 @@ from trimtab.medclm.guessing import SYSTEM
 SYSTEMS = {
     "model": "the trained model",
     "text only": "the same model, every image replaced by one of another patient, no box drawn: only the text can help",
+    "blank": "the same model, every image replaced by an even grey one, no box drawn",
     "majority": "the most common training answer to such a question",
     SYSTEM: "where the question quotes a box, the answer of most of the five nearest boxes of such training questions; else "
     "the majority: what the words and numbers alone give away",
 }
+PICTURES = {"model": "own", "text only": "other", "blank": "blank"}
+"""Systems that are the model, and which pictures it is shown."""
 OPEN_AND_CLOSED = ("closed.1", "named.1", "exact.1", "f1.1", "recall.1")
 
 
@@ -33,7 +36,8 @@ class Evaluation:
     """What `evaluation.json` holds, and the predictions.
 
     Attributes:
-        summary: rules, systems with their measured rows, n.
+        summary: rules, systems with their measured rows, n; `looking`: the model's scores minus those it has without the
+            pictures, question by question, measured alike.
         predictions: question by question: texts, replies, scores.
     """
 
@@ -48,6 +52,8 @@ def evaluate(
     training: Sequence[Question],
     batch: int = 32,
     progress: Callable[[str, int], None] | None = None,
+    *,
+    blank: bool = False,
 ) -> Evaluation:
     """Ask all questions of all systems and measure.
 
@@ -58,6 +64,7 @@ def evaluate(
             empty leaves both out.
         batch: questions at a time.
         progress: called with (system, questions done).
+        blank: ask with grey pictures as well.
 
     Raises:
         ValueError: no questions.
@@ -69,8 +76,9 @@ def evaluate(
         return None if progress is None else lambda done: progress(system, done)
 
     said = {
-        "model": replies(model, processor, questions, batch=batch, progress=tell("model")),
-        "text only": replies(model, processor, with_wrong_images(questions), batch=batch, progress=tell("text only")),
+        system: replies(model, processor, with_pictures(questions, which), batch=batch, progress=tell(system))
+        for system, which in PICTURES.items()
+        if blank or system != "blank"
     }
     if training:
         majority = Majority(training)
@@ -96,35 +104,24 @@ def evaluate(
         }
         for place, question in enumerate(questions)
     ]  # fmt: skip
+    looking = {
+        system: as_dicts(measured(questions, [_minus(*pair) for pair in zip(everything["model"], other, strict=True)]))
+        for system, other in everything.items()
+        if system in PICTURES and system != "model"
+    }
     used = {row["rule"] for one in systems.values() for row in one["rows"]}
     summary = {
         "schema": "trimtab.medclm.evaluation/1",
         "n": len(questions),
         "rules": {rule: text for rule, text in RULES.items() if rule in used},
         "systems": systems,
+        "looking": looking,
     }
     return Evaluation(summary, predictions)
 
 
-def with_wrong_images(questions: Sequence[Question]) -> list[Question]:
-    """The same questions, each with the image of another patient, drawn at random with a fixed seed, and without a drawn box.
-
-    A real image of the set tells as little as a blank one, and is no stranger to the model than those it was trained on.
-
-    Raises:
-        ValueError: all questions are of one patient.
-    """
-    chance, found = random.Random(0), []
-    if len({question.cluster for question in questions}) < 2:
-        raise ValueError(
-            f"all {len(questions)} questions are of one patient: no image of another one can be shown instead"
-        )
-    for question in questions:
-        other = question
-        while other.cluster == question.cluster:
-            other = chance.choice(questions)
-        found.append(replace(question, image=other.image, draw=False))
-    return found
+def _minus(own: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {rule: value - other[rule] for rule, value in own.items()}
 
 
 def write(found: Evaluation, folder: Path, about: dict[str, Any]) -> None:

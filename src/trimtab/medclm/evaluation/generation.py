@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from trimtab.medclm.evaluation.pictures import GREY
 from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.texts.prompts import instruction
 from trimtab.medclm.training.collator import encoded_prompts, padded
@@ -15,9 +16,9 @@ from trimtab.medclm.training.rows import with_box
 
 
 def picture_of(question: Question) -> Image.Image:
-    """The image as the model gets it: RGB, box drawn where asked for."""
+    """The image as the model gets it: RGB, box drawn where asked for; grey where it is blank."""
     with Image.open(question.image) as file:
-        picture = file.convert("RGB")
+        picture = Image.new("RGB", file.size, GREY) if question.blank else file.convert("RGB")
     return with_box(picture, question.box) if question.draw and question.box is not None else picture
 
 

@@ -28,6 +28,7 @@ class Question:
         closed: the file calls the question closed, be its choices known or only named in the question ("left or right?").
         reason: whether reasoning is asked for.
         draw: draw the box on the image.
+        blank: show an even grey picture of the image's size.
         box, organ, side: what grounding is held against; None where unknown.
     """
 
@@ -46,6 +47,7 @@ class Question:
     organ: str | None = None
     side: str | None = None
     closed: bool = False
+    blank: bool = False
 
 
 def choices_of(answer: str, kind: str = "") -> tuple[str, ...]:

@@ -69,11 +69,19 @@ def box_share(box: Box, rows: int, columns: int) -> Tensor:
             [0.0000, 0.0000]])
     """
 
-    def cover(low: float, high: float, count: int) -> Tensor:
-        edges = torch.arange(count + 1, dtype=torch.float32) / count
-        return (edges[1:].clamp(max=high) - edges[:-1].clamp(min=low)).clamp(min=0) * count
+    return cover(torch.tensor(box.corners), rows, columns)
 
-    return torch.outer(cover(box.y0, box.y1, rows), cover(box.x0, box.x1, columns))
+
+def cover(boxes: Tensor, rows: int, columns: int) -> Tensor:
+    """Share of each patch that each box (..., 4), corners in fractions, covers; (..., rows, columns)."""
+
+    def along(low: Tensor, high: Tensor, count: int) -> Tensor:
+        edges = torch.arange(count + 1, dtype=torch.float32, device=boxes.device) / count
+        inside = torch.minimum(edges[1:], high[..., None]) - torch.maximum(edges[:-1], low[..., None])
+        return inside.clamp(min=0) * count
+
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return along(y0, y1, rows)[..., None] * along(x0, x1, columns)[..., None, :]
 
 
 def _kernel(count: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trimtab.inputs import named
 from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.training.options import TINY, TrainOptions
 from trimtab.medclm.training.rows import Example
@@ -19,26 +20,29 @@ FAMILIES = ("llava", "vipllava", "qwen2_5_vl")
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module, Any]:
+def load(options: TrainOptions, examples: Sequence[Example], tower: Path | None = None) -> tuple[nn.Module, Any]:
     """(model, processor) to train: in float32 or bfloat16, frozen parts frozen; LoRA comes with the trainer (see `lora`).
 
     Args:
         options: which model and how.
         examples: what tiny-llava's tokenizer learns from.
+        tower: folder of a pretrained vision tower for tiny-llava, which stays as it is.
 
     Raises:
-        FileNotFoundError: the model is neither a local folder nor to be had from the hub.
+        FileNotFoundError: the model, or the tower, is neither a local folder nor to be had from the hub.
         ValueError: the model is of no known family, freezing finds no layer to act on, or `pixels` has no meaning for it.
     """
     if options.model == TINY:
         texts = (f"{prompt_of(one.row)} {one.row.target}" for one in examples)
         model, processor = tiny_llava(texts, options.seed)
+        if tower is not None:
+            _put_in(model, tower)
     else:
         # LoRA rests on frozen weights, which bfloat16 holds well enough; weights that learn need float32's small steps
         dtype = getattr(torch, options.precision) if options.lora else torch.float32
         model, processor = _pretrained(options.model, dtype)
     freeze_unused(model)
-    if options.freeze_vision:
+    if options.freeze_vision or tower is not None:
         towers = [module for name, module in model.named_modules() if name.endswith(("vision_tower", "visual"))]
         if not towers:
             raise ValueError(f"{options.model} has no module vision_tower or visual to freeze")
@@ -49,6 +53,16 @@ def load(options: TrainOptions, examples: Sequence[Example]) -> tuple[nn.Module,
     if options.attention:
         model.set_attn_implementation("eager")
     return model, processor
+
+
+def _put_in(model: Any, tower: Path) -> None:
+    """The weights of a pretrained tower into a LLaVA model of the same shape."""
+    from transformers import CLIPVisionModel
+
+    if not (tower / "config.json").is_file():
+        raise FileNotFoundError(f"{tower} holds no vision tower; `trimtab medclm pretrain` writes one into OUT/tower")
+    with named(tower):
+        model.model.vision_tower.load_state_dict(CLIPVisionModel.from_pretrained(tower).state_dict())
 
 
 def freeze_unused(model: Any) -> None:

@@ -30,8 +30,8 @@ class TrainOptions:
     """Rows of a step on one device."""
     accumulate: int = 1
     """Gradient accumulation."""
-    lr: float = 2e-5
-    """Peak learning rate; cosine to `lr_end`. For tiny-llava, which starts from random weights, take 2e-3."""
+    lr: float | None = None
+    """Peak learning rate; cosine to `lr_end`. None: 2e-5, and for tiny-llava, which starts from random weights, 5e-3 (ours)."""
     lr_end: float = 1e-6
     """Learning rate at the end."""
     warmup: float = 0.05
@@ -45,7 +45,12 @@ class TrainOptions:
     pixels: int = 0
     """Most pixels of an image for Qwen2.5-VL, a token for each 28 x 28; 0 keeps the model's own limit (up to 16,384 tokens)."""
     freeze_vision: bool = False
-    """Keep the vision tower as it is."""
+    """Keep the vision tower as it is; a pretrained one of tiny-llava always is kept."""
+    pretrain: int | None = None
+    """Epochs in which tiny-llava's vision tower is taught the training pictures' boxes, organs and places before anything else
+    (`trimtab medclm pretrain`), after which it stays as it is; 0 begins with a random tower. None: 40; 0 for other models."""
+    tower: str = ""
+    """Folder of a finished `trimtab medclm pretrain`, whose tower is taken instead."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the weights' copies in the forward pass."""
     answer: float = 0.8
@@ -80,8 +85,8 @@ class TrainOptions:
             whole(name, getattr(self, name), 1)
         for name in ("lora", "pixels", "workers", "save_every"):
             whole(name, getattr(self, name), 0)
-        for name in ("lr", "answer"):
-            positive(name, getattr(self, name))
+        positive("answer", self.answer)
+        positive("lr", self.peak)
         for name in (
             "weight_decay",
             "clip",
@@ -92,6 +97,26 @@ class TrainOptions:
         ):
             non_negative(name, getattr(self, name))
         below_one("warmup", self.warmup)
+        if whole("pretrain", self.tower_epochs, 0) and self.model != TINY:
+            raise ValueError(
+                f"pretrain {self.pretrain}: only the tower of {TINY} is pretrained, not that of {self.model}"
+            )
+        if self.tower and (self.model != TINY or self.pretrain is not None):
+            raise ValueError(
+                f"tower {self.tower} is for {TINY} and instead of pretrain, got {self.model}, {self.pretrain}"
+            )
+
+    @property
+    def peak(self) -> float:
+        """The learning rate that is taken."""
+        return self.lr if self.lr is not None else 5e-3 if self.model == TINY else 2e-5
+
+    @property
+    def tower_epochs(self) -> int:
+        """The epochs of pretraining that are taken; 0 with a tower given."""
+        if self.pretrain is not None:
+            return self.pretrain
+        return 40 if self.model == TINY and not self.tower else 0
 
     @property
     def epoch_steps(self) -> int:

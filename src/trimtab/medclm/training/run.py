@@ -10,12 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping
 from trimtab.levers import Lever
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.training.models import gathered, load, rebuilt, save
 from trimtab.medclm.training.options import TrainOptions
+from trimtab.medclm.training.pretrain import PretrainOptions, pretrain
 from trimtab.medclm.training.rows import RowData, examples_of
 from trimtab.observe import GradientTracker
 
@@ -31,6 +34,7 @@ def train(
 ) -> dict[str, Any]:
     """Train on the train split of a built data set; an interrupted run goes on, a finished one is returned as it is.
 
+    The tower of tiny-llava is pretrained first, in OUT/pretrain, unless `options` names a finished one or wants none.
     Leaves `run.json` (options, state, seconds), `stages.jsonl` (decisions), `losses.jsonl`, `history.jsonl` (the Trainer's
     log), `model/` (weights and processor as transformers reads them) and `checkpoints/`.
 
@@ -46,7 +50,8 @@ def train(
         What `run.json` holds.
 
     Raises:
-        ValueError: `out` holds a run with other options, other data, other levers or another number of processes.
+        ValueError: `out` holds a run with other options, other data, other levers or another number of processes; the tower
+            cannot be pretrained on this set (see `pretrain`).
     """
     folder = DataSetFolder(data)
     examples = examples_of(folder, ["train"])
@@ -78,7 +83,8 @@ def train(
                 progress(state.global_step, state.max_steps, last)
 
     disable_progress_bar()
-    model, processor = load(options, examples)
+    tower = _tower(data, out, options, progress)
+    model, processor = load(options, examples, tower)
     trainer = CurriculumTrainer(
         model, processor, RowData(examples, draw_boxes=options.draw_boxes), options, out, levers, tracker, [Shown()]
     )
@@ -108,3 +114,18 @@ def train(
         write_text(file, json.dumps(done, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()  # the others read what the first process wrote
     return read_json_mapping(file)
+
+
+def _tower(
+    data: Path, out: Path, options: TrainOptions, progress: Callable[[int, int, float | None], None] | None
+) -> Path | None:
+    """Folder of the pretrained tower, made by the first process if it has to be made; None for none."""
+    if options.tower:
+        return Path(options.tower) / "tower"
+    if not options.tower_epochs:
+        return None
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        pretrain(data, out / "pretrain", PretrainOptions(epochs=options.tower_epochs, seed=options.seed), progress)
+    return out / "pretrain" / "tower"

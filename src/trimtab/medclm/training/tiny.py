@@ -9,6 +9,11 @@ from typing import Any
 import torch
 
 SPECIAL = ("<pad>", "</s>", "<unk>", "<image>")
+IMAGE, PATCH, WIDTH, LAYERS = 128, 16, 64, 2
+"""Pixels of the picture's and a patch's side; width and layers of both towers."""
+SPREAD = 0.1
+"""Standard deviation of the language model's first weights, about 1 / sqrt(width): with transformers' 0.02 the attention of so
+narrow a model starts flat and stays so (measured)."""
 CHAT = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}"
     "{% endfor %}{% endfor %}{% if add_generation_prompt %} {% endif %}"
@@ -18,10 +23,10 @@ CHAT = (
 def tiny_llava(
     texts: Iterable[str],
     seed: int = 0,
-    image: int = 64,
-    patch: int = 8,
-    hidden: int = 64,
-    layers: int = 2,
+    image: int = IMAGE,
+    patch: int = PATCH,
+    hidden: int = WIDTH,
+    layers: int = LAYERS,
     vocabulary: int = 800,
     context: int = 1024,
 ) -> tuple[Any, Any]:
@@ -33,7 +38,7 @@ def tiny_llava(
     Args:
         texts: what the tokenizer learns from.
         seed: of the weights.
-        image, patch: pixels; (image / patch)² tokens per image. Defaults 64 and 8: 64 tokens.
+        image, patch: pixels; (image / patch)² tokens per image. Defaults 128 and 16: 64 tokens.
         hidden: width of both towers, a multiple of 16.
         layers, vocabulary, context: layers of each tower, most tokens, longest sequence.
 
@@ -44,7 +49,6 @@ def tiny_llava(
         raise ValueError(f"image {image} must be a multiple of patch {patch}, and hidden {hidden} one of 16")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import (
-        CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
@@ -76,14 +80,12 @@ def tiny_llava(
         pictures, tokenizer, patch_size=patch, vision_feature_select_strategy="default", chat_template=CHAT,
         image_token="<image>", num_additional_image_tokens=1,
     )  # fmt: skip
-    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 16}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            **shape, intermediate_size=2 * hidden, image_size=image, patch_size=patch, projection_dim=hidden
-        ),
+        vision_config=_vision(image, patch, hidden, layers),
         text_config=LlamaConfig(
-            **shape, intermediate_size=3 * hidden, vocab_size=len(tokenizer), max_position_embeddings=context,
-            num_key_value_heads=hidden // 16, pad_token_id=0, bos_token_id=None, eos_token_id=1, tie_word_embeddings=True,
+            **_shape(hidden, layers), initializer_range=SPREAD, intermediate_size=3 * hidden, vocab_size=len(tokenizer),
+            max_position_embeddings=context, num_key_value_heads=hidden // 16, pad_token_id=0, bos_token_id=None,
+            eos_token_id=1, tie_word_embeddings=True,
         ),
         image_token_index=3, vision_feature_layer=-1, vision_feature_select_strategy="default",
         image_seq_length=(image // patch) ** 2, tie_word_embeddings=True,
@@ -99,3 +101,26 @@ def tiny_llava(
         quiet.setLevel(level)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
     return model, processor
+
+
+def _shape(hidden: int, layers: int) -> dict[str, int]:
+    return {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 16}
+
+
+def _vision(image: int, patch: int, hidden: int, layers: int) -> Any:
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        **_shape(hidden, layers),
+        intermediate_size=2 * hidden,
+        image_size=image,
+        patch_size=patch,
+        projection_dim=hidden,
+    )
+
+
+def tiny_tower() -> Any:
+    """A `CLIPVisionModel` as `tiny_llava` has it by default, with random weights of torch's own generator."""
+    from transformers import CLIPVisionModel
+
+    return CLIPVisionModel(_vision(IMAGE, PATCH, WIDTH, LAYERS))

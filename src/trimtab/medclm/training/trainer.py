@@ -46,8 +46,8 @@ def arguments(options: TrainOptions, folder: Path, model: nn.Module) -> SFTConfi
         }  # fmt: skip
     return SFTConfig(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=options.batch,
-        gradient_accumulation_steps=options.accumulate, learning_rate=options.lr,
-        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(options.lr_end, options.lr)},
+        gradient_accumulation_steps=options.accumulate, learning_rate=options.peak,
+        lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": min(options.lr_end, options.peak)},
         warmup_steps=round(options.warmup * steps), weight_decay=options.weight_decay, adam_beta1=0.9, adam_beta2=0.98,
         max_grad_norm=options.clip, bf16=options.precision == "bfloat16",
         activation_checkpointing=options.checkpointing and not recomputing, max_length=None,

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from trimtab.medclm.evaluation.looking import verdict
 from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.report.medclm.curriculum import check_fractions
 from trimtab.report.palette import Look
@@ -119,8 +120,14 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
     return Section(
         "evaluation", f"Held-out questions: {summary['n']:,}, split {summary['split']}",
         ["In percent, with 95 % bootstrap intervals that draw whole patients. A model that does not beat the columns beside "
-         "it has learnt nothing from the images.", *what], [figure], [table for table in tables if table is not None],
+         "it has learnt nothing from the images.", *what, *_looking(summary)],
+        [figure], [table for table in tables if table is not None],
     )  # fmt: skip
+
+
+def _looking(summary: Mapping[str, Any]) -> list[str]:
+    """The verdict, where the evaluation has what it rests on."""
+    return [verdict(summary)] if summary.get("looking") else []
 
 
 def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -> Section:
