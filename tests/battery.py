@@ -363,6 +363,8 @@ PROBES = (
     Probe("linear", lambda: (shares("linear", epochs=18), reference.linear(18))),
     Probe("mixed", lambda: (shares("mixed", weights=(2, 1, 1)), reference.mixed((2, 1, 1), 18))),
     Probe("easy_only", lambda: (shares("easy_only"), reference.easy_only(18))),
+    Probe("hard_only", lambda: (shares("hard_only"), reference.hard_only(18))),
+    Probe("reverse", lambda: (shares("reverse", epochs=18), reference.reverse(18))),
     Probe("curriculum", curriculum),
     Probe("span_weights", span_weights),
     Probe("gradient_tracker", gradient_tracker),

@@ -390,6 +390,15 @@ def easy_only(epochs: int, stages: int = 3) -> Arrays:
     return [np.eye(stages)[0]] * epochs
 
 
+def hard_only(epochs: int, stages: int = 3) -> Arrays:
+    return [np.eye(stages)[-1]] * epochs
+
+
+def reverse(epochs: int, stages: int = 3) -> Arrays:
+    places = np.linspace(stages - 1, 0, epochs)
+    return [np.maximum(0, 1 - np.abs(place - np.arange(stages))) for place in places]
+
+
 def curriculum(sizes: Mapping[str, int], shares: Mapping[str, float], draws: int) -> dict[str, tuple[float, int, int]]:
     """Of every stage: its draws, and how often its items come at least and at most."""
     number = {stage: draws * share for stage, share in shares.items()}

@@ -128,6 +128,8 @@ LEVERS = index(
     Entry("linear", "schedule", "trimtab.curricula:Linear", "shares of the stages on a straight line", "ours", card="curricula"),
     Entry("mixed", "schedule", "trimtab.curricula:Mixed", "all stages at once", "ours", card="curricula"),
     Entry("easy_only", "schedule", "trimtab.curricula:EasyOnly", "the first stage alone", "ours", card="curricula"),
+    Entry("hard_only", "schedule", "trimtab.curricula:HardOnly", "the last stage alone", "ours", card="curricula"),
+    Entry("reverse", "schedule", "trimtab.curricula:Reverse", "shares of the stages on a straight line, from hard to easy", "ours", card="curricula"),
     Entry("curriculum", "sampler", "trimtab.curricula:CurriculumSampler", "rows drawn by stage, as a scheduler decides", "2510.04477", card="curricula"),
     Entry("span_weights", "loss", "trimtab.curricula:SpanWeights", "cross-entropy weighted by text span", "2510.04477", card="curricula"),
     Entry("gradient_tracker", "observer", "trimtab.observe:GradientTracker", "statistics of gradients, weights and updates at every step", "2509.03677"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trimtab import curricula
 from trimtab.curricula import Adaptive, EasyOnly, Linear, Mixed, Released
 
-SETTINGS = {"linear": {"epochs": 10}}
+SETTINGS = {"linear": {"epochs": 10}, "reverse": {"epochs": 10}}
 
 
 def run(scheduler, losses, epochs, domain="d"):

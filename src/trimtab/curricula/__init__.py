@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.curricula.adaptive import Adaptive
 from trimtab.curricula.base import STAGES, Decision, StageScheduler
-from trimtab.curricula.fixed import EasyOnly, Linear, Mixed
+from trimtab.curricula.fixed import EasyOnly, HardOnly, Linear, Mixed, Reverse
 from trimtab.curricula.loss import row_losses, weighted_cross_entropy
 from trimtab.curricula.released import Released
 from trimtab.curricula.sampler import CurriculumSampler
@@ -22,9 +22,11 @@ __all__ = [
     "CurriculumSampler",
     "Decision",
     "EasyOnly",
+    "HardOnly",
     "Linear",
     "Mixed",
     "Released",
+    "Reverse",
     "SpanWeights",
     "StageScheduler",
     "Tokens",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 _BY_NAME: dict[str, Callable[..., StageScheduler]] = {
-    one.name: one for one in (Adaptive, Released, Linear, Mixed, EasyOnly)
+    one.name: one for one in (Adaptive, Released, Linear, Mixed, EasyOnly, HardOnly, Reverse)
 }
 
 
@@ -44,7 +46,7 @@ def names() -> tuple[str, ...]:
 
     Example:
         >>> names()
-        ('adaptive', 'released', 'linear', 'mixed', 'easy_only')
+        ('adaptive', 'released', 'linear', 'mixed', 'easy_only', 'hard_only', 'reverse')
     """
     return tuple(_BY_NAME)
 

@@ -41,6 +41,31 @@ class Linear(StageScheduler):
         return shares, f"epoch {min(self.epoch + 1, self.epochs)} of a fixed climb over {self.epochs}"
 
 
+class Reverse(Linear):
+    """The climb of `Linear` walked down, from the last stage to the first: does the direction matter?
+
+    Args:
+        epochs: length of the descent, 2 or more; later epochs stay at the first stage.
+        stages: from easy to hard.
+
+    Raises:
+        ValueError: fewer than two epochs.
+
+    Example:
+        >>> scheduler = Reverse(epochs=5)
+        >>> scheduler.add_domain("nodule")
+        >>> decisions = scheduler.end_epoch()
+        >>> scheduler.shares("nodule")
+        {'easy': 0.0, 'medium': 0.5, 'hard': 0.5}
+    """
+
+    name = "reverse"
+
+    def _decide(self, domain: Domain) -> tuple[dict[str, float], str]:
+        climb, reason = super()._decide(domain)
+        return dict(zip(self.stages, reversed(climb.values()), strict=True)), reason.replace("climb", "descent")
+
+
 class EasyOnly(StageScheduler):
     """The first stage and nothing else: what does the curriculum add to it?
 
@@ -56,6 +81,22 @@ class EasyOnly(StageScheduler):
     def _decide(self, domain: Domain) -> tuple[dict[str, float], str]:
         shares = {stage: float(k == 0) for k, stage in enumerate(self.stages)}
         return shares, f"{self.stages[0]} only"
+
+
+class HardOnly(StageScheduler):
+    """The last stage and nothing else: what do the easier ones add to it?
+
+    Example:
+        >>> scheduler = HardOnly()
+        >>> scheduler.add_domain("nodule")
+        >>> scheduler.shares("nodule")
+        {'easy': 0.0, 'medium': 0.0, 'hard': 1.0}
+    """
+
+    name = "hard_only"
+
+    def _decide(self, domain: Domain) -> tuple[dict[str, float], str]:
+        return {stage: float(stage == self.stages[-1]) for stage in self.stages}, f"{self.stages[-1]} only"
 
 
 class Mixed(StageScheduler):

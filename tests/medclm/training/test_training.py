@@ -13,7 +13,7 @@ from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.training.collator import Collator, encoded_prompts, prompt_text
 from trimtab.medclm.training.models import load
 from trimtab.medclm.training.options import TrainOptions
-from trimtab.medclm.training.rows import RowData, examples_of, with_box
+from trimtab.medclm.training.rows import RowData, asked_plainly, examples_of, with_box
 from trimtab.medclm.training.run import train
 from trimtab.medclm.training.tiny import tiny_llava
 from trimtab.medclm.training.trainer import CurriculumTrainer
@@ -84,6 +84,25 @@ def test_boxes_are_drawn_for_easy_rows_on_copies_only(pieces):
     assert not any(picture.tobytes())
 
 
+def test_a_share_of_the_reasoning_is_left_out_and_nothing_else(pieces):
+    examples = pieces[0]
+    assert asked_plainly(examples, 0.0) == examples
+    for share, most in ((0.5, 24), (1.0, 32)):
+        found = asked_plainly(examples, share, seed=1)
+        changed = [(old.row, new.row) for old, new in zip(examples, found, strict=True) if old != new]
+        assert 4 < len(changed) <= most
+        for old, new in changed:
+            assert old.reasoning
+            assert new.target == f"Answer: {old.answer}"
+            assert new.model_dump(exclude={"reasoning", "target", "spans"}) == old.model_dump(
+                exclude={"reasoning", "target", "spans"}
+            )
+            assert prompt_of(new).endswith("Answer only.")
+            assert type(new).model_validate(new.model_dump()) == new  # the spans cut out the texts
+    assert not any(one.row.reasoning for one in asked_plainly(examples, 1.0))
+    assert asked_plainly(examples, 0.5, seed=1) != asked_plainly(examples, 0.5, seed=2)
+
+
 def test_resumed_training_equals_one_that_was_not_stopped(blobs, tmp_path):
     """Killed in the middle of an epoch of the scheduler: weights, decisions and losses are the same to the bit."""
     options = TrainOptions(**{**QUICK, "schedule": "adaptive"})
@@ -144,6 +163,7 @@ def test_bucketing_pads_less(pieces, tmp_path):
         ({"batch": 0}, "batch must be a whole number of 1 or more"),
         ({"lr": 0}, "lr must be finite and above 0"),
         ({"warmup": 1}, "warmup"),
+        ({"plain": 1.5}, r"plain must lie in \[0, 1\], got 1.5"),
         ({"lora": -1}, "lora must be a whole number of 0 or more"),
     ],
 )

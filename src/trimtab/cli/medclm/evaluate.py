@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,6 +55,8 @@ class EvaluateArguments:
     """Questions at a time."""
     out: Path | None = None
     """Folder for the results; default the run."""
+    answer_only: bool = False
+    """Ask all questions of a built set for the answer alone, without reasoning."""
     blank: bool = False
     """Ask with even grey pictures as well."""
     export: Literal["no", "lmms-eval", "vlmevalkit"] = "no"
@@ -110,6 +112,8 @@ def questions(given: EvaluateArguments, data: Path) -> tuple[list[Question], lis
     if given.questions == "medclm":
         folder = DataSetFolder(data)
         asked = [one for one in questions_of(folder, [given.split]) if one.stage in given.stages]
+        if given.answer_only:
+            asked = [replace(one, reason=False) for one in asked]
         training = questions_of(folder, ["train"])
     else:
         loaded = load_benchmark(given.questions, data, given.split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from trimtab.checks import below_one, non_negative, positive, whole
+from trimtab.checks import below_one, non_negative, number, positive, whole
 
 TINY = "tiny-llava"
 
@@ -20,7 +20,7 @@ class TrainOptions:
 
     model: str = TINY
     """tiny-llava, or a folder or hub name of a LLaVA, VipLlava or Qwen2.5-VL model."""
-    schedule: Literal["adaptive", "released", "linear", "mixed", "easy_only"] = "adaptive"
+    schedule: Literal["adaptive", "released", "linear", "mixed", "easy_only", "hard_only", "reverse"] = "adaptive"
     """Stage scheduler."""
     steps: int = 300
     """Optimizer steps."""
@@ -57,6 +57,9 @@ class TrainOptions:
     """Weight of the answer in Easy and Medium; Hard has the answer only."""
     reasoning: float = 0.2
     """Weight of the reasoning in Easy and Medium."""
+    plain: float = 0.0
+    """Share of the Easy and Medium rows that want the answer only, without reasoning: what the answer owes to the picture is
+    learnt sooner so, and all stages teach the form of such answers."""
     attention: float = 0.0
     """Weight of the term that pulls the last layer's attention to the box (needs attentions, so slower)."""
     anchor: float = 0.0
@@ -97,6 +100,7 @@ class TrainOptions:
         ):
             non_negative(name, getattr(self, name))
         below_one("warmup", self.warmup)
+        number("plain", self.plain, least=0, most=1)
         if whole("pretrain", self.tower_epochs, 0) and self.model != TINY:
             raise ValueError(
                 f"pretrain {self.pretrain}: only the tower of {TINY} is pretrained, not that of {self.model}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box, Row, SplitName
+from trimtab.medclm.texts.generator import target_of
 
 BOX_COLOUR = (255, 40, 40)
 
@@ -36,6 +38,29 @@ def examples_of(folder: DataSetFolder, splits: Iterable[SplitName]) -> list[Exam
     if not found:
         raise ValueError(f"{folder.path} has no rows of the splits {', '.join(sorted(wanted))}")
     return found
+
+
+def asked_plainly(examples: Sequence[Example], share: float, seed: int = 0) -> list[Example]:
+    """The examples, of which this share of those with reasoning, chosen by a hash of row and seed, want the answer only [ours].
+
+    Stage, box and question stay. What the answer owes to the picture then has its own gradient; after a reasoning that ends on
+    the answer it has almost none.
+    """
+    return [
+        replace(one, row=_plain(one.row)) if one.row.reasoning and _drawn(one.row.row_id, seed) < share else one
+        for one in examples
+    ]
+
+
+def _drawn(name: str, seed: int) -> float:
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=4).digest()) / 2**32
+
+
+def _plain(row: Row) -> Row:
+    target, reasoning, answer = target_of("", row.answer)
+    return row.model_copy(
+        update={"reasoning": "", "target": target, "spans": {"reasoning": reasoning, "answer": answer}}
+    )
 
 
 def with_box(picture: Image.Image, box: Box) -> Image.Image:

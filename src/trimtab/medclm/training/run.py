@@ -19,7 +19,7 @@ from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.training.models import gathered, load, rebuilt, save
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.pretrain import PretrainOptions, pretrain
-from trimtab.medclm.training.rows import RowData, examples_of
+from trimtab.medclm.training.rows import RowData, asked_plainly, examples_of
 from trimtab.observe import GradientTracker
 
 
@@ -54,7 +54,7 @@ def train(
             cannot be pretrained on this set (see `pretrain`).
     """
     folder = DataSetFolder(data)
-    examples = examples_of(folder, ["train"])
+    examples = asked_plainly(examples_of(folder, ["train"]), options.plain, options.seed)
     file = out / "run.json"
     wanted = {
         "options": asdict(options), "data": str(data), "levers": [repr(lever) for lever in levers],

@@ -112,7 +112,8 @@ class CurriculumTrainer(SFTTrainer):  # type: ignore[misc]
         self.options = options
         rows = [one.row for one in data.examples]
         given = arguments(options, folder / "checkpoints", model)
-        scheduler = create(options.schedule, **({"epochs": options.epochs} if options.schedule == "linear" else {}))
+        length = {"epochs": options.epochs} if options.schedule in ("linear", "reverse") else {}
+        scheduler = create(options.schedule, **length)
         self.sampler = CurriculumSampler(
             [row.stage for row in rows], scheduler, [row.domain for row in rows], seed=options.seed,
             length=options.epoch_steps * options.batch * options.accumulate * given.world_size,
