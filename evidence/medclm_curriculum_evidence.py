@@ -1,46 +1,52 @@
-"""The figures of docs/evidence/medclm-curriculum.md: five schedules, three seeds, equal optimizer steps, held-out patients.
+"""The figures of docs/evidence/medclm-curriculum.md: seven schedules on a tiny model that sees, equal steps, held-out patients.
 
-python FILE shrink SET SMALL                           # a copy of a built set with images of 256 pixels at most
-python FILE study SET STUDY [STEPS BATCH QUESTIONS]   # goes on where it stopped
-python FILE read STUDY NAME                           # -> docs/evidence/medclm-curriculum.json
-python FILE simulate                                   # the schedulers on given losses, no training
-python FILE tables                                    # the JSON file's figures into the page
+python FILE shrink SET SMALL             # a copy of a built set with images of 256 pixels at most
+python FILE few SET FEW                  # a copy with the boxes, Easy and Medium rows of a quarter of the training patients
+python FILE study SET WORK NAME [SCHEDULE ...]   # goes on where it stopped -> docs/evidence/medclm-curriculum.json
+python FILE simulate                     # the schedulers on given losses, no training
+python FILE tables                       # the JSON file's figures into the page
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evidence_page import fill, spread, table
+import numpy as np
+from evidence_page import fill, table
+from numpy.typing import NDArray
 
 from trimtab.curricula import create
 from trimtab.files import write_text
-from trimtab.studies.statistics import Estimate, estimate
 
 FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE, FIGURES = FOLDER / "medclm-curriculum.md", FOLDER / "medclm-curriculum.json"
-SCHEDULES = ("adaptive", "released", "linear", "mixed", "easy_only")
-BEFORE = "adaptive_trial_0"
-"""`Adaptive(trial=0)`, as it was when the study began."""
-MEASURED = (*SCHEDULES, BEFORE)
+SCHEDULES = ("mixed", "adaptive", "linear", "reverse", "easy_only", "hard_only", "released")
 SEEDS = (0, 1, 2)
-RULES = (
-    ("closed.1", "all", "all"), ("f1.1", "all", "all"), ("closed.1", "stage", "hard"), ("f1.1", "stage", "hard"),
-    ("iou.1", "stage", "easy"), ("iou.1", "stage", "medium"),
-    ("box-given.1", "stage", "medium"), ("agrees.1", "stage", "medium"),
-)  # fmt: skip
+STEPS, BATCH, EPOCHS, QUESTIONS = 160, 16, 20, 600
+SHOWN = ("own", "other", "blank")
+CONTRASTS = {
+    "chest": [(name, "mixed") for name in SCHEDULES if name != "mixed"],
+    "fundus": [(name, "mixed") for name in SCHEDULES if name != "mixed"],
+    "few": [("adaptive", "mixed"), ("adaptive", "hard_only"), ("mixed", "hard_only")],
+}
+"""Named before the test split was looked at; on the primary measure."""
+PRIMARY = ("medium", "hard")
+"""Stages of the primary measure: right answers to questions without a box drawn or quoted."""
+DRAWS = 4000
 
 
 def shrink(data: Path, out: Path, side: int = 256) -> None:
-    """Copy a built set, its images no larger than `side`: the model sees 64 x 64 pixels, and reading large ones costs more
-    than a step. Boxes are relative to the image, so nothing else changes."""
-    import shutil
-
+    """Copy a built set, its images no larger than `side`: the model sees 128 x 128 pixels, and reading large ones costs more
+    than a step. Boxes are relative to the image, and organ masks are averaged over patches, so nothing else changes."""
     from PIL import Image
 
     shutil.copytree(data, out)
@@ -51,119 +57,260 @@ def shrink(data: Path, out: Path, side: int = 256) -> None:
         small.save(file)
 
 
-def study(data: Path, out: Path, steps: int = 600, batch: int = 16, limit: int = 480) -> None:
-    """Every run trained, then evaluated on the test split."""
+def few(data: Path, out: Path, share: float = 0.25) -> None:
+    """Copy a built set in which only this share of the training patients, by hash, has boxes: the others keep their Hard rows
+    alone, and the tower is pretrained without them."""
+
+    def boxed(row: Mapping[str, Any]) -> bool:
+        digest = hashlib.sha256(str(row["patient"]).encode()).digest()
+        return row["split"] != "train" or int.from_bytes(digest[:4]) / 2**32 < share
+
+    out.mkdir(parents=True)
+    for name in ("images", "organs"):
+        (out / name).symlink_to((data / name).resolve())
+    shutil.copy(data / "manifest.json", out / "manifest.json")
+    for name in ("rows.jsonl", "records.jsonl"):
+        lines = (data / name).read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if boxed(row := json.loads(line)) or row.get("stage") == "hard"]
+        write_text(out / name, "\n".join(kept) + "\n")
+
+
+def study(data: Path, work: Path, name: str, schedules: Sequence[str] = SCHEDULES) -> None:
+    """Towers, runs and answers, seed by seed; every finished run is a record of the JSON file at once."""
     import torch
 
-    from trimtab.cli.arguments import Output
-    from trimtab.cli.medclm.evaluate import EvaluateArguments, measure, questions
+    from trimtab.medclm.building import DataSetFolder
+    from trimtab.medclm.evaluation.questions import questions_of
     from trimtab.medclm.training.options import TrainOptions
+    from trimtab.medclm.training.pretrain import PretrainOptions, pretrain
     from trimtab.medclm.training.run import train
 
     torch.set_num_threads(1)
+    folder = DataSetFolder(data)
+    asked = [replace(one, reason=False) for one in questions_of(folder, ["test"])]
+    if len(asked) > QUESTIONS:
+        asked = [asked[place * len(asked) // QUESTIONS] for place in range(QUESTIONS)]
+    _keep(name, "questions", _described(asked, questions_of(folder, ["train"])))
     for seed in SEEDS:
-        for schedule in SCHEDULES:
-            run = out / f"{schedule}-{seed}"
-            options = TrainOptions(
-                schedule=schedule, steps=steps, epochs=30, batch=batch, lr=5e-3, seed=seed, save_every=steps
-            )
-            found = train(data, run, options)
-            if not (run / "evaluation.json").is_file():
-                given = EvaluateArguments(run, limit=limit, output=Output(quiet=True))
-                measure(given, data, run, *questions(given, data))
-            print(f"{schedule} {seed}: trained in {found['seconds']:.0f} s", flush=True)
-
-
-def read(out: Path, name: str) -> None:
-    """Add the runs of a study to the JSON file."""
-    rows = []
-    for schedule in MEASURED:
-        for seed in SEEDS:
-            run = out / f"{schedule}-{seed}"
-            if not (run / "evaluation.json").is_file():
-                continue
-            about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-            found = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-            decisions = [json.loads(line) for line in (run / "stages.jsonl").read_text(encoding="utf-8").splitlines()]
-            used = [
-                one for one in decisions if one["epoch"] < about["options"]["epochs"] and any(one["shares"].values())
-            ]
-            shares = {
-                stage: sum(one["shares"][stage] for one in used) / len(used) for stage in ("easy", "medium", "hard")
-            }
-            values = {
-                f"{system}/{row['rule']}/{row['group']}/{row['name']}": [row["value"], row["n"]]
-                for system, one in found["systems"].items()
-                for row in one["rows"]
-                if (row["rule"], row["group"], row["name"]) in RULES
-            }
-            kept = {key: about["options"][key] for key in ("steps", "epochs", "batch", "lr")}
-            rows.append({"schedule": schedule, "seed": seed, "shares": shares, "values": values, **kept})
-    everything: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
-    write_text(FIGURES, json.dumps({**everything, name: rows}, indent=1) + "\n")
-    print(f"{name}: {len(rows)} runs")
-
-
-def _of(rows: Sequence[dict[str, Any]], schedule: str, key: str) -> dict[int, float]:
-    return {row["seed"]: row["values"][key][0] for row in rows if row["schedule"] == schedule and key in row["values"]}
-
-
-def _estimate(values: Sequence[float]) -> Estimate | None:
-    return estimate(values) if values else None
-
-
-def _results(rows: Sequence[dict[str, Any]]) -> str:
-    lines = []
-    for system, schedules in (("model", MEASURED), ("text only", MEASURED), ("majority", ("adaptive",))):
+        tower = pretrain(data, work / f"tower-{seed}", PretrainOptions(seed=seed))
+        _keep(name, f"tower-{seed}", {key: tower[key] for key in ("cpu_seconds", "pictures", "figures")})
         for schedule in schedules:
-            cells = []
-            for rule, group, name in RULES:
-                found = list(_of(rows, schedule, f"{system}/{rule}/{group}/{name}").values())
-                alike = system == "majority" and found
-                cells.append(f"{100 * found[0]:.1f}" if alike else spread(_estimate(found), 100, 1))
-            label = {"model": schedule, "text only": f"*{schedule}, images of others*", "majority": "*majority guess*"}[
-                system
-            ]
-            lines.append([label, *cells])
-    counts = next(row["values"] for row in rows)
-    head = [f"{rule}, {name} (n {counts[f'model/{rule}/{group}/{name}'][1]})" for rule, group, name in RULES]
-    return table(["schedule", *head], lines)
+            if f"{schedule}-{seed}" in _figures().get(name, {}):
+                continue
+            run, start = work / f"{schedule}-{seed}", time.process_time()
+            options = TrainOptions(
+                schedule=schedule, steps=STEPS, epochs=EPOCHS, batch=BATCH, seed=seed, save_every=STEPS, plain=1.0,
+                tower=str(work / f"tower-{seed}"),
+            )  # fmt: skip
+            train(data, run, options)
+            trained = time.process_time() - start
+            record = {"cpu_seconds": round(trained, 1), "shares": _shares(run), "right": _right(run, asked)}
+            _keep(name, f"{schedule}-{seed}", record)
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            print(
+                f"{name} {schedule} {seed}: {trained:.0f} + {time.process_time() - start - trained:.0f} s", flush=True
+            )
 
 
-def _paired(rows: Sequence[dict[str, Any]], first: tuple[str, str], second: tuple[str, str]) -> list[str]:
-    """(system, schedule) minus another, paired by seed, one cell a rule; bold where the interval excludes zero."""
-    cells = []
-    for rule, group, name in RULES:
-        one, other = (_of(rows, schedule, f"{system}/{rule}/{group}/{name}") for system, schedule in (first, second))
-        found = _estimate([one[seed] - other[seed] for seed in one if seed in other])
-        told = found is not None and found.half is not None and abs(found.mean) > found.half
-        cells.append(f"**{spread(found, 100, 1, signed=True)}**" if told else spread(found, 100, 1, signed=True))
-    return cells
+def _described(asked: Sequence[Any], training: Sequence[Any]) -> dict[str, Any]:
+    from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
+
+    majority = Majority(training)
+    nearest = WithBoxNumbers(training, majority)
+    return {
+        "patient": [one.cluster for one in asked], "stage": [one.stage for one in asked],
+        "class": [one.domain.rsplit(" x ", 1)[0] for one in asked], "closed": [int(bool(one.choices)) for one in asked],
+        "majority": "".join(str(_is_right(one, majority.answer(one))) for one in asked),
+        "numbers": "".join(str(_is_right(one, nearest.answer(one))) for one in asked),
+    }  # fmt: skip
 
 
-def _differences(rows: Sequence[dict[str, Any]]) -> str:
+def _is_right(question: Any, answer: str) -> int:
+    from trimtab.medclm.evaluation.metrics import scores
+    from trimtab.medclm.evaluation.parsing import parse_reply
+
+    found = scores(question, parse_reply(f"Answer: {answer}" if "Answer:" not in answer else answer))
+    return int(found.get("closed.1", found.get("named.1", found.get("exact.1", 0))))
+
+
+def _right(run: Path, asked: Sequence[Any]) -> dict[str, str]:
+    """Which questions are answered right, as digits, with each kind of picture."""
+    from trimtab.medclm.evaluation.generation import replies
+    from trimtab.medclm.evaluation.pictures import with_pictures
+    from trimtab.medclm.training.models import load_finished
+
+    model, processor = load_finished(run)
+    return {
+        shown: "".join(
+            str(_is_right(one, reply))
+            for one, reply in zip(asked, replies(model, processor, with_pictures(asked, shown), batch=64), strict=True)
+        )
+        for shown in SHOWN
+    }
+
+
+def _shares(run: Path) -> dict[str, float]:
+    lines = (run / "stages.jsonl").read_text(encoding="utf-8").splitlines()
+    used = [one for one in map(json.loads, lines) if one["epoch"] < EPOCHS and any(one["shares"].values())]
+    return {
+        stage: round(sum(one["shares"][stage] for one in used) / len(used), 4) for stage in ("easy", "medium", "hard")
+    }
+
+
+def _figures() -> dict[str, Any]:
+    return json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+
+
+def _keep(name: str, key: str, record: Any) -> None:
+    everything = _figures()
+    everything.setdefault(name, {})[key] = record
     lines = [
-        [f"{one} - mixed", *_paired(rows, ("model", one), ("model", "mixed"))] for one in MEASURED if one != "mixed"
+        f"{json.dumps(part)}: {{\n" + ",\n".join(f" {json.dumps(k)}: {json.dumps(v)}" for k, v in one.items()) + "\n}"
+        for part, one in everything.items()
     ]
-    lines += [
-        [f"{one}: its own images - images of others", *_paired(rows, ("model", one), ("text only", one))]
-        for one in MEASURED
-    ]
-    return table(["difference", *(f"{rule}, {name}" for rule, _, name in RULES)], lines)
+    write_text(FIGURES, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _shares(rows: Sequence[dict[str, Any]]) -> str:
+Marks = NDArray[np.float64]
+
+
+def _marks(part: Mapping[str, Any], schedule: str, shown: str = "own") -> Marks:
+    """(seeds, questions), 1 where right, of the seeds that are there."""
+    rows = [part[key]["right"][shown] for seed in SEEDS if (key := f"{schedule}-{seed}") in part]
+    return np.array([[int(mark) for mark in row] for row in rows], dtype=float).reshape(len(rows), -1)
+
+
+def _draws(part: Mapping[str, Any], marks: Marks, chosen: NDArray[np.bool_]) -> Marks:
+    """Means of the chosen questions when seeds, and within them whole patients, are drawn with replacement."""
+    generator = np.random.default_rng(0)
+    names, which = np.unique(np.array(part["questions"]["patient"])[chosen], return_inverse=True)
+    sums = np.stack([np.bincount(which, row[chosen], len(names)) for row in marks])
+    counts = np.bincount(which, minlength=len(names))
+    found = np.zeros(DRAWS)
+    for _ in range(len(marks)):
+        weights = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+        seeds = generator.integers(len(marks), size=DRAWS)
+        found += np.einsum("dp,dp->d", weights, sums[seeds]) / (weights @ counts) / len(marks)
+    return found
+
+
+def _of(
+    part: Mapping[str, Any], stages: Sequence[str] = (), label: str = "", *, closed: bool | None = None
+) -> NDArray[np.bool_]:
+    about = part["questions"]
+    chosen = np.ones(len(about["stage"]), dtype=bool)
+    if stages:
+        chosen &= np.isin(about["stage"], stages)
+    if label:
+        chosen &= np.array(about["class"]) == label
+    return chosen if closed is None else chosen & (np.array(about["closed"]) == int(closed))
+
+
+def _percent(
+    part: Mapping[str, Any], marks: Marks, chosen: NDArray[np.bool_], level: float = 0.95, *, signed: bool = False
+) -> str:
+    low, high = 100 * np.quantile(_draws(part, marks, chosen), [(1 - level) / 2, (1 + level) / 2])
+    sign = "+" if signed else ""
+    return f"{100 * marks[:, chosen].mean():{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+def _there(part: Mapping[str, Any]) -> list[str]:
+    return [name for name in SCHEDULES if len(_marks(part, name))]
+
+
+def _baseline(part: Mapping[str, Any], which: str) -> Marks:
+    return np.array([[int(mark) for mark in part["questions"][which]]], dtype=float)
+
+
+def _results(part: Mapping[str, Any]) -> str:
+    groups = {
+        "medium and hard": _of(part, PRIMARY), "closed, all": _of(part, closed=True),
+        **{stage: _of(part, [stage]) for stage in ("easy", "medium", "hard")},
+    }  # fmt: skip
+    head = ["schedule (seeds)", *(f"{name} (n {int(chosen.sum())})" for name, chosen in groups.items())]
+    lines = [
+        [
+            f"{name} ({len(_marks(part, name))})",
+            *(_percent(part, _marks(part, name), chosen) for chosen in groups.values()),
+        ]
+        for name in _there(part)
+    ]
+    for which, label in (("majority", "*majority guess*"), ("numbers", "*text with box numbers*")):
+        marks = _baseline(part, which)
+        lines.append([label, *(f"{100 * marks[:, chosen].mean():.1f}" for chosen in groups.values())])
+    return table(head, lines)
+
+
+def _looking(part: Mapping[str, Any]) -> str:
+    closed = _of(part, closed=True)
     lines = []
-    for schedule in MEASURED:
-        found = [row["shares"] for row in rows if row["schedule"] == schedule]
-        cells = [spread(_estimate([one[stage] for one in found]), 100, 1) for stage in ("easy", "medium", "hard")]
-        lines.append([schedule, str(len(found)), *cells])
-    return table(["schedule", "seeds", "easy, %", "medium, %", "hard, %"], lines)
+    for name in _there(part):
+        own, other, blank = (_marks(part, name, shown) for shown in SHOWN)
+        lines.append([
+            name, *(f"{100 * marks[:, closed].mean():.1f}" for marks in (own, other, blank)),
+            _percent(part, own - other, closed, signed=True), _percent(part, own - blank, closed, signed=True),
+        ])  # fmt: skip
+    return table(["schedule", "own pictures", "others' pictures", "blank", "own - others'", "own - blank"], lines)
+
+
+def _classes(part: Mapping[str, Any]) -> str:
+    labels = sorted(set(part["questions"]["class"]))
+    head = ["schedule", *(f"{label} (n {int(_of(part, label=label).sum())})" for label in labels)]
+    lines = [
+        [name, *(f"{100 * _marks(part, name)[:, _of(part, label=label)].mean():.1f}" for label in labels)]
+        for name in _there(part)
+    ]
+    best = _there(part)[0]
+    others = [f"{100 * _marks(part, best, 'other')[:, _of(part, label=label)].mean():.1f}" for label in labels]
+    guesses = [f"{100 * _baseline(part, 'majority')[:, _of(part, label=label)].mean():.1f}" for label in labels]
+    return table(head, [*lines, [f"*{best}, others' pictures*", *others], ["*majority guess*", *guesses]])
+
+
+def _contrasts(name: str, part: Mapping[str, Any]) -> str:
+    """Every contrast with its simultaneous interval (Bonferroni) and Holm's p."""
+    pairs = [pair for pair in CONTRASTS[name] if all(len(_marks(part, one)) == len(SEEDS) for one in pair)]
+    chosen = _of(part, PRIMARY)
+    drawn = [_draws(part, _marks(part, one) - _marks(part, other), chosen) for one, other in pairs]
+    raw = [min(1.0, 2 * max(min((d <= 0).mean(), (d >= 0).mean()), 1 / DRAWS)) for d in drawn]
+    order, reached, held = sorted(range(len(pairs)), key=lambda place: raw[place]), 0.0, {}
+    for rank, place in enumerate(order):
+        reached = max(reached, min(1.0, (len(CONTRASTS[name]) - rank) * raw[place]))
+        held[place] = reached
+    level = 1 - 0.05 / len(CONTRASTS[name])
+    lines = [
+        [f"{one} - {other}", _percent(part, _marks(part, one) - _marks(part, other), chosen, level, signed=True),
+         f"{held[place]:.3f}", "told apart" if held[place] < 0.05 else "not told apart"]
+        for place, (one, other) in enumerate(pairs)
+    ]  # fmt: skip
+    return table(["contrast, medium and hard", f"points ({100 * level:.1f} % interval)", "p (Holm)", "verdict"], lines)
+
+
+def _mixes(part: Mapping[str, Any]) -> str:
+    lines = []
+    for name in _there(part):
+        found = [part[key]["shares"] for seed in SEEDS if (key := f"{name}-{seed}") in part]
+        lines.append(
+            [name, *(f"{100 * np.mean([one[stage] for one in found]):.1f}" for stage in ("easy", "medium", "hard"))]
+        )
+    return table(["schedule", "easy, %", "medium, %", "hard, %"], lines)
+
+
+def _towers(part: Mapping[str, Any]) -> str:
+    found = [part[key] for seed in SEEDS if (key := f"tower-{seed}") in part]
+    labels = list(found[0]["figures"]["classes"])
+    lines = [
+        [
+            kind,
+            *(", ".join(f"{one['figures']['classes'][label][f'auc_{kind}']:.2f}" for one in found) for label in labels),
+        ]
+        for kind in ("pictures", "patches")
+    ]
+    seconds = ", ".join(f"{one['cpu_seconds']:.0f}" for one in found)
+    return table([f"area under the curve over (CPU seconds {seconds})", *labels], lines)
 
 
 def simulate(epochs: int = 100) -> None:
     """Shares when every stage's loss falls as 0.3 + exp(-epoch / 20), Medium's and Hard's a constant multiple of Easy's."""
-    rows = []
     for medium in (0.45, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0):
         for name in ("released", "adaptive"):
             scheduler, factor = create(name), {"easy": 1.0, "medium": medium, "hard": 1.25 * medium}
@@ -176,40 +323,38 @@ def simulate(epochs: int = 100) -> None:
                     scheduler.observe("d", stage, factor[stage] * (0.3 + math.exp(-epoch / 20)))
                 scheduler.end_epoch()
             means = {stage: sum(one[stage] for one in shares) / epochs for stage in scheduler.stages}
-            rows.append({"schedule": name, "medium": medium, "shares": means})
-    everything = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
-    write_text(FIGURES, json.dumps({**everything, "simulation": rows}, indent=1) + "\n")
+            _keep("simulation", f"{name}-{medium:g}", means)
 
 
-def _simulation(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["loss of Medium / loss of Easy", *(f"{name}: easy, medium, hard, %" for name in ("released", "adaptive"))]
-    lines = []
-    for medium in dict.fromkeys(row["medium"] for row in rows):
-        found = [row["shares"] for row in rows if row["medium"] == medium]
-        lines.append([f"{medium:g}", *(", ".join(f"{100 * share:.1f}" for share in one.values()) for one in found)])
+def _simulation(part: Mapping[str, Any]) -> str:
+    names = ("released", "adaptive")
+    head = ["loss of Medium / loss of Easy", *(f"{name}: easy, medium, hard, %" for name in names)]
+    factors = dict.fromkeys(key.rpartition("-")[2] for key in part)
+    lines = [
+        [factor, *(", ".join(f"{100 * share:.1f}" for share in part[f"{name}-{factor}"].values()) for name in names)]
+        for factor in factors
+    ]
     return table(head, lines)
 
 
 def tables() -> None:
     """Fill the page."""
-    everything = json.loads(FIGURES.read_text(encoding="utf-8"))
+    everything = _figures()
     blocks = {"simulation": _simulation(everything.pop("simulation"))}
-    for name, rows in everything.items():
+    for name, part in everything.items():
         blocks |= {
-            f"{name} results": _results(rows), f"{name} differences": _differences(rows), f"{name} shares": _shares(rows)
+            f"{name} contrasts": _contrasts(name, part), f"{name} results": _results(part),
+            f"{name} looking": _looking(part), f"{name} classes": _classes(part), f"{name} shares": _mixes(part),
+            f"{name} towers": _towers(part),
         }  # fmt: skip
     fill(PAGE, blocks)
 
 
 if __name__ == "__main__":
     command, *rest = sys.argv[1:]
-    if command == "shrink":
-        shrink(Path(rest[0]), Path(rest[1]))
+    if command in ("shrink", "few"):
+        {"shrink": shrink, "few": few}[command](Path(rest[0]), Path(rest[1]))
     elif command == "study":
-        study(Path(rest[0]), Path(rest[1]), *map(int, rest[2:]))
-    elif command == "simulate":
-        simulate()
-    elif command == "read":
-        read(Path(rest[0]), rest[1])
+        study(Path(rest[0]), Path(rest[1]), rest[2], rest[3:] or SCHEDULES)
     else:
-        tables()
+        {"simulate": simulate, "tables": tables}[command]()
