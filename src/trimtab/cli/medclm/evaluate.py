@@ -35,7 +35,7 @@ class EvaluateArguments:
 
     Examples:
         trimtab medclm evaluate RUN
-        trimtab medclm evaluate RUN --split validation --limit 500
+        trimtab medclm evaluate RUN --split validation --limit 500 --blank
         trimtab medclm evaluate RUN --export lmms-eval --out DIR
     """
 

@@ -11,14 +11,21 @@ import tyro
 from rich.table import Table
 
 from trimtab.cli.arguments import Output, parse
-from trimtab.cli.console import console, measuring_progress, print_json
+from trimtab.cli.console import console, print_json
+from trimtab.cli.progress import measuring_progress
 from trimtab.medclm.training.pretrain import PretrainOptions
 from trimtab.medclm.training.pretrain import pretrain as pretrain_tower
 
 
 @dataclass(frozen=True)
 class PretrainArguments:
-    """`trimtab medclm pretrain SET --out TOWER`: teaches the vision tower of tiny-llava the boxes, organs and places of the training pictures; `trimtab medclm train --tower TOWER` takes it. `train` does the same by itself. Interrupted, the same command goes on."""  # noqa: E501
+    """Teaches the vision tower of tiny-llava the boxes, organs and places of the training pictures, for
+    `trimtab medclm train --tower TOWER`; `train` does the same by itself. Interrupted, the same command goes on.
+
+    Examples:
+        trimtab medclm pretrain SET --out TOWER
+        trimtab medclm pretrain SET --out TOWER --epochs 20 --seed 1
+    """
 
     folder: tyro.conf.Positional[Path]
     """Folder that `trimtab medclm build` wrote."""

@@ -15,6 +15,7 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.cli.progress import measuring_progress
 from trimtab.medclm.training.options import TrainOptions
+from trimtab.medclm.training.run import tower_of
 from trimtab.medclm.training.run import train as train_run
 from trimtab.observe import GradientTracker
 from trimtab.penalties import VarianceAmplifier
@@ -28,7 +29,7 @@ class TrainArguments:
 
     Examples:
         trimtab medclm train SET --out RUN
-        trimtab medclm train SET --out RUN --lr 2e-3 --track
+        trimtab medclm train SET --out RUN --plain 0.5 --track
         trimtab medclm train SET --out RUN --model NAME
     """
 
@@ -69,13 +70,22 @@ def train_with_levers(given: TrainArguments) -> dict[str, Any]:
     levers = [VarianceAmplifier(strength=given.var)] if given.var else []
     tracker = GradientTracker(folder=given.out, overwrite=True) if given.track else None
     silent = given.output.silent or int(os.environ.get("RANK", "0")) > 0
+    if given.options.tower_epochs:
+        with measuring_progress("pretrain the vision tower", None, quiet=silent) as report:
+            tower_of(
+                given.folder, given.out, given.options, lambda *told: report(told[0], _shown("epoch", *told), told[1])
+            )
     with measuring_progress(f"train {given.options.schedule}", None, quiet=silent) as report:
 
         def progress(step: int, steps: int, loss: float | None) -> None:
-            report(step, f"step {step}/{steps}" + ("" if loss is None else f"  loss {float(loss):.3f}"), steps)
+            report(step, _shown("step", step, steps, loss), steps)
 
         made_with = {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "versions": versions(),
             "hardware": hardware(),
         }  # fmt: skip
         return train_run(given.folder, given.out, given.options, levers, tracker, progress, made_with)
+
+
+def _shown(unit: str, done: int, total: int, loss: float | None) -> str:
+    return f"{unit} {done}/{total}" + ("" if loss is None else f"  loss {float(loss):.3f}")

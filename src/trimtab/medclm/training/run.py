@@ -83,7 +83,7 @@ def train(
                 progress(state.global_step, state.max_steps, last)
 
     disable_progress_bar()
-    tower = _tower(data, out, options, progress)
+    tower = tower_of(data, out, options)
     model, processor = load(options, examples, tower)
     trainer = CurriculumTrainer(
         model, processor, RowData(examples, draw_boxes=options.draw_boxes), options, out, levers, tracker, [Shown()]
@@ -116,10 +116,21 @@ def train(
     return read_json_mapping(file)
 
 
-def _tower(
-    data: Path, out: Path, options: TrainOptions, progress: Callable[[int, int, float | None], None] | None
+def tower_of(
+    data: Path,
+    out: Path,
+    options: TrainOptions,
+    progress: Callable[[int, int, float | None], None] | None = None,
 ) -> Path | None:
-    """Folder of the pretrained tower, made by the first process if it has to be made; None for none."""
+    """Folder of the pretrained tower of a run, made by the first process if it has to be made; None for none.
+
+    Args:
+        data, out, options: of the run.
+        progress: called with (epoch, epochs, loss).
+
+    Raises:
+        ValueError, FileNotFoundError: see `pretrain`.
+    """
     if options.tower:
         return Path(options.tower) / "tower"
     if not options.tower_epochs:
