@@ -223,7 +223,7 @@ def test_the_language_model_starts_with_attention_that_is_not_flat():
 
 
 def test_the_command_shows_what_the_tower_sees(boxed, tmp_path, capsys):
-    assert main(["medclm", "pretrain", str(boxed), "--out", str(tmp_path / "tower"), "--epochs", "1", "--quiet"]) == 0
+    assert main(["medclm", "pretrain", str(boxed), "--out", str(tmp_path / "tower"), "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
     assert "area under the curve" in printed
     assert "trimtab medclm train" in printed
