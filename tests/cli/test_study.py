@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from trimtab.cli import main
+from trimtab.runs.commented import commented
+from trimtab.runs.recipe import Recipe, load_recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.shipped import shipped_recipes
 from trimtab.studies.study_file import read_study
 from trimtab.studies.summary import Summary
+from trimtab.studies.variants import default_run, default_study, variants
 
 STUDY = """
 recipe: digits
@@ -72,3 +77,52 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert says.replace("FILE", str(file)) in error
     assert "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_new_writes_a_commented_recipe_that_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "photos.yaml"
+    words = ["new", str(file), "own-images", "--data.root", "PHOTOS", "--method", "l1+cram+", "--l1.strength", "1e-4"]
+    assert main([*words, "--quiet"]) == 0
+    made = load_recipe(file)
+    wanted = load_recipe("own-images").with_settings(
+        {"method": "l1+cram+", "data.root": "PHOTOS", "l1.strength": 1e-4}
+    )  # fmt: skip
+    assert made == wanted
+    text = file.read_text()
+    assert "# Passes over the training images.\nepochs: 40\n" in text
+    assert "autoscale" not in text
+    before = file.read_bytes()
+    assert main([*words[:2], "digits"]) == 2
+    assert f"{file} is there already" in capsys.readouterr().err
+    assert file.read_bytes() == before
+    assert main(["new", "digits"]) == 2
+    assert "the file comes first: trimtab new FILE.yaml [RECIPE] [options]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_every_shipped_recipe_reads_back_from_its_commented_form(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "one.yaml").write_text(commented(recipe))
+    assert load_recipe(tmp_path / "one.yaml") == recipe
+
+
+def test_default_folders_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = Recipe(method="var"), Recipe(method="var", epochs=3)
+    plain = default_run(one)
+    assert plain == Path("runs/digits/var/seed0")
+    assert default_run(Recipe(transforms=("centralize",))) == Path("runs/digits/sgd_transforms=centralize_/seed0")
+    RunFolder(plain).open(one)
+    RunFolder(plain).model_file.touch()
+    assert default_run(one) == plain  # the same command goes on with its run
+    other = default_run(two)
+    assert other.parent == plain.parent
+    assert other.name.startswith("seed0-")
+    assert other == default_run(two) != default_run(Recipe(method="var", epochs=4))
+    study = Path("runs/digits")
+    RunFolder(study / "runs/sgd/seed0").open(Recipe())
+    RunFolder(study / "runs/sgd/seed0").model_file.touch()
+    assert default_study(study, Recipe(), variants(Recipe(), ["sgd", "var"], [0, 1])) == study
+    marked = default_study(study, two, variants(two, ["sgd", "var"], [0, 1]))
+    assert marked.name.startswith("digits-")
+    assert marked == default_study(study, two, variants(two, ["sgd"], [0]))

@@ -17,6 +17,7 @@ from trimtab.inputs import CODE_VARIABLE, bad_input, shortened
 
 COMMANDS = {
     "demo": "the whole job on embedded data, in under three minutes",
+    "new": "write a recipe file to edit, from a shipped one",
     "train": "train one recipe into a run folder",
     "compare": "train and prune several methods over several seeds, then report",
     "tune": "choose a method's setting on the validation split",

@@ -14,7 +14,7 @@ from trimtab.cli.console import print_json
 from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
 from trimtab.studies.study_file import study_variants
-from trimtab.studies.variants import variants
+from trimtab.studies.variants import default_study, variants
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CompareArguments:
     records: Path | None = None
     """Folder that keeps one small file of every finished run; a run whose file is there is done."""
     out: Path | None = None
-    """Folder of the study; default runs/NAME."""
+    """Folder of the study; default runs/NAME, with a mark of the recipe where runs of another lie there."""
     jobs: int = 1
     """Runs side by side."""
     threads: int | None = None
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         if study is None
         else study_variants(study, recipe, given.seeds, str(given.study))
     )
-    folder = given.out or Path("runs") / recipe.name
+    folder = given.out or default_study(Path("runs") / recipe.name, recipe, runs)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation", "test"), quiet=output.silent,
         records=records,

@@ -27,7 +27,6 @@ class PruneArguments:
     Examples:
         trimtab prune runs/digits/sgd/seed0
         trimtab prune runs/digits/sgd/seed0 --sparsities 0.6 0.85 --replace
-        trimtab prune runs/digits/sgd/seed0 --scope layer --split validation
         trimtab prune runs/digits/sgd/seed0 --finetune 5
     """
 

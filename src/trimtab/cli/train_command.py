@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,13 @@ from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, errors, print_json
 from trimtab.cli.progress import training_progress
 from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
+from trimtab.datasets.reading import reading_told
 from trimtab.runs.training import train
 from trimtab.studies.curvature.track import run_track
+from trimtab.studies.variants import default_run
+
+READING_EVERY = 5.0
+"""Seconds between lines while pictures are read [ours]."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class TrainArguments:
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
     fields: Fields
     out: Path | None = None
-    """Run folder; default runs/NAME/METHOD/seedN. An interrupted run there goes on, a finished one is kept."""
+    """Run folder; default runs/NAME/METHOD/seedN, marked where a run of another recipe lies there. An interrupted run
+    there goes on, a finished one is kept."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -41,14 +48,21 @@ def run(arguments: Sequence[str]) -> int:
     """Parse and train."""
     given = parse_with_recipe(TrainArguments, arguments, "train")
     recipe, output = given.fields, given.output
-    folder = given.out or Path("runs") / recipe.name / recipe.method / f"seed{recipe.seed}"
+    folder = given.out or default_run(recipe)
 
     def tell(line: str) -> None:
         errors.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    with training_progress(
-        f"{recipe.method} seed {recipe.seed}", quiet=output.silent or "RANK" in os.environ
-    ) as report:
+    last = time.monotonic()
+
+    def reading(done: int, total: int) -> None:
+        nonlocal last
+        if not output.silent and time.monotonic() - last > READING_EVERY:
+            last = time.monotonic()
+            tell(f"reading pictures: {done:,} of {total:,}")
+
+    title = f"{recipe.method} seed {recipe.seed}"
+    with training_progress(title, quiet=output.silent or "RANK" in os.environ) as report, reading_told(reading):
         result = train(recipe, folder, report, None if output.silent else tell)
     info = result.info()
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun one process speaks

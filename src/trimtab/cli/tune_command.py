@@ -21,7 +21,7 @@ from trimtab.studies.prune_run import prune_run
 from trimtab.studies.records import Records
 from trimtab.studies.study_file import StudyFile, StudyRow, study_variants
 from trimtab.studies.summary import Row
-from trimtab.studies.variants import variants
+from trimtab.studies.variants import default_study, variants
 from trimtab.studies.weights.tuning import choose, chosen_settings
 
 
@@ -53,7 +53,7 @@ class TuneArguments:
     records: Path | None = None
     """Folder that keeps one small file of every finished run; a run whose file is there is done."""
     out: Path | None = None
-    """Folder; default runs/NAME-tuning."""
+    """Folder; default runs/NAME-tuning, with a mark of the recipe where runs of another lie there."""
     jobs: int = 1
     """Runs side by side."""
     threads: int | None = None
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         if study is None
         else study_variants(study, base, given.seeds, str(given.study))
     )
-    folder = given.out or Path("runs") / f"{recipe.name}-tuning"
+    folder = given.out or default_study(Path("runs") / f"{recipe.name}-tuning", recipe, runs)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation",), quiet=output.silent,
         records=given.records,

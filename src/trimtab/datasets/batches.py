@@ -11,13 +11,14 @@ from torch import Tensor
 from trimtab.checks import one_of, whole
 from trimtab.datasets.augment import AUGMENTS, Augment, alternating, apply, draw
 from trimtab.datasets.dataset import DataSet, Split
+from trimtab.datasets.room import is_on_disk
 from trimtab.datasets.seeds import generator
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Batches:
-    """Serves normalised batches of a split that lies whole on the device as uint8.
+    """Serves normalised batches of a split that lies whole on the device as uint8, or on disk where it is large.
 
     Batch j of epoch k is a pure function of (seed, k, j): a run that starts again at any epoch or batch sees what it
     would have seen. Ranks take every `world_size`-th image of a batch of `world_size * batch_size`, so two ranks
@@ -81,7 +82,7 @@ class Batches:
                 f"batch_size {batch_size} on {world_size} process(es) exceeds the {len(split)} images of this split of "
                 f"{dataset.name!r}, so that no full batch exists; use a smaller batch or drop_last=False"
             )
-        self.images = split.images.to(self.device)
+        self.images = split.images if is_on_disk(split.images) else split.images.to(self.device)
         self.targets = split.targets.to(self.device)
         scale = torch.tensor([1 / (255 * value) for value in dataset.std], dtype=torch.float32)
         shift = torch.tensor([-m / s for m, s in zip(dataset.mean, dataset.std, strict=True)], dtype=torch.float32)
@@ -106,7 +107,7 @@ class Batches:
         start = number * self.batch_size
         chosen = order[self.rank :: self.world_size][start : start + self.batch_size]
         index = chosen.to(self.device)
-        images, targets = self.images[index], self.targets[index]
+        images, targets = self.images[index.to(self.images.device)].to(self.device), self.targets[index]
         if augment != "none":
             height, width = images.shape[-2:]
             stream = generator(self.seed, "augment", epoch, number)

@@ -1,4 +1,4 @@
-"""What a data set is here: three splits of uint8 images in memory, with class names and the training statistics."""
+"""What a data set is here: three splits of uint8 images, with class names and the training statistics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from trimtab.datasets.room import CHUNK, taken
 
 Task = Literal["classification", "segmentation"]
 
@@ -60,7 +62,7 @@ class Split:
     def at(self, index: Tensor) -> Split:
         """The images at `index` (int64, in that order)."""
         groups = None if self.groups is None else self.groups[index]
-        return Split(self.images[index], self.targets[index], groups)
+        return Split(taken(self.images, index), self.targets[index], groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +141,13 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
-    for channel in images.unbind(1):
-        counts = torch.bincount(channel.reshape(-1), minlength=256).double()
+    for number in range(images.shape[1]):
+        parts = (
+            part[:, number].reshape(-1) for part in torch.split(images, CHUNK)
+        )  # images may be more than memory holds
+        counts = sum(
+            (torch.bincount(part, minlength=256) for part in parts), torch.zeros(256, dtype=torch.long)
+        ).double()
         mean = (counts * values).sum() / counts.sum()
         variance = (counts * (values - mean).square()).sum() / counts.sum()
         means.append(mean.item())

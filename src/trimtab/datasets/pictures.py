@@ -60,12 +60,8 @@ def read_mask(path: Path, size: tuple[int, int] | None) -> Pixels:
         return np.array(mask, dtype=np.uint8)
 
 
-def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:
-    """Pictures of one size as one array.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
+def same_size(pictures: list[Pixels], paths: list[Path]) -> None:
+    """ValueError when one picture differs in size from the first."""
     first = pictures[0].shape
     for picture, path in zip(pictures, paths, strict=True):
         if picture.shape != first:
@@ -73,4 +69,13 @@ def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:
                 f"{path} is {picture.shape[0]} x {picture.shape[1]}, {paths[0]} is {first[0]} x {first[1]}; give "
                 "image_size so that all are resized"
             )
+
+
+def stacked(pictures: list[Pixels], paths: list[Path]) -> Pixels:
+    """Pictures of one size as one array.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    same_size(pictures, paths)
     return np.stack(pictures)

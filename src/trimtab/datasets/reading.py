@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,5 +83,28 @@ def joined(parts: Sequence[Split]) -> Split:
 
 def duplicates(first: Split, second: Split) -> int:
     """How many images of `first` occur in `second`, byte for byte."""
-    known = {image.tobytes() for image in second.images.numpy()}
-    return sum(image.tobytes() in known for image in first.images.numpy())
+    known = {_digest(image) for image in second.images.numpy()}
+    return sum(_digest(image) in known for image in first.images.numpy())
+
+
+def _digest(image: NDArray[np.uint8]) -> bytes:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+_report: ContextVar[Callable[[int, int], None] | None] = ContextVar("_report", default=None)
+
+
+@contextmanager
+def reading_told(report: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside, `report` is called with how many pictures are read, and of how many, while a data set is read."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def tell_read(done: int, total: int) -> None:
+    """Called by readers after each picture."""
+    if (report := _report.get()) is not None:
+        report(done, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -47,6 +48,19 @@ def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
+
+
+def marked(path: Path, recipe: Recipe) -> Path:
+    """`path` with a mark of the recipe in its name: the same for the same recipe, another for any other.
+
+    Example:
+        >>> marked(Path("runs/digits"), Recipe()) == marked(Path("runs/digits"), Recipe(name="other", device="cpu"))
+        True
+        >>> marked(Path("runs/digits"), Recipe()) == marked(Path("runs/digits"), Recipe(epochs=3))
+        False
+    """
+    text = json.dumps(training_identity(recipe), sort_keys=True)
+    return path.with_name(f"{path.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
 @dataclass(frozen=True)
@@ -108,10 +122,14 @@ class RunFolder:
         Raises:
             ValueError: the folder holds work of a different recipe; the message names the fields that differ.
         """
-        if not self.recipe_file.is_file() or not (self.checkpoint_file.is_file() or self.model_file.is_file()):
-            return
-        if changes := changed(training_identity(self.recipe), training_identity(recipe)):
+        if changes := self.differs(recipe):
             raise ValueError(f"{self.path} holds a run of another recipe ({changes}); choose another folder")
+
+    def differs(self, recipe: Recipe) -> str:
+        """In which fields the recipe of the work that lies here differs from `recipe`; empty for none, or no work."""
+        if not self.recipe_file.is_file() or not (self.checkpoint_file.is_file() or self.model_file.is_file()):
+            return ""
+        return changed(training_identity(self.recipe), training_identity(recipe))
 
     def open(self, recipe: Recipe) -> None:
         """Create the folder and write the resolved recipe."""

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from trimtab.checks import whole
+from trimtab.datasets.reading import reading_told
 from trimtab.files import HeldError, alone, write_text
 from trimtab.inputs import bad_input
 from trimtab.runs.loading import load_data
@@ -122,7 +123,15 @@ def _train_and_prune(
             _show(shown, f"{progress.step} {progress.steps} epoch {progress.epoch + 1}/{progress.epochs}{loss}")
 
     folder.mkdir(parents=True, exist_ok=True)
-    run = train(variant.recipe, folder, report)
+
+    def reading(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            _show(shown, f"0 1 reading picture {done:,} of {total:,}")
+
+    with reading_told(reading):
+        run = train(variant.recipe, folder, report)
     measured: dict[Split, PrunedRun] = {}
     for split in splits:
         _show(shown, f"1 1 pruning on {split}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trimtab.registry import settings_name
 from trimtab.runs.recipe import SECTIONS, Recipe
+from trimtab.runs.run_folder import RunFolder, marked
 
 
 def safe_name(label: str) -> str:
@@ -46,6 +48,21 @@ def run_label(recipe: Recipe) -> str:
         'var[transforms=centralize+autoscale]'
     """
     return f"{recipe.method}[transforms={'+'.join(recipe.transforms)}]" if recipe.transforms else recipe.method
+
+
+def default_run(recipe: Recipe) -> Path:
+    """Where a run goes when nothing else is said: runs/NAME/LABEL/seedN, with a mark of the recipe where another lies there.
+
+    So the same command goes on with its run, and another recipe never meets it.
+    """
+    path = Path("runs") / recipe.name / safe_name(run_label(recipe)) / f"seed{recipe.seed}"
+    return marked(path, recipe) if RunFolder(path).differs(recipe) else path
+
+
+def default_study(path: Path, recipe: Recipe, found: Sequence[Variant]) -> Path:
+    """`path`, with a mark of the base recipe where a run of another one lies in the place of one of `found`."""
+    taken = any(RunFolder(path / "runs" / variant.folder).differs(variant.recipe) for variant in found)
+    return marked(path, recipe) if taken else path
 
 
 def applies(field: str, recipe: Recipe) -> bool:
