@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from trimtab.checks import positive
 from trimtab.deploy.csr_linear import DTYPES, CsrLinear
 from trimtab.deploy.latency import compare_linear
 from trimtab.deploy.timing import Comparison, compare_twice
+from trimtab.frames import Tabular
 from trimtab.observe.untouched import uncompiled, untouched
 from trimtab.parameters.arguments import arguments
 from trimtab.parameters.kinds import PACKED, check_ready, packed_weights
@@ -51,7 +52,7 @@ class LinearRow:
 
 
 @dataclass(frozen=True)
-class SparseLinearReport:
+class SparseLinearReport(Tabular):
     """What became faster and what did not.
 
     Attributes:
@@ -66,6 +67,10 @@ class SparseLinearReport:
     def replaced(self) -> int:
         """Number of layers replaced."""
         return sum(row.replaced for row in self.rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per layer, with the fields of `LinearRow`."""
+        return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
         lines = [f"{row.name} ({row.kind}, {row.sparsity:.0%} zeros): {row.verdict}" for row in self.rows]

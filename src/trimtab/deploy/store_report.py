@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from trimtab.frames import Tabular
 
 Form = Literal["dense", "bitmask", "gap code", "alias"]
 
@@ -40,7 +42,7 @@ class TensorRow:
 
 
 @dataclass(frozen=True)
-class StoreReport:
+class StoreReport(Tabular):
     """Size of a sparse file beside what else could have been written.
 
     Attributes:
@@ -75,6 +77,13 @@ class StoreReport:
     def negative_zeros(self) -> int:
         """Stored elements that are -0.0: multiplying a negative weight by a mask of zeros leaves them behind."""
         return sum(row.negative_zeros for row in self.rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per tensor, with the fields of `TensorRow`."""
+        return [asdict(row) for row in self.rows]
+
+    def _title(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         forms = [row.form for row in self.rows]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from trimtab.collectives import local_part
+from trimtab.frames import Tabular
 from trimtab.levers.nonfinite import NonFinite
 from trimtab.levers.protocol import Lever, call, members, observes
 from trimtab.levers.replaced import Whereabouts, warn_of_orphans
@@ -86,7 +87,7 @@ def _without_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
             parameter.grad = gradient
 
 
-class Handle:
+class Handle(Tabular):
     """What `attach` returns: removes the levers again and carries their state.
 
     Works as a context manager that removes the levers at its end.
@@ -337,6 +338,14 @@ class Handle:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per lever, in the order they act: `place`, `lever`, `optimizers`."""
+        names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)
+        return [{"place": at, "lever": repr(lever), "optimizers": names} for at, lever in enumerate(self.levers, 1)]
+
+    def _title(self) -> str:
+        return f"{len(self.levers)} levers in the order they act"
 
     def __repr__(self) -> str:
         names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers)

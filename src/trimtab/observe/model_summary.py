@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from trimtab.frames import Tabular
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
 from trimtab.observe.untouched import uncompiled, untouched
 from trimtab.parameters import PRUNABLE, Rule, entries, select
@@ -44,7 +45,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True)
-class ModelSummary:
+class ModelSummary(Tabular):
     """What a network weighs and what a forward pass of it costs.
 
     Attributes:
@@ -106,6 +107,13 @@ class ModelSummary:
         """
         dense, sparse = self.dense_multiply_adds, self.sparse_multiply_adds
         return dense / sparse if sparse else float("inf") if dense else 1.0
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per module, with the fields of `LayerRow`."""
+        return [asdict(row) for row in self.layers]
+
+    def _title(self) -> str:
+        return f"{self.parameters:,} parameters, {self.sparsity:.2%} of the {self.prunable:,} prunable weights are zero"
 
     def rows(self) -> list[LayerRow]:
         """The layers, then the total."""

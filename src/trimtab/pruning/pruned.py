@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from trimtab.frames import Tabular
 from trimtab.parameters import Entry
 from trimtab.pruning.undo import Undo
 
 
 @dataclass(eq=False, repr=False)
-class Pruned:
+class Pruned(Tabular):
     """Result of `one_shot`, or one state of a `sweep`.
 
     Attributes:
@@ -79,6 +80,22 @@ class Pruned:
     def rows(self) -> list[tuple[str, int, int, float]]:
         """(name, removed, elements, threshold) per pruned tensor."""
         return [(name, count, self.masks[name].numel(), self.thresholds[name]) for name, count in self.removed.items()]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per pruned tensor: `name`, `removed`, `weights`, `sparsity`, `threshold`."""
+        return [
+            {
+                "name": name,
+                "removed": count,
+                "weights": weights,
+                "sparsity": count / max(weights, 1),
+                "threshold": threshold,
+            }
+            for name, count, weights, threshold in self.rows()
+        ]
+
+    def _title(self) -> str:
+        return repr(self)
 
     def __repr__(self) -> str:
         how = f"scope {self.scope}, {self.pattern}" if self.pattern == "unstructured" else f"pattern {self.pattern}"

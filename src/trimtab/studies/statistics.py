@@ -5,11 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from trimtab.checks import number
-from trimtab.studies.summary import Row
 
+
+class Row(Protocol):
+    """What a row of a summary has and this file needs."""
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def sparsity(self) -> float: ...  # noqa: D102
+    @property
+    def score(self) -> str: ...  # noqa: D102
+    @property
+    def scope(self) -> str: ...  # noqa: D102
+    @property
+    def recalibrated(self) -> bool: ...  # noqa: D102
+    @property
+    def finetuned(self) -> int: ...  # noqa: D102
+    @property
+    def split(self) -> str: ...  # noqa: D102
+    @property
+    def file_bytes(self) -> int | None: ...  # noqa: D102
+
+
+R = TypeVar("R", bound=Row)
 Field = Literal["accuracy", "top5", "iou", "loss"]
 CONFIDENCE = 0.95
 
@@ -193,14 +217,14 @@ def _place(entry: Entry) -> tuple[float, str, str, bool, int, str]:
     return entry.sparsity, entry.score, entry.scope, entry.recalibrated, entry.finetuned, entry.split
 
 
-def fine_tuned_rows(rows: Sequence[Row]) -> list[Row]:
+def fine_tuned_rows(rows: Sequence[R]) -> list[R]:
     """Rows of networks that were trained on after pruning, on one split: "test" where there is any such row."""
     kept = [row for row in rows if row.finetuned]
     splits = {row.split for row in kept}
     return [row for row in kept if row.split == ("test" if "test" in splits else "validation")]
 
 
-def main_rows(rows: Sequence[Row]) -> list[Row]:
+def main_rows(rows: Sequence[R]) -> list[R]:
     """Rows of the study's own way of pruning, without the controls and without fine-tuning, on one split.
 
     The way of pruning is the (score, scope) whose networks were written as files; failing that global magnitude,

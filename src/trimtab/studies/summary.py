@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from trimtab.frames import frame, html_table
 from trimtab.studies.documents import Document, Record
+from trimtab.studies.latex import main_table
+from trimtab.studies.statistics import Entry, main_rows, sparsity_label, table
 
 SCHEMA = "trimtab.summary/1"
 Why = Literal["failed", "unfinished", "not started", "not measured"]
@@ -208,3 +211,49 @@ class Summary(Document):
     dynamics: list[Dynamics] = Field(default=[], description="of the runs that were tracked")
     curvature: list[CurvatureTrack] = Field(default=[], description="of the runs whose curvature was tracked")
     notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows, with the fields of `Row`."""
+        return [row.model_dump() for row in self.rows]
+
+    def to_pandas(self) -> Any:
+        """`records()` as a pandas frame; ImportError where pandas (extra `frames`) is not installed."""
+        return frame(self.records())
+
+    def _state(self, *, recalibrated: bool | None) -> list[Entry]:
+        entries = table(main_rows(self.rows))
+        if recalibrated is None:
+            recalibrated = any(entry.recalibrated for entry in entries)
+        found = [entry for entry in entries if entry.recalibrated == recalibrated]
+        if not found:
+            state = "recalibrated" if recalibrated else "not recalibrated"
+            raise ValueError(f"the summary {self.name!r} has no rows that are {state}")
+        return found
+
+    def _repr_html_(self) -> str:
+        if not self.rows:
+            return html_table([], self.headline)
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self._state(recalibrated=None):
+            text = f"{100 * entry.mean:.1f}" + ("" if entry.half is None else f" \u00b1 {100 * entry.half:.1f}")
+            found.setdefault(entry.method, {"method": entry.method})[sparsity_label(entry.sparsity)] = text
+        heads = list(dict.fromkeys(head for record in found.values() for head in record))
+        return html_table([{head: record.get(head) for head in heads} for record in found.values()], self.headline)
+
+    def to_latex(self, *, recalibrated: bool | None = None, caption: str = "", label: str = "tab:sparsity") -> str:
+        """Methods by sparsities as a LaTeX table with booktabs: mean and half the 95 % interval over seeds, in percent.
+
+        Bold: the highest mean of a column, and every method whose difference to it, paired over seeds, has a 95 % t interval
+        that holds zero.
+
+        Args:
+            recalibrated: the state of the networks. Default: recalibrated where that was measured.
+            caption: before what the numbers are; escaped.
+            label: for `\\ref`.
+
+        Raises:
+            ValueError: no row in that state.
+        """
+        quality = "Dice" if self.metric == "dice" else self.metric
+        text = f"{caption.rstrip('. ')}. " if caption else ""
+        return main_table(self._state(recalibrated=recalibrated), quality, text, label)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from trimtab.checks import whole
+from trimtab.frames import framed, html_table
 from trimtab.tables.rows import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LAST = 12
+"""Rows that a notebook shows of a table that grows."""
 R = TypeVar("R", bound=Rows)
 
 
@@ -43,8 +46,13 @@ class Logged(ABC, Generic[R]):
         """All rows so far, flushed."""
 
     def to_pandas(self) -> Any:
-        """`table()` as a pandas frame; ImportError where pandas is not installed."""
-        return self.table().to_pandas()
+        """`table()` as a pandas frame; ImportError where pandas (extra `frames`) is not installed."""
+        return framed(self.table())
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        last = table.slice(max(0, table.num_rows - LAST)).to_pylist()
+        return html_table(last, f"{type(self).__name__}: the last {len(last)} of {table.num_rows:,} rows")
 
     def _checked_state(self, state: Mapping[str, Any], *keys: str) -> None:
         """Refuse the state of something else."""

@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.report.curvature.track import track_section
 from trimtab.report.gradients.dynamics import dynamics_sections
 from trimtab.report.page import as_article, as_yaml, write_page
-from trimtab.report.parts import STATES, listed, series_of
+from trimtab.report.parts import STATES, Section, listed, series_of
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
 from trimtab.report.weights.finetuned import fine_tuned_sections
 from trimtab.report.weights.records import results_section, runs_section
@@ -48,13 +48,18 @@ def _facts(summary: Summary) -> list[tuple[str, str]]:
     return facts
 
 
-def _study(summary: Summary, place: int) -> dict[str, Any]:
-    study = Study(summary)
+def study_sections(study: Study) -> list[Section]:
+    """All that is shown of a study of weights."""
     sections = [build(study) for build in BEFORE]
     sections[1:1] = fine_tuned_sections(study)
-    sections += dynamics_sections(summary.dynamics, study.looks)
-    sections += [track_section(summary.curvature, study.looks)] if summary.curvature else []
-    sections += [build(study) for build in AFTER]
+    sections += dynamics_sections(study.summary.dynamics, study.looks)
+    sections += [track_section(study.summary.curvature, study.looks)] if study.summary.curvature else []
+    return sections + [build(study) for build in AFTER]
+
+
+def _study(summary: Summary, place: int) -> dict[str, Any]:
+    study = Study(summary)
+    sections = study_sections(study)
     switchable = [state for state in STATES if (state == "recalibrated") in study.states]
     return as_article(
         place,

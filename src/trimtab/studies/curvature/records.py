@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from trimtab.frames import frame, html_table
 from trimtab.runs.section import Section
 from trimtab.studies.documents import Document, Record
 from trimtab.studies.summary import CurvatureTrack, Missing
@@ -154,3 +155,21 @@ class CurvatureSummary(Document, allow_inf_nan=False):
     landscapes: list[Landscape] = Field(default=[])
     tracks: list[CurvatureTrack] = Field(default=[], description="of the runs trained with --track curvature")
     notes: list[str] = Field(default=[])
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per network, with the fields of `CurvatureRow`; of several eigenvalues the largest."""
+        return [
+            {
+                **row.model_dump(exclude={"eigenvalues", "residuals"}),
+                "eigenvalue": row.eigenvalues[0],
+                "residual": row.residuals[0],
+            }
+            for row in self.rows
+        ]
+
+    def to_pandas(self) -> Any:
+        """`records()` as a pandas frame; ImportError where pandas (extra `frames`) is not installed."""
+        return frame(self.records())
+
+    def _repr_html_(self) -> str:
+        return html_table(self.records(), self.headline)

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from trimtab import levers
 from trimtab.files import write_text
+from trimtab.frames import frame, html_table
 from trimtab.inputs import named, read_json_mapping
 from trimtab.observe import read_table
 from trimtab.runs.evaluation import evaluate
@@ -116,6 +117,17 @@ class PrecisionStudy(Document):
     versions: dict[str, str] = Field(default={})
     hardware: dict[str, str | int | float | None] = Field(default={})
     unfinished: list[str] = Field(default=[], description="paths of such runs, in documents of earlier versions")
+
+    def records(self) -> list[dict[str, Any]]:
+        """One per run, with the fields of `FormatRun` but for the curves."""
+        return [run.model_dump(exclude={"shrinkage", "train_loss"}) for run in self.runs]
+
+    def to_pandas(self) -> Any:
+        """`records()` as a pandas frame; ImportError where pandas (extra `frames`) is not installed."""
+        return frame(self.records())
+
+    def _repr_html_(self) -> str:
+        return html_table(self.records(), self.headline)
 
     @property
     def labels(self) -> list[str]:
