@@ -76,7 +76,7 @@ def main_table(entries: Sequence[Entry], quality: str, caption: str, label: str)
     bold = "bold: the best, and what a $t$ test paired over seeds does not tell apart from it"
     return "\n".join([
         r"\begin{table}", r"\centering",
-        rf"\caption{{{escaped(caption)}{escaped(quality)} in \% by sparsity; {spread}; {bold}.}}",
+        rf"\caption{{{escaped(caption)}{escaped(quality[:1].upper() + quality[1:])} in \% by sparsity; {spread}; {bold}.}}",
         rf"\label{{{label}}}", rf"\begin{{tabular}}{{l{'r' * len(sparsities)}}}", r"\toprule", head, r"\midrule", *lines,
         r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip
