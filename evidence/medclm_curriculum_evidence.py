@@ -268,21 +268,29 @@ def _classes(part: Mapping[str, Any]) -> str:
 
 def _contrasts(name: str, part: Mapping[str, Any]) -> str:
     """Every contrast with its simultaneous interval (Bonferroni) and Holm's p."""
-    pairs = [pair for pair in CONTRASTS[name] if all(len(_marks(part, one)) == len(SEEDS) for one in pair)]
+    pairs = [pair for pair in CONTRASTS[name] if set(pair) <= set(_there(part))]
+    seeds = [min(len(_marks(part, one)) for one in pair) for pair in pairs]
     chosen = _of(part, PRIMARY)
-    drawn = [_draws(part, _marks(part, one) - _marks(part, other), chosen) for one, other in pairs]
+    differences = [
+        _marks(part, one)[:count] - _marks(part, other)[:count]
+        for (one, other), count in zip(pairs, seeds, strict=True)
+    ]
+    drawn = [_draws(part, difference, chosen) for difference in differences]
     raw = [min(1.0, 2 * max(min((d <= 0).mean(), (d >= 0).mean()), 1 / DRAWS)) for d in drawn]
     order, reached, held = sorted(range(len(pairs)), key=lambda place: raw[place]), 0.0, {}
     for rank, place in enumerate(order):
         reached = max(reached, min(1.0, (len(CONTRASTS[name]) - rank) * raw[place]))
         held[place] = reached
     level = 1 - 0.05 / len(CONTRASTS[name])
-    lines = [
-        [f"{one} - {other}", _percent(part, _marks(part, one) - _marks(part, other), chosen, level, signed=True),
-         f"{held[place]:.3f}", "told apart" if held[place] < 0.05 else "not told apart"]
-        for place, (one, other) in enumerate(pairs)
-    ]  # fmt: skip
-    return table(["contrast, medium and hard", f"points ({100 * level:.1f} % interval)", "p (Holm)", "verdict"], lines)
+    lines = []
+    for place, (one, other) in enumerate(pairs):
+        told = "told apart" if held[place] < 0.05 else "not told apart"
+        lines.append([
+            f"{one} - {other}", str(seeds[place]), _percent(part, differences[place], chosen, level, signed=True),
+            f"{held[place]:.3f}", told if seeds[place] == len(SEEDS) else "unfinished",
+        ])  # fmt: skip
+    head = ["contrast, medium and hard", "seeds", f"points ({100 * level:.1f} % interval)", "p (Holm)", "verdict"]
+    return table(head, lines)
 
 
 def _mixes(part: Mapping[str, Any]) -> str:

@@ -210,6 +210,20 @@ def test_the_demo_draws_builds_checks_and_shows(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_the_demo_ends_with_a_model_that_looks(tmp_path, capsys):
+    pytest.importorskip("trl")
+    assert main(["medclm", "demo", "--out", str(tmp_path / "demo")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The model looks:" in printed
+    systems = json.loads((tmp_path / "demo" / "run" / "evaluation.json").read_text())["systems"]
+    closed = {
+        name: next(row["value"] for row in one["rows"] if (row["group"], row["rule"]) == ("all", "closed.1"))
+        for name, one in systems.items()
+    }
+    assert closed["model"] > max(closed["text only"], closed["majority"])
+
+
+@pytest.mark.slow
 def test_a_chat_build_killed_outright_pays_no_reply_twice(tmp_path):
     options = source(tmp_path / "source", images=6)
     server = Server()
