@@ -17,13 +17,18 @@ from tests.report.factory import make_summary
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {
     "docs/adapters.md": "the loops of Lightning and Hugging Face: tests/adapters",
-    "docs/methods/curricula.md": "rows with stages and domains: tests/curricula",
     "docs/methods/medclm-build.md": "files of a data set: tests/medclm/test_tutorial.py",
     "docs/methods/medclm-exports.md": "files of a data set: tests/medclm/test_tutorial.py",
     "docs/methods/medclm-hosts.md": "files of a data set: tests/medclm/test_hosts.py",
     "docs/methods/medclm-quality.md": "files of a data set: tests/medclm/test_quality.py",
 }
 """Pages whose blocks need more than a reader's network and data, and what holds them."""
+ALONE = {
+    "docs/your-scripts.md",
+    "README.md", "docs/report.md", "docs/methods/curricula.md", "docs/methods/curvature.md", "docs/methods/gradient-tracker.md",
+    "docs/methods/landscape.md", "docs/methods/var.md",
+}  # fmt: skip
+"""Pages whose blocks run as they are, copied into an empty file."""
 PAGES = ["README.md"]
 PAGES += [
     str(page.relative_to(ROOT).as_posix())
@@ -73,12 +78,12 @@ def test_a_block_runs_as_printed(page: str, number: int, tmp_path: Path, monkeyp
     torch.manual_seed(0)
     shape = (8, 3, 8, 8) if "resnet20" in block else (8, 64)
     small = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    things = (
+        {} if page in ALONE else _readers_things(small, torch.randn(shape), torch.arange(8), wrapped="ascend" in block)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        exec(
-            compile(block, f"{page}, block {number + 1}", "exec"),
-            _readers_things(small, torch.randn(shape), torch.arange(8), wrapped="ascend" in block),
-        )
+        exec(compile(block, f"{page}, block {number + 1}", "exec"), {"__name__": "__main__", **things})
 
 
 def test_exceeds_reads_a_loss_that_autograd_follows() -> None:

@@ -75,8 +75,10 @@ def test_tracked_runs_have_dynamics_in_summary_report_and_their_own_page(
     assert "In these 3 runs" in printed
     assert "s0-figure-dynamics-std" in (tmp_path / "gradients.html").read_text()
     assert main(["gradients", str(study / "runs/sgd/seed0"), "--out", str(tmp_path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["dynamics"]
-    assert [found[0]] == [run.model_dump(mode="json") for run in summary.dynamics[:1]]
+    found, own = json.loads(capsys.readouterr().out), summary.dynamics[0]
+    assert [(run["method"], run["fall"]) for run in found["runs"]] == [("sgd", own.facts.fall)]
+    assert [(row["layer"], row["first"]) for row in found["layers"]] == [(one.name, one.first) for one in own.layers]
+    assert [(row["step"], row["std"]) for row in found["steps"]] == list(zip(own.steps, own.std, strict=True))
 
 
 def test_an_untracked_run_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,6 +206,9 @@ def test_prune_with_other_settings_leaves_what_reports_read(study: Path, capsys:
     said = capsys.readouterr().out.replace("\n", "")
     assert "pruning-test-other.json" in said
     assert "reports do not read this file: give --replace" in said
+    assert f"trimtab prune {run} --sparsities 0.6 --replace" in said
+    assert f"trimtab report {study}" in said
+    assert "('" not in said
     assert (run / "pruning-test.json").read_bytes() == before
     assert main(["prune", "--quiet", str(run)]) == 2
     assert "RUN comes first" in capsys.readouterr().err

@@ -95,6 +95,7 @@ def test_the_flags_are_those_that_the_parser_takes(recipe: str) -> None:
         (["list", "lever"], "KIND must be one of all, levers, models, datasets, recipes, got 'lever'; did you mean levers?"),
         (["medclm", "export"], "medclm export: SET, --to must be given"),
         (["medclm", "buidl"], "did you mean build?"),
+        (["compare", "digits", "--method", "var"], "--method is for one run; this command takes --methods"),
         (["show", "CRAM"], "did you mean cram"),
         (["train", "digits", "--model.name", "ResNet-20"], "did you mean resnet20"),
     ],

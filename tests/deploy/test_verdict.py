@@ -14,6 +14,8 @@ from trimtab.deploy import Comparison, save_sparse, timing, verdict
 from trimtab.deploy import sparse_linear as sparse_linear_module
 from trimtab.observe import summary
 
+VERDICT = importlib.import_module("trimtab.deploy.verdict")
+
 
 def net(sparsity: float) -> nn.Module:
     torch.manual_seed(0)
@@ -66,6 +68,7 @@ def test_dense_network_gains_nothing(tmp_path: Path) -> None:
 def test_sparse_linear_row(monkeypatch: pytest.MonkeyPatch, ratio: float, says: str) -> None:
     monkeypatch.setattr(sparse_linear_module, "compare_linear", lambda *_: Comparison(ratio, 1.0))
     monkeypatch.setattr(sparse_linear_module, "compare_twice", lambda *_, **__: Comparison(1.0, 1.0))
+    monkeypatch.setattr(VERDICT, "interleaved", lambda calls, _: [1.0] * len(calls))
     row = verdict(net(0.9), torch.randn(2, 1, 8, 8), budget=0.01)[-1]
     assert says in row.verdict
     if ratio > 1:
@@ -82,12 +85,18 @@ def test_the_ratio_is_that_of_the_two_times_beside_it(monkeypatch: pytest.Monkey
     assert (found.before, found.after, found.ratio) == (10.0, 4.0, 2.5)
 
 
-def test_the_table_prints_times_whose_ratio_is_the_one_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        importlib.import_module("trimtab.deploy.verdict"), "compare_twice", lambda *_, **__: Comparison(0.0075, 0.0030)
-    )
-    row = next(row for row in verdict(net(0.9), torch.randn(2, 1, 8, 8), budget=0.01) if "dense" in row.what)
-    assert (row.before, row.after, row.ratio) == ("7.5 ms", "3 ms", 2.5)
+def test_one_number_for_one_time_and_ratios_of_the_numbers_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_linear_module, "compare_linear", lambda *_: Comparison(2.0, 1.0))
+    monkeypatch.setattr(VERDICT, "interleaved", lambda calls, _: [0.0075, 0.0030, 0.0020])
+    dense, sparse = verdict(net(0.9), torch.randn(2, 1, 8, 8), budget=0.01)[-2:]
+    assert (dense.before, dense.after, dense.ratio) == ("7.5 ms", "3 ms", 2.5)
+    assert (sparse.before, sparse.after, sparse.ratio) == ("3 ms", "2 ms", 1.5)
+
+
+def test_every_call_has_its_turn_in_every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([1e-3, 1e-3, 2.0, 1.0, 9.0, 3.0, 8.0, 2.0, 4.0, 8.0, 10.0, 4.0])
+    monkeypatch.setattr(timing, "_seconds", lambda call, times: next(seconds))
+    assert timing.interleaved([lambda: None, lambda: None], budget=0.0) == [8.0, 3.0]
 
 
 def test_without_linear_layers() -> None:

@@ -11,6 +11,7 @@ import tyro
 
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import print_json
+from trimtab.cli.dry_run import show_cost
 from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
 from trimtab.studies.study_file import study_variants
@@ -50,6 +51,8 @@ class CompareArguments:
     """Threads of each; default the cores divided among the jobs."""
     cost_steps: int = 20
     """Steps of each method to time for the cost figure."""
+    dry_run: bool = False
+    """Say what would run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -65,6 +68,9 @@ def run(arguments: Sequence[str]) -> int:
         else study_variants(study, recipe, given.seeds, str(given.study))
     )
     folder = given.out or default_study(Path("runs") / recipe.name, recipe, runs)
+    if given.dry_run:
+        paths = [folder / "runs" / one.folder for one in runs]
+        return show_cost(runs, paths, ("validation", "test"), given.jobs, output)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation", "test"), quiet=output.silent,
         records=records,

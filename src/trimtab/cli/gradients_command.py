@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich import box
@@ -114,6 +114,24 @@ def facts_table(found: Sequence[Dynamics]) -> Table:
     return table
 
 
+def records_of(found: Sequence[Dynamics]) -> dict[str, list[dict[str, Any]]]:
+    """The same as lists of flat records, for a data frame: one for each run, each layer of a run, each point of a run."""
+    runs, layers, steps = [], [], []
+    for one in found:
+        who: dict[str, Any] = {"method": one.method, "seed": one.seed}
+        runs.append({**who, "tracked": one.tracked, **one.facts.model_dump(mode="json")})
+        layers += [
+            {**who, "layer": layer.name, **layer.model_dump(mode="json", exclude={"name", "log10_std"})}
+            for layer in one.layers
+        ]
+        columns = {
+            "step": one.steps, "std": one.std, "dead": one.dead, "non_finite": one.non_finite,
+            **({"update_ratio": one.update_ratio} if one.update_ratio else {}), **one.signals,
+        }  # fmt: skip
+        steps += [{**who, **dict(zip(columns, row, strict=True))} for row in zip(*columns.values(), strict=True)]
+    return {"runs": runs, "layers": layers, "steps": steps}
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, read, show."""
     given = parse(GradientsArguments, arguments, "gradients")
@@ -140,7 +158,7 @@ def run(arguments: Sequence[str]) -> int:
         recipe=recipe.to_yaml(),
     )  # fmt: skip
     if given.output.json:
-        print_json({"page": str(page), "dynamics": [dynamics.model_dump(mode="json") for dynamics in found]})
+        print_json({"page": str(page), "headline": headline, **records_of(found)})
         return 0
     if given.layers and len(found) <= 4:
         for dynamics in found:

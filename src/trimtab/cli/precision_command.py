@@ -17,6 +17,7 @@ from rich.text import Text
 
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, print_json
+from trimtab.cli.dry_run import show_cost
 from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
 from trimtab.cli.study import run_study
 from trimtab.files import write_text
@@ -69,6 +70,8 @@ class PrecisionArguments:
     """Runs side by side; the cores are divided among them."""
     logistic: bool = True
     """Also draw prediction and bound over the measurement on logistic regression."""
+    dry_run: bool = False
+    """Say what would run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -182,6 +185,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(f"--jobs must be 1 or more, got {given.jobs}")
     variants = format_variants(recipe, study, given.seeds)
     folder = given.out or Path("runs") / f"{recipe.name}-precision"
+    if given.dry_run:
+        return show_cost(variants, [folder / "runs" / one.folder for one in variants], (), given.jobs, output)
     to_run = [variant for variant in variants if not is_diverged(RunFolder(folder / "runs" / variant.folder))]
     outcomes = run_study(to_run, folder, jobs=given.jobs, splits=(), quiet=output.silent) if to_run else []
     failed = [one for one in outcomes if one.error is not None and not is_diverged(RunFolder(one.folder))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class PruneArguments:
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
+def _study_of(run: Path) -> Path:
+    """The study that holds the run, where there is one; else the run."""
+    return next((folder for folder in run.parents if (folder / "study.json").is_file()), run)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse and measure."""
     first = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
@@ -73,11 +79,12 @@ def run(arguments: Sequence[str]) -> int:
             f"({stored.dense_bytes / stored.sparse_bytes:.2f}x smaller; gzip {stored.gzip_bytes:,})"
         )
     if result.left_out:
-        console.print(
-            f"left out of pruning: {len(result.left_out)} tensors, e.g. {next(iter(result.left_out.items()))}"
-        )
-    console.print(f"kept in {file}", soft_wrap=True)
+        name, reason = next(iter(result.left_out.items()))
+        console.print(f"left out of pruning: {len(result.left_out)} tensors, such as {name}: {reason}", markup=False)
+    console.print(f"kept in {file}", soft_wrap=True, markup=False)
     if file != pruned_file(folder, given.split):
-        console.print("reports do not read this file: give --replace to have these sparsities there", soft_wrap=True)
+        words = shlex.join([*arguments, "--replace"])
+        console.print("reports do not read this file: give --replace to have these sparsities there:", soft_wrap=True)
+        console.print(f"  trimtab prune {words}\n  trimtab report {_study_of(given.run)}", soft_wrap=True, markup=False)
     console.print(f"next: trimtab export {given.run} --sparsity 0.9", soft_wrap=True)
     return 0

@@ -61,6 +61,10 @@ def parse_with_recipe(
     lever; `--l1@head.strength 1e-3` belongs to a lever with a suffix.
     """
     first = arguments[0] if arguments and not arguments[0].startswith("-") else "digits"
+    if "methods" in getattr(command, "__dataclass_fields__", {}):
+        alone = [word for word in arguments if word.partition("=")[0] in {"--method", "--levers"}]
+        if alone:
+            raise ValueError(f"{alone[0]} is for one run; this command takes --methods sgd l1+cram+ ...")
     recipe = load_recipe(first).with_settings(settings) if settings else load_recipe(first)
     words, suffixed = _without_suffixed(_first_settings(arguments))
     if any(word.partition("=")[0] in {"--levers", "--method"} for word in words):

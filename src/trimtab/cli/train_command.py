@@ -13,12 +13,13 @@ import tyro
 
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.dry_run import show_cost
 from trimtab.cli.progress import training_progress
 from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
 from trimtab.datasets.reading import reading_told
 from trimtab.runs.training import train
 from trimtab.studies.curvature.track import run_track
-from trimtab.studies.variants import default_run
+from trimtab.studies.variants import Variant, default_run
 
 READING_EVERY = 5.0
 """Seconds between lines while pictures are read [ours]."""
@@ -41,6 +42,8 @@ class TrainArguments:
     out: Path | None = None
     """Run folder; default runs/NAME/METHOD/seedN, marked where a run of another recipe lies there. An interrupted run
     there goes on, a finished one is kept."""
+    dry_run: bool = False
+    """Say what would run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -52,6 +55,9 @@ def run(arguments: Sequence[str]) -> int:
 
     def tell(line: str) -> None:
         errors.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    if given.dry_run:
+        return show_cost([Variant(recipe.method, recipe)], [folder], (), 1, output)
 
     last = time.monotonic()
 

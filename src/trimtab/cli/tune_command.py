@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.markup import escape
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, print_json
+from trimtab.cli.dry_run import show_cost
 from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import run_study
 from trimtab.runs.run_folder import RunFolder
@@ -58,6 +59,8 @@ class TuneArguments:
     """Runs side by side."""
     threads: int | None = None
     """Threads of each; default the cores divided among the jobs."""
+    dry_run: bool = False
+    """Say what would run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -73,6 +76,9 @@ def run(arguments: Sequence[str]) -> int:
         else study_variants(study, base, given.seeds, str(given.study))
     )
     folder = given.out or default_study(Path("runs") / f"{recipe.name}-tuning", recipe, runs)
+    if given.dry_run:
+        paths = [folder / "runs" / one.folder for one in runs]
+        return show_cost(runs, paths, ("validation",), given.jobs, output)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation",), quiet=output.silent,
         records=given.records,
@@ -112,8 +118,15 @@ def run(arguments: Sequence[str]) -> int:
             for label, score in choice.scores:
                 table.add_row(escape(label), f"{score:.2%}", style="bold" if label == choice.best.label else None)
         console.print(table)
-        console.print(f"chosen: {settings}\n{'recipe' if study is None else 'study'}: {file}", soft_wrap=True)
+        chosen = ", ".join(_in_words(name, value) for name, value in settings.items()) or "nothing to set"
+        console.print(f"chosen: {chosen}\n{'recipe' if study is None else 'study'}: {file}", soft_wrap=True)
     return 0 if len(good) == len(outcomes) else 1
+
+
+def _in_words(name: str, value: Any) -> str:
+    if isinstance(value, dict):  # of a study's row
+        return f"{name} (" + ", ".join(_in_words(*item) for item in value.items()) + ")"
+    return f"{name} = {value}"
 
 
 def _rows(outcome: Outcome, records: Path | None) -> list[Row]:

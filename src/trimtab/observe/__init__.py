@@ -2,6 +2,7 @@
 
 from trimtab.observe.gradient_tracker import GradientTracker
 from trimtab.observe.model_summary import LayerRow, ModelSummary, summary
+from trimtab.observe.sinks import Sink, open_sink
 from trimtab.observe.tensorboard import TensorBoard
 from trimtab.observe.weights import WeightDistribution, weight_distribution
 from trimtab.tables.parts import read_table
@@ -12,7 +13,9 @@ __all__ = [
     "LayerRow",
     "ModelSummary",
     "Recorder",
+    "Sink",
     "TensorBoard",
+    "open_sink",
     "WeightDistribution",
     "read_table",
     "summary",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trimtab.observe.gradient_tracker import GradientTracker
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from trimtab.observe.sinks import STATISTICS, Sink
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Writes what a tracker finds as scalars, at each of its flushes: `gradients/std/layer1.0.weight`, `signals/alpha`.
 
     Args:
@@ -30,7 +26,7 @@ class TensorBoard:
         >>> import torch, trimtab
         >>> net = torch.nn.Linear(2, 1, bias=False)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-        >>> tracker = GradientTracker()
+        >>> tracker = trimtab.observe.GradientTracker()
         >>> _ = TensorBoard(Writer(), statistics=["std"]).follow(tracker)
         >>> handle = trimtab.attach(optimizer, tracker, model=net)
         >>> net(torch.tensor([[1.0, 3.0]])).sum().backward()
@@ -39,7 +35,7 @@ class TensorBoard:
         gradients/std/(global) 1.0 0
     """
 
-    def __init__(self, writer: Any, statistics: Sequence[str] = ("std", "norm", "max_abs")) -> None:
+    def __init__(self, writer: Any, statistics: Sequence[str] = STATISTICS) -> None:
         if isinstance(writer, str | Path):
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -48,22 +44,15 @@ class TensorBoard:
                     "TensorBoard is not installed: pip install tensorboard, or pass a writer of your own"
                 ) from error
             writer = SummaryWriter(str(writer))
+        super().__init__(statistics)
         self.writer = writer
-        self.statistics = tuple(statistics)
 
-    def follow(self, tracker: GradientTracker) -> Callable[[], None]:
-        """Write at every flush of `tracker` from now on; returns a function that ends it."""
-        return tracker.subscribe(self)
-
-    def __call__(self, rows: pa.Table, signals: pa.Table) -> None:
-        """Write these rows."""
-        for row in rows.select(["step", "kind", "layer", *self.statistics]).to_pylist():
-            for name in self.statistics:
-                self._add(f"{row['kind']}/{name}/{row['layer']}", row[name], row["step"])
-        for row in signals.to_pylist():
-            self._add(f"signals/{row['name']}", row["value"], row["step"])
+    def write(self, values: dict[str, float], step: int) -> None:
+        """Add the scalars."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def _add(self, tag: str, value: float | None, step: int) -> None:
-        if value is not None and math.isfinite(value):
-            self.writer.add_scalar(tag, value, step)
+    def finish(self) -> None:
+        """Close the writer."""
+        self.writer.close()

@@ -22,6 +22,7 @@ from torch import nn
 from trimtab.checks import hint
 from trimtab.files import write_text
 from trimtab.inputs import check_expansion, named, utf8
+from trimtab.observe.sinks import SINKS
 from trimtab.registry import HOMES, TRAINED, checked, find, of_home, parse, settings_name
 from trimtab.runs.precision_section import Precision
 from trimtab.runs.problems import all_fields, nearest, problems
@@ -82,6 +83,8 @@ class RecipeFields(Section):
     the loss: gradients,weights,updates,curvature."""
     track_every: PositiveInt = 10
     """Optimizer steps between tracked ones."""
+    sink: tuple[str, ...] = ()
+    """Hand loss, epochs and tracked rows on while it trains: jsonl, tensorboard, trackio, wandb, mlflow."""
     track_curvature_every: PositiveInt = 1
     """Epochs between measurements of the curvature."""
     track_curvature_batch: PositiveInt = 1024
@@ -132,7 +135,7 @@ class RecipeFields(Section):
         """`bf16` stands for `{autocast: bf16}`."""
         return {"autocast": value} if isinstance(value, str) else value
 
-    @field_validator("transforms", "track", mode="before")
+    @field_validator("transforms", "track", "sink", mode="before")
     @classmethod
     def _one_word(cls, value: Any) -> Any:
         """`none`, `a+b` and `a,b` as lists, since a flag and `--vary` take one word for a value."""
@@ -142,6 +145,11 @@ class RecipeFields(Section):
     @classmethod
     def _known_transforms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return _known(value, tuple(of_home("transform")), "gradient transform")
+
+    @field_validator("sink")
+    @classmethod
+    def _known_sinks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _known(value, tuple(SINKS), "sink")
 
     @field_validator("track")
     @classmethod

@@ -20,7 +20,7 @@ STATUSES = ("running", "interrupted", "finished")
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
     "name", "device", "strategy", "checkpoint_every", "validate_every", "views", "track", "track_every",
-    "track_curvature_every", "track_curvature_batch", "pruning",
+    "track_curvature_every", "sink", "track_curvature_batch", "pruning",
 }  # fmt: skip
 
 

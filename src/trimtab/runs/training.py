@@ -10,11 +10,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from trimtab.observe.sinks import check_sink
 from trimtab.runs.parallel import launch
 from trimtab.runs.position import Progress
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.saving import begin, finish, resume, save
+from trimtab.runs.sinking import sinking
 from trimtab.runs.stopping import stop_between_steps
 from trimtab.runs.training_run import TrainingRun
 
@@ -48,6 +50,8 @@ def train(
     folder.check(recipe)
     if folder.finished:
         return folder
+    for name in recipe.sink:
+        check_sink(name)
     run = TrainingRun(recipe, folder, devices)  # before anything is written: bad input leaves nothing behind
     if prepare is not None:
         prepare(run)
@@ -65,12 +69,18 @@ def _train(run: TrainingRun, report: Callable[[Progress], None], tell: Callable[
     lines = run.steering.outlook(run.stepper.remaining(position.step))  # on all: sharded weights are looked at together
     for line in lines if run.devices.rank == 0 else ():
         tell(line)
-    with stop_between_steps() as stop, run.watching.rows_kept(run.steering.handle.levers):
+
+    def told(progress: Progress) -> None:
+        sinks.progress(progress)
+        report(progress)
+
+    with sinking(run) as sinks, stop_between_steps() as stop, run.watching.rows_kept(run.steering.handle.levers):
         while position.epoch < recipe.epochs:
-            complete = run.run_epoch(stop, report)
+            complete = run.run_epoch(stop, told)
             if not complete or run.devices.any_rank(stop.asked):
                 save(run, status="interrupted")
                 raise KeyboardInterrupt(f"stopped after epoch {position.epoch}; run the same command again to go on")
+            sinks.epoch(position.rows[-1], position.step)
             if position.epoch % recipe.checkpoint_every == 0 and position.epoch < recipe.epochs:
                 save(run)
         finish(run)

@@ -1,0 +1,48 @@
+"""What `--dry-run` says: which runs, and what they would cost here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from trimtab.cli.arguments import Output
+from trimtab.cli.console import console, print_json
+from trimtab.cli.progress import duration, fitted
+from trimtab.studies.estimate import estimate
+from trimtab.studies.variants import Variant
+
+
+def show_cost(
+    variants: Sequence[Variant], folders: Sequence[Path], splits: Sequence[str], jobs: int, output: Output
+) -> int:
+    """Print the estimate; writes nothing, trains nothing."""
+    found = estimate(variants, folders, splits)
+    total = sum(one.left_seconds for one in found)
+    if output.json:
+        print_json({"runs": [asdict(one) for one in found], "jobs": jobs, "seconds": total})
+        return 0
+    table = Table(title="what would run", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for name in ("runs", "done", "steps", "ms/step", "train", "prune", "left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            Text(fitted(one.label, 30)), str(one.runs), str(one.finished), f"{one.steps:,}", f"{1000 * one.step_seconds:.3g}",
+            duration(one.train_seconds), duration(one.prune_seconds), duration(one.left_seconds),
+        )  # fmt: skip
+    console.print(table)
+    size = sum(one.bytes * (one.runs - one.finished) for one in found)
+    beside = (
+        "" if jobs == 1 else f"; {jobs} side by side divide the cores, so that saves little where one uses them all"
+    )
+    console.print(
+        f"about {duration(total)} in all, {size / 1e6:,.0f} MB of run folders{beside}; from a few steps on this machine as "
+        "busy as it is now; nothing was written",
+        highlight=False,
+    )
+    return 0

@@ -1,0 +1,68 @@
+"""A run's numbers, handed on to the sinks that its recipe names while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from trimtab.observe.sinks import Sink, open_sink
+from trimtab.runs.position import Progress
+from trimtab.runs.training_run import TrainingRun
+
+
+class Sinking:
+    """What a run tells: its loss at reports, its rows after epochs.
+
+    Args:
+        sinks: where to.
+    """
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = sinks
+
+    def progress(self, progress: Progress) -> None:
+        """The mean loss of the epoch so far."""
+        self._log({"train/loss": progress.loss}, progress.step)
+
+    def epoch(self, row: Mapping[str, Any], step: int) -> None:
+        """A row of `metrics.jsonl`."""
+        self._log({f"epoch/{name}": value for name, value in row.items()}, step)
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        for sink in self._sinks:
+            sink.log(values, step)
+
+
+def _settings(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@contextmanager
+def sinking(run: TrainingRun) -> Iterator[Sinking]:
+    """Open the sinks of the recipe on the first process, let them follow the tracker, close them at the end."""
+    recipe = run.recipe
+    used = set(run.recipe.used)
+    config = {
+        key: value
+        for key, value in _settings(recipe.model_dump(mode="json"))
+        if "." not in key or key.partition(".")[0] in used | {"data", "model", "schedule", "precision"}
+    }
+    sinks = [
+        open_sink(name, run.folder.path, project=recipe.name, run=f"{recipe.method} seed {recipe.seed}", config=config)
+        for name in (recipe.sink if run.devices.rank == 0 else ())
+    ]
+    ends = [sink.follow(run.watching.tracker) for sink in sinks if run.watching.tracker is not None]
+    try:
+        yield Sinking(sinks)
+    finally:
+        if ends:
+            run.watching.flush()
+        for end in ends:
+            end()
+        for sink in sinks:
+            sink.finish()

@@ -1,0 +1,118 @@
+"""What a study would cost, from a few steps of each method, before anything is written."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trimtab.runs.parallel import launch
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.training_run import TrainingRun
+from trimtab.studies.variants import Variant
+
+STEPS, WARM_UP = 5, 2
+"""Counted steps of each method, and those before them [ours]."""
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """The cost of the runs of one label.
+
+    Attributes:
+        label: the method with its settings.
+        runs, finished: how many are asked for, and how many of them are there already.
+        steps: optimizer steps of one run.
+        step_seconds: median seconds of one.
+        train_seconds: of one run, its validations included.
+        prune_seconds: of one run: every sparsity on every split, recalibrated too.
+        bytes: of a run folder: checkpoint and network.
+    """
+
+    label: str
+    runs: int
+    finished: int
+    steps: int
+    step_seconds: float
+    train_seconds: float
+    prune_seconds: float
+    bytes: int
+
+    @property
+    def left_seconds(self) -> float:
+        """Of the runs that are not finished."""
+        return (self.runs - self.finished) * (self.train_seconds + self.prune_seconds)
+
+
+def estimate(variants: Sequence[Variant], folders: Sequence[Path], splits: Sequence[str]) -> list[Estimated]:
+    """Time a few steps of each method on its own network and data; nothing is written.
+
+    Args:
+        variants: the runs.
+        folders: where each goes.
+        splits: what pruned networks would be measured on.
+    """
+    found = []
+    for label in dict.fromkeys(variant.label for variant in variants):
+        own = [(one.recipe, path) for one, path in zip(variants, folders, strict=True) if one.label == label]
+        finished = sum(RunFolder(path).finished for _, path in own)
+        found.append(_one(label, own[0][0], len(own), finished, splits))
+    return found
+
+
+def _one(label: str, recipe: Recipe, runs: int, finished: int, splits: Sequence[str]) -> Estimated:
+    recipe = recipe.model_copy(update={"track": (), "sink": ()})
+    with tempfile.TemporaryDirectory() as scratch:
+        run = TrainingRun(recipe, RunFolder(Path(scratch)), launch(recipe))
+        run.stepper.set_learning_rate(0)
+        batch = next(run.train_batches.epoch(0))
+        run.model.train()
+        seconds = []
+        for number in range(WARM_UP + STEPS):
+            started = time.perf_counter()
+            run.stepper.step([batch] * recipe.accumulate).item()
+            if number >= WARM_UP:
+                seconds.append(time.perf_counter() - started)
+        image = _image_seconds(run.model, batch[0])
+        weights = sum(item.numel() * item.element_size() for item in run.model.state_dict().values())
+        state = sum(
+            value.numel() * value.element_size()
+            for values in run.steering.base.state.values()
+            for value in values.values()
+            if isinstance(value, torch.Tensor)
+        )
+    steps = recipe.epochs * run.position.steps_per_epoch
+    validations = -(-recipe.epochs // recipe.validate_every)
+    step = statistics.median(seconds)
+    train = steps * step + validations * len(run.data.validation) * image
+    return Estimated(
+        label, runs, finished, steps, step, train, _pruning_images(recipe, run, splits) * image, 2 * weights + state
+    )
+
+
+def _image_seconds(model: nn.Module, images: torch.Tensor) -> float:
+    model.eval()
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            started = time.perf_counter()
+            model(images).sum().item()
+            times.append(time.perf_counter() - started)
+    return min(times) / len(images)
+
+
+def _pruning_images(recipe: Recipe, run: TrainingRun, splits: Sequence[str]) -> int:
+    """Images that pass the network while it is pruned at every sparsity and measured on every split."""
+    section = recipe.pruning
+    points = 1 + (len(section.sparsities) if section.pattern == "unstructured" else 1)
+    points *= 3 if section.controls and recipe.is_plain else 1
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
+    calibration = section.recalibrate_batches * recipe.data.batch_size if norms else 0
+    return sum(points * (len(getattr(run.data, split)) * (2 if norms else 1) + calibration) for split in splits)

@@ -1,0 +1,58 @@
+"""`--dry-run` counts what would run and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli import main
+from trimtab.runs.recipe import load_recipe
+from trimtab.studies import estimate as module
+from trimtab.studies.estimate import Estimated
+
+SMALL = ["--epochs", "2", "--data.limit-train", "160", "--data.batch-size", "32", "--pruning.sparsities", "0.5", "0.9"]
+
+
+def test_it_counts_runs_and_steps_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "digits", *SMALL, "--methods", "sgd", "cram+", "--seeds", "0", "1", "2", "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(one["label"], one["runs"], one["finished"]) for one in found["runs"]] == [("sgd", 3, 0), ("cram+", 3, 0)]
+    assert {one["steps"] for one in found["runs"]} == {2 * (160 // 32)}
+    parts = [3 * (one["train_seconds"] + one["prune_seconds"]) for one in found["runs"]]
+    assert found["seconds"] == pytest.approx(sum(parts))
+    assert found["runs"][0]["prune_seconds"] > 0
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "nothing was written" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_finished_costs_nothing() -> None:
+    assert Estimated("sgd", 3, 3, 10, 0.1, 1.0, 1.0, 4).left_seconds == 0
+    assert Estimated("sgd", 3, 1, 10, 0.1, 1.0, 0.5, 4).left_seconds == 3.0
+
+
+def test_images_of_the_pruning_by_hand() -> None:
+    class Run:
+        data = type("Data", (), {"validation": range(10), "test": range(100)})()
+        model = module.nn.Sequential(module.nn.BatchNorm1d(2))
+
+    recipe = load_recipe("digits").with_settings(
+        {
+            "pruning.sparsities": (0.5, 0.9),
+            "pruning.recalibrate_batches": 2,
+            "pruning.controls": False,
+            "data.batch_size": 8,
+        }
+    )
+    assert module._pruning_images(recipe, Run(), ("test",)) == 3 * (2 * 100 + 16)
+    assert module._pruning_images(recipe, Run(), ("validation", "test")) == 3 * (2 * 110 + 2 * 16)
+    controls = recipe.with_settings({"pruning.controls": True})
+    assert module._pruning_images(controls, Run(), ("test",)) == 9 * (2 * 100 + 16)
