@@ -87,7 +87,9 @@ def gathered(
     found: dict[Path, RunRecord] = {}
     for place in (folder, *([] if records is None else [records])):
         found |= Records(place).under(study or folder)
-    if found and not any(below.rglob("recipe.yaml")):
+    if (found or planned_runs(folder)) and not any(
+        below.rglob("recipe.yaml")
+    ):  # none began: what is missing will be told
         return [], found
     return run_folders(below), found
 
