@@ -13,7 +13,21 @@ from tests.medclm.training.blobs import blob_set
 from trimtab.cli import main
 from trimtab.medclm.training.models import load_finished
 
-OPTIONS = ["--steps", "4", "--epochs", "2", "--batch", "2", "--lr", "2e-3", "--save-every", "2", "--quiet"]
+OPTIONS = [
+    "--steps",
+    "4",
+    "--epochs",
+    "2",
+    "--batch",
+    "2",
+    "--lr",
+    "2e-3",
+    "--save-every",
+    "2",
+    "--pretrain",
+    "0",
+    "--quiet",
+]
 SHARDING = ["-m", "tests.medclm.training.sharded"]
 
 

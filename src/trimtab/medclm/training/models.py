@@ -46,8 +46,8 @@ def load(options: TrainOptions, examples: Sequence[Example], tower: Path | None 
         towers = [module for name, module in model.named_modules() if name.endswith(("vision_tower", "visual"))]
         if not towers:
             raise ValueError(f"{options.model} has no module vision_tower or visual to freeze")
-        for tower in towers:
-            tower.requires_grad_(requires_grad=False)
+        for part in towers:
+            part.requires_grad_(requires_grad=False)
     if options.pixels:
         _limit(processor.image_processor, options)
     if options.attention:

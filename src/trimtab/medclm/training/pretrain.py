@@ -217,7 +217,7 @@ def _teach(
             pixels, truth = _lesson(batch, teacher.parts[0], chance, device)
             loss = tower_loss(teacher(pixels), truth, options)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = options.lr * _height(epoch * per_epoch + number, total)
