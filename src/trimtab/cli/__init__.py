@@ -27,6 +27,8 @@ COMMANDS = {
     "curvature": "how curved the loss is around finished networks, dense and pruned",
     "report": "make the HTML report and the summary of one or more folders",
     "export": "write a finished run as a smaller file, as ONNX or torch.export",
+    "push": "share a finished run, pruned: a folder or the Hugging Face Hub",
+    "pull": "take a shared run over as a run folder",
     "medclm": "questions for vision-language models, from boxes and organ masks",
     "list": "list levers, models, datasets, recipes",
     "show": "one lever: what it does, formula, settings, source, card",

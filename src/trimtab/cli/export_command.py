@@ -11,14 +11,14 @@ import torch
 import tyro
 from rich.table import Table
 
-from trimtab import deploy, pruning
+from trimtab import deploy
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.deploy import one_file_reader
 from trimtab.files import write_text
 from trimtab.observe import summary
-from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.pruned_network import pruned_network
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.variants import safe_name
 
@@ -80,29 +80,14 @@ def run(arguments: Sequence[str]) -> int:
         return _reader_alone(given)
     if given.batch < 1:
         raise ValueError(f"--batch must be 1 or more, got {given.batch}")
-    if given.sparsity is not None and not 0 <= given.sparsity < 1:
-        raise ValueError(f"--sparsity must be in [0, 1), got {given.sparsity}")
     folder = RunFolder(given.run)
     recipe = folder.recipe
-    if given.root is not None:
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": given.root})})
-    data = load_data(recipe)
-    model = trained_model(folder, data)
-    example = torch.zeros((1, *data.train.images.shape[1:]))
-    section = recipe.pruning
-    unstructured = section.pattern == "unstructured"
-    sparsity = 0.9 if given.sparsity is None and unstructured else given.sparsity
-    if sparsity != 0:
-        sparsity = pruning.one_shot(
-            model, sparsity, score=section.score, scope=section.scope, pattern=section.pattern, seed=recipe.seed
-        ).sparsity
-        if given.recalibrate:
-            pruning.recalibrate(
-                model, batches_of(recipe, data, "train").sample(section.recalibrate_batches, recipe.seed)
-            )
+    made = pruned_network(folder, given.sparsity, recalibrate=given.recalibrate, root=given.root)
+    model, sparsity = made.model, made.sparsity
+    example = torch.zeros((1, *made.data.train.images.shape[1:]))
     out = given.out or given.run / "export"
     out.mkdir(parents=True, exist_ok=True)
-    shown = sparsity_label(sparsity or 0.0)
+    shown = sparsity_label(sparsity)
     stem = f"{recipe.name}-{safe_name(recipe.method)}-{shown.replace(' ', '').replace('%', '')}"
     files: dict[str, Path] = {}
     stored = None

@@ -7,6 +7,7 @@ from trimtab.runs.shipped import shipped_recipes
 from trimtab.runs.training import train
 from trimtab.studies.comparison import compare
 from trimtab.studies.prune_run import prune_run
+from trimtab.studies.sharing import pull, push
 from trimtab.studies.summary import Row, Summary
 from trimtab.studies.variants import Variant, variants
 from trimtab.studies.weights.assemble import assemble
@@ -21,6 +22,8 @@ __all__ = [
     "compare",
     "load_recipe",
     "prune_run",
+    "pull",
+    "push",
     "shipped_recipes",
     "train",
     "trained_model",
