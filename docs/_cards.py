@@ -51,11 +51,20 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def _put(items: list[Any]) -> None:
+    """Put the cards where the navigation leaves their place, at any depth."""
+    for item in items:
+        if isinstance(item, dict):
+            if "Method cards" in item:
+                item["Method cards"] = cards()
+            for held in item.values():
+                if isinstance(held, list):
+                    _put(held)
+
+
 def on_config(config: Any) -> Any:
     """Put the cards into the navigation."""
-    for item in config["nav"]:
-        if "Method cards" in item:
-            item["Method cards"] = cards()
+    _put(config["nav"])
     return config
 
 
