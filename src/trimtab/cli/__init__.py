@@ -36,8 +36,7 @@ COMMANDS = {
 }
 TRUST = "--trust-code"
 EPILOGUE = f"""{TRUST}: run the package.module:function a run folder names as its network
-exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C (the same
-command goes on)"""
+exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped (again: goes on)"""
 
 
 def usage() -> str:
