@@ -17,7 +17,7 @@ from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table
 from trimtab.report.traces import dots, line, whiskers
 
-SYSTEMS = {"text only": "images of others", "text with box numbers": "words and box numbers"}
+SYSTEMS = {"blank": "grey images", "text only": "images of others", "text with box numbers": "words and box numbers"}
 """What the page calls a system where its name in the file does not say it: not without images, but with another patient's."""
 RULES = {
     "closed": "closed questions", "named": "closed, named", "exact": "open, exact", "f1": "open, F1 of words",

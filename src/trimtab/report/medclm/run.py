@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.inputs import named, read_json_lines, read_json_mapping
+from trimtab.medclm.evaluation import looking
 from trimtab.report.medclm.curriculum import curriculum_sections
 from trimtab.report.medclm.evaluation import evaluation_section, examples_section, system_words
 from trimtab.report.page import as_yaml, render_sections
@@ -131,7 +132,9 @@ def _verdict(summary: dict[str, Any], looks: Mapping[str, Look]) -> Verdict:
     found = _values(summary, rules[0])
     own, rivals = found["model"], [row["value"] for name, row in found.items() if name != "model"]
     low = own["value"] if own["low"] is None else own["low"]
-    if not rivals:
+    if summary.get("looking"):
+        claim = f"{looking.verdict(summary).rstrip('. ')}. "
+    elif not rivals:
         claim = ""
     elif low > max(rivals):
         claim = "The model sees: it beats the same model with images of others and every guess from the words. "
