@@ -25,6 +25,7 @@ class PretrainArguments:
     Examples:
         trimtab medclm pretrain SET --out TOWER
         trimtab medclm pretrain SET --out TOWER --epochs 20 --seed 1
+        trimtab medclm pretrain SET --out TOWER --most 5000 --json
     """
 
     folder: tyro.conf.Positional[Path]
