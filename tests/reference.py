@@ -58,7 +58,7 @@ def safe(
     memory["zu"] = z, u
     share = {"constant": 1.0, "linear": t / total_steps, "cosine": (1 - math.cos(math.pi * t / total_steps)) / 2}[ramp]
     off = [a - b + c for a, b, c in zip(w, z, u, strict=True)]
-    return [(float((one**2).sum()) / 2, share * one) for one in off]
+    return [(float((one**2 - dual**2).sum()) / 2, share * one) for one, dual in zip(off, u, strict=True)]
 
 
 # transforms: weights and gradients of all tensors that count -> gradients

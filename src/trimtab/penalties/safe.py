@@ -28,7 +28,7 @@ class SAFE(Penalty):
     by position. At the start `z = P(w)`, `u = 0`. To each gradient `lambda_t (w - z + u)` is added, with
     `lambda_t = strength (1 - cos(pi t / T)) / 2` after t of T steps; after every `every` steps `z <- P(w + u)`,
     `u <- u + w - z`. At the end `w <- P(w)`, and a run re-estimates BatchNorm statistics. The term of the objective is
-    `lambda_t / 2 ||w - z + u||^2`.
+    `lambda_t / 2 (||w - z + u||^2 - ||u||^2)`, 0 where w = z.
 
     With `sam` (`method: sam+safe`, rho 0.1) it is SAFE as published: the task's gradient is that at `w + rho g / ||g||`, g the
     task's gradient at w; the penalty acts behind it, at w, on neither g nor its norm, as in the authors' code. Without `sam` it
@@ -180,11 +180,12 @@ class SAFE(Penalty):
         return weight.masked_fill(~gone, 0).square().sum() / 2
 
     def _distance(self, entry: Entry) -> Tensor:
-        weight = entry.parameter
-        return (weight.to(working_dtype(weight)) - self._anchor(entry)).square().sum() / 2
+        weight, anchor = entry.parameter, self._anchor(entry)
+        dual = anchor.masked_fill(~self._gone[entry.name], 0).square().sum()
+        return ((weight.to(working_dtype(weight)) - anchor).square().sum() - dual) / 2
 
     def value(self, params: Source) -> Tensor:
-        """`lambda_t / 2 ||w - z + u||^2`, differentiable; shape ()."""
+        """`lambda_t / 2 (||w - z + u||^2 - ||u||^2)`, differentiable; shape ()."""
         with torch.no_grad():
             chosen = self._started(params)
         total = self._distance(chosen[0])
@@ -194,7 +195,7 @@ class SAFE(Penalty):
 
     @torch.no_grad()
     def per_layer(self, params: Source) -> dict[str, float]:
-        """`||w - z + u||^2 / 2` of every weight by name."""
+        """`(||w - z + u||^2 - ||u||^2) / 2` of every weight by name."""
         chosen = self._started(params)
         found = torch.stack([self._distance(entry).double().cpu() for entry in chosen]).tolist()
         return dict(zip([entry.name for entry in chosen], found, strict=True))
