@@ -256,11 +256,21 @@ def test_unknown_names() -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(-torch.ones(3, 2), "negative"), (torch.full((3, 2), torch.nan), "NaN"), (torch.ones(2), r"shape \(2,\)")],
+    [(torch.full((3, 2), torch.nan), "NaN in 6 of 6"), (torch.ones(2), r"shape \(2,\)")],
 )
 def test_bad_scores_are_named(value: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=rf"score of weight .*{message}"):
         one_shot(nn.Linear(2, 3), 0.5, score=lambda entry: value)
+
+
+def test_scores_of_either_sign_order_the_weights() -> None:
+    net = nn.Linear(4, 5)
+    score = torch.randn(5, 4)
+    pruned = one_shot(net, 0.35, score=lambda entry: score)
+    gone = torch.zeros(20, dtype=torch.bool)
+    gone[score.flatten().argsort()[:7]] = True
+    assert torch.equal(~pruned.masks["weight"].flatten(), gone)
+    assert pruned.thresholds["weight"] == pytest.approx(float(score.flatten().sort()[0][6]))
 
 
 def test_sharded_weights_are_refused() -> None:

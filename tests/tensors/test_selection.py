@@ -14,8 +14,9 @@ from trimtab.tensors.selection import kth_threshold, smallest_in_groups, smalles
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-def by_sorting(scores: list[Tensor], count: int) -> Tensor:
-    flat = torch.cat([score.abs().double().flatten() for score in scores])
+def by_sorting(scores: list[Tensor], count: int, *, absolute: bool = True) -> Tensor:
+    flat = torch.cat([score.double().flatten() for score in scores])
+    flat = flat.abs() if absolute else flat
     mask = torch.zeros(flat.numel(), dtype=torch.bool)
     mask[flat.argsort(stable=True)[:count]] = True
     return mask
@@ -49,14 +50,15 @@ def test_equals_a_stable_sort(dtype: torch.dtype, kind: str, monkeypatch: pytest
 
 @settings(max_examples=40, deadline=None)
 @given(
-    values=st.lists(st.lists(st.floats(0, allow_nan=False, width=32), max_size=12), min_size=1, max_size=4),
+    values=st.lists(st.lists(st.floats(allow_nan=False, width=32), max_size=12), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
     data=st.data(),
 )
-def test_any_non_negative_floats(values: list[list[float]], data: st.DataObject) -> None:
-    scores = [torch.tensor(row, dtype=torch.float32) for row in values]
+def test_any_floats_of_either_sign(values: list[list[float]], dtype: torch.dtype, data: st.DataObject) -> None:
+    scores = [torch.tensor(row, dtype=dtype) for row in values]
     count = data.draw(st.integers(0, sum(map(len, values))))
     (threshold,) = kth_threshold(scores, [count])
-    assert torch.equal(joined(smallest_masks(scores, threshold)), by_sorting(scores, count))
+    assert torch.equal(joined(smallest_masks(scores, threshold)), by_sorting(scores, count, absolute=False))
 
 
 def test_mixed_dtypes_and_strides() -> None:
@@ -85,8 +87,8 @@ def test_bad_input_is_named() -> None:
         kth_threshold([good, torch.tensor([0.0, torch.nan])], [1])
     with pytest.raises(ValueError, match=r"score 1 .*NaN"):
         kth_threshold([good, torch.tensor([0.0, -torch.nan])], [1], absolute=True)
-    with pytest.raises(ValueError, match=r"score 0 .*negative"):
-        kth_threshold([-good - 1], [1])
+    with pytest.raises(ValueError, match=r"score 0 .*NaN"):
+        kth_threshold([torch.tensor([-1.0, -torch.nan])], [1])
     with pytest.raises(ValueError, match="between 0 and 3"):
         kth_threshold([good], [4])
     with pytest.raises(TypeError, match=r"score 0 has dtype torch\.int64"):
@@ -94,6 +96,26 @@ def test_bad_input_is_named() -> None:
     (threshold,) = kth_threshold([good], [2])
     with pytest.raises(ValueError, match="other scores"):
         smallest_masks([good + 1], threshold)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_signed_scores_have_exact_counts(dtype: torch.dtype) -> None:
+    scores = [
+        score.to(dtype) for score in (torch.randn(40, 30).mul_(3), -torch.rand(77), torch.randn(5, 6, 7).round_())
+    ]
+    total = sum(score.numel() for score in scores)
+    for threshold in kth_threshold(scores, [0, 1, total // 5, total // 2, total - 3, total]):
+        assert torch.equal(
+            joined(smallest_masks(scores, threshold)), by_sorting(scores, threshold.count, absolute=False)
+        )
+
+
+def test_minus_infinity_is_the_smallest_and_none_means_none() -> None:
+    scores = [torch.tensor([1.0, -torch.inf, -2.0])]
+    none, one = kth_threshold(scores, [0, 1])
+    assert one.value == -torch.inf
+    assert smallest_masks(scores, one)[0].tolist() == [False, True, False]
+    assert smallest_masks(scores, none)[0].tolist() == [False] * 3
 
 
 def test_negative_zero_is_zero() -> None:

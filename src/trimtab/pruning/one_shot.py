@@ -90,7 +90,7 @@ def one_shot(
             left out, with the reason.
         sparsity: fraction of the prunable weights to remove, a number in [0, 1) (NumPy's scalars count as they are: float32
             0.9 is a little less than 0.9). None with an N:M pattern, which fixes it.
-        score: "magnitude", "layer_magnitude", "random", or a callable (entry -> tensor of scores, 0 or more).
+        score: "magnitude", "layer_magnitude", "random", or a callable (entry -> tensor of scores of either sign).
         scope: "global", "layer" or "erk": where scores are compared. Without effect on an N:M pattern, which compares inside
             each group of M; `Pruned.scope` is "group" then.
         pattern: "unstructured", or "N:M": N of every M consecutive weights along the input axis stay.

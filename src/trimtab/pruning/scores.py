@@ -1,4 +1,4 @@
-"""What makes a weight small: one number, 0 or more, per weight."""
+"""What makes a weight small: one number per weight."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def scores_of(
     * `"magnitude"`: |w|; no copy is made, the weights themselves are returned and read by magnitude.
     * `"layer_magnitude"`: |w| / ||w||_2 of its tensor: small layers and large ones are pruned alike.
     * `"random"`: uniform numbers from `seed`, the control that any method must beat.
-    * a callable: `score(entry)` returns a tensor of the weight's shape, 0 or more.
+    * a callable: `score(entry)` returns a tensor of the weight's shape; the smallest go, negative ones first.
 
     Raises:
-        ValueError: a callable returns another shape, NaN or a negative score; a norm is infinite.
+        ValueError: a callable returns another shape or NaN; a norm is infinite.
     """
     if score == "magnitude":
         return [weight.detach() for weight in weights], True
@@ -60,7 +60,9 @@ def scores_of(
             raise ValueError(
                 f"the score of {entry.name} has shape {tuple(value.shape)}, its weight {tuple(entry.parameter.shape)}"
             )
-        if not bool((value >= 0).all()):
-            raise ValueError(f"the score of {entry.name} holds NaN or negative values; scores must be 0 or more")
+        if bool(value.isnan().any()):
+            raise ValueError(
+                f"the score of {entry.name} holds NaN in {int(value.isnan().sum())} of {value.numel()} places"
+            )
         found.append(value)
     return found, False

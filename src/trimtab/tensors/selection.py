@@ -1,8 +1,9 @@
 """Exact selection of the k smallest scores over many tensors, without joining them into one.
 
-The bit pattern of a non-negative IEEE number, read as an integer, orders like the number. A histogram of the upper
-bits over all tensors finds the bucket that holds the k-th smallest score; a histogram of the lower bits inside that
-bucket finds the score itself. The passes stream over the tensors in pieces and serve any number of k at once.
+The bit pattern of a non-negative IEEE number, read as an integer, orders like the number; that of a negative one without
+its sign bit, negated, comes before all of them. A histogram of the upper bits over all tensors finds the bucket that holds
+the k-th smallest score; a histogram of the lower bits inside that bucket finds the score itself. The passes stream over the
+tensors in pieces and serve any number of k at once.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 
 PIECE = 1 << 20  # elements worked on at a time on a CPU: integers and masks of one piece stay near the cache
 PIECE_ON_DEVICE = 1 << 25  # elements at a time elsewhere: few launches, still bounded memory
-DIGIT = 16  # bits resolved by one histogram (the first one resolves 15, the sign being 0)
+DIGIT = 16  # bits resolved by one histogram
+MIDDLE = 1 << (DIGIT - 1)  # where the buckets of scores of 0 and more begin in the first histogram
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -66,53 +68,66 @@ def _pieces(scores: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-def _bits(piece: Tensor) -> Tensor:
-    """Bit patterns without the sign, as int32 or int64; the float order for non-negative numbers."""
-    if piece.dtype == torch.float64:
-        return piece.view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
-    return piece.view(torch.int32) & 0x7FFF_FFFF
+def _keys(piece: Tensor, *, signed: bool) -> Tensor:
+    """Integers that order like the scores (without `signed`: like their sizes), int32 or int64; 0 for either zero."""
+    integers, without_sign = (
+        (torch.int64, (1 << 63) - 1) if piece.dtype == torch.float64 else (torch.int32, (1 << 31) - 1)
+    )
+    bits = piece.view(integers)
+    sizes = bits & without_sign
+    return torch.where(bits < 0, -sizes, sizes) if signed else sizes
 
 
-def _raise_for_bad(scores: Sequence[Tensor], *, absolute: bool) -> None:
+def _score(key: int, dtype: torch.dtype) -> float:
+    """The score that has this key."""
+    integers = torch.int64 if dtype == torch.float64 else torch.int32
+    size = float(torch.tensor(abs(key), dtype=integers).view(dtype).item())
+    return -size if key < 0 else size
+
+
+def _raise_for_nan(scores: Sequence[Tensor]) -> None:
     for position, score in enumerate(scores):
         if bool(torch.isnan(score).any()):
             raise ValueError(f"score {position} (shape {tuple(score.shape)}) holds NaN; scores must be numbers")
-        if not absolute and bool((score < 0).any()):
-            raise ValueError(
-                f"score {position} (shape {tuple(score.shape)}) holds negative values; scores must be 0 or more "
-                "(pass absolute=True to select by magnitude)"
-            )
 
 
-def _first_histogram(scores: Sequence[Tensor], dtype: torch.dtype, shift: int, *, absolute: bool) -> Tensor:
-    largest = int(_bits(torch.tensor([torch.inf], dtype=dtype)).item()) >> shift
-    histogram = torch.zeros(1 << 15, dtype=torch.int64)
-    negative = False
+def _first_histogram(
+    scores: Sequence[Tensor], dtype: torch.dtype, shift: int, *, absolute: bool
+) -> tuple[Tensor, bool]:
+    """The histogram of the leading digit, and whether a score is negative."""
+    largest = int(_keys(torch.tensor([torch.inf], dtype=dtype), signed=False).item()) >> shift
+    histogram = torch.zeros(1 << DIGIT, dtype=torch.int64)
+    signed = False
     for piece in _pieces(scores, dtype):
-        if not absolute:
-            negative = negative or bool(piece.min() < 0)
-        histogram += torch.bincount(_bits(piece) >> shift, minlength=1 << 15).cpu()
-    if negative or bool(histogram[largest:].any()):
-        _raise_for_bad(scores, absolute=absolute)
-    return histogram
+        if absolute or bool(piece.min() >= 0):
+            histogram[MIDDLE:] += torch.bincount(_keys(piece, signed=False) >> shift, minlength=MIDDLE).cpu()
+        else:
+            signed = True
+            buckets = (_keys(piece, signed=True) >> shift).add_(MIDDLE)
+            histogram += torch.bincount(buckets, minlength=1 << DIGIT).cpu()
+    if bool(histogram[MIDDLE + largest :].any()) or bool(histogram[: MIDDLE - largest].any()):
+        _raise_for_nan(scores)
+    return histogram, signed
 
 
 def _inner_histograms(
-    scores: Sequence[Tensor], dtype: torch.dtype, prefixes: Sequence[int], shift: int
+    scores: Sequence[Tensor], dtype: torch.dtype, prefixes: Sequence[int], shift: int, *, signed: bool
 ) -> dict[int, Tensor]:
-    """For each prefix, the histogram of the next digit over the scores whose bits start with it."""
+    """For each prefix, the histogram of the next digit over the scores whose keys start with it."""
     histograms = {prefix: torch.zeros(1 << DIGIT, dtype=torch.int64) for prefix in prefixes}
     first_shift = (64 if dtype == torch.float64 else 32) - DIGIT
-    wanted = torch.zeros(1 << 15, dtype=torch.bool)
-    wanted[[prefix >> (first_shift - shift - DIGIT) for prefix in prefixes]] = True
+    base = MIDDLE if signed else 0
+    wanted = torch.zeros(1 << DIGIT, dtype=torch.bool)
+    wanted[[(prefix >> (first_shift - shift - DIGIT)) + base for prefix in prefixes]] = True
     for piece in _pieces(scores, dtype):
-        bits = _bits(piece)
+        keys = _keys(piece, signed=signed)
         if len(prefixes) > 1:  # one look-up for all of them leaves little for the comparisons below
-            leading = (bits >> first_shift).to(torch.int32)
-            bits = bits.masked_select(wanted.to(bits.device).index_select(0, leading))
-        leading = bits >> (shift + DIGIT)
+            leading = (keys >> first_shift).to(torch.int32)
+            leading = leading.add_(base) if base else leading
+            keys = keys.masked_select(wanted.to(keys.device).index_select(0, leading))
+        leading = keys >> (shift + DIGIT)
         for prefix, histogram in histograms.items():
-            inside = bits.masked_select(leading == prefix)
+            inside = keys.masked_select(leading == prefix)
             if inside.numel():
                 digits = (inside >> shift) & ((1 << DIGIT) - 1)
                 histogram += torch.bincount(digits, minlength=1 << DIGIT).cpu()
@@ -130,8 +145,8 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
     """The threshold of the k smallest scores over all tensors together, for each k in `counts`; exact.
 
     Args:
-        scores: tensors of any shape and of dtype float32, float64, bfloat16 or float16, 0 or more; also of different
-            dtypes and devices. Positions count in the order given, row-major inside a tensor.
+        scores: tensors of any shape and of dtype float32, float64, bfloat16 or float16, of either sign; also of
+            different dtypes and devices. Positions count in the order given, row-major inside a tensor.
         counts: each between 0 and the number of scores.
         absolute: select by |score| (saves the caller a copy of the weights).
 
@@ -139,7 +154,7 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
         One `Threshold` per count, in the order of `counts`. Time is linear, extra memory a few pieces of 2^20 elements.
 
     Raises:
-        ValueError: a count is out of range, or a tensor holds NaN or a negative score (its position is named).
+        ValueError: a count is out of range, or a tensor holds NaN (its position is named).
         TypeError: a dtype that is not one of the four.
 
     Example:
@@ -153,19 +168,21 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
             raise ValueError(f"count must be between 0 and {total}, the number of scores; got {count}")
     dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
     shift = (64 if dtype == torch.float64 else 32) - DIGIT
-    histogram = _first_histogram(scores, dtype, shift, absolute=absolute)
-    found = {count: _locate(histogram, count) for count in set(counts) if count > 0}
+    histogram, signed = _first_histogram(scores, dtype, shift, absolute=absolute)
+    found = {}
+    for count in set(counts) - {0}:
+        bucket, before = _locate(histogram, count)
+        found[count] = (bucket - MIDDLE, before)
     while shift > 0:
         shift -= DIGIT
-        histograms = _inner_histograms(scores, dtype, sorted({prefix for prefix, _ in found.values()}), shift)
+        prefixes = sorted({prefix for prefix, _ in found.values()})
+        histograms = _inner_histograms(scores, dtype, prefixes, shift, signed=signed)
         for count, (prefix, before) in found.items():
             digit, inside = _locate(histograms[prefix], count - before)
             found[count] = (prefix << DIGIT | digit, before + inside)
-    integers = torch.int64 if dtype == torch.float64 else torch.int32
     thresholds = {0: Threshold(0.0, 0, 0)}
-    for count, (bits, below) in found.items():
-        value = torch.tensor(bits, dtype=integers).view(dtype).item()
-        thresholds[count] = Threshold(float(value), below, count - below)
+    for count, (key, below) in found.items():
+        thresholds[count] = Threshold(_score(key, dtype), below, count - below)
     return [thresholds[count] for count in counts]
 
 
@@ -189,6 +206,8 @@ def smallest_masks(scores: Sequence[Tensor], threshold: Threshold, *, absolute: 
         [tensor([False,  True]), tensor([ True, False])]
     """
     scores = _checked(scores)
+    if threshold.count == 0:
+        return [torch.zeros(score.shape, dtype=torch.bool, device=score.device) for score in scores]
     wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
     remaining = threshold.ties
     masks = []
