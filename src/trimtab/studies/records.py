@@ -77,6 +77,7 @@ class RunRecord(Document):
             seed=self.resolved.seed,
             folder=folder,
             **{name: self.info[name] for name in fields},
+            levers=self.info.get("levers", {}),
         )
 
     def task(self) -> tuple[str, int, list[str]]:

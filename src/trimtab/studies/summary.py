@@ -72,6 +72,9 @@ class Run(Record):
     step_seconds: float = Field(description="median seconds of one optimizer step")
     train_loss: float
     validation_accuracy: float | None
+    levers: dict[str, dict[str, float | None]] = Field(
+        default={}, description="what the levers told of themselves at the end, by name; null where it is not finite"
+    )
 
 
 class Missing(Record):
