@@ -7,10 +7,11 @@ import re
 import shutil
 import tempfile
 from fnmatch import fnmatch
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import trimtab
 from trimtab.deploy import save_sparse
 from trimtab.files import replace_atomically, write_text
 from trimtab.inputs import read_json_mapping
@@ -50,7 +51,7 @@ def _taken(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.is_symlink() and any(fnmatch(file.name, name) for name in FILES):
-            replace_atomically(target / file.name, lambda temporary, file=file: shutil.copyfile(file, temporary))
+            replace_atomically(target / file.name, partial(shutil.copyfile, file))
 
 
 def _check_free(folder: Path) -> None:
@@ -79,7 +80,7 @@ def _fill(folder: RunFolder, out: Path, sparsity: float | None, root: str | None
         save_sparse(made.model, out / sparse_file, metadata=metadata)
     config = {
         "library_name": "trimtab",
-        "trimtab_version": trimtab.__version__,
+        "trimtab_version": version("trimtab"),
         "network": network,
         "method": recipe.method,
         "sparsity": made.sparsity,
@@ -88,7 +89,7 @@ def _fill(folder: RunFolder, out: Path, sparsity: float | None, root: str | None
     write_text(out / "config.json", json.dumps(config, indent=1) + "\n")
     measured = [pruned_file(folder, split) for split in ("test", "validation")]
     rows = [row for file in measured if file.is_file() for row in read_pruned(file).rows]
-    shared = Shared(recipe, network, rows, sparse_file, made.sparsity, trimtab.__version__, licence)
+    shared = Shared(recipe, network, rows, sparse_file, made.sparsity, version("trimtab"), licence)
     write_text(out / "README.md", model_card(shared, segmentation=made.data.task == "segmentation"))
 
 
@@ -132,7 +133,7 @@ def push(
         if hub is None:
             _taken(out, Path(to))
             return to
-        api = client.HfApi(library_name="trimtab", library_version=trimtab.__version__)  # type: ignore[union-attr]
+        api = client.HfApi(library_name="trimtab", library_version=version("trimtab"))  # type: ignore[union-attr]
         api.create_repo(hub["name"], repo_type="model", private=private, exist_ok=True)
         message = f"{folder.recipe.name}, {folder.recipe.method}"
         return str(api.upload_folder(repo_id=hub["name"], folder_path=out, commit_message=message))
