@@ -177,7 +177,9 @@ Marks = NDArray[np.float64]
 def _marks(part: Mapping[str, Any], schedule: str, shown: str = "own") -> Marks:
     """(seeds, questions), 1 where right, of the seeds that are there."""
     rows = [part[key]["right"][shown] for seed in SEEDS if (key := f"{schedule}-{seed}") in part]
-    return np.array([[int(mark) for mark in row] for row in rows], dtype=float).reshape(len(rows), -1)
+    return np.array([[int(mark) for mark in row] for row in rows], dtype=float).reshape(
+        len(rows), len(part["questions"]["stage"])
+    )
 
 
 def _draws(part: Mapping[str, Any], marks: Marks, chosen: NDArray[np.bool_]) -> Marks:
