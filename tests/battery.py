@@ -26,7 +26,7 @@ from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.organs.rle import read_organs
 from trimtab.observe.curvature import Objective
 from trimtab.observe.landscape import random_directions
-from trimtab.parameters import Entry
+from trimtab.parameters import Entry, select
 from trimtab.registry import LEVERS, Home, create
 
 RIGHT, LEFT_OUT = "right", "left out"
@@ -249,6 +249,22 @@ def one_shot() -> tuple[Any, Any]:
     return [weight.detach().numpy() for weight in net.parameters()], reference.one_shot(weights, 0.3)
 
 
+def wanda() -> tuple[Any, Any]:
+    net, (weight,) = layers((6, 9))
+    inputs = numbers(7, 20, 9) * np.arange(1, 10)
+    create("one_shot", net, 0.4, score=create("wanda", [torch.from_numpy(part) for part in (inputs[:8], inputs[8:])]))
+    return next(net.parameters()), reference.wanda(weight, inputs, 0.4)
+
+
+def of_gradients(name: str, **settings: Any) -> tuple[Any, Any]:
+    """The score of a linear layer under the mean squared error, over two batches."""
+    net, (weight,) = layers((3, 5))
+    batches = [(numbers(seed, 12, 5), numbers(seed + 9, 12, 3)) for seed in range(2)]
+    data = [tuple(map(torch.from_numpy, batch)) for batch in batches]
+    (found,) = create(name, data, nn.functional.mse_loss, **settings).of(net, select(net).chosen)
+    return found, getattr(reference, name)(weight, batches, **settings)
+
+
 def recalibrate() -> tuple[Any, Any]:
     batches = [3 * numbers(seed, 10, 4) + seed for seed in range(3)]
     norm = nn.BatchNorm1d(4).double()
@@ -357,6 +373,10 @@ PROBES = (
     Probe("low_precision", low_precision),
     Probe("compensate", compensate),
     Probe("one_shot", one_shot),
+    Probe("wanda", wanda),
+    Probe("snip", lambda: of_gradients("snip")),
+    Probe("taylor", lambda: of_gradients("taylor")),
+    Probe("grasp", lambda: of_gradients("grasp", temperature=3.0)),
     Probe("recalibrate", recalibrate),
     Probe("adaptive", lambda: (shares("adaptive"), reference.adaptive(LOSSES))),
     Probe("released", lambda: (shares("released"), reference.released(LOSSES))),

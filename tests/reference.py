@@ -340,6 +340,32 @@ def one_shot(w: Arrays, sparsity: float) -> Arrays:
     return [np.where(part.reshape(one.shape), one, 0) for one, part in zip(w, parts, strict=True)]
 
 
+def wanda(w: Array, x: Array, sparsity: float) -> Array:
+    """The rows of one layer without what is smallest of |w| ||x||."""
+    kept = np.ones(w.shape, bool)
+    for row, score in zip(kept, np.abs(w) * np.linalg.norm(x, axis=0), strict=True):
+        row[np.argsort(score, kind="stable")[: math.floor(sparsity * w.shape[1] + 0.5)]] = False
+    return np.where(kept, w, 0)
+
+
+def snip(w: Array, batches: Sequence[tuple[Array, Array]]) -> Array:
+    """Of a linear layer under the mean squared error."""
+    gradient: Array = np.mean([2 * (x @ w.T - y).T @ x / y.size for x, y in batches], axis=0)
+    return np.abs(w * gradient)
+
+
+def taylor(w: Array, batches: Sequence[tuple[Array, Array]]) -> Array:
+    found: Array = np.sum([(w * (2 * (x @ w.T - y).T @ x / y.size)) ** 2 for x, y in batches], axis=0)
+    return found
+
+
+def grasp(w: Array, batches: Sequence[tuple[Array, Array]], temperature: float) -> Array:
+    t = temperature
+    gradient: Array = np.mean([2 / t * (x @ w.T / t - y).T @ x / y.size for x, y in batches], axis=0)
+    hessian: Array = np.mean([2 / t**2 * x.T @ x / y.size for x, y in batches], axis=0)
+    return w * (gradient @ hessian)
+
+
 def recalibrate(batches: Sequence[Array]) -> tuple[Array, Array]:
     """Running mean and variance: plain means over the batches."""
     means = [batch.mean(0) for batch in batches]

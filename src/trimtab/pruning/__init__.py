@@ -1,6 +1,7 @@
-"""One-shot pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
+"""Pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
 
 from trimtab.pruning.ac_dc import ACDC
+from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.one_shot import one_shot, sweep
@@ -9,16 +10,21 @@ from trimtab.pruning.recalibration import Recalibration, recalibrate
 from trimtab.pruning.scopes import SCOPES, erk_densities
 from trimtab.pruning.scores import SCORES
 from trimtab.pruning.selection_plan import DEFAULT_RULE
+from trimtab.pruning.wanda import Wanda
 
 __all__ = [
     "ACDC",
     "DEFAULT_RULE",
     "SCOPES",
     "SCORES",
+    "GraSP",
     "GradualPruning",
     "KeepMasks",
     "Pruned",
     "Recalibration",
+    "Snip",
+    "Taylor",
+    "Wanda",
     "erk_densities",
     "keep_masks",
     "one_shot",

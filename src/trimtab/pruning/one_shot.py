@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from trimtab.parameters import Rule
 from trimtab.parameters.reparametrised import Reparametrised
+from trimtab.pruning.layer_sparsity import Sparsity
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.scores import Score
-from trimtab.pruning.selection_plan import Removal, RemovalSequence, SelectionPlan
+from trimtab.pruning.selection_plan import Removal, Removals, SelectionPlan
 from trimtab.pruning.undo import Saved, Undo, put_back
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -64,10 +65,10 @@ def _result(plan: SelectionPlan, removal: Removal, saved: Saved) -> Pruned:
 
 def one_shot(
     model: nn.Module,
-    sparsity: float | None = None,
+    sparsity: Sparsity | None = None,
     *,
     score: Score = "magnitude",
-    scope: str = "global",
+    scope: str | None = None,
     pattern: str = "unstructured",
     rule: Rule | None = None,
     seed: int | torch.Generator = 0,
@@ -89,9 +90,12 @@ def one_shot(
         model: weights of float64, float32, float16 or bfloat16, on any device. Others (float8, complex, quantised layers) are
             left out, with the reason.
         sparsity: fraction of the prunable weights to remove, a number in [0, 1) (NumPy's scalars count as they are: float32
-            0.9 is a little less than 0.9). None with an N:M pattern, which fixes it.
-        score: "magnitude", "layer_magnitude", "random", or a callable (entry -> tensor of scores of either sign).
-        scope: "global", "layer" or "erk": where scores are compared. Without effect on an N:M pattern, which compares inside
+            0.9 is a little less than 0.9). None with an N:M pattern, which fixes it. Or one for each layer by name,
+            `{"layers.0.*": 0.5}`: the first pattern that matches holds, weights that none matches stay dense.
+        score: "magnitude", "layer_magnitude", "random", a callable (entry -> tensor of scores of either sign), or one with
+            calibration data: `Wanda`, `Snip`, `Taylor`, `GraSP`.
+        scope: "global", "layer", "erk" or "row" (each output row by itself): where scores are compared. Default: "global";
+            "row" for Wanda, "layer" where sparsity is given by name. Without effect on an N:M pattern, which compares inside
             each group of M; `Pruned.scope` is "group" then.
         pattern: "unstructured", or "N:M": N of every M consecutive weights along the input axis stay.
         rule: which parameters are prunable; default: what its owner knows as a weight of a product or the table of an embedding
@@ -105,8 +109,9 @@ def one_shot(
         until `undo()`, and a byte per weight for the masks.
 
     Raises:
-        ValueError: sparsity out of range, NaN weights, nothing to prune, an unknown name, sharded weights, lazy ones before
-            the first forward pass, or some on the meta device. Nothing is changed then.
+        ValueError: sparsity out of range, NaN weights or scores, nothing to prune, an unknown name, sharded weights, lazy ones
+            before the first forward pass, or some on the meta device; calibration data that never reach a layer. Nothing is
+            changed then.
 
     Example:
         >>> net = nn.Linear(4, 2)
@@ -134,10 +139,10 @@ def one_shot(
 
 def sweep(
     model: nn.Module,
-    sparsities: Sequence[float | None],
+    sparsities: Sequence[Sparsity | None],
     *,
     score: Score = "magnitude",
-    scope: str = "global",
+    scope: str | None = None,
     pattern: str = "unstructured",
     rule: Rule | None = None,
     seed: int | torch.Generator = 0,
@@ -182,9 +187,7 @@ def sweep(
     return _states(model, plan, plan.removals(wanted, plan.weights), len(wanted))
 
 
-def _states(
-    model: nn.Module, plan: SelectionPlan, sequence: RemovalSequence, number: int
-) -> Generator[Pruned, None, None]:
+def _states(model: nn.Module, plan: SelectionPlan, sequence: Removals, number: int) -> Generator[Pruned, None, None]:
     saved = _copies([*model.parameters(), *model.buffers()])
     prunable = {id(entry.parameter) for entry in plan.chosen}
     weights = [(tensor, values) for tensor, values in saved if id(tensor) in prunable]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 SCOPES = ("global", "layer", "erk")
+ROW = "row"
+"""A fourth scope of one-shot pruning: each output row by itself, as Wanda compares."""
 IN_GROUPS = "group"
 """What `Pruned.scope` says of an N:M pattern, which compares the M weights of each group whatever scope was asked for."""
 
@@ -58,18 +60,22 @@ def _rounded(wanted: Sequence[float], limits: Sequence[int], total: int) -> list
     return counts
 
 
-def quotas(weights: Sequence[Tensor], sparsity: float, scope: str) -> list[tuple[list[int], int]]:
+def quotas(weights: Sequence[Tensor], sparsity: float | Sequence[float], scope: str) -> list[tuple[list[int], int]]:
     """Groups of tensors that are compared with each other, and how many weights each group loses.
 
     Args:
         weights: the tensors.
-        sparsity: fraction to remove.
-        scope: "global" (one group), "layer" (every tensor loses the same fraction), "erk".
+        sparsity: fraction to remove; with scope "layer" also one for each tensor.
+        scope: "global" (one group), "layer" (every tensor loses its fraction), "erk".
 
     Returns:
         (positions of the tensors, count) per group; for global and erk the counts add up to `removed_count` of all.
     """
     sizes = [weight.numel() for weight in weights]
+    if not isinstance(sparsity, float | int):
+        assert scope == "layer", "one sparsity per tensor"
+        counts = [removed_count(each, size) for each, size in zip(sparsity, sizes, strict=True)]
+        return [([layer], count) for layer, count in enumerate(counts)]
     if scope == "global":
         return [(list(range(len(sizes))), removed_count(sparsity, sum(sizes)))]
     if scope == "layer":

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.checks import hint
 from trimtab.parameters import Entry
+from trimtab.pruning.data_scores import DataScore
 
-Score = str | Callable[[Entry], Tensor]
+Score = str | Callable[[Entry], Tensor] | DataScore
 SCORES = ("magnitude", "layer_magnitude", "random")
 
 
 def checked_score(score: Score) -> Score:
     """`score` itself when it is known or callable; ValueError with the nearest name otherwise."""
-    if callable(score) or score in SCORES:
+    if isinstance(score, DataScore) or callable(score) or score in SCORES:
         return score
     raise ValueError(
-        f"unknown score {score!r}; {hint(score, SCORES, 'scores')}; a callable (entry -> tensor) works too"
+        f"unknown score {score!r}; {hint(score, SCORES, 'scores')}; "
+        "a callable (entry -> tensor) works too, and Wanda, Snip, Taylor, GraSP"
     )
 
 
@@ -32,7 +34,7 @@ def _layer_magnitude(name: str, weight: Tensor) -> Tensor:
 
 
 def scores_of(
-    entries: Sequence[Entry], weights: Sequence[Tensor], score: Score, seed: int | torch.Generator
+    model: nn.Module, entries: Sequence[Entry], weights: Sequence[Tensor], score: Score, seed: int | torch.Generator
 ) -> tuple[list[Tensor], bool]:
     """Scores of every weight; the second value says whether they are to be read by magnitude.
 
@@ -40,6 +42,7 @@ def scores_of(
     * `"layer_magnitude"`: |w| / ||w||_2 of its tensor: small layers and large ones are pruned alike.
     * `"random"`: uniform numbers from `seed`, the control that any method must beat.
     * a callable: `score(entry)` returns a tensor of the weight's shape; the smallest go, negative ones first.
+    * a `DataScore`: from calibration data.
 
     Raises:
         ValueError: a callable returns another shape or NaN; a norm is infinite.
@@ -52,10 +55,18 @@ def scores_of(
     if score == "random":
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
         return [torch.rand(weight.shape, generator=generator).to(weight.device) for weight in weights], False
-    assert callable(score)
-    found = []
-    for entry in entries:
-        value = score(entry).detach()
+    if isinstance(score, DataScore):
+        found = score.of(model, entries)
+    else:
+        assert callable(score)
+        found = [score(entry).detach() for entry in entries]
+    check_scores(entries, found)
+    return found, False
+
+
+def check_scores(entries: Sequence[Entry], found: Sequence[Tensor]) -> None:
+    """ValueError, with the weight's name, for a score of another shape or with NaN."""
+    for entry, value in zip(entries, found, strict=True):
         if value.shape != entry.parameter.shape:
             raise ValueError(
                 f"the score of {entry.name} has shape {tuple(value.shape)}, its weight {tuple(entry.parameter.shape)}"
@@ -64,5 +75,3 @@ def scores_of(
             raise ValueError(
                 f"the score of {entry.name} holds NaN in {int(value.isnan().sum())} of {value.numel()} places"
             )
-        found.append(value)
-    return found, False

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.checks import below_one
 from trimtab.collectives import is_sharded
-from trimtab.parameters import PRUNABLE, Entry, Rule, entries, select, total_elements
+from trimtab.parameters import PRUNABLE, Entry, Rule, entries, no_axis, select, total_elements
 from trimtab.parameters.kinds import check_has_values
 from trimtab.parameters.wrappers import is_sharding_wrapper
+from trimtab.pruning.data_scores import DataScore
+from trimtab.pruning.layer_sparsity import Sparsity, by_layer
 from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
-from trimtab.pruning.scopes import IN_GROUPS, SCOPES, quotas
+from trimtab.pruning.propagation import decided_in_turn
+from trimtab.pruning.scopes import IN_GROUPS, ROW, SCOPES, quotas, removed_count
 from trimtab.pruning.scores import Score, checked_score, scores_of
 from trimtab.tensors.selection import (
     Threshold,
     kth_threshold,
     smallest_in_groups,
+    smallest_in_rows,
     smallest_masks,
 )
 
 DEFAULT_RULE = PRUNABLE
+Wanted = float | list[float]
+"""A sparsity for all, or one for each chosen weight."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class SelectionPlan:
         model: nn.Module,
         *,
         score: Score,
-        scope: str,
+        scope: str | None,
         pattern: str,
         rule: Rule | None,
         seed: int | torch.Generator,
@@ -55,9 +62,16 @@ class SelectionPlan:
     ) -> None:
         self.score, self.pattern, self.seed = checked_score(score), pattern, seed
         self.groups = parse_pattern(pattern)
-        if scope not in SCOPES:
-            raise ValueError(f"unknown scope {scope!r}; allowed are {', '.join(SCOPES)}")
+        if scope not in (None, *SCOPES, ROW):
+            raise ValueError(f"unknown scope {scope!r}; allowed are {', '.join((*SCOPES, ROW))}")
+        self.told_scope = scope is not None
+        scope = scope or (self.score.scope if isinstance(self.score, DataScore) else "global")
         self.scope = scope if self.groups is None else IN_GROUPS
+        if isinstance(self.score, DataScore) and self.score.propagate and self.scope == "global":
+            raise ValueError(
+                f"{self.score!r} decides layer by layer, and scope 'global' compares all layers at once; give propagate=False, "
+                "or another scope"
+            )
         if any(is_sharding_wrapper(module) for module in model.modules()):
             raise ValueError(
                 f"{type(model).__name__} holds its parameters as flat parts (FullyShardedDataParallel); gather the model into "
@@ -74,6 +88,12 @@ class SelectionPlan:
             for entry in list(self.chosen):
                 if (reason := reason_against(entry, self.groups[1])) is not None:
                     self._leave_out(entry, reason)
+        for entry in list(self.chosen):
+            reason = self.score.reason_against(entry) if isinstance(self.score, DataScore) else None
+            if self.scope == ROW:
+                reason = reason or no_axis(entry)
+            if reason is not None:
+                self._leave_out(entry, reason)
         for entry in list(self.chosen):
             if entry.parameter.numel() == 0:
                 self._leave_out(entry, "empty")
@@ -105,8 +125,16 @@ class SelectionPlan:
             if not bool(weight.sum().isfinite()) and bool(weight.isnan().any()):
                 raise ValueError(f"{entry.name} holds NaN in {int(weight.isnan().sum())} of {weight.numel()} weights")
 
-    def check_sparsity(self, sparsity: float | None) -> float:
-        """The sparsity to use; ValueError when it is out of [0, 1) or contradicts the pattern."""
+    def check_sparsity(self, sparsity: Sparsity | None) -> Wanted:
+        """The sparsity to use; ValueError when it is out of [0, 1) or contradicts the pattern or scope."""
+        if isinstance(sparsity, Mapping):
+            if self.groups is not None:
+                raise ValueError(f"pattern {self.pattern!r} fixes the sparsity of every layer; leave sparsity out")
+            if self.scope == "global" and not self.told_scope:
+                self.scope = "layer"
+            if self.scope not in ("layer", ROW):
+                raise ValueError(f"a sparsity for each layer needs scope 'layer' or 'row', got {self.scope!r}")
+            return by_layer(self.chosen, sparsity)
         if self.groups is None:
             return below_one("sparsity", sparsity)
         fixed = 1 - self.groups[0] / self.groups[1]
@@ -118,38 +146,97 @@ class SelectionPlan:
             )
         return fixed
 
-    def removals(self, sparsities: Sequence[float], weights: Sequence[Tensor]) -> RemovalSequence:
+    def removals(self, sparsities: Sequence[Wanted], weights: Sequence[Tensor]) -> Removals:
         """Prepare the removals of all sparsities in shared passes over `weights` (those of the model or a copy)."""
-        scores, absolute = scores_of(self.chosen, weights, self.score, self.seed)
-        if self.groups is not None:
-            return RemovalSequence(self, scores, absolute, [])
-        groups = [quotas(weights, sparsity, self.scope) for sparsity in sparsities]
+        if isinstance(self.score, DataScore) and self.score.propagate:
+            return InTurn(self, self.score, list(sparsities))
+        scores, absolute = scores_of(self.model, self.chosen, weights, self.score, self.seed)
+        return self.of_scores(scores, sparsities, absolute=absolute)
+
+    def of_scores(
+        self, scores: list[Tensor], sparsities: Sequence[Wanted], *, absolute: bool = False
+    ) -> RemovalSequence:
+        """The removals by these scores of the chosen weights."""
         table: list[list[tuple[list[int], Threshold]]] = [[] for _ in sparsities]
-        for number in range(len(groups[0]) if groups else 0):
-            positions = groups[0][number][0]
-            counts = [group[number][1] for group in groups]
-            found = kth_threshold([scores[position] for position in positions], counts, absolute=absolute)
-            for row, threshold in zip(table, found, strict=True):
-                row.append((positions, threshold))
-        return RemovalSequence(self, scores, absolute, table)
+        if self.scope in SCOPES:
+            groups = [quotas(scores, sparsity, self.scope) for sparsity in sparsities]
+            for number in range(len(groups[0]) if groups else 0):
+                positions = groups[0][number][0]
+                counts = [group[number][1] for group in groups]
+                found = kth_threshold([scores[position] for position in positions], counts, absolute=absolute)
+                for row, threshold in zip(table, found, strict=True):
+                    row.append((positions, threshold))
+        return RemovalSequence(self, scores, absolute, table, list(sparsities))
+
+    def alone(self, position: int, score: Tensor, wanted: Wanted) -> Removal:
+        """What goes of one chosen weight, where nothing is compared across weights."""
+        if self.scope in SCOPES:
+            shapes = [entry.parameter for entry in self.chosen]
+            count = next(count for places, count in quotas(shapes, wanted, self.scope) if places == [position])
+            (threshold,) = kth_threshold([score], [count])
+            return Removal(smallest_masks([score], threshold), [threshold.value])
+        return Removal([self.within(position, score, wanted)], [float("nan")])
+
+    def within(self, position: int, score: Tensor, wanted: Wanted) -> Tensor:
+        """What goes of one chosen weight by a pattern or inside its rows."""
+        entry = self.chosen[position]
+        if self.groups is not None:
+            return smallest_in_groups(score, *self.groups, input_axis(entry))
+        axis = entry.output_axis or 0
+        inside = score.numel() // score.shape[axis]
+        share = wanted[position] if isinstance(wanted, list) else wanted
+        return smallest_in_rows(score, removed_count(share, inside), axis)
+
+
+class Removals(Protocol):
+    """The removals of several sparsities; masks are made one state at a time."""
+
+    def at(self, number: int) -> Removal:
+        """Masks of the sparsity at position `number`; the model is dense when it is called."""
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """The removals of several sparsities where each layer is scored by the inputs that pruned layers give."""
+
+    plan: SelectionPlan
+    score: DataScore
+    sparsities: list[Wanted]
+
+    def __post_init__(self) -> None:
+        ordered, _ = self.score.calibration.order(
+            self.plan.model, self.plan.chosen
+        )  # a layer not reached is told at once
+        assert len(ordered) == len(self.plan.chosen)
+
+    def at(self, number: int) -> Removal:
+        """Masks of the sparsity at position `number`."""
+        wanted = self.sparsities[number]
+        found = decided_in_turn(
+            self.plan.model,
+            self.plan.chosen,
+            self.score,
+            lambda position, score: self.plan.alone(position, score, wanted),
+        )
+        return Removal([part.masks[0] for part in found], [part.thresholds[0] for part in found])
 
 
 @dataclass(frozen=True)
 class RemovalSequence:
-    """The removals of several sparsities; masks are made one state at a time."""
+    """The removals of several sparsities by scores that stay; masks are made one state at a time."""
 
     plan: SelectionPlan
     scores: list[Tensor]
     absolute: bool
     table: list[list[tuple[list[int], Threshold]]]
+    sparsities: list[Wanted]
 
     def at(self, number: int) -> Removal:
         """Masks of the sparsity at position `number`."""
-        if self.plan.groups is not None:
-            keep, group = self.plan.groups
+        if self.plan.scope not in SCOPES:
             masks = [
-                smallest_in_groups(score.abs() if self.absolute else score, keep, group, input_axis(entry))
-                for entry, score in zip(self.plan.chosen, self.scores, strict=True)
+                self.plan.within(position, score.abs() if self.absolute else score, self.sparsities[number])
+                for position, score in enumerate(self.scores)
             ]
             return Removal(masks, [float("nan")] * len(masks))
         found: dict[int, tuple[Tensor, float]] = {}

@@ -267,3 +267,37 @@ def smallest_in_groups(scores: Tensor, keep: int, group: int, axis: int) -> Tens
             before[earlier] += ~first
     mask = torch.stack([count < group - keep for count in before], dim=-1)
     return mask.flatten(-2).movedim(-1, axis).contiguous()
+
+
+def smallest_in_rows(scores: Tensor, count: int, axis: int) -> Tensor:
+    """Mask that is True at exactly the `count` smallest scores of every row: of all that share an index along `axis`.
+
+    Ties go by position, first ones first. Scores must not be NaN.
+
+    Args:
+        scores: any shape, of either sign.
+        count: between 0 and the number of scores in a row.
+        axis: the dimension that indexes rows.
+
+    Raises:
+        ValueError: the count is out of range.
+
+    Example:
+        >>> smallest_in_rows(torch.tensor([[3.0, 1.0, 1.0], [0.0, -2.0, 5.0]]), 1, axis=0)
+        tensor([[False,  True, False],
+                [False,  True, False]])
+    """
+    moved = scores.detach().movedim(axis, 0)
+    rows = moved.flatten(1)
+    if not 0 <= count <= rows.shape[1]:
+        raise ValueError(f"count must be between 0 and {rows.shape[1]}, the scores in a row; got {count}")
+    if count == 0 or not rows.numel():
+        return torch.zeros_like(scores, dtype=torch.bool, memory_format=torch.contiguous_format)
+    limit = rows.kthvalue(count, dim=1, keepdim=True).values
+    mask, equal = rows < limit, rows == limit
+    room = count - mask.sum(1, keepdim=True)
+    crowded = (equal.sum(1, keepdim=True) > room).squeeze(1)
+    if bool(crowded.any()):  # more ties than places: the first ones by position
+        ties = equal[crowded]
+        equal[crowded] = ties & (ties.cumsum(1) <= room[crowded])
+    return (mask | equal).view(moved.shape).movedim(0, axis).contiguous()
