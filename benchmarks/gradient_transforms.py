@@ -9,7 +9,17 @@ import torch
 from harness import interleaved, peak_extra_bytes, record
 from torch import Tensor, nn
 
-from trimtab.gradients import Autoscale, Centralize, ClipNorm, GradientTransform, PerpendicularGradient, ZScore
+from trimtab.gradients import (
+    AdaGC,
+    Autoscale,
+    Centralize,
+    ClipNorm,
+    GradientTransform,
+    NormGrowthLimiter,
+    PerpendicularGradient,
+    ZClip,
+    ZScore,
+)
 from trimtab.parameters import Entry, entries
 
 
@@ -36,6 +46,9 @@ TRANSFORMS: dict[str, Callable[[], GradientTransform]] = {
     "ClipNorm, nothing to clip": lambda: ClipNorm(1e9),
     "ClipNorm that clips": lambda: Tightening(1e9),
     "PerpendicularGradient": PerpendicularGradient,
+    "NormGrowthLimiter": NormGrowthLimiter,
+    "ZClip": lambda: ZClip(max_norm=None),
+    "AdaGC": lambda: AdaGC(absolute=1e9),
 }
 
 
@@ -62,7 +75,7 @@ def expected(label: str, held: list[nn.Parameter]) -> list[Tensor]:
         assert parameter.grad is not None
         exact, weight = parameter.grad.double(), parameter.detach().double()
         rows = exact.flatten(1)
-        if label.startswith("ClipNorm"):
+        if label.startswith("ClipNorm") or label in ("NormGrowthLimiter", "ZClip", "AdaGC"):
             result.append(exact)
             continue
         if label == "PerpendicularGradient":

@@ -151,6 +151,13 @@ ROWS = (
       for label, clip, eps in (("", 0.01, 1e-3), ("eps", 0.01, 4.0))),
     *(Row("clip_norm", reference.clip_norm, {"max_norm": 0.02, "norm_type": p}, f"{p:g}", "all", sparse=RIGHT)
       for p in (2.0, 1.0, np.inf)),
+    Row("norm_growth", reference.norm_growth),
+    Row("norm_growth", reference.norm_growth, {"per": "global"}, "global"),
+    Row("norm_growth", reference.norm_growth, {"floor": 0.01, "max_growth": 1.1}, "floor"),
+    *(Row("zclip", reference.zclip, {"warmup": 2, "max_norm": limit, "threshold": 0.2, "bound": bound}, bound, "all")
+      for bound, limit in (("reciprocal", 0.2), ("mean", 0.15), ("fixed", 0.1))),
+    Row("ada_gc", reference.ada_gc, {"start": 2, "absolute": 0.1}, "", "all"),
+    Row("ada_gc", reference.ada_gc, {"start": 3, "absolute": 0.2, "decay": 0.5, "relative": 0.8}, "decay", "all"),
     Row("concentrate", reference.concentrate, {"rate": 0.5}, complex=LEFT_OUT),
     Row("concentrate", reference.concentrate, {"rate": 0.5, "scope": "layer"}, "layer", complex=LEFT_OUT),
     Row("concentrate", reference.concentrate, {"rate": 0.5, "preserve_norm": False}, "plain", complex=LEFT_OUT),

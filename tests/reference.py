@@ -127,6 +127,57 @@ def perpendicular(w: Arrays, g: Arrays, memory: Memory, rescale: bool = True, gr
     return [one(*pair) if pair[0].size else pair[1] for pair in zip(w, g, strict=True)]
 
 
+def norm_growth(
+    w: Arrays,
+    g: Arrays,
+    memory: Memory,
+    max_growth: float = 1.01,
+    eps: float = 1e-8,
+    per: str = "tensor",
+    floor: float = 0.0,
+) -> Arrays:
+    norms = [float(np.linalg.norm(one)) for one in g]
+    norms = norms if per == "tensor" else [math.hypot(*norms)] * len(g)
+    before = memory.get("before", [math.inf] * len(g))
+    f = [max(n / (max(p, floor) + eps), max_growth) / max_growth for n, p in zip(norms, before, strict=True)]
+    memory["before"] = [n / cut for n, cut in zip(norms, f, strict=True)]
+    return [one / cut for one, cut in zip(g, f, strict=True)]
+
+
+def zclip(
+    w: Arrays, g: Arrays, memory: Memory, decay: float = 0.97, threshold: float = 2.5, max_norm: float | None = 1.0,
+    warmup: int = 25, bound: str = "reciprocal", eps: float = 1e-6,
+) -> Arrays:  # fmt: skip
+    N = math.hypot(*(float(np.linalg.norm(one)) for one in g))
+    norms = memory.setdefault("norms", [])
+    m, v = memory.get("mv", (0.0, 0.0))
+    x = N
+    if "mv" in memory and (z := (N - m) / (math.sqrt(v) + eps)) > threshold:
+        x = m + {"reciprocal": threshold**2 / z, "mean": 0.0, "fixed": threshold}[bound] * math.sqrt(v)
+    to = x if max_norm is None else min(x, max_norm)
+    m = decay * m + (1 - decay) * x
+    v = decay * v + (1 - decay) * (x - m) ** 2
+    norms.append(N)
+    if len(norms) >= warmup:
+        memory["mv"] = (m, v) if "mv" in memory else (float(np.mean(norms)), float(np.var(norms)))
+    return [one * (to / (N + 1e-6) if to < N else 1.0) for one in g]
+
+
+def ada_gc(
+    w: Arrays, g: Arrays, memory: Memory, relative: float = 1.05, decay: float = 0.98, absolute: float = 1.0,
+    start: int = 100, eps: float = 1e-8,
+) -> Arrays:  # fmt: skip
+    t = memory["t"] = memory.get("t", 0) + 1
+    n = np.array([np.linalg.norm(one) for one in g])
+    if t < start or t == 1:
+        h = np.full(len(g), min(1.0, absolute / (np.linalg.norm(n) + eps)))
+        memory["gamma"] = np.minimum(memory.get("gamma", np.inf), h * n)
+    else:
+        h = np.minimum(1, relative * np.maximum(memory["gamma"], eps) / np.maximum(n, eps))
+        memory["gamma"] = decay * memory["gamma"] + (1 - decay) * h * n
+    return [one * factor for one, factor in zip(g, h, strict=True)]
+
+
 # wrappers: the gradient at any weights -> the gradient of the step
 
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from trimtab.gradients.ada_gc import AdaGC
 from trimtab.gradients.adaptive_clip import AdaptiveClip
 from trimtab.gradients.autoscale import Autoscale
 from trimtab.gradients.base import GradientTransform
 from trimtab.gradients.centralize import Centralize
 from trimtab.gradients.chain import Chain
 from trimtab.gradients.clip_norm import ClipNorm
+from trimtab.gradients.norm_growth import NormGrowthLimiter
 from trimtab.gradients.perpendicular import PerpendicularGradient
 from trimtab.gradients.z_score import ZScore
+from trimtab.gradients.zclip import ZClip
 
 __all__ = [
+    "AdaGC",
     "AdaptiveClip",
     "Autoscale",
     "Centralize",
     "Chain",
     "ClipNorm",
     "GradientTransform",
+    "NormGrowthLimiter",
     "PerpendicularGradient",
+    "ZClip",
     "ZScore",
 ]

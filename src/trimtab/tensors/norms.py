@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import is_sharded, max_over_shards, sum_over_shards
+from trimtab.tensors.blocks import blocks
 from trimtab.tensors.chunks import BATCH_ON_ACCELERATOR, LEAST_SQUARES, SQUARED
 from trimtab.tensors.passes import by_kind, flat_part, pieces
+from trimtab.tensors.unit_sums import unit_squares
+from trimtab.tensors.units import Item
 
 GATHERED = 1 << 17
 """Elements copied together on a CPU: 512 KiB of float32."""
@@ -58,6 +61,25 @@ def joint_norm(tensors: Sequence[Tensor], owners: Sequence[Tensor] | None = None
         joint = _power(tensors, largest, order).to(device)
     joint = joint.sqrt() if order == 2 else joint.pow(1 / order)
     return joint if largest is None else joint * largest
+
+
+@torch.no_grad()
+def each_norm(tensors: Sequence[Tensor], owners: Sequence[Tensor] | None = None) -> Tensor:
+    """The 2-norm of each tensor; float64, shape (tensors,), on the first's device; one small collective at most.
+
+    Args:
+        tensors: real tensors or the local parts of sharded ones, at least one.
+        owners: the (sharded) tensors that they are parts of.
+
+    Example:
+        >>> each_norm([torch.tensor([3e30, 4e30]), torch.tensor(2.0)])
+        tensor([5.0000e+30, 2.0000e+00], dtype=torch.float64)
+    """
+    device = tensors[0].device
+    squares = torch.zeros(len(tensors), dtype=torch.float64, device=device)
+    for block in blocks([Item(tensor, None) for tensor in tensors]):
+        squares[torch.tensor(block.positions, device=device)] = unit_squares(block.rows).squeeze(1).to(device)
+    return sum_over_shards(squares.unsqueeze(1), tensors if owners is None else owners).squeeze(1).sqrt_()
 
 
 def _power(tensors: Sequence[Tensor], largest: Tensor | None, order: float) -> Tensor:
