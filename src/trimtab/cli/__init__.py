@@ -25,6 +25,7 @@ COMMANDS = {
     "gradients": "how the gradients of tracked runs went: a summary and figures",
     "precision": "train in several number formats; what rounding does to each layer",
     "curvature": "how curved the loss is around finished networks, dense and pruned",
+    "watch": "a page of runs while they train, served on this machine",
     "report": "make the HTML report and the summary of one or more folders",
     "export": "write a finished run as a smaller file, as ONNX or torch.export",
     "push": "share a finished run, pruned: a folder or the Hugging Face Hub",
@@ -45,8 +46,9 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     return (
         f"trimtab {__version__}: small levers on a training run, honest proof that they work\n\n"
-        "usage: trimtab COMMAND ...   (--help: examples; --help-all: all options)\n"
-        "       trimtab --version\n\n" + "\n".join(lines) + f"\n\n{EPILOGUE}\n"
+        "usage: trimtab COMMAND ... (--help: short, --help-all: all); trimtab --version\n\n"
+        + "\n".join(lines)
+        + f"\n\n{EPILOGUE}\n"
     )
 
 

@@ -13,6 +13,12 @@ FILE = "plotly-cartesian.min.js.xz"
 
 
 @cache
+def script_bytes() -> bytes:
+    """The bundle as it is."""
+    return lzma.decompress((resources.files("trimtab.report") / "plotly" / FILE).read_bytes())
+
+
+@cache
 def packed_script() -> str:
     """The bundle, gzipped and in base64: a third of what it is as text; the page unpacks it with DecompressionStream.
 
@@ -21,5 +27,4 @@ def packed_script() -> str:
         >>> b"plotly.js (cartesian - minified) v4" in script, len(packed_script()) < 700_000
         (True, True)
     """
-    packed = (resources.files("trimtab.report") / "plotly" / FILE).read_bytes()
-    return base64.b64encode(gzip.compress(lzma.decompress(packed), 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(script_bytes(), 9, mtime=0)).decode("ascii")

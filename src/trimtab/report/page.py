@@ -35,17 +35,18 @@ def script_json(data: Any) -> Markup:
     return Markup(text.translate(_IN_SCRIPT))
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Of the templates: everything is escaped, a name that is not given is an error."""
+    made = Environment(
         loader=PackageLoader("trimtab.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["script_json"] = script_json
-    environment.filters["swatch"] = lambda look: Markup(swatch(look))
-    return environment
+    made.filters["script_json"] = script_json
+    made.filters["swatch"] = lambda look: Markup(swatch(look))
+    return made
 
 
 def _figure(figure: Figure) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def as_article(
 def write_page(articles: Sequence[dict[str, Any]], title: str, path: Path) -> Path:
     """Write the page of these articles; its figures are drawn by one script."""
     text = (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             studies=articles,

@@ -1,0 +1,1 @@
+"""A page of runs while they train, served on this machine."""
