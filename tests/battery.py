@@ -263,6 +263,13 @@ def wanda() -> tuple[Any, Any]:
     return next(net.parameters()), reference.wanda(weight, inputs, 0.4)
 
 
+def sparse_gpt() -> tuple[Any, Any]:
+    net, (weight,) = layers((6, 9))
+    inputs = numbers(7, 20, 9) * np.arange(1, 10)
+    create("sparse_gpt", net, [torch.from_numpy(part) for part in (inputs[:8], inputs[8:])], 0.4)
+    return next(net.parameters()), reference.sparse_gpt(weight, inputs, 0.4)
+
+
 def of_gradients(name: str, **settings: Any) -> tuple[Any, Any]:
     """The score of a linear layer under the mean squared error, over two batches."""
     net, (weight,) = layers((3, 5))
@@ -381,6 +388,7 @@ PROBES = (
     Probe("compensate", compensate),
     Probe("one_shot", one_shot),
     Probe("wanda", wanda),
+    Probe("sparse_gpt", sparse_gpt),
     Probe("snip", lambda: of_gradients("snip")),
     Probe("taylor", lambda: of_gradients("taylor")),
     Probe("grasp", lambda: of_gradients("grasp", temperature=3.0)),

@@ -399,6 +399,21 @@ def wanda(w: Array, x: Array, sparsity: float) -> Array:
     return np.where(kept, w, 0)
 
 
+def sparse_gpt(w: Array, x: Array, sparsity: float, damping: float = 0.01) -> Array:
+    """One layer, one block: each column by the inverse of the Gram of the columns that are left."""
+    w, gram = w.copy(), x.T @ x
+    gram += damping * gram.diagonal().mean() * np.eye(len(gram))
+    inverses = [np.linalg.inv(gram[i:, i:]) for i in range(len(gram))]
+    score = w**2 / np.array([inverse[0, 0] for inverse in inverses])
+    gone = np.zeros(w.size, bool)
+    gone[np.argsort(score.ravel(), kind="stable")[: math.floor(sparsity * w.size + 0.5)]] = True
+    gone = gone.reshape(w.shape)
+    for i, inverse in enumerate(inverses):
+        w[:, i:] -= np.outer(w[:, i] * gone[:, i] / inverse[0, 0], inverse[0])
+        w[gone[:, i], i] = 0
+    return w
+
+
 def snip(w: Array, batches: Sequence[tuple[Array, Array]]) -> Array:
     """Of a linear layer under the mean squared error."""
     gradient: Array = np.mean([2 * (x @ w.T - y).T @ x / y.size for x, y in batches], axis=0)

@@ -129,6 +129,7 @@ LEVERS = index(
     Entry("snip", "pruning", "trimtab.pruning:Snip", "score: |w g|, sensitivity of the loss to a connection", "1810.02340", card="calibrated-scores"),
     Entry("taylor", "pruning", "trimtab.pruning:Taylor", "score: (w g)^2, first-order change of the loss, of weights or channels", "1906.10771", card="calibrated-scores"),
     Entry("grasp", "pruning", "trimtab.pruning:GraSP", "score: w (*) H g, what keeps the gradient flowing", "2002.07376", card="calibrated-scores"),
+    Entry("sparse_gpt", "pruning", "trimtab.pruning:sparse_gpt", "layer by layer, the weights that stay making up for those that go", "2301.00774"),
     Entry("recalibrate", "pruning", "trimtab.pruning:recalibrate", "BatchNorm statistics estimated anew after pruning", "1907.07684", card="recalibration"),
     Entry("adaptive", "schedule", "trimtab.curricula:Adaptive", "next stage when the loss has stopped falling", "ours", card="curricula"),
     Entry("released", "schedule", "trimtab.curricula:Released", "the rule of the released code of MedCLM", "2510.04477", card="curricula"),

@@ -10,6 +10,7 @@ from trimtab.pruning.recalibration import Recalibration, recalibrate
 from trimtab.pruning.scopes import SCOPES, erk_densities
 from trimtab.pruning.scores import SCORES
 from trimtab.pruning.selection_plan import DEFAULT_RULE
+from trimtab.pruning.sparse_gpt import sparse_gpt
 from trimtab.pruning.wanda import Wanda
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "keep_masks",
     "one_shot",
     "recalibrate",
+    "sparse_gpt",
     "sweep",
 ]

@@ -27,7 +27,7 @@ def input_axis(entry: Entry) -> int:
     return 0 if entry.output_axis == 1 else 1
 
 
-def reason_against(entry: Entry, group: int) -> str | None:
+def reason_without_groups(entry: Entry, group: int) -> str | None:
     """Why `entry` cannot carry the pattern, or None. A ragged end is not padded [ours]: the tensor is left out."""
     if entry.parameter.ndim < 2:
         return "fewer than 2 dimensions: no input axis"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from trimtab.parameters.kinds import check_has_values
 from trimtab.parameters.wrappers import is_sharding_wrapper
 from trimtab.pruning.data_scores import DataScore
 from trimtab.pruning.layer_sparsity import Sparsity, by_layer
-from trimtab.pruning.patterns import input_axis, parse_pattern, reason_against
+from trimtab.pruning.patterns import input_axis, parse_pattern, reason_without_groups
 from trimtab.pruning.propagation import decided_in_turn
 from trimtab.pruning.scopes import IN_GROUPS, ROW, SCOPES, quotas, removed_count
 from trimtab.pruning.scores import Score, checked_score, scores_of
@@ -59,6 +59,7 @@ class SelectionPlan:
         seed: int | torch.Generator,
         keep_first: bool,
         keep_last: bool,
+        reason_against: Callable[[Entry], str | None] | None = None,
     ) -> None:
         self.score, self.pattern, self.seed = checked_score(score), pattern, seed
         self.groups = parse_pattern(pattern)
@@ -86,10 +87,11 @@ class SelectionPlan:
             self._leave_out(max(self.chosen, key=lambda entry: entry.places[1]), "last layer, kept (keep_last)")
         if self.groups is not None:
             for entry in list(self.chosen):
-                if (reason := reason_against(entry, self.groups[1])) is not None:
+                if (reason := reason_without_groups(entry, self.groups[1])) is not None:
                     self._leave_out(entry, reason)
+        judge = self.score.reason_against if isinstance(self.score, DataScore) else reason_against
         for entry in list(self.chosen):
-            reason = self.score.reason_against(entry) if isinstance(self.score, DataScore) else None
+            reason = None if judge is None else judge(entry)
             if self.scope == ROW:
                 reason = reason or no_axis(entry)
             if reason is not None:

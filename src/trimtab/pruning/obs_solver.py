@@ -1,0 +1,128 @@
+"""Optimal brain surgery of one layer, column by column: what SparseGPT does to a weight, given the Gram of its inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from trimtab.pruning.scopes import removed_count
+from trimtab.tensors.selection import kth_threshold, smallest_in_groups, smallest_masks
+
+RAISES = 3
+"""How often the damping is multiplied by ten before a layer is given up."""
+
+
+class RowGrid:
+    """Rounds to `2**bits` even steps between the least and the largest weight of each output row; 0 is one of them.
+
+    The published quantiser: asymmetric, per row, from the weights before pruning.
+    """
+
+    def __init__(self, weight: Tensor, bits: int) -> None:
+        least, most = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
+        empty = (least == 0) & (most == 0)
+        least, most = least.masked_fill(empty, -1), most.masked_fill(empty, 1)
+        self.top = 2**bits - 1
+        self.scale = (most - least) / self.top
+        self.zero = torch.round(-least / self.scale)
+
+    def __call__(self, column: Tensor) -> Tensor:
+        """The nearest steps of a column, one weight of each row."""
+        return self.scale * (torch.clamp(torch.round(column / self.scale) + self.zero, 0, self.top) - self.zero)
+
+
+def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
+    """The upper Cholesky factor of `(gram + damping mean(diagonal) I)^-1`; `gram` is damped in place.
+
+    Where float32 does not reach, the damping is raised tenfold up to three times, and a warning says so.
+
+    Raises:
+        ValueError: not even then.
+    """
+    diagonal = gram.diagonal()
+    mean, plain = diagonal.mean(), diagonal.clone()
+    for raised in range(RAISES + 1):
+        diagonal.copy_(plain + damping * 10**raised * mean)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not int(failed):
+            inverse = torch.cholesky_inverse(factor)
+            _, failed = torch.linalg.cholesky_ex(inverse, upper=True, out=(factor, failed))
+            if not int(failed) and bool(factor.diagonal().isfinite().all()):
+                if raised:
+                    warnings.warn(
+                        f"{name}: the Gram matrix of its inputs is not positive with damping {damping:g}; "
+                        f"{damping * 10**raised:g} was used. More calibration data help",
+                        stacklevel=4,
+                    )
+                return factor
+    raise ValueError(
+        f"{name}: the Gram matrix of its inputs cannot be inverted, not even with damping {damping * 10**RAISES:g}; give more "
+        "calibration data or a larger damping"
+    )
+
+
+def _blocks(columns: int, block: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, columns, block):
+        yield start, min(start + block, columns)
+
+
+def solve_(
+    weight: Tensor,
+    gram: Tensor,
+    *,
+    sparsity: float,
+    groups: tuple[int, int] | None,
+    damping: float,
+    block: int,
+    quantize: int | Callable[[Tensor], Tensor] | None,
+    name: str,
+) -> Tensor:
+    """Prune `weight` (rows, columns) in place, the weights that stay making up for those that go; True where they go.
+
+    Args:
+        weight: float32 or float64.
+        gram: `X'X` of its inputs up to a factor, (columns, columns); used up.
+        sparsity: exactly `floor(sparsity * n + 0.5)` of the n weights go, chosen block by block.
+        groups: (N, M) instead of a sparsity: N of every M columns stay.
+        damping: share of the mean diagonal that is added to it.
+        block: columns that are decided together.
+        quantize: bits, a function of a column, or None.
+        name: of the weight, for errors.
+    """
+    rows, columns = weight.shape
+    dead = gram.diagonal() == 0
+    gram.diagonal().masked_fill_(dead, 1)
+    weight[:, dead] = 0
+    grid = RowGrid(weight, quantize) if isinstance(quantize, int) else quantize
+    factor = inverse_factor(gram, damping, name)
+    gone = torch.zeros_like(weight, dtype=torch.bool)
+    if groups is not None:
+        block = max(block // groups[1], 1) * groups[1]
+    for start, end in _blocks(columns, block):
+        inside = factor[start:end, start:end]
+        spread = inside.diagonal()
+        work = weight[:, start:end].T.contiguous()  # columns are read and changed one after the other
+        errors = torch.empty_like(work)
+        mask = torch.zeros_like(work, dtype=torch.bool)
+        if groups is None:
+            count = removed_count(sparsity, rows * end) - removed_count(sparsity, rows * start)
+            scores = (weight[:, start:end] / spread).square_()
+            (found,) = smallest_masks([scores], *kth_threshold([scores], [count]))
+            mask = found.T.contiguous()
+        for column in range(end - start):
+            if groups is not None and column % groups[1] == 0:
+                part = slice(column, column + groups[1])
+                mask[part] = smallest_in_groups((work[part] / spread[part, None]).square_(), *groups, axis=0)
+            before = work[column]
+            after = before if grid is None else grid(before)
+            after = after.masked_fill(mask[column], 0)
+            torch.div(before - after, spread[column], out=errors[column])
+            work[column:].addr_(inside[column, column:], errors[column], alpha=-1)
+            work[column] = after
+        weight[:, start:end] = work.T
+        gone[:, start:end] = mask.T
+        weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
+    return gone

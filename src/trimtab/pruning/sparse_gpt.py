@@ -1,0 +1,192 @@
+"""SparseGPT: prune layer by layer, the weights that stay making up for those that go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trimtab.checks import one_of, positive, whole
+from trimtab.parameters import Entry, Rule
+from trimtab.pruning.calibration import Calibration, stages
+from trimtab.pruning.layer_inputs import (
+    as_matrix,
+    from_matrix,
+    groups_of,
+    input_rows,
+    reason_against,
+)
+from trimtab.pruning.layer_sparsity import Sparsity
+from trimtab.pruning.obs_solver import solve_
+from trimtab.pruning.pruned import Pruned
+from trimtab.pruning.selection_plan import SelectionPlan
+from trimtab.pruning.undo import Saved, Undo, put_back
+
+
+def _reason(entry: Entry) -> str | None:
+    """Why SparseGPT leaves the entry as it is, or None."""
+    if (reason := reason_against(entry)) is not None:
+        return reason
+    if entry.computed is not None:
+        return "computed from other parameters: only plain weights are changed"
+    return "a grouped convolution: each group has inputs of its own" if groups_of(entry.owners[0]) > 1 else None
+
+
+def sparse_gpt(
+    model: nn.Module,
+    loader: Iterable[Any],
+    sparsity: Sparsity | None = None,
+    *,
+    pattern: str = "unstructured",
+    damping: float = 0.01,
+    block: int = 128,
+    quantize: int | Callable[[Tensor], Tensor] | None = None,
+    by: str = "block",
+    rule: Rule | None = None,
+    keep_first: bool = False,
+    keep_last: bool = False,
+    batches: int | None = None,
+    forward: Callable[[nn.Module, Any], object] | None = None,
+) -> Pruned:
+    """Prune linear layers and convolutions in place by SparseGPT; the weights that stay change too.
+
+    For each layer, with `H = X'X + damping mean(diag X'X) I` of its inputs X and U the upper Cholesky factor of `H^-1`,
+    columns are taken from left to right: `e = (w_i - q_i) / U_ii`, q_i the column with its zeros, and every column to the
+    right loses `e U_i`. Which weights go is decided by `w^2 / U_ii^2`, the smallest ones of each block of columns, or of each
+    group of M just before it is reached. Exactly `floor(sparsity * n + 0.5)` of a layer's n weights go. Layers are taken in
+    the order in which the data reach them, with inputs that the pruned ones before give.
+
+    Args:
+        model: the network; its embeddings, recurrent layers, `nn.MultiheadAttention`, grouped and transposed convolutions
+            stay as they are, with the reason (`Pruned.left_out`).
+        loader: calibration batches, as for `recalibrate`; 128 sequences of 2,048 tokens in the paper. Training data.
+        sparsity: fraction of each layer's weights that goes, or one for each layer by name as in `one_shot`. None with an
+            N:M pattern.
+        pattern: "unstructured", or "N:M": N of every M consecutive weights along the input axis stay.
+        damping: 0.01, as published. Raised tenfold up to three times, with a warning, where float32 does not reach.
+        block: columns decided together; 128, as published.
+        quantize: also round the weights that stay, in the same pass, so that later columns make up for the rounding too:
+            a number of bits (an even grid per output row, as published), or a function that rounds a tensor of weights, such
+            as a partial of `trimtab.precision.quantize`.
+        by: "block" (default, as published): the layers of one transformer block share a pass through the data; "layer": a
+            pass for each layer, and no more than one Gram matrix at a time.
+        rule, keep_first, keep_last: as in `one_shot`.
+        batches: use only the first so many; default all.
+        forward: runs the model on a batch of another form, `forward(model, batch)`.
+
+    Returns:
+        A `Pruned` as of `one_shot`; `undo()` puts every weight back as it was.
+
+    Raises:
+        ValueError: sparsity or another value out of range, NaN weights or inputs, data that never reach a layer (named), an
+            empty loader, nothing to prune, a Gram matrix that cannot be inverted. The model is as it was then.
+
+    Reference:
+        Frantar, Alistarh: SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot, arXiv 2301.00774.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> pruned = sparse_gpt(net, [torch.randn(32, 8)], 0.5)
+        >>> pruned.removed, int((net[0].weight == 0).sum())
+        ({'0.weight': 16, '2.weight': 4}, 16)
+    """
+    positive("damping", damping)
+    whole("block", block, 1)
+    if not callable(quantize) and quantize is not None:
+        whole("quantize", quantize, 1, 16)
+    one_of("by", by, ("layer", "block"))
+    calibration = Calibration(loader, batches, forward)
+    plan = SelectionPlan(
+        model,
+        score="magnitude",
+        scope="layer",
+        pattern=pattern,
+        rule=rule,
+        seed=0,
+        keep_first=keep_first,
+        keep_last=keep_last,
+        reason_against=_reason,
+    )
+    wanted = plan.check_sparsity(sparsity)
+    ordered, once = calibration.order(model, plan.chosen)
+    share = dict(zip(map(id, plan.chosen), wanted, strict=True)) if isinstance(wanted, list) else {}
+    masks: dict[str, Tensor] = {}
+    saved: Saved = [(entry.parameter, entry.parameter.detach().clone()) for entry in plan.chosen]
+    try:
+        for step in stages(model, ordered, by):
+            grams = _grams(calibration, model, step, early=once)
+            for entry in step:
+                fraction = share.get(id(entry), wanted if isinstance(wanted, float) else 0.0)
+                masks[entry.name] = ~_prune_(
+                    entry, grams.pop(id(entry)), plan.groups, fraction, damping=damping, block=block, quantize=quantize
+                )
+    except BaseException:
+        put_back(saved)
+        raise
+    names = [entry.name for entry in plan.chosen]
+    return Pruned(
+        masks={name: masks[name] for name in names},
+        thresholds=dict.fromkeys(names, float("nan")),
+        removed={name: masks[name].numel() - int(masks[name].count_nonzero()) for name in names},
+        prunable=plan.prunable,
+        total=plan.total,
+        left_out=plan.left_out,
+        score="sparse_gpt",
+        scope=plan.scope,
+        pattern=plan.pattern,
+        record=Undo(plan.model, {id(entry.parameter): entry.name for entry in plan.chosen}, saved, []),
+    )
+
+
+def _grams(calibration: Calibration, model: nn.Module, step: list[Entry], *, early: bool) -> dict[int, Tensor]:
+    """`2 / N X'X` of each weight's inputs, in float32 at least, N the samples (the first dimension), as published."""
+    grams: dict[int, Tensor] = {}
+    samples: dict[int, int] = {}
+
+    def take(entry: Entry, owner: nn.Module, inputs: Tensor) -> None:
+        rows = input_rows(owner, inputs)[0]
+        if entry.parameter.dtype == torch.float64:
+            rows = rows.double()
+        if id(entry) not in grams:
+            grams[id(entry)] = rows.new_zeros(rows.shape[1], rows.shape[1])
+        grams[id(entry)].addmm_(rows.T, rows)
+        samples[id(entry)] = samples.get(id(entry), 0) + len(inputs)
+
+    calibration.see(model, step, take, early=early)
+    for entry in step:
+        grams[id(entry)].mul_(2 / samples[id(entry)])
+        if not bool(grams[id(entry)].isfinite().all()):
+            raise ValueError(f"the inputs of {entry.name} hold NaN or infinite values: nothing can be made up for them")
+    return grams
+
+
+@torch.no_grad()
+def _prune_(
+    entry: Entry,
+    gram: Tensor,
+    groups: tuple[int, int] | None,
+    sparsity: float,
+    *,
+    damping: float,
+    block: int,
+    quantize: int | Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """Change the weight in place; True where it went."""
+    matrix = as_matrix(entry, entry.parameter.detach()).to(gram.dtype, copy=True)
+    order: Tensor | None = None
+    if groups is not None and entry.parameter.ndim > 2:  # groups of a convolution run over its input channels
+        channels = entry.parameter.shape[1]
+        order = torch.arange(matrix.shape[1], device=gram.device).view(channels, -1).T.flatten()
+        matrix, gram = matrix[:, order], gram[order][:, order]
+    gone = solve_(
+        matrix, gram, sparsity=sparsity, groups=groups, damping=damping, block=block, quantize=quantize, name=entry.name
+    )
+    if not bool(matrix.isfinite().all()):
+        raise ValueError(f"{entry.name} holds NaN or infinite values after its columns were made up for")
+    if order is not None:
+        back = order.argsort()
+        matrix, gone = matrix[:, back], gone[:, back]
+    entry.parameter.copy_(from_matrix(entry, matrix))
+    return from_matrix(entry, gone)
