@@ -405,7 +405,7 @@ def sparse_gpt(w: Array, x: Array, sparsity: float, damping: float = 0.01) -> Ar
     gram += damping * gram.diagonal().mean() * np.eye(len(gram))
     inverses = [np.linalg.inv(gram[i:, i:]) for i in range(len(gram))]
     score = w**2 / np.array([inverse[0, 0] for inverse in inverses])
-    gone = np.zeros(w.size, bool)
+    gone: Array = np.zeros(w.size, bool)
     gone[np.argsort(score.ravel(), kind="stable")[: math.floor(sparsity * w.size + 0.5)]] = True
     gone = gone.reshape(w.shape)
     for i, inverse in enumerate(inverses):

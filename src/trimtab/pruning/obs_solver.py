@@ -25,13 +25,14 @@ class RowGrid:
         least, most = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)
         empty = (least == 0) & (most == 0)
         least, most = least.masked_fill(empty, -1), most.masked_fill(empty, 1)
-        self.top = 2**bits - 1
+        self.top: float = 2.0**bits - 1
         self.scale = (most - least) / self.top
         self.zero = torch.round(-least / self.scale)
 
     def __call__(self, column: Tensor) -> Tensor:
         """The nearest steps of a column, one weight of each row."""
-        return self.scale * (torch.clamp(torch.round(column / self.scale) + self.zero, 0, self.top) - self.zero)
+        steps = torch.clamp(torch.round(column / self.scale) + self.zero, 0, self.top)
+        return self.scale.mul(steps - self.zero)
 
 
 def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
@@ -43,6 +44,7 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
         ValueError: not even then.
     """
     diagonal = gram.diagonal()
+    factor: Tensor
     mean, plain = diagonal.mean(), diagonal.clone()
     for raised in range(RAISES + 1):
         diagonal.copy_(plain + damping * 10**raised * mean)
