@@ -263,6 +263,13 @@ def wanda() -> tuple[Any, Any]:
     return next(net.parameters()), reference.wanda(weight, inputs, 0.4)
 
 
+def owl() -> tuple[Any, Any]:
+    net, weights = layers((7, 9), (30, 7), (4, 30))
+    inputs = numbers(7, 20, 9)
+    found = create("owl", net, [torch.from_numpy(inputs)], 0.6, outlier=2.0, by="layer")
+    return list(found.values()), reference.owl(weights, inputs, 0.6, 2.0, 0.08)
+
+
 def sparse_gpt() -> tuple[Any, Any]:
     net, (weight,) = layers((6, 9))
     inputs = numbers(7, 20, 9) * np.arange(1, 10)
@@ -389,6 +396,7 @@ PROBES = (
     Probe("one_shot", one_shot),
     Probe("wanda", wanda),
     Probe("sparse_gpt", sparse_gpt),
+    Probe("owl", owl),
     Probe("snip", lambda: of_gradients("snip")),
     Probe("taylor", lambda: of_gradients("taylor")),
     Probe("grasp", lambda: of_gradients("grasp", temperature=3.0)),

@@ -399,6 +399,17 @@ def wanda(w: Array, x: Array, sparsity: float) -> Array:
     return np.where(kept, w, 0)
 
 
+def owl(w: Arrays, x: Array, sparsity: float, outlier: float, spread: float) -> Arrays:
+    """Of linear layers in a row, each for itself."""
+    ratios, sizes = [], np.array([one.size for one in w])
+    for one in w:
+        score = np.abs(one) * np.linalg.norm(x, axis=0)
+        ratios.append((score > outlier * score.mean()).mean())
+        x = x @ one.T
+    share = (np.array(ratios) - min(ratios)) / (max(ratios) - min(ratios)) * 2 * spread
+    return list(sparsity + (share * sizes).sum() / sizes.sum() - share)
+
+
 def sparse_gpt(w: Array, x: Array, sparsity: float, damping: float = 0.01) -> Array:
     """One layer, one block: each column by the inverse of the Gram of the columns that are left."""
     w, gram = w.copy(), x.T @ x

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.pruning.nets import Small, Tied, bits
 from trimtab.parameters import PRUNABLE, Entry, Rule, select
-from trimtab.pruning import GraSP, Snip, Taylor, Wanda, one_shot, sweep
+from trimtab.pruning import GraSP, Snip, Taylor, Wanda, one_shot, owl, sparse_gpt, sweep
 from trimtab.pruning.calibration import Calibration, stages
 from trimtab.pruning.layer_inputs import as_matrix, from_matrix, input_rows
 
@@ -403,3 +403,19 @@ def test_wrong_sparsities_by_name(sparsity: dict[str, float], more: dict[str, An
     with pytest.raises(ValueError, match=message):
         one_shot(net, sparsity, **more)
     assert bits(net) == before
+
+
+def test_layers_with_outliers_stay_denser() -> None:
+    net, data = Tower(3, 8), [torch.randn(60, 6)]
+    with torch.no_grad():
+        net.blocks[1].up.weight[:, 0] *= 60
+    before = bits(net)
+    shares = owl(net, data, 0.6)
+    assert bits(net) == before
+    assert shares["blocks.1.up.weight"] == shares["blocks.1.down.weight"] == min(shares.values())
+    assert max(shares.values()) - min(shares.values()) == pytest.approx(2 * 0.08)
+    for pruned in (one_shot(net, shares, score=Wanda(data)), sparse_gpt(net, data, shares)):
+        assert pruned.sparsity == pytest.approx(0.6, abs=0.04)  # rows are rounded
+        assert pruned.removed["blocks.1.up.weight"] < pruned.removed["blocks.0.up.weight"]
+    with pytest.raises(ValueError, match=r"smaller spread than 0\.5"):
+        owl(net, data, 0.9, spread=0.5)

@@ -5,6 +5,7 @@ from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.one_shot import one_shot, sweep
+from trimtab.pruning.owl import owl
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.recalibration import Recalibration, recalibrate
 from trimtab.pruning.scopes import SCOPES, erk_densities
@@ -29,6 +30,7 @@ __all__ = [
     "erk_densities",
     "keep_masks",
     "one_shot",
+    "owl",
     "recalibrate",
     "sparse_gpt",
     "sweep",

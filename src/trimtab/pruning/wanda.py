@@ -77,9 +77,13 @@ class Wanda(DataScore):
         """Why no inputs of the entry are seen, or None."""
         return reason_against(entry)
 
-    @torch.no_grad()
     def of(self, model: nn.Module, chosen: Sequence[Entry], *, early: bool = False) -> list[Tensor]:
         """`|W| ||X||` of each weight's shape."""
+        norms = self.norms(model, chosen, early=early)
+        return [self.scored(entry, norms[id(entry)]) for entry in chosen]
+
+    def norms(self, model: nn.Module, chosen: Sequence[Entry], *, early: bool = False) -> dict[int, Tensor]:
+        """`||X_j||_2` of each weight's columns, (groups, columns) in float64, by the entry's id."""
         squares: dict[int, Tensor] = {}
 
         def take(entry: Entry, owner: nn.Module, inputs: Tensor) -> None:
@@ -87,15 +91,17 @@ class Wanda(DataScore):
             squares[id(entry)] = squares[id(entry)].add_(found) if id(entry) in squares else found
 
         self.calibration.see(model, chosen, take, early=early)
-        scores = []
         for entry in chosen:
-            norms = squares.pop(id(entry)).sqrt_()
-            if not bool(norms.isfinite().all()):
+            if not bool(squares[id(entry)].sqrt_().isfinite().all()):
                 raise ValueError(
                     f"the inputs of {entry.name} hold NaN or infinite values: its scores would mean nothing"
                 )
-            matrix = as_matrix(entry, entry.parameter.detach())
-            wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-            rows = matrix.to(wide).abs().reshape(groups_of(entry.owners[0]), -1, matrix.shape[1])
-            scores.append(from_matrix(entry, (rows * norms.to(wide).unsqueeze(1)).flatten(0, 1)))
-        return scores
+        return squares
+
+    @torch.no_grad()
+    def scored(self, entry: Entry, norms: Tensor) -> Tensor:
+        """`|W| ||X||` of one weight."""
+        matrix = as_matrix(entry, entry.parameter.detach())
+        wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        rows = matrix.to(wide).abs().reshape(groups_of(entry.owners[0]), -1, matrix.shape[1])
+        return from_matrix(entry, (rows * norms.to(wide).unsqueeze(1)).flatten(0, 1))
