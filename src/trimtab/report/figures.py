@@ -130,7 +130,7 @@ def save_figures(
         ValueError: a name or a format that there is not.
         ImportError: matplotlib (extra `figure-files`) is not installed.
     """
-    from trimtab.report.paper import drawn, written
+    from trimtab.report.paper import drawn, written  # matplotlib is an extra, and slow to import
 
     found = {name: one for name, one in drawings(study).items() if all(t["type"] != "surface" for t in one["data"])}
     wanted = list(found if names is None else names)
