@@ -199,6 +199,16 @@ def test_other_usage_errors_are_still_said(capsys: pytest.CaptureFixture[str]) -
     assert "--var.strenght" in capsys.readouterr().err
 
 
+def test_prune_by_wanda_with_the_runs_own_training_data(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(study / "runs/var/seed1")
+    words = ["prune", run, "--sparsities", "0.6", "--score", "wanda", "--split", "validation", "--json"]
+    for scope in ("row", "global"):
+        assert main([*words, "--scope", scope]) == 0
+        rows = [row for row in json.loads(capsys.readouterr().out)["rows"] if row["score"] == "wanda"]
+        assert {row["scope"] for row in rows} == {scope}
+        assert {round(row["sparsity"], 1) for row in rows} == {0.0, 0.6}
+
+
 def test_prune_with_other_settings_leaves_what_reports_read(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = study / "runs/sgd/seed0"
     before = (run / "pruning-test.json").read_bytes()

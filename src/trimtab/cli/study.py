@@ -18,6 +18,7 @@ from trimtab.studies import statistics
 from trimtab.studies.comparison import Outcome, compare, run_folders
 from trimtab.studies.plan import in_words, planned_runs
 from trimtab.studies.prune_run import Split
+from trimtab.studies.pruning_score import pruning_choice
 from trimtab.studies.records import Records, RunRecord
 from trimtab.studies.summary import Cost, Latency, Summary
 from trimtab.studies.variants import Variant, safe_name
@@ -157,7 +158,7 @@ def write_best(folder: Path, out: Path, records: Path | None = None) -> str:
     model = trained_model(source, data)
     section = recipe.pruning
     wanted = sparsity if section.pattern == "unstructured" else None
-    one_shot(model, wanted, score=section.score, scope=section.scope, pattern=section.pattern, seed=recipe.seed)
+    one_shot(model, wanted, **pruning_choice(recipe, data))
     recalibrate(model, batches_of(recipe, data, "train").sample(recipe.pruning.recalibrate_batches, recipe.seed))
     file = out / f"{recipe.name}-{safe_name(method)}-{100 * sparsity:.4g}.safetensors"
     report = save_sparse(model, file, metadata={"method": method, "seed": str(seed), "recipe": recipe.name})

@@ -84,14 +84,14 @@ class Pruning(Section):
         default=(0.5, 0.7, 0.8, 0.9, 0.95, 0.98), min_length=1
     )
     """Fractions of the prunable weights to remove; the dense network is always measured too."""
-    score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
-    """What is small."""
-    scope: Literal["global", "layer", "erk"] = "global"
-    """Where it is compared."""
+    score: Literal["magnitude", "layer_magnitude", "random", "wanda"] = "magnitude"
+    """What is small; wanda looks at training batches as well (recalibrate-batches of them)."""
+    scope: Literal["global", "layer", "erk", "row"] = "global"
+    """Where it is compared; row: inside each output row, as Wanda is published."""
     pattern: str = "unstructured"
     """unstructured, or N:M such as 2:4 (which fixes the sparsity)."""
     recalibrate_batches: PositiveInt = 20
-    """Training batches for re-estimating BatchNorm statistics."""
+    """Training batches for re-estimating BatchNorm statistics, and for wanda."""
     finetune: int = Field(default=0, ge=0)
     """Also train each pruned network on for so many epochs, the removed weights kept at zero; 0 for not."""
     finetune_rate: PositiveFloat = 0.1

@@ -29,6 +29,7 @@ from trimtab.runs.run_folder import RunFolder, changed
 from trimtab.runs.sections import Pruning
 from trimtab.studies.documents import Record
 from trimtab.studies.fine_tuning import fine_tune
+from trimtab.studies.pruning_score import pruning_choice
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.summary import Histogram, Row, Storage
 from trimtab.studies.variants import run_label
@@ -238,9 +239,8 @@ def prune_run(
             if section.finetune and not control:
                 add_fine_tuned({}, sparsity=0.0, sparsity_total=0.0, **chosen)
             sparsities = section.sparsities if section.pattern == "unstructured" else (None,)
-            for pruned in pruning.sweep(
-                model, sparsities, score=score, scope=scope, pattern=section.pattern, seed=recipe.seed
-            ):
+            choice = pruning_choice(recipe, data, score=score, scope=scope, device=device)
+            for pruned in pruning.sweep(model, sparsities, **choice):
                 note(f"{score}/{scope} {sparsity_label(pruned.sparsity)}")
                 left_out = {entry.name: reason for entry, reason in pruned.left_out}
                 stored: StoreReport | None = None

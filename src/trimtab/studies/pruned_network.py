@@ -9,6 +9,7 @@ from torch import nn
 from trimtab import datasets, pruning
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.pruning_score import pruning_choice
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,7 @@ def pruned_network(
     wanted = 0.9 if sparsity is None and section.pattern == "unstructured" else sparsity
     if wanted == 0:
         return PrunedNetwork(model, 0.0, data)
-    reached = pruning.one_shot(
-        model, wanted, score=section.score, scope=section.scope, pattern=section.pattern, seed=recipe.seed
-    ).sparsity
+    reached = pruning.one_shot(model, wanted, **pruning_choice(recipe, data)).sparsity
     if recalibrate:
         pruning.recalibrate(model, batches_of(recipe, data, "train").sample(section.recalibrate_batches, recipe.seed))
     return PrunedNetwork(model, reached, data)

@@ -26,8 +26,8 @@ class Row(Record):
         ge=0, le=1, description="fraction of the prunable weights that is zero; 0 is the dense network"
     )
     sparsity_total: float = Field(description="fraction of all parameters that is zero")
-    score: Literal["magnitude", "layer_magnitude", "random"] = "magnitude"
-    scope: Literal["global", "layer", "erk"] = "global"
+    score: Literal["magnitude", "layer_magnitude", "random", "wanda"] = "magnitude"
+    scope: Literal["global", "layer", "erk", "row"] = "global"
     recalibrated: bool = Field(description="BatchNorm statistics re-estimated on training batches after pruning")
     finetuned: int = Field(
         default=0,

@@ -39,6 +39,7 @@ from trimtab.studies.curvature.records import (
     PrunedAccuracy,
 )
 from trimtab.studies.prune_run import Split, pruned_file, read_pruned
+from trimtab.studies.pruning_score import pruning_choice
 from trimtab.studies.summary import Row
 from trimtab.studies.variants import run_label, safe_name
 
@@ -118,7 +119,8 @@ class MeasuredRun:
         if not sparsity:
             yield False
             return
-        sweep = pruning.sweep(self.model, (sparsity,), score=section.score, scope=section.scope, seed=self.recipe.seed)
+        choice = pruning_choice(self.recipe, self.data, device=self._device) | {"pattern": "unstructured"}
+        sweep = pruning.sweep(self.model, (sparsity,), **choice)
         with closing(sweep):
             next(sweep)
             normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
