@@ -118,6 +118,12 @@ MUON: dict[str, Any] = {
     "sparse": RIGHT, "complex": LEFT_OUT, "loose": 4e-3, "joint": True,
     "sharded": "orthogonalises whole matrices and does not take sharded weights",
 }  # fmt: skip
+DENSE_STEPS: dict[str, Any] = {
+    "sparse": r"acts on dense gradients, that of parameter 0 of group 0 has layout torch\.sparse_coo",
+    "complex": r"acts on real parameters, parameter 0 of group 0 is torch\.complex128",
+}
+ADAMS: dict[str, Any] = {**DENSE_STEPS, "other": {"half": {"betas": (0.9, 0.9), "eps": 1e-3}}}
+JUDGED = "judges whole tensors and does not take sharded weights"
 ROWS = (
     Row("sgd", reference.sgd, {"weight_decay": 0.01}, sparse=RIGHT, complex=RIGHT, other={"sparse": {"weight_decay": 0.0}}),
     Row("sgd", reference.sgd, {"nesterov": True}, "nesterov", sparse=r"add\(sparse, dense\) is not supported", complex=RIGHT),
@@ -125,6 +131,13 @@ ROWS = (
         other={"half": {"betas": (0.9, 0.9), "eps": 1e-3}}),
     Row("muon", reference.muon, {"lr": 0.01, "weight_decay": 0.1, "sgd_lr": 0.05}, **MUON),
     Row("muon", reference.muon, {"ns_steps": 3, "momentum": 0.6, "renormalize": True}, "renormalized", **MUON),
+    Row("diffgrad", reference.diffgrad, {"lr": 0.01, "weight_decay": 0.1}, **ADAMS),
+    Row("diffgrad", reference.diffgrad, {"lr": 0.01, "weight_decay": 0.1, "decoupled": True}, "decoupled", **ADAMS),
+    Row("adamp", reference.adamp, {"lr": 0.01, "weight_decay": 0.1, "delta": 2.0}, **ADAMS, sharded=JUDGED),
+    Row("adamp", reference.adamp, {"lr": 0.01, "weight_decay": 0.1, "delta": 0.4, "nesterov": True}, "nesterov", **ADAMS,
+        sharded=JUDGED),
+    *(Row("sgdp", reference.sgdp, {"momentum": 0.9, "weight_decay": 0.01, "delta": 2.0, **more}, label, **DENSE_STEPS,
+          sharded=JUDGED) for label, more in (("", {}), ("nesterov", {"nesterov": True, "dampening": 0.1}))),
     Row("sam", reference.sam, {"rho": 0.2}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("asam", reference.asam, {"rho": 0.5, "eta": 0.02}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("cram", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),

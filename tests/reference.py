@@ -262,6 +262,61 @@ def adamw(
     ]
 
 
+def diffgrad(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+    weight_decay: float = 0.0, decoupled: bool = False,
+) -> Arrays:  # fmt: skip
+    (b1, b2), t = betas, memory.get("t", 0) + 1
+    off = lr * weight_decay if decoupled else 0.0
+    g = g if decoupled else [b + weight_decay * a for a, b in zip(w, g, strict=True)]
+    m, v, old = (memory.get(name, [0 * one for one in w]) for name in ("m", "v", "old"))
+    m = [b1 * a + (1 - b1) * b for a, b in zip(m, g, strict=True)]
+    v = [b2 * a + (1 - b2) * b**2 for a, b in zip(v, g, strict=True)]
+    xi = [1 / (1 + np.exp(-np.abs(a - b))) for a, b in zip(old, g, strict=True)]
+    memory |= {"t": t, "m": m, "v": v, "old": g}
+    size = lr * math.sqrt(1 - b2**t) / (1 - b1**t)
+    return [(1 - off) * a - size * x * b / (np.sqrt(c) + eps) for a, b, c, x in zip(w, m, v, xi, strict=True)]
+
+
+def perpendicular_step(w: Array, g: Array, u: Array, delta: float, wd_ratio: float, eps: float) -> tuple[Array, float]:
+    """Of AdamP and SGDP: the step u, projected where w is scale-invariant by its gradient, and the factor of its decay."""
+    for shape in ((len(w), -1), (1, -1)) if w.ndim > 1 else ():
+        a, b, c = (one.reshape(shape) for one in (w, g, u))
+        norms = np.linalg.norm(a, axis=1, keepdims=True)
+        cosine = np.abs((a * b).sum(1)) / np.maximum(norms[:, 0] * np.linalg.norm(b, axis=1), eps)
+        if cosine.max() < delta / math.sqrt(a.shape[1]):
+            unit = a / (norms + eps)
+            return (c - unit * (unit * c).sum(1, keepdims=True)).reshape(w.shape), wd_ratio
+    return u, 1.0
+
+
+def adamp(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+    weight_decay: float = 0.0, delta: float = 0.1, wd_ratio: float = 0.1, nesterov: bool = False,
+) -> Arrays:  # fmt: skip
+    (b1, b2), t = betas, memory.get("t", 0) + 1
+    m, v = (memory.get(name, [0 * one for one in w]) for name in ("m", "v"))
+    m = [b1 * a + (1 - b1) * b for a, b in zip(m, g, strict=True)]
+    v = [b2 * a + (1 - b2) * b**2 for a, b in zip(v, g, strict=True)]
+    memory |= {"t": t, "m": m, "v": v}
+    above = [b1 * a + (1 - b1) * b for a, b in zip(m, g, strict=True)] if nesterov else m
+    u = [a / (np.sqrt(b / (1 - b2**t)) + eps) for a, b in zip(above, v, strict=True)]
+    found = [perpendicular_step(*three, delta, wd_ratio, eps) for three in zip(w, g, u, strict=True)]
+    return [(1 - lr * weight_decay * r) * a - lr / (1 - b1**t) * s for a, (s, r) in zip(w, found, strict=True)]
+
+
+def sgdp(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 0.1, momentum: float = 0.0, dampening: float = 0.0,
+    weight_decay: float = 0.0, delta: float = 0.1, wd_ratio: float = 0.1, eps: float = 1e-8, nesterov: bool = False,
+) -> Arrays:  # fmt: skip
+    old = memory.get("b", [0 * one for one in w])
+    b = memory["b"] = [momentum * c + (1 - dampening) * d for c, d in zip(old, g, strict=True)]
+    u = [d + momentum * c for c, d in zip(b, g, strict=True)] if nesterov else b
+    found = [perpendicular_step(*three, delta, wd_ratio, eps) for three in zip(w, g, u, strict=True)]
+    off = lr * weight_decay / (1 - momentum)
+    return [(1 - off * r) * a - lr * s for a, (s, r) in zip(w, found, strict=True)]
+
+
 # after the step: weights before it, weights that the optimizer left -> weights; in `memory` its momentum "v"
 
 

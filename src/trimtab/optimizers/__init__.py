@@ -1,9 +1,11 @@
-"""Optimizers that take two gradients per step, as wrappers of any `torch.optim` optimizer; Muon with SGD for the rest."""
+"""Optimizers that take two gradients per step, as wrappers of any `torch.optim` optimizer; Muon, DiffGrad, AdamP, SGDP."""
 
 from trimtab.optimizers.asam import ASAM
 from trimtab.optimizers.cram import CrAM
+from trimtab.optimizers.diffgrad import DiffGrad
 from trimtab.optimizers.muon import Muon
+from trimtab.optimizers.projected import SGDP, AdamP
 from trimtab.optimizers.sam import SAM
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 
-__all__ = ["ASAM", "CrAM", "Muon", "SAM", "TwoPassOptimizer"]
+__all__ = ["ASAM", "AdamP", "CrAM", "DiffGrad", "Muon", "SAM", "SGDP", "TwoPassOptimizer"]

@@ -1,0 +1,117 @@
+"""What plain optimizers of this room share: torch's conventions around one formula for lists of tensors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trimtab.checks import below_one, flag, non_negative
+from trimtab.collectives import local_part
+
+Lists = dict[str, list[Tensor]]
+
+
+def learning_rate(lr: Any) -> float | Tensor:
+    """`lr`, 0 or more: a number, or a tensor of one element as torch's schedulers and `torch.compile` take it."""
+    if isinstance(lr, Tensor) and lr.numel() == 1:
+        non_negative("lr", lr.item())
+        return lr
+    return non_negative("lr", lr)
+
+
+def two_decays(betas: Any) -> tuple[float, float]:
+    """Two decay rates, each in [0, 1)."""
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas!r}")
+    return below_one("betas[0]", betas[0]), below_one("betas[1]", betas[1])
+
+
+class ForeachOptimizer(torch.optim.Optimizer):
+    """An optimizer whose formula takes lists of tensors of one device, dtype and step at once.
+
+    A subclass names its states and writes `update`. Groups may set every default of their own; `foreach` False takes one tensor
+    at a time (None and True: all together), `maximize` turns the gradients round. States are torch's: a `step` for each
+    parameter, tensors like the parameter.
+    """
+
+    held: ClassVar[tuple[str, ...]] = ()
+    """Names of the states, tensors of zeros like the parameter before the first step."""
+
+    def __init__(
+        self, params: Iterable[Any], defaults: dict[str, Any], *, foreach: bool | None, maximize: bool
+    ) -> None:
+        if foreach is not None:
+            flag("foreach", foreach)
+        super().__init__(params, {**defaults, "foreach": foreach, "maximize": flag("maximize", maximize)})
+
+    @abstractmethod
+    def update(
+        self,
+        group: dict[str, Any],
+        step: int,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: Lists,
+        owners: Sequence[Tensor],
+    ) -> None:
+        """Change `params` and `states` in place; `grads` is not to be changed. `owners` are the parameters themselves."""
+
+    def state_names(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Those of `held` that this group needs."""
+        return self.held
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; returns what the closure gave."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for number, group in enumerate(self.param_groups):
+            names = self.state_names(group)
+            for step, owners in self._alike(number, group, names).items():
+                together = [[owner] for owner in owners] if group["foreach"] is False else [owners]
+                for some in together:
+                    grads = [local_part(owner.grad) for owner in some if owner.grad is not None]
+                    if group["maximize"]:
+                        grads = list(torch._foreach_neg(grads))
+                    states = {name: [local_part(self.state[owner][name]) for owner in some] for name in names}
+                    self.update(group, step[0], [local_part(owner) for owner in some], grads, states, some)
+        return loss
+
+    def _alike(self, number: int, group: dict[str, Any], names: Sequence[str]) -> dict[tuple[Any, ...], list[Tensor]]:
+        """Parameters with a gradient by (step, device, dtype); their steps are counted here."""
+        found: dict[tuple[Any, ...], list[Tensor]] = {}
+        steps = []
+        for place, owner in enumerate(group["params"]):
+            if owner.grad is None:
+                continue
+            if owner.is_complex() or owner.grad.layout is not torch.strided:
+                self._refuse(number, place, group)
+            memory = self.state[owner]
+            if not memory:
+                memory["step"] = torch.zeros((), dtype=torch.float32)
+                memory.update({name: torch.zeros_like(owner, memory_format=torch.preserve_format) for name in names})
+            steps.append(memory["step"])
+            key = int(memory["step"].item()) + 1, owner.device, owner.dtype
+            found.setdefault(key, []).append(owner)
+        if steps:
+            torch._foreach_add_(steps, 1.0)
+        return found
+
+    def _refuse(self, number: int, place: int, group: dict[str, Any]) -> None:
+        parameter = group["params"][place]
+        name = group["param_names"][place] if "param_names" in group else f"parameter {place} of group {number}"
+        if parameter.is_complex():
+            raise TypeError(
+                f"{type(self).__name__} acts on real parameters, {name} is {parameter.dtype}: a step by components would "
+                "depend on the phase; give it to another optimizer"
+            )
+        raise TypeError(
+            f"{type(self).__name__} acts on dense gradients, that of {name} has layout {parameter.grad.layout}; build the "
+            "layer with sparse=False"
+        )
