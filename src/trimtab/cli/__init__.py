@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "write a finished run as a smaller file, as ONNX or torch.export",
     "push": "share a finished run, pruned: a folder or the Hugging Face Hub",
     "pull": "take a shared run over as a run folder",
+    "compress": "write a finished run into few bytes: zeros, bits, entropy code",
     "medclm": "questions for vision-language models, from boxes and organ masks",
     "list": "list levers, models, datasets, recipes",
     "show": "one lever: what it does, formula, settings, source, card",

@@ -1,5 +1,7 @@
 """What the pruned network becomes: a smaller file, a faster layer where one is to be had, an exported graph."""
 
+from trimtab.deploy.compact_file import load_compact, save_compact
+from trimtab.deploy.compact_report import CompactReport, CompactRow
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.export import export_onnx, export_program
 from trimtab.deploy.latency import BreakEven, break_even, measure_linear
@@ -12,6 +14,8 @@ from trimtab.deploy.verdict import VerdictRow, verdict
 
 __all__ = [
     "BreakEven",
+    "CompactReport",
+    "CompactRow",
     "Comparison",
     "CsrLinear",
     "LinearRow",
@@ -22,8 +26,10 @@ __all__ = [
     "break_even",
     "export_onnx",
     "export_program",
+    "load_compact",
     "load_sparse",
     "measure_linear",
+    "save_compact",
     "save_sparse",
     "sparse_metadata",
     "to_sparse_linear",

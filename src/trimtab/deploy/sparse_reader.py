@@ -74,7 +74,7 @@ def _decode(index: Index, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state | {alias: state[name] for alias, name in index.aliases.items()}
 
 
-def _names_in_model(index: Index, extra: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
+def names_in_model(index: Index, extra: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
     """Name in the file -> name in the network, when names, shapes and dtypes are its own; before anything is copied."""
     held = {row.name: row for row in index.rows}
     held |= {alias: held[name] for alias, name in index.aliases.items()}
@@ -139,7 +139,7 @@ def load_sparse(
         index = read_index(entries["index"])
         _check_sizes(index, entries, limit)
         if model is not None:
-            names = _names_in_model(index, extra, model)
+            names = names_in_model(index, extra, model)
         state: dict[str, Any] = {**_decode(index, entries), **extra}
     except ValueError as error:
         raise ValueError(f"could not read {path}: {error}") from error

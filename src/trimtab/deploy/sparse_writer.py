@@ -38,7 +38,7 @@ from trimtab.parameters.wrappers import own_state
 Source = nn.Module | Mapping[str, Tensor]
 
 
-def _tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def tensors_of(source: Source) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of `source` and the extra states in it, checked; a model's by its own names, without wrappers."""
     if isinstance(source, nn.Module) and (packed := [name for name, _, _ in packed_weights(source)]):
         raise TypeError(f"{packed[0]} is of a quantised layer, which packs it; save the model before it is quantised")
@@ -68,7 +68,7 @@ def _tensors(source: Source) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state, extra
 
 
-def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+def aliases_in(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Names of tensors that are the same memory as an earlier one."""
     first: dict[tuple[object, ...], str] = {}
     aliases = {}
@@ -138,7 +138,7 @@ def _gzip_bytes(state: Mapping[str, Tensor], names: list[str]) -> int:
     return len(gzip.compress(content, compresslevel=6, mtime=0))
 
 
-def _file_content(entries: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+def file_content(entries: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     """The bytes of a safetensors file; ValueError when its header is larger than safetensors reads back."""
     advice = (
         f"safetensors reads back a header of at most {HEADER_LIMIT} bytes; keep long metadata in a file of their own"
@@ -203,8 +203,8 @@ def save_sparse(
     for key, value in user.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
-    state, extra = _tensors(source)
-    aliases = _aliases(state)
+    state, extra = tensors_of(source)
+    aliases = aliases_in(state)
     held = [name for name in state if name not in aliases]
     packed = {name: _pack(name, state[name], drop_negative_zeros=drop_negative_zeros) for name in held}
 
@@ -216,7 +216,7 @@ def save_sparse(
     entries = {f"values.{dtype}": torch.cat(parts) for dtype, parts in values.items()}
     entries |= {"index": write_index(Index(rows, aliases)), "positions": torch.from_numpy(codes)}
     sha256 = content_hash(entries, user, extra)
-    content = _file_content(entries, write_metadata(sha256, user, extra))
+    content = file_content(entries, write_metadata(sha256, user, extra))
     path = Path(path)
     replace_atomically(path, lambda temporary: temporary.write_bytes(content))
 

@@ -29,6 +29,7 @@ from torch import Tensor
 VERSION = 2
 EXTRA_STATE = "_extra_state"  # how torch's state dicts end the key of what `get_extra_state` gave
 METADATA_KEY = "trimtab.sparse"
+COMPACT_KEY = "trimtab.compact"
 INDEX_LIMIT = 16 * 2**20
 HEADER_LIMIT = 100_000_000  # bytes of a header that safetensors reads
 
@@ -184,12 +185,14 @@ def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str], extra: 
     return digest.hexdigest()
 
 
-def write_metadata(sha256: str, user: Mapping[str, str], extra: Mapping[str, Any] | None = None) -> dict[str, str]:
+def write_metadata(
+    sha256: str, user: Mapping[str, str], extra: Mapping[str, Any] | None = None, *, compact: bool = False
+) -> dict[str, str]:
     """The metadata of the safetensors header: one key, so that equal content gives equal bytes."""
     fields: dict[str, Any] = {"version": 1, "sha256": sha256, "metadata": dict(user)}
     if extra:
-        fields |= {"version": 2, "extra": dict(extra)}
-    return {METADATA_KEY: json.dumps(fields, sort_keys=True)}
+        fields |= {"version": 1 if compact else 2, "extra": dict(extra)}
+    return {COMPACT_KEY if compact else METADATA_KEY: json.dumps(fields, sort_keys=True)}
 
 
 def read_metadata(metadata: Mapping[str, str] | None) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -199,6 +202,8 @@ def read_metadata(metadata: Mapping[str, str] | None) -> tuple[str, dict[str, st
         ValueError: not a sparse file, written by a newer version, or damaged.
     """
     if not metadata or METADATA_KEY not in metadata:
+        if metadata and COMPACT_KEY in metadata:
+            raise ValueError("it is a compact file; load_compact reads it")
         raise ValueError(f"no {METADATA_KEY!r} in its metadata; was it written by save_sparse?")
     try:
         fields: Any = json.loads(metadata[METADATA_KEY])

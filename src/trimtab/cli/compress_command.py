@@ -1,0 +1,205 @@
+"""`trimtab compress`: a finished run as a file of few bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+import tyro
+from rich.table import Table
+from torch import Tensor, nn
+
+from trimtab import deploy, pruning
+from trimtab.cli.arguments import Output, parse
+from trimtab.cli.console import console, errors, print_json
+from trimtab.datasets import DataSet
+from trimtab.deploy.store_format import COMPACT_KEY, METADATA_KEY
+from trimtab.runs.evaluation import evaluate
+from trimtab.runs.loading import batches_of, load_data, trained_model
+from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.variants import safe_name
+
+UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+IMAGES = 2000
+"""Training images on which the loss is measured for the choice."""
+
+
+@dataclass(frozen=True)
+class CompressArguments:
+    """Prunes, quantises and entropy-codes a copy of a finished run's network into one small file; zeros and bits of
+    each weight are chosen by what they cost the loss.
+
+    Examples:
+        trimtab compress runs/digits/sgd/seed0 --budget 10kB
+        trimtab compress runs/digits/sgd/seed0 --max-drop 0.5
+        trimtab compress network.safetensors --bits 4 --sparsity 0.8
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A finished run folder, or a safetensors file of weights (plain or sparse; no data to measure on, then)."""
+    budget: str | None = None
+    """Largest size of the file: bytes, or with kB, MB, KiB, MiB."""
+    max_drop: float | None = None
+    """Most that the accuracy may fall, in percentage points; default 1 where nothing else is asked."""
+    bits: tuple[int, ...] = ()
+    """Bits that a weight may get, 1 to 16; default 2 to 8. One: for all weights."""
+    sparsity: tuple[float, ...] = ()
+    """Sparsities that a weight may get; default 0 to 0.98. One: for all weights."""
+    recalibrate: bool = True
+    """Re-estimate BatchNorm statistics on training images."""
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    """The file; default RUN/export/NAME-compact.safetensors, and NAME-compact.safetensors beside a file."""
+    root: str | None = None
+    """Where the data lie, if not where the recipe says."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def byte_count(text: str) -> int:
+    """Bytes of a size such as 100kB.
+
+    Raises:
+        ValueError: no such size.
+
+    Example:
+        >>> byte_count("100kB"), byte_count("1.5 MiB"), byte_count("4096")
+        (100000, 1572864, 4096)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if found is None or found[2] not in UNITS or float(found[1]) * UNITS[found[2]] < 1:
+        raise ValueError(f"--budget must be a size such as 100kB, 1.5MB or 4096 (bytes), got {text!r}")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def _state_of(file: Path) -> dict[str, Any]:
+    """The tensors of a plain or sparse safetensors file."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            keys = opened.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{file} is no run folder and no safetensors file ({error})") from error
+    if COMPACT_KEY in keys:
+        raise ValueError(f"{file} is a compact file already; compress the network that it was made from")
+    return deploy.load_sparse(file) if METADATA_KEY in keys else safetensors.torch.load_file(file)
+
+
+class _Measured:
+    """What a finished run says of a network: loss on training images, accuracy on the validation and the test split."""
+
+    def __init__(self, folder: RunFolder, root: str | None) -> None:
+        recipe = folder.recipe
+        if root is not None:
+            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
+        self.recipe, self.data = recipe, load_data(recipe)
+        self.device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
+        self.model = trained_model(folder, self.data).to(self.device)
+        drawn = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(recipe.seed))[:IMAGES]
+        self.drawn = dataclasses.replace(self.data, validation=self.data.train.at(drawn))
+        self.calibration = batches_of(recipe, self.data, "train", device=self.device).sample(
+            recipe.pruning.recalibrate_batches, recipe.seed
+        )
+        self.split = "validation" if len(self.data.validation) else "training"
+
+    def _evaluated(self, model: nn.Module, data: DataSet, split: str) -> Any:
+        return evaluate(model, batches_of(self.recipe, data, split, device=self.device), data.num_classes)
+
+    def loss(self, model: nn.Module) -> float:
+        """On drawn training images."""
+        return float(self._evaluated(model, self.drawn, "validation").loss)
+
+    def quality(self, model: nn.Module) -> float:
+        """Accuracy in percent, on the validation split where there is one."""
+        data = self.data if self.split == "validation" else self.drawn
+        return 100 * float(self._evaluated(model, data, "validation").accuracy)
+
+    def test(self, model: nn.Module) -> float:
+        """Accuracy in percent on the test split."""
+        return 100 * float(self._evaluated(model, self.data, "test").accuracy)
+
+    def recalibrate(self, model: nn.Module) -> None:
+        """BatchNorm's statistics."""
+        pruning.recalibrate(model, self.calibration, device=self.device)
+
+
+def _settings(given: CompressArguments) -> dict[str, Any]:
+    """What is asked of `save_compact`."""
+    budget = None if given.budget is None else byte_count(given.budget)
+    drop, fixed = given.max_drop, bool(given.bits) and len(given.bits) == 1 and len(given.sparsity) <= 1
+    fixed = fixed or (len(given.sparsity) == 1 and not given.bits)
+    if budget is None and drop is None and not fixed:
+        drop = 1.0
+    searched = budget is not None or drop is not None
+    bits: Any = (given.bits if searched else given.bits[0]) if given.bits else None
+    sparsity: Any = (given.sparsity if searched else given.sparsity[0]) if given.sparsity else None
+    return {"budget_bytes": budget, "max_drop": drop, "bits": bits, "sparsity": sparsity}
+
+
+def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, float]]:
+    """Of a file: without data."""
+    file, settings = given.source, _settings(given)
+    if given.max_drop is not None:
+        raise ValueError(f"--max-drop needs a run folder, whose data say what drops; {file} is a file: give --budget")
+    if settings["max_drop"] is not None:
+        raise ValueError(
+            f"{file} is a file, so nothing can be measured: give --budget, or one of --bits and --sparsity"
+        )
+    state: dict[str, Tensor] = _state_of(file)
+    out = given.out or file.with_name(f"{file.stem}-compact.safetensors")
+    return deploy.save_compact(state, out, **settings), {}
+
+
+def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, float]]:
+    """Of a run, and its accuracy on the test split in percent before and after."""
+    settings, folder = _settings(given), RunFolder(given.source)
+    measured = _Measured(folder, given.root)
+    recipe = measured.recipe
+    if not given.output.silent:
+        errors.print(f"  the loss of {measured.recipe.name} at several bits and sparsities of each weight")
+    before = measured.test(measured.model)
+    report = deploy.save_compact(
+        measured.model,
+        given.out or given.source / "export" / f"{recipe.name}-{safe_name(recipe.method)}-compact.safetensors",
+        **settings,
+        loss=measured.loss,
+        quality=measured.quality,
+        prepare=measured.recalibrate if given.recalibrate else None,
+        metadata={"recipe": recipe.name, "method": recipe.method},
+    )
+    deploy.load_compact(report.path, measured.model)
+    return report, {"before": before, "after": measured.test(measured.model)}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse, choose, write."""
+    given = parse(CompressArguments, arguments, "compress")
+    report, test = (_compressed_file if given.source.is_file() else _compressed_run)(given)
+    if given.output.json:
+        fields = dataclasses.asdict(report) | {"path": str(report.path), "ratio": report.ratio, "test": test}
+        print_json(fields)
+        return 0
+    table = Table(title=f"{report.compact_bytes:,} bytes of {report.dense_bytes:,}")
+    table.add_column("weight", overflow="fold")
+    for column in ("bits", "zeros", "bytes", "lost"):
+        table.add_column(column, justify="right")
+    for row in report.rows:
+        size = row.code_bytes + row.scale_bytes
+        table.add_row(row.name, str(row.bits), f"{row.sparsity:.1%}", f"{size:,.0f}", f"{row.squared_error:.2%}")
+    console.print(table)
+    if test:
+        kept = test["after"] / test["before"] if test["before"] else 1.0
+        sizes = f"{report.compact_bytes:,} bytes of {report.dense_bytes:,}"
+        console.print(
+            f"test accuracy {test['before']:.2f} % -> {test['after']:.2f} %: {kept:.1%} of it in {sizes}",
+            soft_wrap=True,
+        )
+    console.print(str(report), soft_wrap=True, markup=False)
+    console.print(
+        f"kept in {report.path}; read it: trimtab.deploy.load_compact, or trimtab export --to reader", soft_wrap=True
+    )
+    return 0
