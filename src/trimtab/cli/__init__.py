@@ -49,7 +49,7 @@ def usage() -> str:
         f"trimtab {__version__}: small levers on a training run, honest proof that they work\n\n"
         "usage: trimtab COMMAND ... (--help: short, --help-all: all); trimtab --version\n\n"
         + "\n".join(lines)
-        + f"\n\n{EPILOGUE}\n"
+        + f"\n{EPILOGUE}\n"
     )
 
 
