@@ -403,7 +403,15 @@ def medclm() -> tuple[Any, Any]:
         return found, expected
 
 
+def norm_match() -> tuple[Any, Any]:
+    """Factors of three steps of three branches."""
+    norms, lever = [np.abs(numbers(step, 3)) for step in range(3)], create("norm_match")
+    found = [lever.factors(torch.from_numpy(step)) for step in norms]
+    return found, [reference.norm_match(norms[: at + 1]) for at in range(3)]
+
+
 PROBES = (
+    Probe("norm_match", norm_match),
     Probe("low_precision", low_precision),
     Probe("compensate", compensate),
     Probe("one_shot", one_shot),

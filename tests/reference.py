@@ -178,6 +178,14 @@ def ada_gc(
     return [one * factor for one, factor in zip(g, h, strict=True)]
 
 
+def norm_match(norms: Sequence[Array], beta: float = 0.9, max_factor: float = 10.0) -> Array:
+    """Factors of the last step, from the norms of all branches in every step."""
+    e = norms[0]
+    for n in norms[1:]:
+        e = beta * e + (1 - beta) * n
+    return np.clip(e.mean() / (e + 1e-12), 1 / max_factor, max_factor)
+
+
 # wrappers: the gradient at any weights -> the gradient of the step
 
 

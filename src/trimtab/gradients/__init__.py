@@ -10,6 +10,7 @@ from trimtab.gradients.centralize import Centralize
 from trimtab.gradients.chain import Chain
 from trimtab.gradients.clip_norm import ClipNorm
 from trimtab.gradients.norm_growth import NormGrowthLimiter
+from trimtab.gradients.norm_match import NormMatch
 from trimtab.gradients.perpendicular import PerpendicularGradient
 from trimtab.gradients.z_score import ZScore
 from trimtab.gradients.zclip import ZClip
@@ -23,6 +24,7 @@ __all__ = [
     "ClipNorm",
     "GradientTransform",
     "NormGrowthLimiter",
+    "NormMatch",
     "PerpendicularGradient",
     "ZClip",
     "ZScore",
