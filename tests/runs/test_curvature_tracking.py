@@ -98,7 +98,7 @@ def test_beside_gradients_and_in_the_terminal(tmp_path: Path, capsys: pytest.Cap
         "--track-curvature-batch",
         "16",
     ]
-    assert main(["train", "digits", *given, "--out", str(tmp_path), "--quiet"]) == 0
+    assert main(["train", "digits", *given, "--out", str(tmp_path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
     track = run_track(RunFolder(tmp_path), "sgd")
     assert track is not None

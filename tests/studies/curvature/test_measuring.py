@@ -23,7 +23,7 @@ from trimtab.studies.curvature.records import CurvatureSettings, CurvatureSummar
 from trimtab.studies.prune_run import prune_run
 
 QUICK = [
-    "--examples", "40", "--batch", "40", "--density-steps", "4", "--trace-products", "9", "--max-products", "12", "--quiet",
+    "--examples", "40", "--batch", "40", "--density-steps", "4", "--trace-products", "9", "--max-products", "12",
 ]  # fmt: skip
 SETTINGS = CurvatureSettings(examples=40, batch=20, density_probes=0, trace_products=9)
 
