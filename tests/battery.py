@@ -410,7 +410,16 @@ def norm_match() -> tuple[Any, Any]:
     return found, [reference.norm_match(norms[: at + 1]) for at in range(3)]
 
 
+def gradient_reversal() -> tuple[Any, Any]:
+    inputs = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+    outputs, gradient = create("gradient_reversal", strength=0.3)(inputs), numbers(0, 3, 4)
+    return torch.autograd.grad(outputs, inputs, torch.from_numpy(gradient))[0], reference.gradient_reversal(
+        gradient, 0.3
+    )
+
+
 PROBES = (
+    Probe("gradient_reversal", gradient_reversal),
     Probe("norm_match", norm_match),
     Probe("low_precision", low_precision),
     Probe("compensate", compensate),

@@ -186,6 +186,10 @@ def norm_match(norms: Sequence[Array], beta: float = 0.9, max_factor: float = 10
     return np.clip(e.mean() / (e + 1e-12), 1 / max_factor, max_factor)
 
 
+def gradient_reversal(g: Array, strength: float = 1.0) -> Array:
+    return -strength * g
+
+
 # wrappers: the gradient at any weights -> the gradient of the step
 
 

@@ -122,6 +122,7 @@ LEVERS = index(
     Entry("zclip", "transform", "trimtab.gradients:ZClip", "joint norm clipped where it lies too many deviations above its running mean", "2504.02507"),
     Entry("ada_gc", "transform", "trimtab.gradients:AdaGC", "each tensor's gradient clipped by the running mean of its own norm", "2502.11034"),
     Entry("norm_match", "module", "trimtab.gradients:NormMatch", "gradients into the branches of a network brought to one size", "2307.16617"),
+    Entry("gradient_reversal", "module", "trimtab.gradients:GradientReversal", "identity whose gradient is turned round", "1409.7495"),
     Entry("clip_norm", "transform", "trimtab.gradients:ClipNorm", "global norm of the gradient clipped", "1211.5063"),
     Entry("gradual", "after_step", "trimtab.pruning:GradualPruning", "gradual magnitude pruning along training, cubic or linear", "1710.01878", card="gradual-pruning"),
     Entry("progressive", "after_step", "trimtab.pruning:GradualPruning", "progressive magnitude pruning in one cycle: linear, global", "2606.12278", {"power": 1.0, "scope": "global"}, card="gradual-pruning"),

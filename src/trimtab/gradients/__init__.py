@@ -12,6 +12,7 @@ from trimtab.gradients.clip_norm import ClipNorm
 from trimtab.gradients.norm_growth import NormGrowthLimiter
 from trimtab.gradients.norm_match import NormMatch
 from trimtab.gradients.perpendicular import PerpendicularGradient
+from trimtab.gradients.reversal import GradientReversal
 from trimtab.gradients.z_score import ZScore
 from trimtab.gradients.zclip import ZClip
 
@@ -22,6 +23,7 @@ __all__ = [
     "Centralize",
     "Chain",
     "ClipNorm",
+    "GradientReversal",
     "GradientTransform",
     "NormGrowthLimiter",
     "NormMatch",
