@@ -23,8 +23,7 @@ from trimtab.report.precision.theory import render_precision
 pytest.importorskip("selenium", reason="selenium is not installed")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=WITHOUT)
 METHODS = ("sgd", "var", "sam", "cram+", "var+sam", "l1")
-REPORTS = ("weights", "gradients", "precision", "curvature", "medclm")
-KINDS = (*REPORTS, "viewer")
+KINDS = ("weights", "gradients", "precision", "curvature", "medclm", "viewer")
 
 
 def _write(kind: str, folder: Path) -> Path:
@@ -68,8 +67,8 @@ def load(driver: Any, kind: str) -> None:
     wait(lambda: script(driver, ready), "drawing")
 
 
-# Text whose contrast with what lies behind it is below 4.5:1 (3:1 from 24 px, or from 18.7 px in bold); but what plotly
-# writes on the colours of a map, black or white by their lightness.
+# Text whose contrast with what lies behind it is below 4.5:1 (3:1 from 24 px, or from 18.7 px in bold); what is written on
+# the colours of a map has a test of its own.
 CONTRAST = """
 const parse = (text) => { const found = text.match(/[\\d.]+/g).map(Number); return [...found.slice(0, 3), found[3] ?? 1]; };
 const over = (top, below) => [0, 1, 2].map((at) => top[3] * top[at] + (1 - top[3]) * below[at]).concat(1);
@@ -84,7 +83,7 @@ const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
   const e = walker.currentNode.parentElement;
   if (!walker.currentNode.textContent.trim() || !e.checkVisibility()) continue;
-  if (e.closest("script, style, noscript, option, .unseen, .picture, .heatmap-label")) continue;
+  if (e.closest("script, style, noscript, option, .unseen, .picture, .textpoint")) continue;
   const style = getComputedStyle(e), size = parseFloat(style.fontSize), below = ground(e);
   const colour = parse(e.closest("svg") ? style.fill : style.color);
   const [one, two] = [light(over(colour, below)), light(below)].sort((a, b) => b - a);
@@ -108,6 +107,37 @@ return bad.slice(0, 5);
 """
 
 
+# Contrast of the numbers written into a map with the pixel of the map behind them, the least of all.
+ON_MAP = """
+const done = arguments[0], image = document.querySelector(".heatmaplayer image"), box = image.getBoundingClientRect();
+const picture = new Image();
+const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, share, at) => {
+  const v = c[at] / 255; return sum + share * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); }, 0);
+picture.onload = () => {
+  const paper = new OffscreenCanvas(box.width, box.height).getContext("2d", { willReadFrequently: true });
+  paper.imageSmoothingEnabled = false;
+  paper.drawImage(picture, 0, 0, box.width, box.height);
+  const ratios = [...image.closest(".chart").querySelectorAll(".textpoint text")].map((text) => {
+    const at = text.getBoundingClientRect(), ink = getComputedStyle(text).fill.match(/[\\d.]+/g).map(Number);
+    const ground = paper.getImageData(at.x + at.width / 2 - box.x, at.y + at.height / 2 - box.y, 1, 1).data;
+    const [one, two] = [light(ink), light(ground)].sort((a, b) => b - a);
+    return ground[3] === 255 ? (one + 0.05) / (two + 0.05) : 0;
+  });
+  done([ratios.length, Math.min(...ratios)]);
+};
+picture.src = image.getAttribute("href") || image.getAttribute("xlink:href");
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_numbers_written_into_a_map_are_legible_on_their_cells(browser: Any, dark: bool) -> None:
+    look_as(browser, width=1400, dark=dark)
+    load(browser, "precision")
+    count, least = browser.execute_async_script(ON_MAP)
+    assert count > 1
+    assert least >= 4.5
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,6 +150,8 @@ def test_a_page_is_whole_legible_and_decides_on_its_first_screen(
     assert script(browser, "return document.documentElement.scrollWidth") <= width
     assert script(browser, CONTRAST) == []
     if kind == "viewer":
+        ends = "['#picture', '.question', '.answer'].map(s => document.querySelector(s).getBoundingClientRect().bottom)"
+        assert script(browser, f"return Math.max(...{ends})") <= 900
         return
     assert script(browser, OUTSIDE) == []
     lead = script(browser, "return document.querySelector('.lead').getBoundingClientRect().bottom")
@@ -136,7 +168,7 @@ def test_a_page_is_whole_legible_and_decides_on_its_first_screen(
     )
 
 
-@pytest.mark.parametrize("kind", REPORTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_page_on_paper_is_light_whole_and_without_controls(browser: Any, kind: str) -> None:
     look_as(browser, width=1400, dark=True)
     load(browser, kind)
@@ -148,7 +180,8 @@ def test_a_page_on_paper_is_light_whole_and_without_controls(browser: Any, kind:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", look)
     try:
         assert script(browser, "return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        hidden = "return [...document.querySelectorAll('.action, .switch, .contents')].every(b => !b.checkVisibility())"
+        controls = ".action, .switch, .contents, .bar, .marks, .tools, #list, button:not(.sort, .chip)"
+        hidden = f"return [...document.querySelectorAll('{controls}')].every(b => !b.checkVisibility())"
         assert script(browser, hidden)
         script(browser, "dispatchEvent(new Event('beforeprint'))")
         wait(lambda: script(browser, "return document.documentElement.scrollWidth") <= 690, "the pages' width")
@@ -156,7 +189,7 @@ def test_a_page_on_paper_is_light_whole_and_without_controls(browser: Any, kind:
         wide = f"return {tables}.map(t => t.id)"
         assert script(browser, wide) == []
         last = "return [...document.querySelectorAll('section')].at(-1).className"
-        assert script(browser, last) == "about"
+        assert script(browser, last) == ("text" if kind == "viewer" else "about")
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert problems(browser) == []

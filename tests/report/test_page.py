@@ -11,7 +11,8 @@ from tests.report.factory import make_summary
 from trimtab.report import render
 from trimtab.report.bundle import packed_script
 from trimtab.report.page import script_json
-from trimtab.report.palette import THEMES, Look, look, looks
+from trimtab.report.palette import THEMES, Look, look, looks, on_scale, text_on
+from trimtab.report.parts import Cell, Table, aligned, number
 from trimtab.report.weights.resources import break_even
 from trimtab.studies.summary import Latency, Summary
 
@@ -233,3 +234,21 @@ def test_a_look_depends_on_the_name_alone() -> None:
     assert look("var[var.strength=1e-05]") == Look("@s19", "dash", "triangle-up")  # sha256 6b 59 03
     colours = [THEMES[theme]["series"] for theme in THEMES]
     assert len(colours[0]) == len(colours[1]) == len(set(colours[0])) == len(set(colours[1])) == 24
+
+
+def test_labels_on_every_colour_of_a_map_are_legible() -> None:
+    grounds = [on_scale(share / 500) for share in range(501)]
+    assert min(_contrast(text_on(ground), ground) for ground in grounds) >= 4.5
+    assert {text_on(ground) for ground in grounds} == {"#000000", "#ffffff"}
+
+
+def test_numbers_of_a_column_have_the_same_decimals() -> None:
+    cells = [
+        [number(value), number(share, unit="x"), Cell("as it is", 1.23456)]
+        for value, share in ((12.34, 2.0), (0.5, 31.25))
+    ]
+    table = aligned(Table("t", "", ["a", "b", "c"], [*cells, [number(None), number(0.0), Cell("")]]))
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["12.34", "2.0x", "as it is"], ["0.50", "31.2x", "as it is"], ["", "0.0", ""],
+    ]  # fmt: skip
+    assert [row[0].value for row in table.rows] == [12.34, 0.5, None]

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trimtab.report.palette import SCALE
 from trimtab.report.parts import Cell, Figure, Section, Table, number, plain
 from trimtab.studies.summary import Dynamics, LayerDynamics
 
 WIDE = 2  # so many maps stand below each other at full width, more become small ones side by side
-COLOURS = "Viridis"  # even steps of lightness, readable without colour vision, on light and dark paper
 
 
 def _range(runs: Sequence[Dynamics]) -> tuple[float, float]:
@@ -62,7 +62,7 @@ def heat_map(
     trace: dict[str, Any] = {
         "type": "heatmap", "x": _edges(steps), "y": list(range(len(layers))), "z": [list(row) for row in values],
         "customdata": [[[plain(layer), step] for step in steps] for layer in layers], "zmin": span[0], "zmax": span[1],
-        "colorscale": COLOURS, "colorbar": bar, "hoverongaps": False,
+        "colorscale": SCALE, "colorbar": bar, "hoverongaps": False,
         "hovertemplate": f"%{{customdata[0]}}, step %{{customdata[1]}}<br>{quantity} <b>%{{z:.2f}}</b><extra></extra>",
     }  # fmt: skip
     ticks = list(range(0, len(layers), every))
@@ -100,9 +100,9 @@ def _row(run: Dynamics, layer: LayerDynamics, *, updates: bool) -> list[Cell]:
     fall = layer.first / layer.last if both and layer.first is not None and layer.last is not None else None
     return [
         Cell(layer.name), Cell(run.method), Cell(str(run.seed), run.seed), number(layer.first), number(layer.last),
-        Cell("", None) if fall is None else Cell(f"{fall:,.3g}x", float(f"{fall:.5g}")),
+        number(None if fall is None else float(f"{fall:.5g}"), unit="x"),
         *([number(layer.update_ratio)] if updates else []),
-        Cell(f"{100 * layer.dead:.3g}", round(100 * layer.dead, 4)), Cell(f"{layer.non_finite:,}", layer.non_finite),
+        number(round(100 * layer.dead, 4)), Cell(f"{layer.non_finite:,}", layer.non_finite),
     ]  # fmt: skip
 
 

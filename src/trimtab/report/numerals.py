@@ -68,6 +68,30 @@ def spans(
     ]
 
 
+def intervals(
+    means: Sequence[float | None], ends: Sequence[tuple[float | None, float | None]], digits: int = 3, sign: str = ""
+) -> list[str]:
+    """Means with the ends of their intervals, with the same decimals down the column.
+
+    Example:
+        >>> intervals([0.522, 0.3, None], [(0.3, 0.9081), (None, None), (None, None)])
+        ['0.522 (0.300 to 0.908)', '0.300', '']
+    """
+    texts = column(means, digits)
+    first = next((text for text in texts if text), "")
+    decimals = len(first.partition(".")[2])
+    found = []
+    for text, (low, high) in zip(texts, ends, strict=True):
+        between = ""
+        if text and low is not None and high is not None:
+            two = [
+                scientific(x, 2) if "\u00d7" in first else f"{x:,.{decimals}f}".replace("-", MINUS) for x in (low, high)
+            ]
+            between = f" ({two[0]} to {two[1]})"
+        found.append(sign + text + between if text else "")
+    return found
+
+
 def times(value: float, sign: str = "\u00d7") -> str:
     """A factor with two or three digits.
 

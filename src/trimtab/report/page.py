@@ -15,7 +15,7 @@ from markupsafe import Markup
 from trimtab.files import write_text
 from trimtab.report.bundle import packed_script
 from trimtab.report.palette import THEMES, swatch
-from trimtab.report.parts import Figure, Section, Series, Verdict, plain
+from trimtab.report.parts import Figure, Section, Series, Verdict, aligned, plain
 from trimtab.studies.plan import in_words
 from trimtab.studies.summary import Missing
 
@@ -59,13 +59,13 @@ def as_yaml(recipe: Mapping[str, Any]) -> str:
     return text
 
 
-def _without_blanks(section: Section) -> Section:
-    """The section with tables that have no column of blanks only."""
+def _tidied(section: Section) -> Section:
+    """The section with tables that have no column of blanks only, the same decimals down each column."""
     tables = []
     for table in section.tables:
         kept = [at for at in range(len(table.head)) if not table.rows or any(row[at].text for row in table.rows)]
         rows = [[row[at] for at in kept] for row in table.rows]
-        tables.append(replace(table, head=[table.head[at] for at in kept], rows=rows))
+        tables.append(aligned(replace(table, head=[table.head[at] for at in kept], rows=rows)))
     return replace(section, tables=tables)
 
 
@@ -84,7 +84,7 @@ def as_article(
     **parts: Any,
 ) -> dict[str, Any]:
     """What the template of one study needs."""
-    shown = [_without_blanks(section) for section in sections if not _is_empty(section)]
+    shown = [_tidied(section) for section in sections if not _is_empty(section)]
     return {
         "key": f"s{place}",
         "alert": in_words(missing, done),

@@ -51,6 +51,61 @@ SALT = 23486
 """Of the hash of all other names; with it neighbours (a format's variants, values of one setting) get distant colours."""
 
 
+SCALE = [
+    [place / 9, colour]
+    for place, colour in enumerate((
+        "#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725",
+    ))
+]  # fmt: skip
+"""Of maps, Viridis: even steps of lightness, readable without colour vision, on light and dark paper."""
+
+
+def lightness(colour: str) -> float:
+    """Relative luminance of a colour (WCAG 2.1).
+
+    Example:
+        >>> lightness("#000000"), round(lightness("#ffffff"), 6)
+        (0.0, 1.0)
+    """
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours (WCAG 2.1), from 1 to 21.
+
+    Example:
+        >>> round(contrast("#000000", "#ffffff"), 6)
+        21.0
+    """
+    low, high = sorted((lightness(one), lightness(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def on_scale(share: float) -> str:
+    """The colour of a map at a place of its scale, as it is drawn: in straight lines between the ten.
+
+    Example:
+        >>> on_scale(0.0), on_scale(1.0), on_scale(0.5)
+        ('#440154', '#fde725', '#23908c')
+    """
+    place = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)
+    first = min(int(place), len(SCALE) - 2)
+    ends = [[int(SCALE[at][1][k : k + 2], 16) for k in (1, 3, 5)] for at in (first, first + 1)]
+    return "#" + "".join(f"{round(a + (place - first) * (b - a)):02x}" for a, b in zip(*ends, strict=True))
+
+
+def text_on(colour: str) -> str:
+    """Black or white, what is read better on a colour: 4.5:1 or more on any.
+
+    Example:
+        >>> text_on("#440154"), text_on("#fde725")
+        ('#ffffff', '#000000')
+    """
+    return max(("#000000", "#ffffff"), key=lambda text: contrast(text, colour))
+
+
 @dataclass(frozen=True)
 class Look:
     """How one series is drawn.

@@ -46,6 +46,11 @@ def _scatter(axes: Any, trace: Mapping[str, Any]) -> None:
     if trace.get("fill") == "toself":
         axes.fill(x, y, color=_colour(trace["fillcolor"]), linewidth=0)
         return
+    if trace["mode"] == "text":  # numbers in the cells of a map
+        for place, text in enumerate(trace["text"]):
+            ink = trace["textfont"]["color"][place]
+            axes.text(x[place], y[place], _plain(text), ha="center", va="center", fontsize=6, color=ink)
+        return
     mode, line, mark = trace["mode"], trace.get("line", {}), trace.get("marker", {})
     colour = _colour(line.get("color") or mark.get("color"))
     symbol = mark.get("symbol", "circle")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trimtab.report.numerals import column
 from trimtab.report.palette import Look
 from trimtab.studies.statistics import Estimate, sparsity_label
 
@@ -57,6 +58,8 @@ class Cell:
         note: class of a text, such as "good" or "bad".
         mark: "gain" or "harm" puts an arrow beside it.
         look: puts the line and marker of a series before it.
+        digits: the text is written anew with as many digits for the greatest of the column, 0 for a text as it stands.
+        unit: follows the number where the text is written anew.
     """
 
     text: str
@@ -65,6 +68,8 @@ class Cell:
     note: str = ""
     mark: str = ""
     look: Look | None = None
+    digits: int = 0
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,14 +200,36 @@ def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
     return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, digits)}"
 
 
-def number(value: float | None, digits: int = 3) -> Cell:
-    """A number for a table, blank for None.
+def number(value: float | None, digits: int = 3, unit: str = "") -> Cell:
+    """A number for a table, blank for None; `aligned` gives it the decimals of its column.
 
     Example:
         >>> number(-0.01234).text, number(None).text
         ('\u22120.0123', '')
     """
-    return Cell("", None) if value is None else Cell(f"{value:.{digits}g}".replace("-", MINUS), value)
+    if value is None:
+        return Cell("", None)
+    return Cell(f"{value:.{digits}g}{unit}".replace("-", MINUS), value, digits=digits, unit=unit)
+
+
+def aligned(table: Table) -> Table:
+    """The table with the same decimals down each column of numbers.
+
+    Example:
+        >>> table = aligned(Table("t", "", ["a"], [[number(12.345)], [number(0.5)], [number(None)]]))
+        >>> [row[0].text for row in table.rows]
+        ['12.35', '0.50', '']
+    """
+    rows = [list(row) for row in table.rows]
+    for at in range(len(table.head)):
+        places = [place for place, row in enumerate(rows) if row[at].digits]
+        values = [value for place in places if isinstance(value := rows[place][at].value, (int, float))]
+        if not places or len(values) < len(places):
+            continue
+        texts = column(values, max(rows[place][at].digits for place in places))
+        for place, text in zip(places, texts, strict=True):
+            rows[place][at] = replace(rows[place][at], text=text + rows[place][at].unit)
+    return replace(table, rows=rows)
 
 
 def listed(values: Mapping[str, object]) -> str:
@@ -227,12 +254,26 @@ def seeds_sentence(counts: Sequence[int], what: str = "Bands are") -> str:
     return text + ("; where there is one seed there is no interval." if numbers[0] == 1 else ".")
 
 
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
 def bytes_text(size: float) -> str:
     """A file size in kB or MB (powers of ten)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in UNITS:
         if size >= scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size:.0f} B"
+
+
+def bytes_column(sizes: Sequence[float]) -> list[str]:
+    """File sizes of a table in one unit, that of the greatest, with the same decimals.
+
+    Example:
+        >>> bytes_column([1_234_000, 56_000])
+        ['1.234 MB', '0.056 MB']
+    """
+    unit, scale = next(((u, s) for u, s in UNITS if max(sizes, default=0) >= s), ("B", 1.0))
+    return [f"{text} {unit}" for text in column([size / scale for size in sizes])]
 
 
 def significant(value: float, digits: int = 3) -> str:

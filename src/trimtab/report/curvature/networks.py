@@ -12,12 +12,11 @@ from trimtab.report.curvature.landscape import landscape_sections
 from trimtab.report.curvature.scatter import scatter_section
 from trimtab.report.curvature.track import track_section
 from trimtab.report.curvature.verdict import curvature_verdict, shown_methods
-from trimtab.report.numerals import column, spans
+from trimtab.report.numerals import column, intervals, spans
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import (
     HALVES,
-    MINUS,
     Cell,
     Figure,
     Section,
@@ -27,7 +26,6 @@ from trimtab.report.parts import (
     log_ticks,
     seeds_sentence,
     series_of,
-    significant,
     sparsity_axis,
 )
 from trimtab.report.traces import SMALL, dots, line, whiskers
@@ -41,11 +39,6 @@ HEADS = [
 ]
 """Of columns: short, so that a table of all measures fits the page."""
 FLOOR = 1e-6  # of the density's greatest value: what is drawn of it on a logarithmic axis [ours]
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number with three digits and a true minus sign."""
-    return significant(value, digits).replace("-", MINUS)
 
 
 def _measure_tables(
@@ -79,23 +72,28 @@ def _measure_tables(
     return tables
 
 
-def _ratio(found: Estimate | None) -> Cell:
-    if found is None:
-        return Cell("", None)
-    text = number(math.exp(found.mean))
-    if found.low is not None and found.high is not None:
-        text += f" ({number(math.exp(found.low))} to {number(math.exp(found.high))})"
-    return Cell(text, float(f"{math.exp(found.mean):.6g}"), best=found.excludes_zero)
+def _ratios(found: Sequence[Estimate | None]) -> list[Cell]:
+    """A column of ratios, from their logarithms."""
+    exp = [None if one is None else math.exp(one.mean) for one in found]
+    ends = [
+        (None, None) if one is None or one.low is None or one.high is None else (math.exp(one.low), math.exp(one.high))
+        for one in found
+    ]
+    return [
+        Cell(text, None if value is None else float(f"{value:.6g}"), best=one is not None and one.excludes_zero)
+        for text, value, one in zip(intervals(exp, ends), exp, found, strict=True)
+    ]
 
 
 def _ratio_table(rows: Sequence[CurvatureRow], baseline: str) -> Table:
     head = ["method", "sparsity", *HEADS]
-    lines = []
-    for method in dict.fromkeys(row.method for row in rows):
-        for sparsity in sorted({row.sparsity for row in rows}):
-            if method != baseline:
-                cells = [_ratio(ratio_to(rows, method, baseline, name, sparsity)) for name in MEASURES]
-                lines.append([Cell(method), Cell(sparsity_label(sparsity), sparsity), *cells])
+    methods = [method for method in dict.fromkeys(row.method for row in rows) if method != baseline]
+    pairs = [(method, sparsity) for method in methods for sparsity in sorted({row.sparsity for row in rows})]
+    columns = [_ratios([ratio_to(rows, method, baseline, name, at) for method, at in pairs]) for name in MEASURES]
+    lines = [
+        [Cell(method), Cell(sparsity_label(at), at), *(own[place] for own in columns)]
+        for place, (method, at) in enumerate(pairs)
+    ]
     return Table(
         "ratios",
         f"Ratio to {baseline}, geometric mean paired over seeds, with its 95 % interval; bold: the interval excludes 1",

@@ -26,6 +26,14 @@ def _ends(values: Sequence[float]) -> dict[str, Any]:
     return {"range": [low - room, high + room], **log_ticks(values)}
 
 
+def _around(values: Sequence[float]) -> dict[str, Any]:
+    """An axis that holds the values with room for their marks, a point of percent or more."""
+    if not values:
+        return {}
+    room = max(0.08 * (max(values) - min(values)), 0.01)
+    return {"range": [min(values) - room, max(values) + room]}
+
+
 def _scatter(
     rows: Sequence[CurvatureRow], found: Mapping[str, Look], name: str, sparsity: float, metric: str
 ) -> Figure:
@@ -53,7 +61,12 @@ def _scatter(
                 "nticks": 5,
                 **(_ends([value(row) for row in own]) if own else {}),
             },
-            "yaxis": {"tickformat": ".3~p", "title": {"text": metric}, "zeroline": False},
+            "yaxis": {
+                "tickformat": ".3~p",
+                "title": {"text": metric},
+                "zeroline": False,
+                **_around([row.accuracy for row in own]),
+            },
             "height": 290,
             "margin": {"l": 55},
             "legend": SMALL,

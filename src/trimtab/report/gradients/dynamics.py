@@ -9,10 +9,10 @@ from typing import Any
 from trimtab.report.gradients.layers import against_section, layers_section
 from trimtab.report.heat import heat_section
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, number, seeds_sentence
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, seeds_sentence
 from trimtab.report.traces import SMALL, band, from_zero, line, powers, shortened
 from trimtab.studies.gradients.against import FEWEST, ends
-from trimtab.studies.statistics import baseline_of
+from trimtab.studies.statistics import baseline_of, estimate
 from trimtab.studies.summary import Dynamics
 
 TITLE = "Gradients over training"
@@ -90,10 +90,6 @@ def _bands(counts: Sequence[int]) -> str:
     return text + " Of two seeds they are the least and greatest." if 1 < min(counts) < FEWEST else text
 
 
-def _times(value: float | None) -> Cell:
-    return Cell("", None) if value is None else Cell(f"{value:,.3g}x", value)
-
-
 def _facts_table(found: Sequence[Dynamics]) -> Table:
     updates = any(run.facts.update_ratio is not None for run in found)
     scaled = any(run.facts.alpha is not None for run in found)
@@ -102,7 +98,7 @@ def _facts_table(found: Sequence[Dynamics]) -> Table:
         facts = run.facts
         cells = [
             Cell(run.method), Cell(str(run.seed), run.seed), Cell(f"{run.tracked:,}", run.tracked),
-            _times(facts.heterogeneity), _times(facts.fall), number(facts.trend, 2),
+            number(facts.heterogeneity, unit="x"), number(facts.fall, unit="x"),
         ]  # fmt: skip
         cells += [number(facts.update_ratio)] if updates else []
         if scaled:
@@ -110,18 +106,39 @@ def _facts_table(found: Sequence[Dynamics]) -> Table:
             cells.append(Cell("", None) if alpha is None else Cell(f"{alpha[0]:.3g} to {alpha[1]:.3g}", alpha[0]))
         cells += [Cell(str(facts.dead), facts.dead), Cell(f"{facts.non_finite:,}", facts.non_finite)]
         rows.append(cells)
-    head = ["method", "seed", "steps", "layers differ", "global fall", "rank corr."]
+    head = ["method", "seed", "steps", "layers differ", "global fall"]
     head += ["update / weight"] if updates else []
     head += ["alpha"] if scaled else []
     head += ["dead layers", "non-finite"]
     return Table("dynamics", "The dynamics in numbers", head, rows, folded=len(rows) > 12)
 
 
+def _trend_table(groups: Mapping[str, Sequence[Dynamics]]) -> Table | None:
+    """Whether the gradients fall or rise, with an interval; None where no label has two seeds to give one."""
+    rows = []
+    for method, runs in groups.items():
+        trends = [run.facts.trend for run in runs if run.facts.trend is not None]
+        if len(trends) < 2:
+            continue
+        found = estimate(trends)
+        low, high = (
+            (max(-1.0, found.low or -1.0), min(1.0, found.high or 1.0)) if found.half else (found.mean, found.mean)
+        )
+        mean, *ends = (f"{value + 0.0:.2f}".replace("-", MINUS) for value in (found.mean, low, high))
+        told = low > 0 or high < 0
+        rows.append([Cell(method), Cell(f"{mean} ({ends[0]} to {ends[1]})", round(found.mean, 5), best=told),
+                     Cell(str(found.n), found.n)])  # fmt: skip
+    if not rows:
+        return None
+    caption = "Rank correlation of the standard deviation with the step (95 % t interval over seeds; bold: excludes 0)"
+    return Table("trend", caption, ["method", "rank correlation", "seeds"], rows)
+
+
 EXPLAINED = (
     "Steps: how many were tracked. Layers differ: largest over smallest standard deviation of a layer, median over steps. "
-    "Global fall: standard deviation in the first tenth of the tracked steps over that in the last; rank correlation: "
-    "Spearman's, of the global standard deviation with the step. A layer is dead in a step when its gradient is zero "
-    "everywhere; counted are layers dead in half or more of the steps. Non-finite: entries that are NaN or infinite."
+    "Global fall: standard deviation in the first tenth of the tracked steps over that in the last. A layer "
+    "is dead in a step when its gradient is zero everywhere; counted are layers dead in half or more of the steps. "
+    "Non-finite: entries that are NaN or infinite."
 )
 
 
@@ -213,7 +230,9 @@ def dynamics_sections(found: Sequence[Dynamics], looks: Mapping[str, Look]) -> l
     if not found:
         return [Section("dynamics", TITLE, missing="No run was tracked; train with --track gradients,weights,updates.")]
     groups = by_method(found)
-    curves = Section("dynamics", TITLE, [EXPLAINED], [_std_figure(groups, looks)], [_facts_table(found)])
+    trend = _trend_table(groups)
+    tables = [_facts_table(found), *([] if trend is None else [trend])]
+    curves = Section("dynamics", TITLE, [EXPLAINED], [_std_figure(groups, looks)], tables)
     sections = [
         curves, layers_section(groups, looks), against_section(groups, baseline_of(list(groups))), heat_section(groups),
         _signals_section(groups, looks),

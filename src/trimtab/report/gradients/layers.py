@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.report.numerals import times
+from trimtab.report.numerals import intervals, times
 from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table, Tile, Verdict
 from trimtab.report.traces import band, from_zero, line, powers, shortened
@@ -93,13 +93,16 @@ def layers_section(groups: Groups, looks: Mapping[str, Look]) -> Section | None:
     return Section("dynamics-variance", "Variance layer by layer", sentences, figures)
 
 
-def _cell(found: Ratio | None) -> Cell:
-    if found is None:
-        return Cell("", None)
-    text = times(found.value)
-    if found.low is not None and found.high is not None:
-        text += f" ({times(found.low, sign='')} to {times(found.high, sign='')})"
-    return Cell(text, float(f"{found.value:.5g}"), best=found.certain)
+def _cells(found: Sequence[Ratio | None]) -> list[Cell]:
+    texts = intervals(
+        [None if one is None else one.value for one in found],
+        [(None, None) if one is None else (one.low, one.high) for one in found],
+        sign="\u00d7",
+    )
+    return [
+        Cell("", None) if one is None else Cell(text, float(f"{one.value:.5g}"), best=one.certain)
+        for text, one in zip(texts, found, strict=True)
+    ]
 
 
 def against_section(groups: Groups, baseline: str) -> Section | None:
@@ -109,11 +112,12 @@ def against_section(groups: Groups, baseline: str) -> Section | None:
     if not others:
         return None
     names = list(dict.fromkeys(layer.name for run in base for layer in run.layers))
-    rows = [[Cell("all together"), *(_cell(variance_ratio(groups[name], base)) for name in others)]]
-    rows += [
-        [Cell(layer.removesuffix(".weight")), *(_cell(variance_ratio(groups[name], base, layer)) for name in others)]
-        for layer in names
+    columns = [
+        _cells([variance_ratio(groups[name], base), *(variance_ratio(groups[name], base, layer) for layer in names)])
+        for name in others
     ]
+    heads = ["all together", *(layer.removesuffix(".weight") for layer in names)]
+    rows = [[Cell(head), *(own[place] for own in columns)] for place, head in enumerate(heads)]
     seeds = max(len(runs) for runs in groups.values())
     ends_are = "95 % t interval over seeds" if seeds >= FEWEST else "least and greatest seed"
     note = f" ({ends_are}; bold: excludes 1)" if seeds >= FEWEST else f" ({ends_are})" if seeds > 1 else ""

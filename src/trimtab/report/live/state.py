@@ -107,7 +107,7 @@ class LiveRuns:
         }  # fmt: skip
         try:
             self._fill(run, folder, plan)
-        except (*damage(), OSError) as error:
+        except damage() as error:
             run |= {"status": "damaged", "note": shortened(str(error), 300)}
         return run
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from trimtab.report.palette import Look
+from trimtab.report.palette import SCALE, Look, on_scale, text_on
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, Tile, Verdict, plain
 from trimtab.studies.precision.records import PrecisionStudy
 from trimtab.studies.precision.verdict import FormatVerdict, dead_layers, verdict_words, verdicts
@@ -69,6 +70,16 @@ def _table(study: PrecisionStudy) -> Table:
     return Table("verdicts", "The verdict of each format", head, rows, prose=True)
 
 
+def _labels(values: Sequence[Sequence[float | None]]) -> dict[str, Any]:
+    """The numbers written into a map of percents, each black or white by the colour below it."""
+    cells = [(x, y, value) for y, row in enumerate(values) for x, value in enumerate(row) if value is not None]
+    return {
+        "type": "scatter", "mode": "text", "x": [x for x, *_ in cells], "y": [y for _, y, _ in cells],
+        "text": [f"{value:.0f}" for *_, value in cells], "hoverinfo": "skip", "showlegend": False,
+        "textfont": {"size": 11, "color": [text_on(on_scale(value / 100)) for *_, value in cells]},
+    }  # fmt: skip
+
+
 def dead_section(study: PrecisionStudy) -> Section:
     """A map of what died by format and layer, and the verdict of each format."""
     table = _table(study)
@@ -82,7 +93,7 @@ def dead_section(study: PrecisionStudy) -> Section:
         return Section("precision-map", "The verdict of each format", sentences, tables=[table])
     layers = list(dict.fromkeys(layer.name for found in known.values() for layer in found))
     values = [[{la.name: 100 * la.dead for la in found}.get(name) for name in layers] for found in known.values()]
-    written = {"texttemplate": "%{z:.0f}"} if len(layers) * len(known) <= WRITTEN else {}
+    written = [_labels(values)] if len(layers) * len(known) <= WRITTEN else []
     names = [name.removesuffix(".weight") for name in layers]
     bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": "dead, %", "side": "top", "font": {"size": 11}}}
     labels = [plain(label if len(label) <= 22 else label[:21] + "\u2026") for label in known]
@@ -92,9 +103,10 @@ def dead_section(study: PrecisionStudy) -> Section:
         "The input's layer stands at the left.",
         {"": [
             {"type": "heatmap", "x": list(range(len(layers))), "y": list(range(len(known))), "z": values,
-             "zmin": 0, "zmax": 100, "colorscale": "Viridis", "colorbar": bar, "hoverongaps": False, **written,
+             "zmin": 0, "zmax": 100, "colorscale": SCALE, "colorbar": bar, "hoverongaps": False,
              "customdata": [[[plain(name), plain(label)] for name in names] for label in known],
              "hovertemplate": "%{customdata[1]}, %{customdata[0]}<br>dead <b>%{z:.1f} %</b><extra></extra>"},
+            *written,
         ]},
         {
             "xaxis": {"tickvals": list(range(len(layers))), "ticktext": [plain(name[-18:]) for name in names], "tickangle": -40,

@@ -22,7 +22,7 @@ HIGHEST = 1.2
 
 def share(value: float | None) -> Cell:
     """A fraction in percent for a table, blank for None."""
-    return Cell("", None) if value is None else Cell(f"{100 * value:.3g}", round(100 * value, 6))
+    return number(None if value is None else round(100 * value, 6))
 
 
 def quality_cell(found: Estimate | None, *, percent: bool, signed: bool = False) -> Cell:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.report.numerals import spans
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
-from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, listed, number, plain, series_of
+from trimtab.report.parts import Cell, Figure, Section, Table, listed, number, plain, series_of
 from trimtab.report.precision.dead import precision_verdict
 from trimtab.report.precision.formats import (
     precision_sections,
@@ -71,7 +72,7 @@ def logistic_section(found: Sequence[Descent]) -> Section:
         return Section("logistic", title, missing="Left out with --no-logistic.")
     drawn = [v for one in found for v in (*one.gap, *(one.prediction or []), *(one.bound or [])) if v > 0]
     low, high = math.log10(min(drawn)) - 0.3, math.log10(max(drawn)) + 0.2
-    floors = [f"{one.floor:.3g} ± {one.floor_half:.1g}".replace("-", MINUS) for one in found]
+    floors = spans([one.floor for one in found], [one.floor_half for one in found])
     rows = [
         [
             Cell(descent_label(one)), number(one.q, 4), number(one.q_min, 4), share(one.dead), number(one.noise),

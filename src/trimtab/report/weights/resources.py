@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, bytes_text, halvings, plain, sparsity_axis
+from trimtab.report.parts import Cell, Figure, Section, Table, bytes_column, bytes_text, halvings, plain, sparsity_axis
 from trimtab.report.traces import line
 from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import sparsity_label
@@ -64,18 +64,17 @@ def storage_section(study: Study) -> Section:
             "height": 380,
         },
     )  # fmt: skip
+    ordered = sorted(stored, key=lambda item: (list(study.looks).index(item.method), item.sparsity))
+    texts = [bytes_column([getattr(item, field) for item in ordered]) for _, field, _ in FORMS]
     rows = [
         [
             Cell(item.method),
             Cell(sparsity_label(item.sparsity), item.sparsity),
-            *(
-                Cell(bytes_text(size), size)
-                for size in (item.dense_bytes, item.gzip_bytes, item.sparse_bytes, item.bound_bytes)
-            ),
+            *(Cell(text[at], getattr(item, field)) for text, (_, field, _) in zip(texts, FORMS, strict=True)),
             Cell(f"{item.dense_bytes / item.sparse_bytes:.2f}x", round(item.dense_bytes / item.sparse_bytes, 4)),
             Cell(f"{item.bound_bytes / item.sparse_bytes:.1%}", round(item.bound_bytes / item.sparse_bytes, 4)),
         ]
-        for item in sorted(stored, key=lambda item: (list(study.looks).index(item.method), item.sparsity))
+        for at, item in enumerate(ordered)
     ]
     head = ["method", "sparsity", "dense", "gzip", "sparse", "bound", "smaller", "of the bound reached"]
     sentence = (
