@@ -183,7 +183,8 @@ def norm_match(norms: Sequence[Array], beta: float = 0.9, max_factor: float = 10
     e = norms[0]
     for n in norms[1:]:
         e = beta * e + (1 - beta) * n
-    return np.clip(e.mean() / (e + 1e-12), 1 / max_factor, max_factor)
+    factors: Array = np.clip(e.mean() / (e + 1e-12), 1 / max_factor, max_factor)
+    return factors
 
 
 def gradient_reversal(g: Array, strength: float = 1.0) -> Array:

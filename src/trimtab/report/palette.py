@@ -92,7 +92,7 @@ def on_scale(share: float) -> str:
     """
     place = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)
     first = min(int(place), len(SCALE) - 2)
-    ends = [[int(SCALE[at][1][k : k + 2], 16) for k in (1, 3, 5)] for at in (first, first + 1)]
+    ends = [[int(str(SCALE[at][1])[k : k + 2], 16) for k in (1, 3, 5)] for at in (first, first + 1)]
     return "#" + "".join(f"{round(a + (place - first) * (b - a)):02x}" for a, b in zip(*ends, strict=True))
 
 
