@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ExportableState
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ModuleNotFoundError as error:
+    raise ImportError("the Trainer's callback needs transformers: pip install 'trimtab[transformers]'") from error
 
 from trimtab.adapters.lever_callback import LeverCallback
 

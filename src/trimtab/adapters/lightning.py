@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ModuleNotFoundError as error:
+    raise ImportError("the Lightning callback needs lightning: pip install 'trimtab[lightning]'") from error
 
 from trimtab.adapters.lever_callback import LeverCallback
 from trimtab.adapters.lightning_accumulation import AccumulatedBatches

@@ -23,11 +23,12 @@ def told(kind: type) -> tuple[str, list[str]]:
     return " ".join(text.split()), [line.strip() for line in examples.splitlines() if line.strip()]
 
 
-def usage(flags: Sequence[Flag], command: str) -> str:
-    """The first line."""
+def usage(kind: type, flags: Sequence[Flag], command: str) -> str:
+    """The first line; a command that takes its words in another way names them in `WORDS`."""
     arguments = [flag.name if flag.required else f"[{flag.name}]" for flag in flags if flag.positional]
     if any(flag.recipe for flag in flags):
         arguments = [word.strip("[]") for word in arguments]
+    arguments = getattr(kind, "WORDS", arguments)
     needed = [f"{flag.name} {flag.value}" for flag in flags if flag.required and not flag.positional]
     return " ".join(["usage: trimtab", command, *arguments, *needed, "[options]"])
 
@@ -67,7 +68,7 @@ def short(kind: type, flags: Sequence[Flag], command: str) -> str:
     own = len(shown)
     shown += [flag for flag in flags if flag.recipe and flag.name in COMMON]
     top = [
-        *textwrap.wrap(usage(flags, command), WIDTH, subsequent_indent="    "),
+        *textwrap.wrap(usage(kind, flags, command), WIDTH, subsequent_indent="    "),
         "",
         *textwrap.wrap(says, WIDTH),
         "",
@@ -94,7 +95,7 @@ def whole(kind: type, flags: Sequence[Flag], command: str) -> str:
     width = max(WIDTH, min(shutil.get_terminal_size().columns, 110))
     says, examples = told(kind)
     lines = [
-        usage(flags, command),
+        usage(kind, flags, command),
         "",
         *textwrap.wrap(says, width),
         "",

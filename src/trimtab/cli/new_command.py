@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -29,6 +29,7 @@ class NewArguments:
         trimtab new small.yaml
     """
 
+    WORDS: ClassVar = ("FILE.yaml", "[RECIPE]")
     recipe: tyro.conf.Positional[str]
     """What to start from, after the file: a shipped name (trimtab list recipes), a YAML file, or a run folder."""
     fields: Fields

@@ -20,6 +20,8 @@ from trimtab.studies.variants import Variant
 
 STEPS, WARM_UP = 5, 2
 """Counted steps of each method, and those before them [ours]."""
+PATIENCE = 10.0
+"""Seconds after which the steps done are enough, if there is one [ours]."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ def _one(label: str, recipe: Recipe, runs: int, finished: int, splits: Sequence[
         run.stepper.set_learning_rate(0)
         batch = next(run.train_batches.epoch(0))
         run.model.train()
-        seconds = []
-        for number in range(WARM_UP + STEPS):
+        seconds: list[float] = []
+        begun = time.perf_counter()
+        for _ in range(WARM_UP + STEPS):
             started = time.perf_counter()
             run.stepper.step([batch] * recipe.accumulate).item()
-            if number >= WARM_UP:
-                seconds.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
+            if time.perf_counter() - begun > PATIENCE:
+                break
         image = _image_seconds(run.model, batch[0])
         weights = sum(item.numel() * item.element_size() for item in run.model.state_dict().values())
         state = sum(
@@ -90,7 +94,7 @@ def _one(label: str, recipe: Recipe, runs: int, finished: int, splits: Sequence[
         )
     steps = recipe.epochs * run.position.steps_per_epoch
     validations = -(-recipe.epochs // recipe.validate_every)
-    step = statistics.median(seconds)
+    step = statistics.median(seconds[WARM_UP:] or seconds[-1:])
     train = steps * step + validations * len(run.data.validation) * image
     return Estimated(
         label, runs, finished, steps, step, train, _pruning_images(recipe, run, splits) * image, 2 * weights + state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from trimtab.checks import hint
 
@@ -17,6 +18,14 @@ COMMANDS = {
     "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
     "demo": "all of it on drawn chest X-rays, or on a folder of real data",
 }
+NEEDED = {
+    "build": ("pycocotools", "medclm"),
+    "demo": ("pycocotools", "medclm"),
+    "pretrain": ("transformers", "training"),
+    "train": ("trl", "training"),
+    "evaluate": ("transformers", "training"),
+}
+"""A package by which a command sees that its extra is there, so that it stops before anything is made."""
 
 
 def usage() -> str:
@@ -41,6 +50,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise ValueError(f"no command {words[0]!r}; {hint(words[0], COMMANDS, 'commands')}")
+    package, extra = NEEDED.get(words[0], ("", ""))
+    if extra and not {"-h", "--help", "-H", "--help-all"} & set(words) and find_spec(package) is None:
+        raise ImportError(f"{words[0]} needs {package}: pip install 'trimtab[{extra}]'")
     module = importlib.import_module(f"trimtab.cli.medclm.{home(words[0])}")
     code: int = getattr(module, words[0])(words[1:])
     return code
