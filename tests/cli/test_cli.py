@@ -302,3 +302,16 @@ def test_ctrl_c_during_compare_leaves_resumable_runs(tmp_path: Path) -> None:
     assert (tmp_path / "runs/sgd/seed0/checkpoint.safetensors").exists()
     assert json.loads((tmp_path / "runs/sgd/seed0/run.json").read_text())["status"] == "interrupted"
     assert [run.label for run in planned_runs(tmp_path).values()] == ["sgd"]
+
+
+@pytest.mark.parametrize(("command", "extra"), [("demo", "medclm"), ("build", "medclm"), ("train", "training")])
+def test_a_missing_extra_is_named_before_anything_is_made(
+    command: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("trimtab.cli.medclm.find_spec", lambda _: None)
+    assert main(["medclm", command]) == 2
+    said = capsys.readouterr().err
+    assert f"pip install 'trimtab[{extra}]'" in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
