@@ -43,7 +43,7 @@ def html_table(records: Sequence[Record], title: str = "", most: int = MOST) -> 
     """The records as a small HTML table; every text is escaped.
 
     Example:
-        >>> html_table([{"name": "<b>", "weights": 12000}], "one layer")[:56]
+        >>> html_table([{"name": "<b>", "weights": 12000}], "one layer")[:57]
         '<table><caption style="text-align:left">one layer</captio'
     """
     caption = f'<caption style="text-align:left">{html.escape(title)}</caption>' if title else ""

@@ -15,9 +15,14 @@ ACTING = list(of_home("penalty", "transform", "wrapper", "after_step", "optimize
 SETTINGS = {
     "l1": {"l1.strength": 1e-3}, "var": {"var.strength": 1e-3}, "hoyer": {"hoyer.strength": 1e-3},
     "clip_norm": {"clip_norm.max_norm": 0.1}, "adaptive_clip": {"adaptive_clip.clip": 0.01},
+    "norm_growth": {"norm_growth.max_growth": 1.001}, "zclip": {"zclip.max_norm": 0.1}, "ada_gc": {"ada_gc.absolute": 0.1},
+    "concentrate": {"concentrate.rate": 0.1}, "proximal_l1": {"proximal_l1.strength": 1e-2},
+    "safe": {"safe.strength": 0.1, "safe.every": 2}, "gradual": {"gradual.end": 1.0, "gradual.every": 1},
+    "progressive": {"progressive.end": 1.0, "progressive.every": 1},
+    "ac_dc": {"ac_dc.warm_up": 0.2, "ac_dc.phase": 0.2, "ac_dc.last_dense": 0.2, "ac_dc.last_sparse": 0.4},
 }  # fmt: skip
 """So strong that five steps show them."""
-STEP = {"sgd.lr": 0.05, "adamw.lr": 1e-3}
+STEP = {"epochs": 1, "sgd.lr": 0.05, "adamw.lr": 1e-3}
 
 
 def recipe(name: str, **more: object) -> Recipe:
@@ -26,8 +31,10 @@ def recipe(name: str, **more: object) -> Recipe:
 
 def run(given: Recipe, device: torch.device, steps: int = 5, **kind: bool) -> list[torch.Tensor]:
     model = network(device, norm=False, **kind)
-    steering = steer(given, model)
-    return steps_of(steering, model, device, steps)
+    steering = steer(given, model, steps_per_epoch=steps)
+    steps_of(steering, model, device, steps)
+    steering.handle.finish()
+    return weights_of(model)
 
 
 def steps_of(steering: Steering, model: nn.Module, device: torch.device, steps: int) -> list[torch.Tensor]:
@@ -83,11 +90,11 @@ def test_state_moves_to_the_device_and_a_resumed_run_goes_on(device):
     given = recipe("autoscale", **{"sgd.momentum": 0.9})
     whole = run(given, device, 6)
     model = network(device, norm=False)
-    first = steer(given, model)
+    first = steer(given, model, steps_per_epoch=6)
     steps_of(first, model, device, 3)
     state = {"base": first.base.state_dict(), "levers": first.handle.state_dict(), "model": model.state_dict()}
     other = network(device, norm=False)
-    second = steer(given, other)
+    second = steer(given, other, steps_per_epoch=6)
     other.load_state_dict(state["model"])
     second.base.load_state_dict(state["base"])
     second.handle.load_state_dict(state["levers"])

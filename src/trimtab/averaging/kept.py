@@ -12,6 +12,7 @@ def average_of(tensor: Tensor) -> Tensor:
     """A copy of `tensor` to average into, in float32 where it is a half.
 
     Example:
+        >>> import torch
         >>> average_of(torch.ones(1, dtype=torch.bfloat16))
         tensor([1.])
     """

@@ -88,7 +88,7 @@ def on_scale(share: float) -> str:
 
     Example:
         >>> on_scale(0.0), on_scale(1.0), on_scale(0.5)
-        ('#440154', '#fde725', '#23908c')
+        ('#440154', '#fde725', '#22908c')
     """
     place = min(max(share, 0.0), 1.0) * (len(SCALE) - 1)
     first = min(int(place), len(SCALE) - 2)

@@ -33,7 +33,7 @@ def over_views(outputs_of: Callable[[Tensor], Tensor], images: Tensor, views: in
         >>> left = lambda images: images[:, 0, :, :1].mean(1)  # looks at the first column
         >>> x = torch.tensor([0.0, 0.0, 0.0, 8.0]).expand(1, 1, 4, 4)
         >>> [over_views(left, x, count).item() for count in (1, 2, 6)]
-        [0.0, 4.0, 3.0]
+        [0.0, 4.0, 2.0]
     """
     one_of("views", str(views), COUNTS)
     if views == 1:

@@ -85,7 +85,7 @@ class RunRecord(Document):
         if "task" in self.info:
             task, classes, notes = self.info["task"], self.info["classes"], [str(note) for note in self.info["notes"]]
             if task not in ("classification", "segmentation") or type(classes) is not int or classes < 1:
-                raise ValueError(f"task {task!r} with {classes!r} classes")
+                raise ValueError(f"run.json holds task {task!r} with {classes!r} classes")
             return task, classes, notes
         data = load_data(self.resolved)
         return data.task, data.num_classes, list(data.notes)
@@ -179,9 +179,10 @@ def record_of(folder: RunFolder, measured: Mapping[Split, PrunedRun]) -> RunReco
 def folder_record(folder: RunFolder, split: Split) -> RunRecord | None:
     """The record of a run folder that is finished and measured on `split`; None otherwise."""
     file = pruned_file(folder, split)
-    if not file.is_file() or not folder.finished:
+    if not file.is_file():
         return None
-    return record_of(folder, {split: read_pruned(file)})
+    pruned = read_pruned(file)  # a damaged file is named whatever else the folder lacks
+    return record_of(folder, {split: pruned}) if folder.finished else None
 
 
 class Records:

@@ -74,7 +74,7 @@ def _labels(values: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """The numbers written into a map of percents, each black or white by the colour below it."""
     cells = [(x, y, value) for y, row in enumerate(values) for x, value in enumerate(row) if value is not None]
     return {
-        "type": "scatter", "mode": "text", "x": [x for x, *_ in cells], "y": [y for _, y, _ in cells],
+        "type": "scatter", "mode": "text", "cliponaxis": False, "x": [x for x, *_ in cells], "y": [y for _, y, _ in cells],
         "text": [f"{value:.0f}" for *_, value in cells], "hoverinfo": "skip", "showlegend": False,
         "textfont": {"size": 11, "color": [text_on(on_scale(value / 100)) for *_, value in cells]},
     }  # fmt: skip
