@@ -11,7 +11,7 @@ from trimtab.studies.weights.verdict import Held, best_and_baseline, cost_words,
 
 def _note(study: Study, one: Held) -> str:
     certain = (
-        "" if one.certain is None or one.certain == one.sparsity else f"for certain to {sparsity_label(one.certain)}"
+        "" if one.certain is None or one.certain == one.sparsity else f"whole interval to {sparsity_label(one.certain)}"
     )
     if one.method == study.baseline:
         return "; ".join(part for part in ("baseline", certain, cost_words(one)) if part)
