@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from gradient_transforms import SETS, parameters
-from harness import cpu_ratio_in_turns, interleaved, peak_extra_bytes, record
+from harness import cpu_ratio_in_turns, interleaved, peak_extra_bytes, record, training_step
 from torch import Tensor, nn
 
 import trimtab
@@ -20,23 +19,6 @@ BATCH = 128
 SMALLEST = torch.finfo(torch.float16).smallest_normal
 WAITS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__")
 """What a Python program can wait for a device by."""
-
-
-def training_step(model: nn.Module, tracker: GradientTracker | None) -> Callable[[], Any]:
-    model = copy.deepcopy(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    if tracker is not None:
-        trimtab.attach(optimizer, tracker, model=model)
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(BATCH, 3, 32, 32, generator=generator)
-    labels = torch.randint(0, 10, (BATCH,), generator=generator)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-
-    return step
 
 
 ALL_KINDS = ("gradients", "weights", "updates")
@@ -179,7 +161,7 @@ def waits_between_flushes(model: nn.Module) -> int:
     """How often a tracked step waits for the device, counted in the form that is used on accelerators."""
     real_sums = sums.Sums
     quantities.Sums = lambda sizes, dtype, device: real_sums(sizes, dtype, device, looks=False)
-    plain, tracked = (training_step(model, tracker) for tracker in (None, GradientTracker()))
+    plain, tracked = (training_step(model, tracker, BATCH) for tracker in (None, GradientTracker()))
     counts = {}
     try:
         for name, step in (("plain", plain), ("tracked", tracked)):
@@ -215,7 +197,7 @@ def main() -> None:
     kinds = {"gradients": ("gradients",), "gradients, weights, updates": ("gradients", "weights", "updates")}
     for label, track in kinds.items():
         ratio, least = cpu_ratio_in_turns(
-            training_step(model, None), training_step(model, GradientTracker(track)), repeats=15
+            training_step(model, None, BATCH), training_step(model, GradientTracker(track), BATCH), repeats=15
         )
         rows.append(
             {

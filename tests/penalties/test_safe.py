@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import trimtab
-from tests.pruning.along import attached, batch, sgd, steps, zeros
+from tests.pruning.along import attached, batch, resumed, same, scaled_steps_with_one_skipped, sgd, steps, zeros
 from tests.pruning.nets import Small
 from trimtab.optimizers import SAM
 from trimtab.penalties import SAFE
@@ -145,27 +145,14 @@ def test_the_value_has_the_gradient() -> None:
 
 @pytest.mark.parametrize("at", [2, 4, 9])
 def test_resumed_goes_on_bit_for_bit(at: int) -> None:
-    whole, first, second = Small(), Small(), Small().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for net in (whole, first, second):
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        net.load_state_dict(whole.state_dict())
-    optimizer, end = attached(whole, lever())
-    torch.manual_seed(1)
-    steps(whole, optimizer, range(12))
-    one, handle = attached(first, lever())
-    torch.manual_seed(1)
-    steps(first, one, range(at))
-    random = torch.get_rng_state()
-    two, resumed = attached(second, lever())
-    second.load_state_dict(first.state_dict())
-    two.load_state_dict(one.state_dict())
-    resumed.load_state_dict(handle.state_dict())
-    torch.set_rng_state(random)
-    steps(second, two, range(at, 12))
+    (whole, end), (second, loaded) = resumed(
+        lambda: Small().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        lever, at, 12,
+    )  # fmt: skip
     end.finish()
-    resumed.finish()
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
-    assert resumed.levers[0]._anchors["conv.weight"].stride() == second.conv.weight.stride()  # type: ignore[attr-defined]
+    loaded.finish()
+    assert same(whole, second)
+    assert loaded.levers[0]._anchors["conv.weight"].stride() == second.conv.weight.stride()  # type: ignore[attr-defined]
 
 
 def test_a_state_of_other_settings_or_another_network_is_refused() -> None:
@@ -187,13 +174,7 @@ def test_steps_that_a_scaler_skips_do_not_count() -> None:
     net = Small()
     safe = lever()
     optimizer, _ = attached(net, safe)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for step, factor in enumerate((1.0, float("inf"), 1.0)):
-        optimizer.zero_grad()
-        for _ in range(2):
-            scaler.scale(net(batch(step)).pow(2).mean() * factor).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    scaled_steps_with_one_skipped(net, optimizer)
     assert safe.steps == 2
 
 

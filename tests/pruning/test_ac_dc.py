@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.pruning.along import attached, sgd, steps, zeros
+from tests.pruning.along import attached, resumed, same, sgd, steps, zeros
 from tests.pruning.nets import Small
 from trimtab.pruning import ACDC, one_shot
 
@@ -97,23 +97,8 @@ def test_masks_are_chosen_over_all_tensors_at_the_start_of_each_phase() -> None:
 
 @pytest.mark.parametrize("at", [2, 4, 5, 7, 12, 15])
 def test_resumed_in_any_phase_goes_on_bit_for_bit(at: int) -> None:
-    whole, first, second = Small(), Small(), Small()
-    for net in (first, second):
-        net.load_state_dict(whole.state_dict())
-    optimizer, _ = attached(whole, lever())
-    torch.manual_seed(1)
-    steps(whole, optimizer, range(18))
-    one, handle = attached(first, lever())
-    torch.manual_seed(1)
-    steps(first, one, range(at))
-    random = torch.get_rng_state()
-    two, resumed = attached(second, lever())
-    second.load_state_dict(first.state_dict())
-    two.load_state_dict(one.state_dict())
-    resumed.load_state_dict(handle.state_dict())
-    torch.set_rng_state(random)
-    steps(second, two, range(at, 18))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    (whole, _), (second, _) = resumed(Small, lever, at, 18)
+    assert same(whole, second)
 
 
 def test_a_run_that_ends_in_a_dense_phase_is_pruned_and_a_sparse_network_loses_nothing() -> None:

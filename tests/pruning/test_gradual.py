@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import trimtab
-from tests.pruning.along import attached, batch, sgd, steps, zeros
+from tests.pruning.along import attached, batch, resumed, same, scaled_steps_with_one_skipped, sgd, steps, zeros
 from tests.pruning.nets import Small, Tied
 from trimtab.optimizers import SAM
 from trimtab.pruning import GradualPruning, one_shot
@@ -142,23 +142,8 @@ def test_training_behind_the_mask_is_written_out() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"reversible": True}, {"scope": "global"}])
 def test_resumed_in_the_middle_of_the_ramp_goes_on_bit_for_bit(settings: dict[str, Any]) -> None:
-    whole, first, second = Small(), Small(), Small()
-    for net in (first, second):
-        net.load_state_dict(whole.state_dict())
-    optimizer, _ = attached(whole, lever(**settings))
-    torch.manual_seed(1)
-    steps(whole, optimizer, range(18))
-    one, handle = attached(first, lever(**settings))
-    torch.manual_seed(1)
-    steps(first, one, range(8))
-    state, random = (first.state_dict(), one.state_dict(), handle.state_dict()), torch.get_rng_state()
-    two, resumed = attached(second, lever(**settings))
-    second.load_state_dict(state[0])
-    two.load_state_dict(state[1])
-    resumed.load_state_dict(state[2])
-    torch.set_rng_state(random)
-    steps(second, two, range(8, 18))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    (whole, _), (second, _) = resumed(Small, lambda: lever(**settings), 8, 18)
+    assert same(whole, second)
 
 
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
@@ -187,13 +172,7 @@ def test_steps_that_a_scaler_skips_do_not_count_and_accumulated_ones_are_one() -
     net = Small()
     pruning = lever(every=1)
     optimizer, _ = attached(net, pruning)
-    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    for step, factor in enumerate((1.0, float("inf"), 1.0)):
-        optimizer.zero_grad()
-        for _ in range(2):
-            scaler.scale(net(batch(step)).pow(2).mean() * factor).backward()
-        scaler.step(optimizer)
-        scaler.update()
+    scaled_steps_with_one_skipped(net, optimizer)
     assert pruning.steps == 2
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab.deploy.compact_quantise import Quantised, Scales, quantise, scale_axis
 from trimtab.deploy.compact_writer import Written, written
 from trimtab.deploy.sparse_writer import Source, aliases_in, tensors_of
+from trimtab.deploy.store_format import checked_metadata
 from trimtab.parameters import entries
 from trimtab.parameters.kinds import REAL
 from trimtab.parameters.wrappers import load_own_state, own_state, unwrapped
@@ -95,10 +96,7 @@ def job_of(
         TypeError: an entry or metadata of a wrong kind.
         ValueError: no weight to code.
     """
-    user = dict(metadata or {})
-    for key, value in user.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+    user = checked_metadata(metadata)
     state, extra = tensors_of(source)
     aliases = aliases_in(state)
     held = {name: tensor.detach() for name, tensor in state.items() if name not in aliases}

@@ -24,6 +24,7 @@ from trimtab.deploy.store_format import (
     IndexRow,
     as_bytes,
     as_integers,
+    checked_metadata,
     content_hash,
     is_plain,
     safetensors_label,
@@ -199,10 +200,7 @@ def save_sparse(
         >>> report.ratio > 5, torch.equal(state["weight"], net.weight)
         (True, True)
     """
-    user = dict(metadata or {})
-    for key, value in user.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+    user = checked_metadata(metadata)
     state, extra = tensors_of(source)
     aliases = aliases_in(state)
     held = [name for name in state if name not in aliases]

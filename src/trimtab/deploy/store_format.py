@@ -185,6 +185,15 @@ def content_hash(entries: Mapping[str, Tensor], user: Mapping[str, str], extra: 
     return digest.hexdigest()
 
 
+def checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """A copy of what the user wants to keep in a file; TypeError when it holds anything but strings."""
+    user = dict(metadata or {})
+    for key, value in user.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata must map strings to strings, got {key!r}: {value!r}")
+    return user
+
+
 def write_metadata(
     sha256: str, user: Mapping[str, str], extra: Mapping[str, Any] | None = None, *, compact: bool = False
 ) -> dict[str, str]:

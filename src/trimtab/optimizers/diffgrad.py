@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import flag, non_negative, positive
-from trimtab.optimizers.foreach import ForeachOptimizer, Lists, learning_rate, two_decays
+from trimtab.optimizers.foreach import ForeachOptimizer, Lists, adam_moments_, learning_rate, two_decays
 
 
 class DiffGrad(ForeachOptimizer):
@@ -89,9 +89,7 @@ class DiffGrad(ForeachOptimizer):
             torch._foreach_mul_(params, 1 - lr * decay)
         elif decay:
             grads = list(torch._foreach_add(grads, params, alpha=decay))
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        adam_moments_(first, second, grads, group["betas"])
         torch._foreach_sub_(previous, grads)
         torch._foreach_abs_(previous)
         torch._foreach_sigmoid_(previous)

@@ -30,6 +30,21 @@ def two_decays(betas: Any) -> tuple[float, float]:
     return below_one("betas[0]", betas[0]), below_one("betas[1]", betas[1])
 
 
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure of a step gives, called with gradients on; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def adam_moments_(first: list[Tensor], second: list[Tensor], grads: list[Tensor], betas: tuple[float, float]) -> None:
+    """`m <- b1 m + (1 - b1) g`, `v <- b2 v + (1 - b2) g^2`."""
+    torch._foreach_lerp_(first, grads, 1 - betas[0])
+    torch._foreach_mul_(second, betas[1])
+    torch._foreach_addcmul_(second, grads, grads, 1 - betas[1])
+
+
 class ForeachOptimizer(torch.optim.Optimizer):
     """An optimizer whose formula takes lists of tensors of one device, dtype and step at once.
 
@@ -67,10 +82,7 @@ class ForeachOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns what the closure gave."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for number, group in enumerate(self.param_groups):
             names = self.state_names(group)
             for step, owners in self._alike(number, group, names).items():

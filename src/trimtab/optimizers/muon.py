@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import below_one, flag, non_negative, number, one_of, whole
 from trimtab.collectives import is_sharded
+from trimtab.optimizers.foreach import loss_of
 from trimtab.parameters import Entry, Rule, entries, rule_or
 
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -161,10 +162,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns what the closure gave."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             if group["matrices"]:
                 self._step_matrices(group)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import below_one, flag, non_negative, number, positive
 from trimtab.collectives import is_sharded
-from trimtab.optimizers.foreach import ForeachOptimizer, Lists, learning_rate, two_decays
+from trimtab.optimizers.foreach import ForeachOptimizer, Lists, adam_moments_, learning_rate, two_decays
 from trimtab.parameters import entries
 from trimtab.tensors.projection import project_out, row_products
 
@@ -190,9 +190,7 @@ class AdamP(ProjectedOptimizer):
         """One step of these parameters."""
         first, second = states["exp_avg"], states["exp_avg_sq"]
         (beta1, beta2), lr = group["betas"], float(group["lr"])
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        adam_moments_(first, second, grads, group["betas"])
         below = torch._foreach_sqrt(second)
         torch._foreach_div_(below, math.sqrt(1 - beta2**step))
         torch._foreach_add_(below, group["eps"])

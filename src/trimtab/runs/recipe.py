@@ -214,14 +214,18 @@ class RecipeFields(Section):
         """The lever of that name with the recipe's settings; ValueError when one is out of range."""
         return build(find(name), settings_name(name), self.section(name), *arguments, **handed)
 
+    def plain(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
+        """The fields as in a file: each section of a lever with a suffix under its own name."""
+        data = self.model_dump(mode=mode)
+        return data | data.pop("suffixed")
+
     def write(self, path: Path) -> None:
         """Write as YAML, atomically."""
         write_text(path, self.to_yaml())
 
     def to_yaml(self) -> str:
         """The recipe as YAML text that `load_recipe` reads back to an equal recipe."""
-        data = self.model_dump(mode="json")
-        data |= data.pop("suffixed")
+        data = self.plain(mode="json")
         text: str = yaml.safe_dump(data, sort_keys=False)
         return text
 
@@ -234,8 +238,7 @@ class RecipeFields(Section):
             >>> Recipe().with_settings({"var.strength": 1e-4}).var.strength
             0.0001
         """
-        data = self.model_dump()
-        data |= data.pop("suffixed")
+        data = self.plain()
         if settings.keys() & {"method", "levers"}:
             data |= {"method": "", "levers": ()}
         for dotted, value in settings.items():

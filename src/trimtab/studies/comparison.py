@@ -115,21 +115,20 @@ def _train_and_prune(
     shown = _progress_file(folder)
     last = 0.0
 
-    def report(progress: Progress) -> None:
+    def now_and_then(text: str) -> None:
         nonlocal last
         if time.monotonic() - last > 0.5:
             last = time.monotonic()
-            loss = "" if progress.loss is None else f" loss {progress.loss:.3f}"
-            _show(shown, f"{progress.step} {progress.steps} epoch {progress.epoch + 1}/{progress.epochs}{loss}")
+            _show(shown, text)
 
-    folder.mkdir(parents=True, exist_ok=True)
+    def report(progress: Progress) -> None:
+        loss = "" if progress.loss is None else f" loss {progress.loss:.3f}"
+        now_and_then(f"{progress.step} {progress.steps} epoch {progress.epoch + 1}/{progress.epochs}{loss}")
 
     def reading(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 0.5:
-            last = time.monotonic()
-            _show(shown, f"0 1 reading picture {done:,} of {total:,}")
+        now_and_then(f"0 1 reading picture {done:,} of {total:,}")
 
+    folder.mkdir(parents=True, exist_ok=True)
     with reading_told(reading):
         run = train(variant.recipe, folder, report)
     measured: dict[Split, PrunedRun] = {}

@@ -59,7 +59,8 @@ class RunRecord(Document):
                     f"measured.{split} must be {self.label!r} on that split, got {said[1]!r} on {said[0]!r}"
                 )
         self.run("")
-        assert self.resolved
+        if "task" in self.info:
+            self.task()
         return self
 
     @cached_property
@@ -85,7 +86,7 @@ class RunRecord(Document):
         if "task" in self.info:
             task, classes, notes = self.info["task"], self.info["classes"], [str(note) for note in self.info["notes"]]
             if task not in ("classification", "segmentation") or type(classes) is not int or classes < 1:
-                raise ValueError(f"run.json holds task {task!r} with {classes!r} classes")
+                raise ValueError(f"task {task!r} with {classes!r} classes")
             return task, classes, notes
         data = load_data(self.resolved)
         return data.task, data.num_classes, list(data.notes)
@@ -160,8 +161,7 @@ def record_of(folder: RunFolder, measured: Mapping[Split, PrunedRun]) -> RunReco
         ValueError: a file of the folder is damaged.
     """
     label = next(iter(measured.values())).histogram.method
-    recipe = folder.recipe.model_dump(mode="json")
-    recipe |= recipe.pop("suffixed")
+    recipe = folder.recipe.plain(mode="json")
     recipe["data"]["root"] = None
     with named(folder.path / "run.json"):
         return RunRecord(

@@ -89,8 +89,7 @@ def chosen_settings(choices: Sequence[Choice], fields: Sequence[str]) -> dict[st
 
 def setting(recipe: Recipe, field: str) -> Any:
     """The value of a dotted field, JSON's types only."""
-    value: Any = recipe.model_dump(mode="json")
-    value |= value.pop("suffixed")
+    value: Any = recipe.plain(mode="json")
     for part in field.split("."):
         value = value[part]
     return value
