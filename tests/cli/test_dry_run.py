@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from trimtab.cli import main
 from trimtab.runs.recipe import load_recipe
 from trimtab.studies import estimate as module
 from trimtab.studies.estimate import Estimated
+from trimtab.studies.variants import Variant
 
 SMALL = ["--epochs", "2", "--data.limit-train", "160", "--data.batch-size", "32", "--pruning.sparsities", "0.5", "0.9"]
 
@@ -42,7 +44,7 @@ def test_what_is_finished_costs_nothing() -> None:
 def test_images_of_the_pruning_by_hand() -> None:
     class Run:
         data = type("Data", (), {"validation": range(10), "test": range(100)})()
-        model = module.nn.Sequential(module.nn.BatchNorm1d(2))
+        model = nn.Sequential(nn.BatchNorm1d(2))
 
     recipe = load_recipe("digits").with_settings(
         {
@@ -56,3 +58,23 @@ def test_images_of_the_pruning_by_hand() -> None:
     assert module._pruning_images(recipe, Run(), ("validation", "test")) == 3 * (2 * 110 + 2 * 16)
     controls = recipe.with_settings({"pruning.controls": True})
     assert module._pruning_images(controls, Run(), ("test",)) == 9 * (2 * 100 + 16)
+
+
+def test_runs_with_a_record_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tune", "digits", *SMALL, "--epochs", "1", "--methods", "l1", "--vary", "l1.strength=1e-5,1e-4"]
+    assert main([*words, "--seeds", "0", "--records", "kept", "--out", "first", "--quiet"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--seeds", "0", "1", "--records", "kept", "--out", "second", "--dry-run", "--json"]) == 0
+    assert [(one["runs"], one["finished"]) for one in json.loads(capsys.readouterr().out)["runs"]] == [(2, 1), (2, 1)]
+
+
+def test_fine_tuning_costs_its_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "_pruning_images", lambda *_: 0)
+    recipe = load_recipe("digits").with_settings(
+        {"data.limit_train": 160, "data.batch_size": 32, "pruning.sparsities": (0.5, 0.9), "pruning.finetune": 4}
+    )
+    (one,) = module.estimate([Variant("sgd", recipe)], [tmp_path], ("validation", "test"))
+    assert one.prune_seconds == pytest.approx(4 * 3 * 5 * one.step_seconds)  # epochs, dense and two sparsities, steps

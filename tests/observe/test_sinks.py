@@ -14,6 +14,7 @@ import torch
 import trimtab
 from trimtab.observe import GradientTracker, open_sink
 from trimtab.observe.sinks import SINKS, check_sink
+from trimtab.runs import sinking as sinking_module
 from trimtab.runs.recipe import load_recipe
 from trimtab.runs.training import train
 
@@ -118,3 +119,19 @@ def test_a_sink_that_is_not_there_is_said_before_anything_is_written(
     with pytest.raises(ImportError, match=r"trimtab\[wandb\]"):
         train(load_recipe("digits").with_settings({"sink": ("wandb",)}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_the_settings_of_the_levers_that_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    def opened(*_: object, config: dict[str, Any], **__: object) -> Any:
+        given.append(config)
+        return open_sink("jsonl", tmp_path / "log", project="p", run="r", config=config)
+
+    monkeypatch.setattr(sinking_module, "open_sink", opened)
+    small = {"epochs": 1, "data.limit_train": 64, "sink": ("jsonl",), "l1@head.strength": 1e-3, "cram.rho": 0.2}
+    train(load_recipe("digits").with_settings({"method": "l1@head+cram+", **small}), tmp_path / "run")
+    (config,) = given
+    assert (config["cram.rho"], config["l1@head.strength"]) == (0.2, 1e-3)
+    assert "sgd.lr" in config
+    assert "var.strength" not in config

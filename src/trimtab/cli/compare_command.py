@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = given.out or default_study(Path("runs") / recipe.name, recipe, runs)
     if given.dry_run:
         paths = [folder / "runs" / one.folder for one in runs]
-        return show_cost(runs, paths, ("validation", "test"), given.jobs, output)
+        return show_cost(runs, paths, ("validation", "test"), given.jobs, output, records)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation", "test"), quiet=output.silent,
         records=records,

@@ -14,14 +14,20 @@ from trimtab.cli.arguments import Output
 from trimtab.cli.console import console, print_json
 from trimtab.cli.progress import duration, fitted
 from trimtab.studies.estimate import estimate
+from trimtab.studies.prune_run import Split
 from trimtab.studies.variants import Variant
 
 
 def show_cost(
-    variants: Sequence[Variant], folders: Sequence[Path], splits: Sequence[str], jobs: int, output: Output
+    variants: Sequence[Variant],
+    folders: Sequence[Path],
+    splits: Sequence[Split],
+    jobs: int,
+    output: Output,
+    records: Path | None = None,
 ) -> int:
     """Print the estimate; writes nothing, trains nothing."""
-    found = estimate(variants, folders, splits)
+    found = estimate(variants, folders, splits, records)
     total = sum(one.left_seconds for one in found)
     if output.json:
         print_json({"runs": [asdict(one) for one in found], "jobs": jobs, "seconds": total})

@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = given.out or default_study(Path("runs") / f"{recipe.name}-tuning", recipe, runs)
     if given.dry_run:
         paths = [folder / "runs" / one.folder for one in runs]
-        return show_cost(runs, paths, ("validation",), given.jobs, output)
+        return show_cost(runs, paths, ("validation",), given.jobs, output, given.records)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation",), quiet=output.silent,
         records=given.records,

@@ -217,7 +217,8 @@ class RecipeFields(Section):
     def plain(self, mode: Literal["python", "json"] = "python") -> dict[str, Any]:
         """The fields as in a file: each section of a lever with a suffix under its own name."""
         data = self.model_dump(mode=mode)
-        return data | data.pop("suffixed")
+        data |= data.pop("suffixed")
+        return data
 
     def write(self, path: Path) -> None:
         """Write as YAML, atomically."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from trimtab.observe.sinks import Sink, open_sink
+from trimtab.registry import settings_name
 from trimtab.runs.position import Progress
 from trimtab.runs.training_run import TrainingRun
 
@@ -46,11 +47,11 @@ def _settings(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def sinking(run: TrainingRun) -> Iterator[Sinking]:
     """Open the sinks of the recipe on the first process, let them follow the tracker, close them at the end."""
     recipe = run.recipe
-    used = set(run.recipe.used)
+    used = {*map(settings_name, recipe.used), "data", "model", "schedule", "precision"}
     config = {
         key: value
-        for key, value in _settings(recipe.model_dump(mode="json"))
-        if "." not in key or key.partition(".")[0] in used | {"data", "model", "schedule", "precision"}
+        for key, value in _settings(recipe.plain(mode="json"))
+        if "." not in key or key.partition(".")[0] in used
     }
     sinks = [
         open_sink(name, run.folder.path, project=recipe.name, run=f"{recipe.method} seed {recipe.seed}", config=config)

@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trimtab.pruning.recalibration import has_batch_norm
 from trimtab.runs.parallel import launch
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training_run import TrainingRun
+from trimtab.studies.prune_run import Split
+from trimtab.studies.records import Records
 from trimtab.studies.variants import Variant
 
 STEPS, WARM_UP = 5, 2
@@ -34,7 +37,7 @@ class Estimated:
         steps: optimizer steps of one run.
         step_seconds: median seconds of one.
         train_seconds: of one run, its validations included.
-        prune_seconds: of one run: every sparsity on every split, recalibrated too.
+        prune_seconds: of one run: every sparsity on every split, recalibrated too, and fine-tuned where asked for.
         bytes: of a run folder: checkpoint and network.
     """
 
@@ -53,23 +56,29 @@ class Estimated:
         return (self.runs - self.finished) * (self.train_seconds + self.prune_seconds)
 
 
-def estimate(variants: Sequence[Variant], folders: Sequence[Path], splits: Sequence[str]) -> list[Estimated]:
+def estimate(
+    variants: Sequence[Variant], folders: Sequence[Path], splits: Sequence[Split], records: Path | None = None
+) -> list[Estimated]:
     """Time a few steps of each method on its own network and data; nothing is written.
 
     Args:
         variants: the runs.
         folders: where each goes.
         splits: what pruned networks would be measured on.
+        records: folder of records; a run whose record is there is finished.
     """
+    kept = None if records is None else Records(records)
     found = []
     for label in dict.fromkeys(variant.label for variant in variants):
-        own = [(one.recipe, path) for one, path in zip(variants, folders, strict=True) if one.label == label]
-        finished = sum(RunFolder(path).finished for _, path in own)
-        found.append(_one(label, own[0][0], len(own), finished, splits))
+        own = [(one, path) for one, path in zip(variants, folders, strict=True) if one.label == label]
+        finished = sum(
+            RunFolder(path).finished or (kept is not None and kept.done(one, splits) is not None) for one, path in own
+        )
+        found.append(_one(label, own[0][0].recipe, len(own), finished, splits))
     return found
 
 
-def _one(label: str, recipe: Recipe, runs: int, finished: int, splits: Sequence[str]) -> Estimated:
+def _one(label: str, recipe: Recipe, runs: int, finished: int, splits: Sequence[Split]) -> Estimated:
     recipe = recipe.model_copy(update={"track": (), "sink": ()})
     with tempfile.TemporaryDirectory() as scratch:
         run = TrainingRun(recipe, RunFolder(Path(scratch)), launch(recipe))
@@ -96,9 +105,14 @@ def _one(label: str, recipe: Recipe, runs: int, finished: int, splits: Sequence[
     validations = -(-recipe.epochs // recipe.validate_every)
     step = statistics.median(seconds[WARM_UP:] or seconds[-1:])
     train = steps * step + validations * len(run.data.validation) * image
-    return Estimated(
-        label, runs, finished, steps, step, train, _pruning_images(recipe, run, splits) * image, 2 * weights + state
-    )
+    prune = _pruning_images(recipe, run, splits) * image
+    if splits:  # fine-tuned once for all of them: the dense network, and each pruned one
+        prune += recipe.pruning.finetune * (1 + _sparsities(recipe)) * run.position.steps_per_epoch * step
+    return Estimated(label, runs, finished, steps, step, train, prune, 2 * weights + state)
+
+
+def _sparsities(recipe: Recipe) -> int:
+    return len(recipe.pruning.sparsities) if recipe.pruning.pattern == "unstructured" else 1
 
 
 def _image_seconds(model: nn.Module, images: torch.Tensor) -> float:
@@ -112,11 +126,11 @@ def _image_seconds(model: nn.Module, images: torch.Tensor) -> float:
     return min(times) / len(images)
 
 
-def _pruning_images(recipe: Recipe, run: TrainingRun, splits: Sequence[str]) -> int:
+def _pruning_images(recipe: Recipe, run: TrainingRun, splits: Sequence[Split]) -> int:
     """Images that pass the network while it is pruned at every sparsity and measured on every split."""
     section = recipe.pruning
-    points = 1 + (len(section.sparsities) if section.pattern == "unstructured" else 1)
+    points = 1 + _sparsities(recipe)
     points *= 3 if section.controls and recipe.is_plain else 1
-    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
+    norms = has_batch_norm(run.model)
     calibration = section.recalibrate_batches * recipe.data.batch_size if norms else 0
     return sum(points * (len(getattr(run.data, split)) * (2 if norms else 1) + calibration) for split in splits)
