@@ -24,14 +24,13 @@ class Stream:
     table: Bytes
     frequencies: Integers
     low_bits: Bytes
-    entropy_bits: float
 
     @property
     def bits(self) -> float:
         """What coding it takes, but for the table: cross-entropy under the table, and low bits."""
-        odds = self.frequencies[np.unique(self.symbols)] if self.symbols.size else np.empty(0)
         counts = np.bincount(self.symbols)
-        return float((counts[counts > 0] * (16 - np.log2(odds))).sum()) + 8 * self.low_bits.size
+        there = np.flatnonzero(counts)
+        return float((counts[there] * (16 - np.log2(self.frequencies[there]))).sum()) + 8 * self.low_bits.size
 
 
 def _stream(numbers: npt.NDArray[np.integer[Any]]) -> Stream:
@@ -40,9 +39,7 @@ def _stream(numbers: npt.NDArray[np.integer[Any]]) -> Stream:
     if not symbols.size:
         counts = np.ones(1, np.int64)
     codes = rans.table(counts)
-    return Stream(
-        symbols, least, codes, frequencies(codes), low_bits, rans.entropy_bits(counts) if symbols.size else 0.0
-    )
+    return Stream(symbols, least, codes, frequencies(codes), low_bits)
 
 
 @dataclass(frozen=True)

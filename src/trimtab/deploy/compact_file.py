@@ -115,7 +115,8 @@ def save_compact(
             raise ValueError(
                 f"max_drop = {max_drop} takes {len(found.content)} bytes at least, more than budget_bytes = {budget_bytes}"
             )
-        after = float(quality(job.candidate(weights))) if quality else None
+        # what is prepared stands in the model since the file was made, to the bit
+        after = float(quality(job.model if prepare and job.model else job.candidate(weights))) if quality else None
     path = Path(path)
     replace_atomically(path, lambda temporary: temporary.write_bytes(found.content))
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in job.state.items()}

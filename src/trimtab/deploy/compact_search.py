@@ -87,15 +87,16 @@ def within_budget(job: Job, layers: Sequence[Layer], budget: int) -> dict[str, Q
     least = job.quantised(_as_taken(layers, choice.smallest(layers)))
     file = job.file(least)
     if len(file.content) > budget:
-        fixed = len(file.content) - file.code_bytes
+        rest = len(file.content) - file.code_bytes
         raise ValueError(
             f"budget_bytes = {budget} is too small: the smallest file of these bits and sparsities takes {len(file.content)} "
-            f"bytes, {fixed} of them header, names, scales and tensors that are kept whole"
+            f"bytes, {rest} of them header, names, scales and tensors that are kept whole"
         )
     best, best_size, size = least, len(file.content), float(budget)
     seen = set()
     for _ in range(TRIES):
-        taken = _as_taken(layers, choice.allocate(layers, size))
+        options = choice.allocate(layers, size)
+        taken = _as_taken(layers, options)
         key = tuple(taken.items())
         if key in seen:
             break
@@ -104,10 +105,7 @@ def within_budget(job: Job, layers: Sequence[Layer], budget: int) -> dict[str, Q
         got = len(job.file(one).content)
         if best_size < got <= budget:
             best, best_size = one, got
-        predicted = choice.total(
-            [next(o for o in layer.options if (o.bits, o.sparsity) == taken[layer.name]) for layer in layers]
-        )
-        size = predicted + (budget - got) * (1.0 if got > budget else 0.98)
+        size = choice.total(options) + (budget - got) * (1.0 if got > budget else 0.98)
     return best
 
 

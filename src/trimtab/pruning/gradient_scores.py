@@ -15,6 +15,7 @@ from trimtab.parameters.wrappers import unwrapped
 from trimtab.pruning.calibration import Calibration, undisturbed
 from trimtab.pruning.data_scores import DataScore
 from trimtab.pruning.layer_inputs import as_matrix, from_matrix
+from trimtab.tensors.passes import working_dtype
 
 Loss = Callable[[Any, Any], Tensor]
 """`loss(outputs, targets)`, a scalar; targets are the last item of a tuple or list, or the mapping itself."""
@@ -113,7 +114,7 @@ class GradientScore(DataScore):
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    return tensor.detach().to(working_dtype(tensor))
 
 
 class Snip(GradientScore):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trimtab.parameters import Entry
 from trimtab.parameters.layouts import is_linear
+from trimtab.tensors.passes import working_dtype
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -56,7 +56,7 @@ def _padding(owner: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
 
 def input_rows(owner: nn.Module, inputs: Tensor) -> Tensor:
     """Inputs as (groups, rows, columns of `as_matrix`), in float32 at least; of a convolution its unfolded patches [ours]."""
-    wide = inputs.detach().to(torch.float64 if inputs.dtype == torch.float64 else torch.float32)
+    wide = inputs.detach().to(working_dtype(inputs))
     if not isinstance(owner, CONVOLUTIONS):
         return wide.reshape(1, -1, wide.shape[-1])
     sizes = owner.kernel_size

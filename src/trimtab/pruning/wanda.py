@@ -19,6 +19,7 @@ from trimtab.pruning.layer_inputs import (
     input_rows,
     reason_against,
 )
+from trimtab.tensors.passes import working_dtype
 
 
 class Wanda(DataScore):
@@ -102,6 +103,6 @@ class Wanda(DataScore):
     def scored(self, entry: Entry, norms: Tensor) -> Tensor:
         """`|W| ||X||` of one weight."""
         matrix = as_matrix(entry, entry.parameter.detach())
-        wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+        wide = working_dtype(matrix)
         rows = matrix.to(wide).abs().reshape(groups_of(entry.owners[0]), -1, matrix.shape[1])
         return from_matrix(entry, (rows * norms.to(wide).unsqueeze(1)).flatten(0, 1))
