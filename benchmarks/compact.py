@@ -84,7 +84,7 @@ def main() -> None:
                 | more
             )
             for form, size in zstd.items():
-                ratio, bar = report.compact_bytes / size, (bits, sparsity, form) == (4, 0.9, "a byte each")
+                ratio, bar = report.compact_bytes / size, (bits, sparsity) == (4, 0.9)
                 question = f"{what}: file over zstd -19 of the numbers, {form}"
                 rows.append(
                     {

@@ -262,14 +262,16 @@ def test_rows_are_marked_found_again_linked_and_exported(browser: Any) -> None:
         "[...document.querySelectorAll('.bar > :not(div), .bar select')].map(e => e.offsetTop + e.offsetHeight / 2)"
     )
     assert script(browser, f"const m = {middles}; return Math.max(...m) - Math.min(...m)") < 4  # one line
-    browser.get("about:blank")
-    browser.get(browser.pages["viewer"] + "#row=3")  # opened anew by a link: at that row, with its mark
-    wait(lambda: script(browser, "return document.documentElement.dataset.ready"), "drawing")
-    assert "Question 2," in script(browser, "return document.getElementById('text').textContent")
-    assert (
-        script(browser, "return document.querySelector('.marks button:nth-child(2)').getAttribute('aria-pressed')")
-        == "true"
-    )
+
+    def opened_anew() -> bool:
+        browser.get("about:blank")
+        browser.get(browser.pages["viewer"] + "#row=3")  # by a link: at that row, with its mark
+        wait(lambda: script(browser, "return document.documentElement.dataset.ready"), "drawing")
+        assert "Question 2," in script(browser, "return document.getElementById('text').textContent")
+        pressed = "return document.querySelector('.marks button:nth-child(2)').getAttribute('aria-pressed')"
+        return bool(script(browser, pressed) == "true")
+
+    wait(opened_anew, "the mark's return")  # Chromium writes what a page stores a little later
     options = "return [...document.getElementById('marked').options].map(o => o.textContent)"
     assert script(browser, options) == ["marks: all", "accepted (1)", "rejected (1)", "not marked (28)"]
     browser.find_element("css selector", "#export").click()
