@@ -25,14 +25,19 @@ Decided = TypeVar("Decided", bound=_Decided)
 
 
 def decided_in_turn(
-    model: nn.Module, chosen: Sequence[Entry], score: DataScore, decide: Callable[[int, Tensor], Decided]
+    model: nn.Module,
+    chosen: Sequence[Entry],
+    score: DataScore,
+    order: tuple[Sequence[Entry], bool],
+    decide: Callable[[int, Tensor], Decided],
 ) -> list[Decided]:
     """What `decide(position, score)` says of each chosen weight, asked in the order in which the data reach them.
 
-    The weights that were decided are zero where they go while later ones are scored; the model is as it was afterwards.
+    `order` is what `Calibration.order` found of these weights. The weights that were decided are zero where they go while
+    later ones are scored; the model is as it was afterwards.
     Beside a copy of each weight, memory does not grow with the number of layers.
     """
-    ordered, once = score.calibration.order(model, chosen)
+    ordered, once = order
     position = {id(entry): number for number, entry in enumerate(chosen)}
     found: dict[int, Decided] = {}
     saved: Saved = []

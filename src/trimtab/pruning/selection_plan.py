@@ -151,7 +151,8 @@ class SelectionPlan:
     def removals(self, sparsities: Sequence[Wanted], weights: Sequence[Tensor]) -> Removals:
         """Prepare the removals of all sparsities in shared passes over `weights` (those of the model or a copy)."""
         if isinstance(self.score, DataScore) and self.score.propagate:
-            return InTurn(self, self.score, list(sparsities))
+            order = self.score.calibration.order(self.model, self.chosen)  # a layer not reached is told at once
+            return InTurn(self, self.score, list(sparsities), order)
         scores, absolute = scores_of(self.model, self.chosen, weights, self.score, self.seed)
         return self.of_scores(scores, sparsities, absolute=absolute)
 
@@ -170,12 +171,17 @@ class SelectionPlan:
                     row.append((positions, threshold))
         return RemovalSequence(self, scores, absolute, table, list(sparsities))
 
-    def alone(self, position: int, score: Tensor, wanted: Wanted) -> Removal:
-        """What goes of one chosen weight, where nothing is compared across weights."""
+    def counts(self, wanted: Wanted) -> dict[int, int]:
+        """How many go of each chosen weight by position, where nothing is compared across weights."""
+        if self.scope not in SCOPES:
+            return {}
+        found = quotas([entry.parameter for entry in self.chosen], wanted, self.scope)
+        return {places[0]: count for places, count in found}
+
+    def alone(self, position: int, score: Tensor, wanted: Wanted, counts: Mapping[int, int]) -> Removal:
+        """What goes of one chosen weight, where nothing is compared across weights; `counts` as of the method."""
         if self.scope in SCOPES:
-            shapes = [entry.parameter for entry in self.chosen]
-            count = next(count for places, count in quotas(shapes, wanted, self.scope) if places == [position])
-            (threshold,) = kth_threshold([score], [count])
+            (threshold,) = kth_threshold([score], [counts[position]])
             return Removal(smallest_masks([score], threshold), [threshold.value])
         return Removal([self.within(position, score, wanted)], [float("nan")])
 
@@ -204,21 +210,21 @@ class InTurn:
     plan: SelectionPlan
     score: DataScore
     sparsities: list[Wanted]
+    order: tuple[list[Entry], bool]
 
     def __post_init__(self) -> None:
-        ordered, _ = self.score.calibration.order(
-            self.plan.model, self.plan.chosen
-        )  # a layer not reached is told at once
-        assert len(ordered) == len(self.plan.chosen)
+        assert len(self.order[0]) == len(self.plan.chosen)
 
     def at(self, number: int) -> Removal:
         """Masks of the sparsity at position `number`."""
         wanted = self.sparsities[number]
+        counts = self.plan.counts(wanted)
         found = decided_in_turn(
             self.plan.model,
             self.plan.chosen,
             self.score,
-            lambda position, score: self.plan.alone(position, score, wanted),
+            self.order,
+            lambda position, score: self.plan.alone(position, score, wanted, counts),
         )
         return Removal([part.masks[0] for part in found], [part.thresholds[0] for part in found])
 

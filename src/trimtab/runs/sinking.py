@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from trimtab.observe.sinks import Sink, open_sink
@@ -53,17 +53,13 @@ def sinking(run: TrainingRun) -> Iterator[Sinking]:
         for key, value in _settings(recipe.plain(mode="json"))
         if "." not in key or key.partition(".")[0] in used
     }
-    sinks = [
-        open_sink(name, run.folder.path, project=recipe.name, run=f"{recipe.method} seed {recipe.seed}", config=config)
-        for name in (recipe.sink if run.devices.rank == 0 else ())
-    ]
-    ends = [sink.follow(run.watching.tracker) for sink in sinks if run.watching.tracker is not None]
-    try:
+    title, sinks = f"{recipe.method} seed {recipe.seed}", []
+    with ExitStack() as closing:  # the last first: rows handed on, followers off, sinks finished
+        for name in recipe.sink if run.devices.rank == 0 else ():
+            sinks.append(open_sink(name, run.folder.path, project=recipe.name, run=title, config=config))
+            closing.callback(sinks[-1].finish)
+        if sinks and run.watching.tracker is not None:
+            for sink in sinks:
+                closing.callback(sink.follow(run.watching.tracker))
+            closing.callback(run.watching.flush)
         yield Sinking(sinks)
-    finally:
-        if ends:
-            run.watching.flush()
-        for end in ends:
-            end()
-        for sink in sinks:
-            sink.finish()

@@ -115,15 +115,15 @@ class LiveRuns:
         if not folder.recipe_file.is_file():
             return
         recipe = self._fresh("recipe", folder.path, _stamp(folder.recipe_file), lambda: folder.recipe)
-        rows = self._fresh("metrics", folder.path, _stamp(folder.metrics_file), folder.metrics)
+        epochs, measures = self._fresh("metrics", folder.path, _stamp(folder.metrics_file), lambda: _curves(folder))
         info = self._fresh("info", folder.path, _stamp(folder.path / "run.json"), folder.info)
         last = max(
             file.stat().st_mtime for file in (folder.metrics_file, folder.recipe_file, folder.path) if file.exists()
         )
         run |= {
             "label": plan.label if plan else run_label(recipe), "seed": recipe.seed, "epochs": recipe.epochs,
-            "epoch": len(rows), "status": str(info.get("status", "running")), "idle": max(0, round(time.time() - last)),
-            "measures": measures_of(rows),
+            "epoch": epochs, "status": str(info.get("status", "running")), "idle": max(0, round(time.time() - last)),
+            "measures": dict(measures),
         }  # fmt: skip
         error = folder.path / "error.txt"
         if error.is_file():
@@ -134,6 +134,12 @@ class LiveRuns:
             curve = self._fresh("gradients", folder.path, stamp, lambda: _gradients(folder)) if stamp else None
             if curve is not None:
                 run["measures"]["gradient_std"] = curve
+
+
+def _curves(folder: RunFolder) -> tuple[int, dict[str, dict[str, list[float | None]]]]:
+    """How many epochs are done, and their curves."""
+    rows = folder.metrics()
+    return len(rows), measures_of(rows)
 
 
 def measures_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
