@@ -25,8 +25,8 @@ def _worker(rank: int, world: int, folder: str, function: Callable[..., Any], ar
         dist.destroy_process_group()
         raise
     torch.save(result, Path(folder) / f"result{rank}.pt")
-    # Gloo's own threads abort now and then when a group is taken down while a peer is leaving, so that a rank which has its result meets
-    # the others once more and then leaves without taking anything down.
+    # Gloo's own threads abort now and then when a group is taken down while a peer is leaving: a rank that has its result
+    # meets the others once more, then leaves without taking anything down.
     with contextlib.suppress(RuntimeError):
         dist.barrier()
     sys.stdout.flush()
