@@ -14,6 +14,7 @@ from tests.pruning.along import attached, batch, resumed, same, scaled_steps_wit
 from tests.pruning.nets import Small
 from trimtab.optimizers import SAM
 from trimtab.penalties import SAFE
+from trimtab.penalties import safe as safe_module
 from trimtab.pruning import one_shot
 
 WEIGHTS = ("conv.weight", "up.weight", "head.weight")
@@ -240,3 +241,13 @@ def test_a_weight_that_is_nan_is_named_when_it_is_time_for_a_projection() -> Non
         steps(net, optimizer, range(1, 2))
     with pytest.raises(ValueError, match="finds nothing to prune"):
         lever().value(nn.LayerNorm(3))
+
+
+def test_the_weights_are_chosen_once_and_not_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    choose = safe_module.weights_or_refusal
+    monkeypatch.setattr(safe_module, "weights_or_refusal", lambda *given: asked.append(1) or choose(*given))
+    net = Small()
+    optimizer, _ = attached(net, lever(ramp="constant", every=1))
+    steps(net, optimizer, range(4))
+    assert len(asked) == 1

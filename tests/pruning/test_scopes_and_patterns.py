@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.pruning.nets import Small
+from tests.pruning.nets import Small, bits
 from trimtab.parameters import Rule
-from trimtab.pruning import erk_densities, one_shot
+from trimtab.pruning import erk_densities, one_shot, sweep
 from trimtab.pruning.scopes import _rounded
 
 SHAPES = st.lists(
@@ -110,16 +110,30 @@ def test_equal_weights_in_a_group_go_by_position() -> None:
     assert net.weight.tolist() == [[0, 0, 1, 1, 0, 0, 1, 1]]
 
 
+def test_a_pattern_that_does_not_divide_a_weight_is_an_error_that_names_it_unless_asked() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(6, 2))
+    before = bits(net)
+    for prune in (one_shot, lambda net, **how: list(sweep(net, (None,), **how))):
+        with pytest.raises(
+            ValueError, match=r"'2:4' does not divide 2 weight\(s\): 0\.weight .*3.*; 2\.weight .*6.*leave_out"
+        ):
+            prune(net, pattern="2:4")
+    assert bits(net) == before
+    with pytest.raises(ValueError, match="indivisible must be"):
+        one_shot(net, pattern="2:4", indivisible="pad")
+    assert one_shot(net, pattern="2:4", rule=Rule(include=("1.*",))).count == 8 * 8 * 9 // 2
+
+
 def test_ragged_tensors_are_left_out_with_the_reason() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
-    pruned = one_shot(net, pattern="2:4", rule=Rule(min_ndim=1))
+    pruned = one_shot(net, pattern="2:4", rule=Rule(min_ndim=1), indivisible="leave_out")
     reasons = {entry.name: reason for entry, reason in pruned.left_out}
     assert "input axis of 3 is not a multiple of 4" in reasons["0.weight"]
     assert "no input axis" in reasons["1.bias"]
     assert pruned.sparsity == 0.5
     assert bool((net[0].weight != 0).all())
     with pytest.raises(ValueError, match=r"nothing to prune .*multiple of 5"):
-        one_shot(net[1], pattern="2:5")
+        one_shot(net[1], pattern="2:5", indivisible="leave_out")
 
 
 def test_pattern_fixes_the_sparsity() -> None:

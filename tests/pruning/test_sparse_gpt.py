@@ -171,7 +171,10 @@ def test_what_is_left_out_says_why() -> None:
     reasons = {entry.name: reason for entry, reason in pruned.left_out}
     assert "grouped convolution" in reasons["0.weight"]
     assert "ConvTranspose2d" in reasons["1.up.weight"]
-    indivisible = sparse_gpt(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2)), [torch.randn(9, 8)], pattern="2:4")
+    layers = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"'2:4' does not divide 1 weight\(s\): 1\.weight"):
+        sparse_gpt(layers, [torch.randn(9, 8)], pattern="2:4")
+    indivisible = sparse_gpt(layers, [torch.randn(9, 8)], pattern="2:4", indivisible="leave_out")
     assert [(entry.name, reason) for entry, reason in indivisible.left_out if "multiple" in reason] == [
         ("1.weight", "input axis of 6 is not a multiple of 4")
     ]
@@ -203,7 +206,7 @@ def test_damping_is_raised_and_said() -> None:
         ({"sparsity": 0.5, "block": 0}, "block must be"),
         ({"sparsity": 0.5, "by": "row"}, "by must be one of"),
         ({"sparsity": 0.5, "quantize": 0}, "quantize must be"),
-        ({"sparsity": 0.5, "pattern": "2:4", "loader": [torch.randn(4, 3)]}, "nothing to prune"),
+        ({"sparsity": 0.5, "pattern": "2:4", "loader": [torch.randn(4, 3)]}, "does not divide 1 weight"),
         ({"sparsity": 0.5, "loader": []}, "loader is empty"),
         ({"sparsity": 0.5, "loader": [torch.full((4, 3), torch.nan)]}, r"inputs of used\.weight hold NaN"),
         ({"sparsity": 0.5, "rule": None}, r"never reach aside\.weight"),

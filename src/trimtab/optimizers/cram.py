@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.parameters import Entry, Rule, entries, no_axis
 from trimtab.tensors.selection import (
     kth_threshold,
+    removed_count,
     smallest_in_groups,
     smallest_masks,
 )
@@ -145,7 +145,7 @@ class CrAM(TwoPassOptimizer):
         device = weights[0].device
         if not self.patterns:
             sparsity = self.sparsities[self._draw(len(self.sparsities), device)]
-            count = math.floor(sparsity * sum(weight.numel() for weight in weights) + 0.5)
+            count = removed_count(sparsity, sum(weight.numel() for weight in weights))
             (threshold,) = kth_threshold(weights, [count], absolute=True)
             return list(zip(weights, smallest_masks(weights, threshold, absolute=True), strict=True))
         keep, group = self.patterns[self._draw(len(self.patterns), device)]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.checks import number, one_of, whole
-from trimtab.collectives import is_sharded
-from trimtab.parameters import Entry, Rule, Source, entries
-from trimtab.parameters.zeros import TRAINED_WEIGHTS, set_zeros_, weight_now, weights_for_zeros
+from trimtab.parameters import Entry, Judged, Rule, Source, entries
+from trimtab.parameters.zeros import TRAINED_WEIGHTS, set_zeros_, weight_now
 from trimtab.penalties.base import Penalty
 from trimtab.sparse import refuse_sparse
 from trimtab.tensors.passes import working_dtype
-from trimtab.tensors.selection import kth_threshold, smallest_masks
+from trimtab.tensors.selection import removed_count
+from trimtab.tensors.zeros import laid_like, refuse_sharded, smallest_or_refusal, weights_or_refusal
 
 Ramp = Literal["cosine", "linear", "constant"]
 
@@ -85,6 +86,7 @@ class SAFE(Penalty):
         self.ramp: Ramp = one_of("ramp", ramp, ("cosine", "linear", "constant"))  # type: ignore[assignment]
         self.total_steps = whole("total_steps", total_steps, 1)
         self.steps = 0
+        self._judged: Judged[list[Entry]] = Judged()
         self._anchors: dict[str, Tensor] = {}
         """z - u of each weight."""
         self._gone: dict[str, Tensor] = {}
@@ -114,29 +116,20 @@ class SAFE(Penalty):
 
     def chosen(self, params: Source) -> list[Entry]:
         """The weights that take part; ValueError when there is none, or one is sharded."""
-        found, self.left_out = weights_for_zeros(params, self.rule)
-        for entry in found:
-            if is_sharded(entry.parameter):
-                raise ValueError(
-                    f"SAFE selects over whole tensors and does not take sharded weights (DTensor), such as {entry.name}; train "
-                    "replicated (DDP)"
-                )
-        if not found:
-            reasons = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:3])
-            raise ValueError(f"{self!r} finds nothing to prune ({reasons or 'no parameters'})")
+        listed = isinstance(params, list) and all(isinstance(entry, Entry) for entry in params)
+        found = self._judged(params, self._find) if listed else self._find(params)  # type: ignore[arg-type]
+        with torch.enable_grad():  # computed weights change with their parts
+            return [e if e.computed is None else replace(e, parameter=e.computed.weight()) for e in found]
+
+    def _find(self, parameters: Source) -> list[Entry]:
+        found, self.left_out = weights_or_refusal(self, parameters, self.rule)
+        refuse_sharded(self, found)
         return found
 
-    def _smallest(self, names: Sequence[str], values: list[Tensor]) -> list[Tensor]:
+    def _smallest(self, named: Sequence[Entry], values: list[Tensor]) -> list[Tensor]:
         """Where P sets to zero."""
-        count = math.floor(self.sparsity * sum(value.numel() for value in values) + 0.5)
-        try:
-            (threshold,) = kth_threshold(values, [count], absolute=True)
-        except ValueError:
-            bad = next((name for name, value in zip(names, values, strict=True) if bool(value.isnan().any())), None)
-            if bad is None:
-                raise
-            raise ValueError(f"{bad} holds NaN after {self.steps} steps: {self!r} cannot tell what is small") from None
-        return smallest_masks(values, threshold, absolute=True)
+        count = removed_count(self.sparsity, sum(value.numel() for value in values))
+        return smallest_or_refusal(self, self.steps, named, values, count)
 
     def _project(self, chosen: list[Entry]) -> None:
         """`z <- P(w + u)`, `u <- u + w - z`; of weights seen for the first time u is 0."""
@@ -145,7 +138,7 @@ class SAFE(Penalty):
             weight = weight_now(entry).to(working_dtype(entry.parameter))
             new.append(entry.name not in self._anchors)
             values.append(weight if new[-1] else weight - self._anchor(entry).masked_fill(~self._gone[entry.name], 0))
-        masks = self._smallest([entry.name for entry in chosen], values)
+        masks = self._smallest(chosen, values)
         for entry, value, mask, first in zip(chosen, values, masks, new, strict=True):
             gone = torch.empty_like(value, dtype=torch.bool).copy_(mask)  # in the weight's own memory order
             self._gone[entry.name] = gone
@@ -168,15 +161,14 @@ class SAFE(Penalty):
         if entry.name in self._loaded or anchor.device != weight.device:
             self._loaded.discard(entry.name)
             for kept in (self._anchors, self._gone):
-                like = torch.empty_like(weight, dtype=kept[entry.name].dtype, requires_grad=False)
-                kept[entry.name] = like.copy_(kept[entry.name])
+                kept[entry.name] = laid_like(kept[entry.name], weight)
         return self._anchors[entry.name]
 
     # the penalty
 
     def psi(self, weight: Tensor) -> Tensor:
         """Half the squared distance of one tensor to its own projection, as if it were the whole network; shape ()."""
-        (gone,) = self._smallest(["weight"], [weight.detach()])
+        (gone,) = self._smallest([Entry("weight", weight, None)], [weight.detach()])
         return weight.masked_fill(~gone, 0).square().sum() / 2
 
     def _distance(self, entry: Entry) -> Tensor:
@@ -207,7 +199,7 @@ class SAFE(Penalty):
         Raises:
             ValueError, TypeError: as the class.
         """
-        listed = entries(params)
+        listed = params if isinstance(params, list) else entries(params)
         strength = self.strength_now
         for entry in self._started(listed):
             for part in (entry.parameter,) if entry.computed is None else entry.computed.parts.values():
@@ -231,8 +223,7 @@ class SAFE(Penalty):
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Refuse sharded weights; called by `trimtab.attach`."""
-        if any(is_sharded(entry.parameter) for entry in parameters):
-            self.chosen(parameters)
+        refuse_sharded(self, parameters)
 
     @torch.no_grad()
     def after_step(self, parameters: Sequence[Entry]) -> None:
@@ -246,7 +237,7 @@ class SAFE(Penalty):
     def finish(self, parameters: Sequence[Entry]) -> None:
         """`w <- P(w)`; called by `Handle.finish`."""
         chosen = self.chosen(parameters)
-        masks = self._smallest([entry.name for entry in chosen], [weight_now(entry) for entry in chosen])
+        masks = self._smallest(chosen, [weight_now(entry) for entry in chosen])
         for entry, gone in zip(chosen, masks, strict=True):
             set_zeros_(entry, gone)
 

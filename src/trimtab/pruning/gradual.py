@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from trimtab.checks import below_one, flag, number, positive, whole
 from trimtab.parameters import Entry, Rule
 from trimtab.parameters.zeros import set_zeros_
-from trimtab.pruning.masked_training import MaskedTraining, Scope, laid_like, of_run, takes_closure
+from trimtab.pruning.masked_training import MaskedTraining, Scope, of_run, takes_closure
+from trimtab.tensors.zeros import laid_like
 
 
 class GradualPruning(MaskedTraining):

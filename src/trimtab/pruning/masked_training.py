@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.checks import number, one_of, whole
-from trimtab.collectives import is_sharded
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.parameters.zeros import (
     TRAINED_WEIGHTS,
@@ -20,12 +19,11 @@ from trimtab.parameters.zeros import (
     parts_gone,
     set_zeros_,
     weight_now,
-    weights_for_zeros,
 )
 from trimtab.pruning.masks import Pairs
 from trimtab.pruning.scopes import quotas
 from trimtab.sparse import refuse_sparse
-from trimtab.tensors.selection import kth_threshold, smallest_masks
+from trimtab.tensors.zeros import laid_like, refuse_sharded, smallest_or_refusal, weights_or_refusal
 
 Scope = Literal["global", "layer"]
 MOMENTA = ("momentum_buffer", "exp_avg")
@@ -93,12 +91,7 @@ class MaskedTraining(ABC):
         Raises:
             ValueError: sharded weights, or no weight to prune.
         """
-        for entry in parameters:
-            if is_sharded(entry.parameter):
-                raise ValueError(
-                    f"{type(self).__name__} selects over whole tensors and does not take sharded weights (DTensor), such as "
-                    f"{entry.name}; train replicated (DDP)"
-                )
+        refuse_sharded(self, parameters)
         self._optimizer, self._entries = optimizer, parameters
         if self._gone:  # of a state that was loaded before
             self._take(self._gone)
@@ -184,10 +177,7 @@ class MaskedTraining(ABC):
         return chosen
 
     def _find(self, parameters: Sequence[Entry]) -> list[Entry]:
-        chosen, self.left_out = weights_for_zeros(parameters, self.rule)
-        if not chosen:
-            reasons = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:3])
-            raise ValueError(f"{self!r} finds nothing to prune ({reasons or 'no parameters'})")
+        chosen, self.left_out = weights_or_refusal(self, parameters, self.rule)
         for entry in chosen:
             gone = self._gone.get(entry.name)
             if gone is not None and gone.shape != entry.parameter.shape:
@@ -217,16 +207,7 @@ class MaskedTraining(ABC):
             open_ = [
                 w if gone is None else w.masked_fill(gone, math.inf) for w, gone in zip(weights, known, strict=True)
             ]
-            try:
-                (threshold,) = kth_threshold(open_, [more], absolute=True)
-            except ValueError:
-                bad = next((e.name for e, w in zip(group, weights, strict=True) if bool(w.isnan().any())), None)
-                if bad is None:
-                    raise
-                raise ValueError(
-                    f"{bad} holds NaN after {self.steps} steps: {self!r} cannot tell what is small"
-                ) from None
-            found = smallest_masks(open_, threshold, absolute=True)
+            found = smallest_or_refusal(self, self.steps, group, open_, more)
             for entry, weight, gone, new in zip(group, weights, known, found, strict=True):
                 # in the weight's own memory order, so that masking is one pass
                 own = torch.empty_like(weight, dtype=torch.bool).copy_(new)
@@ -292,13 +273,6 @@ class MaskedTraining(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
-
-
-def laid_like(mask: Tensor, weight: Tensor | None) -> Tensor:
-    """A copy in the memory order and on the device of the weight."""
-    if weight is None or weight.shape != mask.shape:
-        return mask.clone()
-    return torch.empty_like(weight, dtype=mask.dtype, requires_grad=False).copy_(mask)
 
 
 def takes_closure(optimizer: torch.optim.Optimizer) -> bool:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from trimtab.pruning.scopes import removed_count
-from trimtab.tensors.selection import kth_threshold, smallest_in_groups, smallest_masks
+from trimtab.tensors.selection import kth_threshold, removed_count, smallest_in_groups, smallest_masks
 
 RAISES = 3
 """How often the damping is multiplied by ten before a layer is given up."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trimtab.parameters import Rule
 from trimtab.parameters.reparametrised import Reparametrised
 from trimtab.pruning.layer_sparsity import Sparsity
+from trimtab.pruning.patterns import Indivisible
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.scores import Score
 from trimtab.pruning.selection_plan import Removal, Removals, SelectionPlan
@@ -74,6 +75,7 @@ def one_shot(
     seed: int | torch.Generator = 0,
     keep_first: bool = False,
     keep_last: bool = False,
+    indivisible: Indivisible = "refuse",
 ) -> Pruned:
     """Zero the least important weights of `model` in place; exactly `floor(sparsity * n + 0.5)` of the n prunable ones.
 
@@ -103,6 +105,8 @@ def one_shot(
         seed: of score "random": a number, or a CPU generator.
         keep_first, keep_last: leave the first or last prunable tensor out, in the model's order; a tied one stands at each
             of its names.
+        indivisible: "refuse" (default [ours]): a weight whose input axis is no multiple of the pattern's M is an error that
+            names it; "leave_out": it stays dense, with the reason in `Pruned.left_out`.
 
     Returns:
         A `Pruned`: masks, counts, thresholds, what was left out and why, `undo()`. It holds a copy of the dense weights
@@ -110,8 +114,8 @@ def one_shot(
 
     Raises:
         ValueError: sparsity out of range, NaN weights or scores, nothing to prune, an unknown name, sharded weights, lazy ones
-            before the first forward pass, or some on the meta device; calibration data that never reach a layer. Nothing is
-            changed then.
+            before the first forward pass, or some on the meta device; weights that the pattern does not divide; calibration
+            data that never reach a layer. Nothing is changed then.
 
     Example:
         >>> net = nn.Linear(4, 2)
@@ -131,6 +135,7 @@ def one_shot(
         seed=seed,
         keep_first=keep_first,
         keep_last=keep_last,
+        indivisible=indivisible,
     )
     wanted = plan.check_sparsity(sparsity)
     removal = plan.removals([wanted], plan.weights).at(0)
@@ -148,6 +153,7 @@ def sweep(
     seed: int | torch.Generator = 0,
     keep_first: bool = False,
     keep_last: bool = False,
+    indivisible: Indivisible = "refuse",
 ) -> Generator[Pruned, None, None]:
     """Put `model` into one pruned state after the other, each from the dense weights; leave it as it was.
 
@@ -180,6 +186,7 @@ def sweep(
         seed=seed,
         keep_first=keep_first,
         keep_last=keep_last,
+        indivisible=indivisible,
     )
     wanted = [plan.check_sparsity(sparsity) for sparsity in sparsities]
     if not wanted:

@@ -7,21 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from trimtab.tensors.selection import removed_count
+
 SCOPES = ("global", "layer", "erk")
 ROW = "row"
 """A fourth scope of one-shot pruning: each output row by itself, as Wanda compares."""
 IN_GROUPS = "group"
 """What `Pruned.scope` says of an N:M pattern, which compares the M weights of each group whatever scope was asked for."""
-
-
-def removed_count(sparsity: float, elements: int) -> int:
-    """How many of `elements` weights a sparsity removes: `floor(sparsity * n + 0.5)`.
-
-    Example:
-        >>> removed_count(0.5, 5)
-        3
-    """
-    return math.floor(sparsity * elements + 0.5)
 
 
 def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float]:

@@ -9,20 +9,28 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from trimtab.checks import below_one
+from trimtab.checks import below_one, one_of
 from trimtab.collectives import is_sharded
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, no_axis, select, total_elements
 from trimtab.parameters.kinds import check_has_values
 from trimtab.parameters.wrappers import is_sharding_wrapper
 from trimtab.pruning.data_scores import DataScore
 from trimtab.pruning.layer_sparsity import Sparsity, by_layer
-from trimtab.pruning.patterns import input_axis, parse_pattern, reason_without_groups
+from trimtab.pruning.patterns import (
+    Indivisible,
+    input_axis,
+    parse_pattern,
+    reason_indivisible,
+    reason_without_axis,
+    refuse_indivisible,
+)
 from trimtab.pruning.propagation import decided_in_turn
-from trimtab.pruning.scopes import IN_GROUPS, ROW, SCOPES, quotas, removed_count
+from trimtab.pruning.scopes import IN_GROUPS, ROW, SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
 from trimtab.tensors.selection import (
     Threshold,
     kth_threshold,
+    removed_count,
     smallest_in_groups,
     smallest_in_rows,
     smallest_masks,
@@ -59,8 +67,10 @@ class SelectionPlan:
         seed: int | torch.Generator,
         keep_first: bool,
         keep_last: bool,
+        indivisible: Indivisible = "refuse",
         reason_against: Callable[[Entry], str | None] | None = None,
     ) -> None:
+        one_of("indivisible", indivisible, ("refuse", "leave_out"))
         self.score, self.pattern, self.seed = checked_score(score), pattern, seed
         self.groups = parse_pattern(pattern)
         if scope not in (None, *SCOPES, ROW):
@@ -87,7 +97,7 @@ class SelectionPlan:
             self._leave_out(max(self.chosen, key=lambda entry: entry.places[1]), "last layer, kept (keep_last)")
         if self.groups is not None:
             for entry in list(self.chosen):
-                if (reason := reason_without_groups(entry, self.groups[1])) is not None:
+                if (reason := reason_without_axis(entry)) is not None:
                     self._leave_out(entry, reason)
         judge = self.score.reason_against if isinstance(self.score, DataScore) else reason_against
         for entry in list(self.chosen):
@@ -99,6 +109,13 @@ class SelectionPlan:
         for entry in list(self.chosen):
             if entry.parameter.numel() == 0:
                 self._leave_out(entry, "empty")
+        if self.groups is not None:
+            judged = [(entry, reason_indivisible(entry, self.groups[1])) for entry in self.chosen]
+            ragged = [(entry, reason) for entry, reason in judged if reason is not None]
+            if indivisible == "refuse":
+                refuse_indivisible(pattern, ragged)
+            for entry, reason in ragged:
+                self._leave_out(entry, reason)
         if not self.chosen:
             reasons = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:5])
             raise ValueError(f"{type(model).__name__} has nothing to prune ({reasons or 'no parameters'})")

@@ -20,6 +20,7 @@ from trimtab.pruning.layer_inputs import (
 )
 from trimtab.pruning.layer_sparsity import Sparsity
 from trimtab.pruning.obs_solver import solve_
+from trimtab.pruning.patterns import Indivisible
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.selection_plan import SelectionPlan
 from trimtab.pruning.undo import Saved, Undo, put_back
@@ -47,6 +48,7 @@ def sparse_gpt(
     rule: Rule | None = None,
     keep_first: bool = False,
     keep_last: bool = False,
+    indivisible: Indivisible = "refuse",
     batches: int | None = None,
     forward: Callable[[nn.Module, Any], object] | None = None,
 ) -> Pruned:
@@ -72,7 +74,7 @@ def sparse_gpt(
             as a partial of `trimtab.precision.quantize`.
         by: "block" (default, as published): the layers of one transformer block share a pass through the data; "layer": a
             pass for each layer, and no more than one Gram matrix at a time.
-        rule, keep_first, keep_last: as in `one_shot`.
+        rule, keep_first, keep_last, indivisible: as in `one_shot`.
         batches: use only the first so many; default all.
         forward: runs the model on a batch of another form, `forward(model, batch)`.
 
@@ -107,6 +109,7 @@ def sparse_gpt(
         seed=0,
         keep_first=keep_first,
         keep_last=keep_last,
+        indivisible=indivisible,
         reason_against=_reason,
     )
     wanted = plan.check_sparsity(sparsity)

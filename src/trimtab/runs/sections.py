@@ -90,6 +90,8 @@ class Pruning(Section):
     """Where it is compared; row: inside each output row, as Wanda is published."""
     pattern: str = "unstructured"
     """unstructured, or N:M such as 2:4 (which fixes the sparsity)."""
+    indivisible: Literal["refuse", "leave_out"] = "refuse"
+    """What becomes of weights that an N:M pattern does not divide, as behind three colours: an error, or they stay dense."""
     recalibrate_batches: PositiveInt = 20
     """Training batches for re-estimating BatchNorm statistics, and for wanda."""
     finetune: int = Field(default=0, ge=0)

@@ -32,4 +32,10 @@ def pruning_choice(
     if name == "wanda":
         batches = batches_of(recipe, data, "train", device=device).sample(section.recalibrate_batches, recipe.seed)
         found = Wanda(batches, propagate=where != "global" or section.pattern != "unstructured")
-    return {"score": found, "scope": where, "pattern": section.pattern, "seed": recipe.seed}
+    return {
+        "score": found,
+        "scope": where,
+        "pattern": section.pattern,
+        "indivisible": section.indivisible,
+        "seed": recipe.seed,
+    }

@@ -8,6 +8,7 @@ tensors in pieces and serve any number of k at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -139,6 +140,16 @@ def _locate(histogram: Tensor, rank: int) -> tuple[int, int]:
     cumulative = histogram.cumsum(0)
     bucket = int(torch.searchsorted(cumulative, rank))
     return bucket, int(cumulative[bucket] - histogram[bucket])
+
+
+def removed_count(sparsity: float, elements: int) -> int:
+    """How many of `elements` weights a sparsity removes: `floor(sparsity * n + 0.5)`.
+
+    Example:
+        >>> removed_count(0.5, 5)
+        3
+    """
+    return math.floor(sparsity * elements + 0.5)
 
 
 def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: bool = False) -> list[Threshold]:
