@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         return show_cost(runs, paths, ("validation", "test"), given.jobs, output, records)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation", "test"), quiet=output.silent,
-        records=records,
+        records=records, contrasts=() if study is None else study.contrasts,
     )  # fmt: skip
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):

@@ -16,7 +16,8 @@ from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies import statistics
 from trimtab.studies.comparison import Outcome, compare, run_folders
-from trimtab.studies.plan import in_words, planned_runs
+from trimtab.studies.contrasts import Contrast
+from trimtab.studies.plan import in_words, planned_contrasts, planned_runs
 from trimtab.studies.prune_run import Split
 from trimtab.studies.pruning_score import pruning_choice
 from trimtab.studies.records import Records, RunRecord
@@ -40,10 +41,14 @@ def run_study(
     quiet: bool,
     threads: int | None = None,
     records: Path | None = None,
+    contrasts: Sequence[Contrast] = (),
 ) -> list[Outcome]:
     """Run the variants with a progress display; failures are printed."""
     with study_progress(quiet=quiet) as report:
-        outcomes = compare(variants, folder, jobs=jobs, threads=threads, splits=splits, records=records, report=report)
+        outcomes = compare(
+            variants, folder, jobs=jobs, threads=threads, splits=splits, records=records, contrasts=contrasts,
+            report=report,
+        )  # fmt: skip
     for outcome in outcomes:
         if outcome.error is not None:
             text = f"failed: {outcome.variant.label} seed {outcome.variant.recipe.seed}: {outcome.error}"
@@ -110,6 +115,7 @@ def write_report(
         latencies=latencies,
         planned=planned_runs(folder),
         records=recorded,
+        contrasts=planned_contrasts(folder) if split == "test" else [],
     )
     out.mkdir(parents=True, exist_ok=True)
     summary.write(out / "summary.json")
@@ -170,9 +176,13 @@ def write_best(folder: Path, out: Path, records: Path | None = None) -> str:
 
 
 def show(summary: Summary, out: Path, extra: Sequence[str] = ()) -> None:
-    """Print the tables, the report's path and the headline."""
+    """Print the tables, the contrasts, the report's path and the headline."""
     for table in terminal_tables(summary):
         console.print(table)
+    for contrast in summary.contrasts:
+        console.print(
+            contrast.words, style="bold" if contrast.shown else "", soft_wrap=True, markup=False, highlight=False
+        )
     for line in extra:
         console.print(line, soft_wrap=True, markup=False)
     if summary.missing:

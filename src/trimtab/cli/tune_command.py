@@ -68,6 +68,8 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, run, choose."""
     given, study = parse_with_study(TuneArguments, arguments, "tune")
     recipe, output = given.fields, given.output
+    if study is not None and study.contrasts:
+        raise ValueError(f"{given.study}: contrasts are judged by compare, on the test split; a tuning has none")
     vary = parse_vary(given.vary)
     base = recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"controls": False})})
     runs = (

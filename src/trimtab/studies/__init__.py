@@ -6,6 +6,7 @@ from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.shipped import shipped_recipes
 from trimtab.runs.training import train
 from trimtab.studies.comparison import compare
+from trimtab.studies.contrasts import Contrast, judge
 from trimtab.studies.prune_run import prune_run
 from trimtab.studies.sharing import pull, push
 from trimtab.studies.summary import Row, Summary
@@ -13,6 +14,7 @@ from trimtab.studies.variants import Variant, variants
 from trimtab.studies.weights.assemble import assemble
 
 __all__ = [
+    "Contrast",
     "Recipe",
     "Row",
     "RunFolder",
@@ -20,6 +22,7 @@ __all__ = [
     "Variant",
     "assemble",
     "compare",
+    "judge",
     "load_recipe",
     "prune_run",
     "pull",

@@ -25,6 +25,7 @@ from trimtab.runs.loading import load_data
 from trimtab.runs.position import Progress
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.training import train
+from trimtab.studies.contrasts import Contrast
 from trimtab.studies.fine_tuning import is_fine_tuned
 from trimtab.studies.plan import write_plan
 from trimtab.studies.prune_run import PrunedRun, Split, prune_run
@@ -179,6 +180,7 @@ def compare(
     threads: int | None = None,
     splits: tuple[Split, ...] = ("test",),
     records: Path | None = None,
+    contrasts: Sequence[Contrast] = (),
     report: Callable[[Standing], None] | None = None,
 ) -> list[Outcome]:
     """Train and prune every variant into `folder/runs/LABEL/seedN`, `jobs` at a time, in their order.
@@ -197,6 +199,7 @@ def compare(
         threads: of each job; default: the processor's cores divided among the jobs.
         splits: what to measure the pruned networks on.
         records: folder of the runs' records (`trimtab.studies.records`).
+        contrasts: what the report is to judge; written into `study.json` before the first run.
         report: called about twice a second with the `Standing`.
 
     Raises:
@@ -211,7 +214,7 @@ def compare(
     paths = {folder / "runs" / variant.folder: variant for variant in variants}
     left = {path: variant for path, variant in paths.items() if kept is None or kept.done(variant, splits) is None}
     with alone(folder, "running the study in"):
-        write_plan(variants, folder)
+        write_plan(variants, folder, contrasts)
         outcomes = _compare(left, len(paths) - len(left), jobs, each, splits, kept, report) if left else []
     errors = {outcome.folder: outcome.error for outcome in outcomes}
     return [Outcome(variant, path, errors.get(path)) for path, variant in paths.items()]

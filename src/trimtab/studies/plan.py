@@ -11,6 +11,7 @@ from pydantic import Field
 
 from trimtab.inputs import shortened
 from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.contrasts import Contrast
 from trimtab.studies.documents import Document, Record
 from trimtab.studies.summary import Missing, Why
 from trimtab.studies.variants import Variant, run_label
@@ -33,12 +34,32 @@ class Plan(Document):
 
     schema_: str = Field(default="trimtab.study/1", alias="schema")
     runs: list[PlannedRun]
+    contrasts: list[Contrast] = Field(default=[], description="named before the runs")
 
 
-def write_plan(variants: Sequence[Variant], folder: Path) -> None:
+def write_plan(variants: Sequence[Variant], folder: Path, contrasts: Sequence[Contrast] = ()) -> None:
     """Write what is about to be run into the study's folder; an earlier plan is replaced."""
     runs = [PlannedRun(label=v.label, seed=v.recipe.seed, folder=f"runs/{v.folder}") for v in variants]
-    Plan(runs=runs).write(folder / FILE)
+    Plan(runs=runs, contrasts=list(contrasts)).write(folder / FILE)
+
+
+def _plan(folder: Path) -> tuple[Path, Plan] | None:
+    """The plan in `folder` or in a study that holds it, with the study's folder."""
+    inside = folder.resolve()
+    for root in (inside, *inside.parents[:DEPTH]):
+        if (root / FILE).is_file():
+            return root, Plan.read(root / FILE)
+    return None
+
+
+def planned_contrasts(folder: Path) -> list[Contrast]:
+    """The contrasts that the study in `folder`, or the one that holds it, named beforehand; none without a plan.
+
+    Raises:
+        ValueError: the plan is damaged.
+    """
+    found = _plan(folder)
+    return [] if found is None else found[1].contrasts
 
 
 def planned_runs(folder: Path) -> dict[Path, PlannedRun]:
@@ -47,12 +68,12 @@ def planned_runs(folder: Path) -> dict[Path, PlannedRun]:
     Raises:
         ValueError: the plan is damaged.
     """
-    inside = folder.resolve()
-    for root in (inside, *inside.parents[:DEPTH]):
-        if (root / FILE).is_file():
-            runs = {(root / run.folder).resolve(): run for run in Plan.read(root / FILE).runs}
-            return {path: run for path, run in runs.items() if path.is_relative_to(inside)}
-    return {}
+    found = _plan(folder)
+    if found is None:
+        return {}
+    root, plan = found
+    runs = {(root / run.folder).resolve(): run for run in plan.runs}
+    return {path: run for path, run in runs.items() if path.is_relative_to(folder.resolve())}
 
 
 def missing_runs(

@@ -16,6 +16,7 @@ from trimtab.inputs import check_expansion, named, utf8
 from trimtab.runs.problems import all_fields, problems
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.section import Section
+from trimtab.studies.contrasts import Contrast, check_contrasts
 from trimtab.studies.variants import Variant, applies, shown, variants
 
 Values = dict[str, Any]
@@ -71,6 +72,8 @@ class StudyFile(_Part):
     """Base recipe, where the command line names none: a shipped name, or a file beside this one."""
     rows: tuple[StudyRow, ...] = Field(min_length=1)
     """The runs, row after row; in a row all of the first seed come before the second."""
+    contrasts: tuple[Contrast, ...] = ()
+    """What is judged: own minus other, at a sparsity, recalibrated or not; corrected for how many are named."""
 
     def to_yaml(self) -> str:
         """The text that `read_study` reads back to an equal study."""
@@ -82,7 +85,11 @@ class StudyFile(_Part):
         write_text(path, self.to_yaml())
 
 
-FIELDS = [*all_fields(StudyFile), *(f"rows.{name}" for name in all_fields(StudyRow))]
+FIELDS = [
+    *all_fields(StudyFile),
+    *(f"rows.{name}" for name in all_fields(StudyRow)),
+    *(f"contrasts.{name}" for name in all_fields(Contrast)),
+]
 
 
 def read_study(path: Path) -> StudyFile:
@@ -114,7 +121,7 @@ def study_variants(study: StudyFile, recipe: Recipe, seeds: tuple[int, ...], whe
 
     Raises:
         ValueError: names the row: an unknown method or field, a setting that its method does not read, or two different
-            runs of one label and seed.
+            runs of one label and seed; or a contrast of what the rows do not measure.
 
     Example:
         >>> study = StudyFile(vary={"sgd.weight_decay": [1e-4, 1e-3]}, rows=[{"method": "sgd"}, {"method": "adamw"},
@@ -133,7 +140,9 @@ def study_variants(study: StudyFile, recipe: Recipe, seeds: tuple[int, ...], whe
                     )
         except ValueError as error:
             raise ValueError(f"{where}, row {number} ({row.method}): {error}") from None
-    return list(found.values())
+    runs = list(found.values())
+    check_contrasts(study.contrasts, {run.label: run.recipe.pruning.sparsities for run in runs}, where)
+    return runs
 
 
 def _of_row(study: StudyFile, row: StudyRow, recipe: Recipe, seeds: tuple[int, ...]) -> list[Variant]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trimtab.frames import frame, html_table
+from trimtab.studies.contrasts import Judged
 from trimtab.studies.documents import Document, Record
 from trimtab.studies.latex import main_table
 from trimtab.studies.statistics import Entry, main_rows, sparsity_label, table
@@ -207,6 +208,9 @@ class Summary(Document):
         default=[], description="runs that the study planned or began and that are not in it"
     )
     rows: list[Row]
+    contrasts: list[Judged] = Field(
+        default=[], description="what the study named beforehand, paired by seed and corrected for their number"
+    )
     histograms: list[Histogram] = Field(default=[])
     costs: list[Cost] = Field(default=[])
     latencies: list[Latency] = Field(default=[])

@@ -12,6 +12,7 @@ from trimtab.report.page import as_article, as_yaml, write_page
 from trimtab.report.parts import STATES, Section, listed, series_of
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
 from trimtab.report.weights.balance import balance_section
+from trimtab.report.weights.contrasts import contrasts_section
 from trimtab.report.weights.finetuned import fine_tuned_sections
 from trimtab.report.weights.records import results_section, runs_section
 from trimtab.report.weights.resources import cost_section, latency_section, storage_section
@@ -53,6 +54,7 @@ def study_sections(study: Study) -> list[Section]:
     """All that is shown of a study of weights."""
     sections = [build(study) for build in BEFORE]
     sections[1:1] = fine_tuned_sections(study)
+    sections[1:1] = [contrasts] if (contrasts := contrasts_section(study)) is not None else []
     sections += dynamics_sections(study.summary.dynamics, study.looks)
     sections += [track_section(study.summary.curvature, study.looks)] if study.summary.curvature else []
     sections += [balance] if (balance := balance_section(study)) is not None else []

@@ -15,6 +15,7 @@ from trimtab.inputs import named, read_json_mapping, shortened
 from trimtab.runs.machine import hardware, versions
 from trimtab.runs.recipe import SECTIONS, Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
+from trimtab.studies.contrasts import Contrast, judge
 from trimtab.studies.gradients.dynamics import without_curves
 from trimtab.studies.plan import PlannedRun, in_words, missing_runs
 from trimtab.studies.prune_run import PrunedRun, Split
@@ -119,6 +120,7 @@ def assemble(
     measured: Mapping[Path, PrunedRun] | None = None,
     planned: Mapping[Path, PlannedRun] | None = None,
     records: Mapping[Path, RunRecord] | None = None,
+    contrasts: Sequence[Contrast] = (),
 ) -> Summary:
     """One summary of all finished and pruned runs among `folders`; those that are missing are named in it.
 
@@ -130,6 +132,7 @@ def assemble(
         costs, latencies: measured elsewhere.
         measured: prunings to show instead of those kept in the run folders, by folder.
         planned: runs that were asked for, as `planned_runs` gives them.
+        contrasts: what is judged, as `planned_contrasts` gives it.
         records: of runs, by the folder that each has or had; where a folder and a record are of one run, the folder counts.
 
     Raises:
@@ -186,6 +189,7 @@ def assemble(
         runs=runs,
         missing=missing,
         rows=rows,
+        contrasts=judge(rows, contrasts),
         histograms=histograms,
         costs=list(costs),
         latencies=list(latencies),
