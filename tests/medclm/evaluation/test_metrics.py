@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.medclm.training.blobs import blob_set
+from trimtab.medclm.boxes import iou
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
 from trimtab.medclm.evaluation.evaluate import evaluate
 from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
-from trimtab.medclm.evaluation.metrics import RULES, closed, iou, overlap, scores
+from trimtab.medclm.evaluation.metrics import RULES, closed, overlap, scores
 from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.medclm.evaluation.questions import Question, choices_of, questions_of
 from trimtab.medclm.evaluation.tables import interval, measured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from trimtab.medclm.boxes.matching import iou
 from trimtab.medclm.evaluation.parsing import Reply, contains, words
 from trimtab.medclm.evaluation.questions import Question
 
@@ -58,20 +59,6 @@ def overlap(answer: str, gold: str) -> tuple[float, float]:
     if not common:
         return 0.0, 0.0
     return 2 * common / (len(mine) + len(right)), common / len(right)
-
-
-def iou(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1).
-
-    >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
-    0.3333333333333333
-    """
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return width * height / (areas - width * height)
 
 
 def scores(question: Question, reply: Reply) -> dict[str, float]:

@@ -16,6 +16,9 @@ SMALL, LARGE = 0.05, 0.25
 
 _STATES = ("megaly", "enlargement", "tortuosity", "shift", "scoliosis", "kyphosis")
 
+NO_BOX = "none"
+"""The answer where boxes are asked for and there are none."""
+
 shown = tidied
 """A class name as it stands in a sentence: `findings.tidied`."""
 
