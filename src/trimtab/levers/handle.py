@@ -158,7 +158,9 @@ class Handle(Tabular):
                 self._known_ids = []
         if ids != self._known_ids:
             self._lists = _together(self.optimizers, self._model)
-            self._entries = [entry for listed in self._lists for entry in listed]
+            # with one optimizer the very list, so that levers that judge a list once know it again
+            joined = [entry for listed in self._lists for entry in listed]
+            self._entries = self._lists[0] if len(self._lists) == 1 else joined
             lazy = any(is_lazy(entry.parameter) for entry in self._entries)  # asked again once it has a shape
             self._known_ids = [] if lazy else ids
             self._whereabouts = None if self._model is None else Whereabouts(self._model, self._entries)
