@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from trimtab.checks import number, some_of
 from trimtab.medclm.records import ImageRecord, Lesion, SplitName, Stage
-from trimtab.medclm.texts.asking import Ask, asks, largest
+from trimtab.medclm.texts.asking import BOXES, Ask, asks, box_asks, largest
+from trimtab.medclm.texts.wording import NO_BOX
 
 STAGES: tuple[Stage, ...] = ("easy", "medium", "hard")
 KIND_WEIGHT = 6.0
@@ -50,6 +51,9 @@ class Planner:
     lesion of its class in the next such image, and the row names A as "anchor". A negative gets one Medium and one Hard row;
     the first of them is written in any case.
 
+    With `box_answers`, Medium and Hard have rows as well whose answer is boxes (`asking.box_asks`): one for each class in the
+    image, and one about everything in it or a class that is absent. Boxes are never too common an answer; "none" may be.
+
     Args:
         labels: all classes of the data set.
         stages: which stages to write.
@@ -57,6 +61,7 @@ class Planner:
         cap: greatest share of one answer among the answers to questions of its like.
         grace: number of such questions before the cap holds.
         seed: breaks ties.
+        box_answers: plan rows whose answer is boxes too.
     """
 
     labels: Collection[str]
@@ -65,6 +70,7 @@ class Planner:
     cap: float = 0.6
     grace: int = 10
     seed: int = 0
+    box_answers: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
     """Reasons why a row was not planned -> number."""
     _answers: dict[str, Counter[str]] = field(default_factory=dict)
@@ -93,8 +99,16 @@ class Planner:
                     continue
                 yield from self._chosen(record, lesion, stage, done, anchor)
             yield from self._absent(record, stage, done)
+            if self.box_answers:
+                yield from self._boxes(record, stage, classes)
         for label, lesion in classes.items():
             self._remember(record, label, lesion)
+
+    def _boxes(self, record: ImageRecord, stage: Stage, classes: Mapping[str, Lesion]) -> Iterator[Planned]:
+        done: set[str] = set()
+        for lesion in (*classes.values(), None):
+            anchor = self._anchor(record, lesion.label) if lesion is not None and stage == "hard" else None
+            yield from self._chosen(record, lesion, stage, done, anchor, boxes=True)
 
     def _absent(self, record: ImageRecord, stage: Stage, done: set[str]) -> Iterator[Planned]:
         for row in self._chosen(record, None, stage, done):
@@ -103,14 +117,24 @@ class Planner:
             )
 
     def _chosen(
-        self, record: ImageRecord, lesion: Lesion | None, stage: Stage, done: set[str], anchor: Lesion | None = None
+        self,
+        record: ImageRecord,
+        lesion: Lesion | None,
+        stage: Stage,
+        done: set[str],
+        anchor: Lesion | None = None,
+        *,
+        boxes: bool = False,
     ) -> Iterator[Planned]:
-        possible = [ask for ask in asks(record, lesion, stage, self.labels) if _once(ask, stage) not in done]
+        asked = (box_asks if boxes else asks)(record, lesion, stage, self.labels)
+        possible = [ask for ask in asked if _once(ask, stage) not in done]
         if not possible:
             if lesion is not None or not record.lesions:
                 self.left_out[f"{stage}: nothing can be asked without ambiguity"] += 1
             return
-        if stage == "hard" and lesion is None:  # before anything is counted: what is counted is what is asked
+        if (
+            stage == "hard" and lesion is None and not boxes
+        ):  # before anything is counted: what is counted is what is asked
             possible = [ask for ask in possible if ask.kind == "what" or self._anchor(record, ask.label) is not None]
             if not possible:
                 self.left_out["hard: no other patient with this class yet"] += 1
@@ -119,10 +143,15 @@ class Planner:
         turn = hashlib.sha256(f"{self.seed}/{about}/{stage}".encode()).digest()
         rotated = turn[0] % len(possible)
         possible = possible[rotated:] + possible[:rotated]
-        group = f"{record.split}/{stage}"
+        group = f"{record.split}/{stage}{'/boxes' if boxes else ''}"  # so that the other rows stay what they are
         if self.balance:
             allowed = [ask for ask in possible if self._fits(group, ask)]
-            if not allowed and not record.lesions and stage == next(one for one in STAGES[1:] if one in self.stages):
+            if (
+                not allowed
+                and not record.lesions
+                and not boxes
+                and stage == next(one for one in STAGES[1:] if one in self.stages)
+            ):
                 allowed = possible  # a negative keeps one row
             if not allowed:
                 self.left_out[f"{stage}: answer would be too common"] += 1
@@ -131,7 +160,7 @@ class Planner:
         else:
             ask = possible[0]
         for like in (ask.key, ask.kind):
-            self._answers.setdefault(f"{group}/{like}", Counter())[ask.answer] += 1
+            self._answers.setdefault(f"{group}/{like}", Counter())[ask.like] += 1
         self._kinds[f"{group}/{_kind(ask)}"] += 1
         self._kinds[group] += 1
         done |= {_once(ask, stage)} - {""}
@@ -139,10 +168,12 @@ class Planner:
 
     def _fits(self, group: str, ask: Ask) -> bool:
         """Whether the answer stays below its bounds, among its like and in its type, if it were asked once more."""
+        if ask.like == BOXES:
+            return True
         for like, cap, grace in ((ask.key, self.cap, self.grace), (ask.kind, max(self.cap, MOST), FEW)):
             found = self._answers.get(f"{group}/{like}", Counter())
             asked = found.total()
-            share = (found[ask.answer] + 1) / (asked + 1)
+            share = (found[ask.like] + 1) / (asked + 1)
             if (asked >= grace and share > cap) or (asked >= FEW and share > max(cap, MOST)):
                 return False
         return True
@@ -156,8 +187,8 @@ class Planner:
         found = self._answers.get(f"{group}/{like}")
         if found is None:
             return 0.0
-        different = max(len(found.keys() | {ask.answer}), 2)
-        return min(found[ask.answer] / found.total() * different - 1, 1.0)
+        different = max(len(found.keys() | {ask.like}), 2)
+        return min(found[ask.like] / found.total() * different - 1, 1.0)
 
     def _anchor(self, record: ImageRecord, label: str) -> Lesion | None:
         for patient, lesion in self._anchors.get((record.split, label), []):
@@ -177,7 +208,7 @@ def _classes(record: ImageRecord) -> list[str]:
 
 def _kind(ask: Ask) -> str:
     """The type; questions answered by yes and by no (or by 0 and by another number) count as two."""
-    return f"{ask.kind}/{ask.answer}" if ask.answer in ("yes", "no", "0") else ask.kind
+    return f"{ask.kind}/{ask.answer}" if ask.answer in ("yes", "no", "0", NO_BOX) else ask.kind
 
 
 def _once(ask: Ask, stage: Stage) -> str:

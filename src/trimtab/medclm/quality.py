@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from trimtab.medclm.records import ImageRecord, Lesion, Rejected, Row
-from trimtab.medclm.texts.asking import NO_FINDING
-from trimtab.medclm.texts.wording import boxes_in, is_eye, known, shown
+from trimtab.medclm.texts.asking import ANY_FINDING, BOX_KINDS, NO_FINDING
+from trimtab.medclm.texts.wording import NO_BOX, boxes_in, is_eye, known, shown
 
 _BRACKETS = re.compile(r"\[[^\]]*\]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -30,6 +30,7 @@ class Limits:
     question: tuple[int, int] = (8, 400)
     reasoning: tuple[int, int] = (30, 2000)
     answer: tuple[int, int] = (1, 160)
+    boxes: tuple[int, int] = (1, 2000)
 
 
 @lru_cache(maxsize=512)  # of one row the same few texts are asked for again and again
@@ -92,7 +93,8 @@ class QualityControl:
                 if text:
                     yield "Hard row has a reasoning", text
                 continue
-            low, high = getattr(self.limits, name)
+            limit = "boxes" if name == "answer" and row.question_type in BOX_KINDS else name
+            low, high = getattr(self.limits, limit)
             if not low <= len(text) <= high:
                 yield (
                     f"{name} is too {'short' if len(text) < low else 'long'}",
@@ -139,10 +141,19 @@ def _source(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tu
         yield "row has another box than its lesion", str(row.box)
 
 
+def _asked_for(row: Row, record: ImageRecord) -> list[Lesion]:
+    """The lesions that a detection row's answer must name."""
+    label = row.domain.rsplit(f" x {record.modality}", 1)[0]
+    whole = label == ANY_FINDING and row.row_id.rsplit(f":{row.stage}:", 1)[-1].startswith("detect-all")
+    return [one for one in record.lesions if whole or shown(one.label) == label]
+
+
 def _counted(row: Row, record: ImageRecord) -> list[Lesion]:
     """The lesions that a reasoning must list, because it says how many they are; see `asking.counted`."""
     if row.stage == "hard":
         return []
+    if row.question_type == "detect":
+        return _asked_for(row, record)
     about = row.row_id.rsplit(f":{row.stage}:", 1)[-1]
     if row.question_type != "count" and not about.startswith(("compare-number", "compare-biggest")):
         return []
@@ -161,9 +172,10 @@ def _boxes(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tup
         return is_of(found, lesion)
 
     listed = _counted(row, record)
+    answered = _asked_for(row, record) if row.question_type == "detect" else []
     for name, text in (("question", row.question), ("reasoning", row.reasoning), ("answer", row.answer)):
         quoted = boxes_in(text)
-        allowed = listed if name == "reasoning" else []
+        allowed = listed if name == "reasoning" else answered if name == "answer" else []
         wrong = [found for found in quoted if not gold(found) and not any(is_of(found, one) for one in allowed)]
         if wrong:
             yield f"{name} quotes a box that is not the lesion's", str(wrong[0])
@@ -174,7 +186,8 @@ def _boxes(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tup
             yield "question about the whole image quotes a box", text[:80]
         left_out = [one for one in allowed if not any(is_of(found, one) for found in quoted)]
         if left_out:
-            yield "reasoning counts boxes that it does not quote", f"{len(left_out)} of {len(allowed)}"
+            what = "reasoning counts boxes that it does not quote" if name == "reasoning" else "answer leaves out boxes"
+            yield what, f"{len(left_out)} of {len(allowed)}"
 
 
 def _answer(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tuple[str, str]]:
@@ -201,11 +214,32 @@ def _answer(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tu
             yield "answer names another organ than the record", f"{row.answer}, {host.organ if host else 'unknown'}"
         elif _wrong_side(row.answer, record, lesion):
             yield "text contradicts the record's side", row.answer
+    elif row.question_type in BOX_KINDS:
+        yield from _box_answer(row, record, lesion)
     elif row.question_type == "side":
         wanted_side = host.side if host is not None else None
         sides = [side for side in ("left", "right", "midline") if says(row.answer, side)]
         if sides != [wanted_side]:
             yield "answer names another side than the record", f"{row.answer}, {wanted_side}"
+
+
+def _box_answer(row: Row, record: ImageRecord, lesion: Lesion | None) -> Iterator[tuple[str, str]]:
+    """Every box with its own class and once; the objects are the answer."""
+    wanted = _asked_for(row, record) if row.question_type == "detect" else [lesion] if lesion is not None else []
+    said = [] if row.answer == NO_BOX else row.answer.split("; ")
+    found = [(part.rpartition(" [")[0], boxes_in(part)) for part in said]
+    labels = sorted(shown(one.label) for one in wanted if one is not None)
+    if sorted(label for label, _ in found) != labels or any(len(boxes) != 1 for _, boxes in found):
+        yield "answer names other boxes than the record", row.answer[:80]
+    elif sorted(one.lesion_id for one in row.objects) != sorted(one.lesion_id for one in wanted if one is not None):
+        yield "objects are not what the answer names", row.answer[:80]
+    else:
+        for label, ((x0, y0, x1, y1),) in found:
+            near = [one for one in wanted if one is not None and shown(one.label) == label]
+            if not any(
+                all(abs(a - b) <= 1e-4 for a, b in zip((x0, y0, x1, y1), one.box.corners, strict=True)) for one in near
+            ):
+                yield "answer gives a box another class than the record", f"{label} {x0, y0, x1, y1}"
 
 
 def _yes_or_no(answer: str) -> str | None:

@@ -12,7 +12,7 @@ from trimtab.inputs import shortened
 SplitName = Literal["train", "validation", "test"]
 Stage = Literal["easy", "medium", "hard"]
 Side = Literal["left", "right", "midline"]
-QuestionType = Literal["what", "where", "organ", "present", "count", "side", "compare"]
+QuestionType = Literal["what", "where", "organ", "present", "count", "side", "compare", "refer", "detect"]
 
 UNKNOWN_ORGAN = "unknown"
 
@@ -231,6 +231,21 @@ class Rejected(Record):
         return f"{where}: {self.reason}: {self.value}" if self.value else f"{where}: {self.reason}"
 
 
+class Marked(Record):
+    """A lesion that a row speaks of: its id, its class as texts show it, and its box."""
+
+    lesion_id: str
+    label: str
+    box: Box
+
+
+class Step(Record):
+    """One sentence of a reasoning: its offsets [start, end) in the target, and the numbers of the row's objects it is about."""
+
+    span: tuple[int, int]
+    objects: tuple[int, ...] = ()
+
+
 class Row(Record):
     """One question with its reasoning and answer.
 
@@ -242,6 +257,9 @@ class Row(Record):
         domain: "{label} x {modality}".
         box: the lesion's box; None where the row has no lesion.
         box_pixels: the same in pixels of the original image, ends exclusive.
+        objects: the lesions that reasoning and answer speak of. Of referring and detection rows ("refer", "detect") they are
+            the answer, in its order.
+        steps: the reasoning sentence by sentence, each with the objects that it is about.
         seed_text: the sentence the reasoning grew from.
         generator, prompt_id, seed: what made the text.
         flags: remarks, sorted.
@@ -265,6 +283,8 @@ class Row(Record):
     box: Box | None = None
     box_pixels: tuple[int, int, int, int] | None = None
     lesion_id: str | None = None
+    objects: tuple[Marked, ...] = ()
+    steps: tuple[Step, ...] = ()
     seed_text: str = ""
     host: HostDecision | None = None
     generator: str

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.medclm.samples import LABELS, source, two_classes
+from trimtab.medclm.boxes import ModelBoxes
 from trimtab.medclm.building import DataSetFolder, build
-from trimtab.medclm.building.dialects import in_dialect, resized, written
+from trimtab.medclm.building.dialects import in_dialect
 from trimtab.medclm.building.exports import _swift, export, rows_with_records
-from trimtab.medclm.records import Box
 from trimtab.medclm.texts import TemplateGenerator, asks
 from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.texts.wording import boxes_in
@@ -93,7 +93,7 @@ def test_every_box_of_a_count_is_written_as_itself():
     assert re.findall(r"\[[\d, ]+\]", there.reasoning) == [
         "[100, 500, 300, 700]", "[100, 200, 200, 300]", "[100, 500, 300, 700]"
     ]  # fmt: skip
-    entry = _swift(row, "i.png", image, "unit")
+    entry = _swift(row, "i.png", image, ModelBoxes.named("unit"))
     assert entry["objects"]["bbox"] == [[10, 40, 30, 56], [10, 40, 30, 56], [10, 16, 20, 24], [10, 40, 30, 56]]
     assert [message["content"].count("<bbox>") for message in entry["messages"]] == [1, 3]
     with pytest.raises(ValueError, match="the box of no lesion of its image"):
@@ -149,20 +149,10 @@ def test_coco_is_read_by_pycocotools_and_keeps_every_lesion(folder, tmp_path):
             )
 
 
-@pytest.mark.slow  # transformers takes ten seconds to import
-def test_resized_is_what_transformers_computes():
-    smart_resize = pytest.importorskip(
-        "transformers.models.qwen2_vl.image_processing_pil_qwen2_vl", exc_type=ImportError
-    ).smart_resize
-    for width, height in [(768, 510), (40, 40), (4288, 2848), (28, 3000), (1, 199), (1000, 1000)]:
-        high, wide = smart_resize(height, width, factor=28, min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
-        assert resized(width, height) == (wide, high)
-
-
 def test_texts_in_a_dialect_quote_the_box_in_it(folder):
     row, _, record = next(found for found in rows_with_records(folder) if found[0].stage == "easy")
     there = in_dialect(row, record, "qwen2.5")
-    assert written(row.box, 40, 40, "qwen2.5") in there.question
+    assert str(list(row.box.pixels(56, 56))) in there.question  # 40 x 40 is enlarged to 56 x 56
     assert there.target[slice(*there.spans["answer"])] == row.answer
     assert there.target[slice(*there.spans["reasoning"])] == there.reasoning
 
@@ -175,4 +165,6 @@ def test_bad_requests_are_refused(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
         export(DataSetFolder(tmp_path), "llava", tmp_path)
     with pytest.raises(ValueError, match="200 times"):
-        written(Box(x0=0, y0=0, x1=1, y1=1), 1, 300, "qwen2.5")
+        ModelBoxes.named("qwen2.5").seen(1, 300)
+    with pytest.raises(ValueError, match="boxes must be one of"):
+        export(folder, "trl", tmp_path, dialect="qwen2")

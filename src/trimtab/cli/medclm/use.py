@@ -146,11 +146,14 @@ class ExportArguments:
     folder: tyro.conf.Positional[Path]
     """Folder that `trimtab medclm build` wrote."""
     to: Target
-    """llava, sharegpt (LLaMA-Factory), trl, swift (ms-swift), or coco (boxes with their organs)."""
+    """llava, sharegpt (LLaMA-Factory), trl, grpo (TRL, with the columns of the rewards), swift (ms-swift), or coco (boxes with
+    their organs)."""
     out: Path | None = None
     """Folder for the files; default DIR/exports/FORMAT."""
     boxes: Dialect = "unit"
-    """How boxes stand in texts: unit (0-1), thousand (0-1000), qwen2.5 (pixels of the resized image)."""
+    """How boxes stand in texts: unit (0-1), thousand (0-1000), or as a family of models writes them."""
+    model: Path | None = None
+    """Folder of a model: boxes as it writes them, of pictures as its processor resizes them."""
     stages: tuple[Stage, ...] = ("easy", "medium", "hard")
     """Which stages."""
     absolute: bool = True
@@ -163,7 +166,7 @@ def export(arguments: Sequence[str]) -> int:
     given = parse(ExportArguments, arguments, "medclm export")
     folder = DataSetFolder(given.folder)
     out = given.out or given.folder / "exports" / given.to
-    files = export_set(folder, given.to, out, given.boxes, given.stages, absolute=given.absolute)
+    files = export_set(folder, given.to, out, given.boxes, given.stages, model=given.model, absolute=given.absolute)
     if given.output.json:
         print_json({split: str(path) for split, path in files.items()})
         return 0

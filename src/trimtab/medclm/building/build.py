@@ -118,6 +118,9 @@ def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Mani
         found = Manifest(trimtab=version("trimtab"), options=given, inputs=inputs)
         folder.write_manifest(found)
         return found
+    # an option that did not exist yet had the value that it has when it is not given
+    before = {key: BuildOptions.model_fields[key].default for key in given if key in BuildOptions.model_fields}
+    found = found.model_copy(update={"options": {**before, **found.options}})
     if found.state == "failed" and (found.options, found.inputs) != (given, inputs):
         folder.clear()
         return _begun(folder, options, generator)

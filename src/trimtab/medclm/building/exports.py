@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.files import replace_atomically, write_text
-from trimtab.medclm.building.dialects import DIALECTS, Dialect, in_dialect, replaced
+from trimtab.medclm.boxes import ModelBoxes, boxes_of, format_named
+from trimtab.medclm.building.dialects import Dialect, in_dialect, replaced
 from trimtab.medclm.building.folder import DataSetFolder
 from trimtab.medclm.records import Box, ImageRecord, Row, SplitName, Stage
+from trimtab.medclm.texts.asking import BOX_KINDS
+from trimtab.medclm.texts.choices import SIDES, choices_of
 from trimtab.medclm.texts.prompts import prompt_of
-from trimtab.medclm.texts.wording import shown
+from trimtab.medclm.texts.wording import known, shown
 
-Target = Literal["llava", "sharegpt", "trl", "swift", "coco"]
-TARGETS: tuple[Target, ...] = ("llava", "sharegpt", "trl", "swift", "coco")
+Target = Literal["llava", "sharegpt", "trl", "grpo", "swift", "coco"]
+TARGETS: tuple[Target, ...] = ("llava", "sharegpt", "trl", "grpo", "swift", "coco")
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
@@ -26,6 +29,7 @@ def export(
     dialect: Dialect = "unit",
     stages: tuple[Stage, ...] = ("easy", "medium", "hard"),
     *,
+    model: Path | None = None,
     absolute: bool = True,
 ) -> dict[str, Path]:
     """Write one file per split into `out`; returns split -> file.
@@ -35,31 +39,38 @@ def export(
 
     llava: json list of {id, image, conversations}. sharegpt: json list of {messages, images}, as many "<image>" as images,
     with the dataset_info.json that LLaMA-Factory reads. trl: JSON lines of conversational {prompt, completion, images} and the
-    spans. swift: JSON lines of {messages, images, objects}, with "<bbox>" in the texts and boxes in pixels of the original.
-    coco: json of the lesions as boxes, with `host`, `side`, `zone`; its files are named relative to the folder of the data set.
+    spans. grpo: JSON lines of {prompt, images} and the columns that `medclm.rewards` read, for TRL's GRPOTrainer. swift: JSON
+    lines of {messages, images, objects}, with "<bbox>" in the texts and boxes in pixels of the original. coco: json of the
+    lesions as boxes, with `host`, `side`, `zone`; its files are named relative to the folder of the data set.
 
     Args:
         folder: a finished data set.
         to: which format.
         out: folder for the files.
-        dialect: how boxes stand in texts; swift writes its own, coco has no texts.
+        dialect: how boxes stand in texts (`boxes.FORMATS`); swift writes its own, coco has no texts.
+        model: folder of a model: boxes as it writes them, of the pictures as its processor resizes them.
         stages: rows of these stages only.
         absolute: write images as absolute paths, which every trainer finds; else relative to the folder of the data set.
 
     Raises:
-        ValueError: an unknown format or dialect, or a dialect for a format that has its own.
+        ValueError: an unknown format or dialect, a dialect for a format that has its own, a dialect that is not the model's, or
+            a model whose format or resizing is not known.
     """
     if to not in TARGETS:
         raise ValueError(f"cannot export to {to!r}; formats are {', '.join(TARGETS)}")
-    if dialect not in DIALECTS:
-        raise ValueError(f"no box dialect {dialect!r}; there are {', '.join(DIALECTS)}")
-    if to in ("swift", "coco") and dialect != "unit":
-        raise ValueError(f"{to} writes boxes in its own way (pixels of the original); leave the dialect out")
+    format_named(dialect)
+    if to in ("swift", "coco") and (dialect != "unit" or model is not None):
+        raise ValueError(
+            f"{to} writes boxes in its own way (pixels of the original); leave the dialect and the model out"
+        )
+    boxes = ModelBoxes.named(dialect) if model is None else boxes_of(model)
+    if model is not None and dialect not in ("unit", boxes.format.name):
+        raise ValueError(f"boxes {dialect!r} for {model}, whose own are {boxes.format.name!r}; leave one of them out")
     folder.finished()
     if to == "coco":
         return _coco(folder, out)
     entry = _ENTRIES[to]
-    lines = to in ("trl", "swift")
+    lines = to in ("trl", "grpo", "swift")
     written: dict[str, Path] = {}
     for split in SPLITS:
         rows = (
@@ -68,7 +79,7 @@ def export(
             if row.split == split and row.stage in stages
         )
         path = out / f"{split}.{'jsonl' if lines else 'json'}"
-        if _write(path, (entry(row, image, record, dialect) for row, image, record in rows), lines=lines):
+        if _write(path, (entry(row, image, record, boxes) for row, image, record in rows), lines=lines):
             written[split] = path
     if to == "sharegpt":
         write_text(out / "dataset_info.json", json.dumps(_factory_info(written), indent=1) + "\n")
@@ -93,8 +104,8 @@ def rows_with_records(folder: DataSetFolder) -> Iterator[tuple[Row, str, ImageRe
         yield row, image, record
 
 
-def _llava(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
-    said = in_dialect(row, record, dialect)
+def _llava(row: Row, image: str, record: ImageRecord, boxes: ModelBoxes) -> dict[str, Any]:
+    said = in_dialect(row, record, boxes)
     talk = [{"from": "human", "value": f"<image>\n{prompt_of(said)}"}, {"from": "gpt", "value": said.target}]
     return {"id": row.row_id, "image": image, "conversations": talk, "stage": row.stage, "domain": row.domain}
 
@@ -103,12 +114,12 @@ def _messages(row: Row) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"<image>{prompt_of(row)}"}, {"role": "assistant", "content": row.target}]
 
 
-def _sharegpt(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
-    return {"messages": _messages(in_dialect(row, record, dialect)), "images": [image]}
+def _sharegpt(row: Row, image: str, record: ImageRecord, boxes: ModelBoxes) -> dict[str, Any]:
+    return {"messages": _messages(in_dialect(row, record, boxes)), "images": [image]}
 
 
-def _trl(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
-    said = in_dialect(row, record, dialect)
+def _trl(row: Row, image: str, record: ImageRecord, boxes: ModelBoxes) -> dict[str, Any]:
+    said = in_dialect(row, record, boxes)
     prompt = [{"type": "image", "text": None}, {"type": "text", "text": prompt_of(said)}]
     return {
         "prompt": [{"role": "user", "content": prompt}],
@@ -122,23 +133,50 @@ def _trl(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[st
     }
 
 
-def _swift(row: Row, image: str, record: ImageRecord, dialect: Dialect) -> dict[str, Any]:
-    boxes: list[list[int]] = []
+def _grpo(row: Row, image: str, record: ImageRecord, boxes: ModelBoxes) -> dict[str, Any]:
+    """What the rewards hold a completion against: the set's own answer, and how the model writes what is compared with it."""
+    box_answer = row.question_type in BOX_KINDS
+    gold = (
+        [one.box for one in row.objects] if box_answer else [row.box] if row.box is not None and row.reasoning else []
+    )
+    host = known(row.host)
+    return {
+        "prompt": [{"role": "user", "content": prompt_of(in_dialect(row, record, boxes))}],
+        "images": [image],
+        "answer": row.answer,
+        "choices": list(choices_of(row.answer, row.question_type)),
+        "reason": bool(row.reasoning),
+        "side": host.side
+        if host is not None and host.side in SIDES and (row.reasoning or row.question_type == "side")
+        else "",
+        "boxes": [list(box.corners) for box in gold],
+        "box_answer": box_answer,
+        "box_format": boxes.format.name,
+        "seen": list(boxes.seen(record.width, record.height)),
+        "row_id": row.row_id,
+        "stage": row.stage,
+        "domain": row.domain,
+    }
+
+
+def _swift(row: Row, image: str, record: ImageRecord, boxes: ModelBoxes) -> dict[str, Any]:
+    found_boxes: list[list[int]] = []
 
     def placeholder(box: Box) -> str:
-        boxes.append(list(box.pixels(record.width, record.height)))
+        found_boxes.append(list(box.pixels(record.width, record.height)))
         return "<bbox>"
 
     found: dict[str, Any] = {"messages": _messages(replaced(row, record, placeholder)), "images": [image]}
-    if boxes:
-        found["objects"] = {"ref": [], "bbox": boxes}
+    if found_boxes:
+        found["objects"] = {"ref": [], "bbox": found_boxes}
     return found
 
 
-_ENTRIES: dict[str, Callable[[Row, str, ImageRecord, Dialect], dict[str, Any]]] = {
+_ENTRIES: dict[str, Callable[[Row, str, ImageRecord, ModelBoxes], dict[str, Any]]] = {
     "llava": _llava,
     "sharegpt": _sharegpt,
     "trl": _trl,
+    "grpo": _grpo,
     "swift": _swift,
 }
 

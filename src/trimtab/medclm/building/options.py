@@ -39,6 +39,8 @@ class BuildSettings(BaseModel):
     """Choose questions so that no answer is too common among its like."""
     cap: float = 0.6
     """Greatest share of one answer among the answers to questions of its like."""
+    box_answers: bool = False
+    """Write referring and detection rows as well: questions whose answer is boxes."""
     seed: int = 0
     """Chooses wordings and breaks ties."""
     embed: bool = True

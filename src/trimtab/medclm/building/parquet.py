@@ -27,7 +27,9 @@ def features() -> Any:
             "row_id": text, "image": Image(), "image_id": text, "patient": text, "split": text, "stage": text, "domain": text,
             "question_type": text, "question": text, "prompt": text, "reasoning": text, "answer": text, "target": text,
             "reasoning_span": List(whole, length=2), "answer_span": List(whole, length=2),
-            "box": List(Value("float64")), "box_pixels": List(whole), "lesion_id": text, "seed_text": text, "host": text,
+            "box": List(Value("float64")), "box_pixels": List(whole), "lesion_id": text,
+            "objects": List({"lesion_id": text, "label": text, "box": List(Value("float64"))}),
+            "steps": List({"span": List(whole, length=2), "objects": List(whole)}), "seed_text": text, "host": text,
             "generator": text, "prompt_id": text, "seed": whole, "flags": List(text),
         }
     )  # fmt: skip
@@ -71,6 +73,8 @@ class ParquetWriter:
         data["prompt"] = prompt_of(row)
         data["image"] = {"bytes": self._image[1], "path": image}
         data["box"] = list(row.box.corners) if row.box is not None else None
+        for marked, one in zip(data["objects"], row.objects, strict=True):
+            marked["box"] = list(one.box.corners)
         data["host"] = json.dumps(data["host"]) if data["host"] is not None else None
         self._rows.append(data)
         self.rows += 1

@@ -30,7 +30,9 @@ def write_rows(
     progress: Callable[[str, int], None] | None,
 ) -> Counter[str]:
     """Write `work/rows.jsonl`; returns why rows were not planned."""
-    planner = Planner(labels, options.stages, options.balance, options.cap, seed=options.seed)
+    planner = Planner(
+        labels, options.stages, options.balance, options.cap, seed=options.seed, box_answers=options.box_answers
+    )
     planned = ((record, row) for record in prepared_records(folder) for row in planner.rows(record))
     quality = QualityControl()
     path = folder.work / "rows.jsonl"

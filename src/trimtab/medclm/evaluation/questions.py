@@ -8,10 +8,10 @@ from pathlib import Path
 
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box, SplitName
+from trimtab.medclm.texts.choices import SIDES, YES_NO, choices_of
 from trimtab.medclm.training.rows import examples_of
 
-YES_NO = ("yes", "no")
-SIDES = ("left", "right")
+__all__ = ["SIDES", "YES_NO", "Question", "choices_of", "questions_of"]
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,6 @@ class Question:
     side: str | None = None
     closed: bool = False
     blank: bool = False
-
-
-def choices_of(answer: str, kind: str = "") -> tuple[str, ...]:
-    """Choices of a closed question by its answer: yes and no, or (kind "side") left and right; else none.
-
-    >>> choices_of("Yes"), choices_of("left", "side"), choices_of("left lung")
-    (('yes', 'no'), ('left', 'right'), ())
-    """
-    word = answer.strip().lower()
-    if word in YES_NO:
-        return YES_NO
-    return SIDES if kind == "side" and word in SIDES else ()
 
 
 def questions_of(folder: DataSetFolder, splits: Iterable[SplitName], *, draw_boxes: bool = True) -> list[Question]:

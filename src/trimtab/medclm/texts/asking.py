@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from trimtab.medclm.findings import side_in
 from trimtab.medclm.records import ImageRecord, Lesion, QuestionType, Stage
-from trimtab.medclm.texts.wording import beside, is_counted, is_eye, known, place, same_class, shown
+from trimtab.medclm.texts.wording import (
+    NO_BOX,
+    beside,
+    in_reading_order,
+    is_counted,
+    is_eye,
+    known,
+    named_boxes,
+    place,
+    same_class,
+    shown,
+)
 
 CLEARLY = 1.1
 """One box is called larger than another if its area is at least this many times the other's (ours)."""
@@ -15,6 +26,13 @@ MOST_COUNTED = 20
 """More boxes than these are not counted where the reasoning has to list them (ours)."""
 INCOMPLETE = "incomplete_image"
 NO_FINDING = "no finding"
+ANY_FINDING = "any finding"
+"""What is asked for where all boxes of an image are."""
+
+
+BOX_KINDS = ("refer", "detect")
+"""Question types whose answer is boxes."""
+BOXES = "boxes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +42,7 @@ class Ask:
     Attributes:
         kind: the question type.
         variant: how the lesion is pointed at: "box" (by its box), "only", "largest" of its class, "organ" (by where it
-            lies), "image" (the whole image); for comparisons "biggest", "number", "area".
+            lies), "image" (the whole image), "all" (everything in it); for comparisons "biggest", "number", "area".
         label: class asked about.
         answer: the short answer.
         other: second class of a comparison.
@@ -35,6 +53,12 @@ class Ask:
     label: str
     answer: str
     other: str = ""
+
+    @property
+    def like(self) -> str:
+        """What the answer counts as where answers are balanced: boxes differ all, so that they count as one and are never too
+        common."""
+        return BOXES if self.kind in BOX_KINDS and self.answer != NO_BOX else self.answer
 
     @property
     def key(self) -> str:
@@ -55,12 +79,52 @@ def is_complete(record: ImageRecord) -> bool:
 
 
 def counted(record: ImageRecord, ask: Ask) -> tuple[Lesion, ...]:
-    """The lesions whose number the reasoning states, and which it lists therefore: of counts and comparisons of numbers."""
+    """The lesions that the reasoning lists: where it states their number (counts, comparisons of numbers) or finds them all."""
+    if ask.kind == "detect":
+        return in_reading_order(record.lesions if ask.variant == "all" else same_class(record, ask.label))
     if ask.kind == "count" or (ask.kind, ask.variant) == ("compare", "biggest"):
         return same_class(record, ask.label)
     if (ask.kind, ask.variant) == ("compare", "number"):
         return same_class(record, ask.label) + same_class(record, ask.other)
     return ()
+
+
+def spoken_of(record: ImageRecord, lesion: Lesion | None, ask: Ask) -> tuple[Lesion, ...]:
+    """The lesions that a row's reasoning and answer are about: its own, those it lists, those it compares."""
+    listed = counted(record, ask)
+    if (ask.kind, ask.variant) == ("compare", "area"):
+        listed = tuple(largest(same_class(record, label)) for label in (ask.label, ask.other))
+    if lesion is None or any(one.lesion_id == lesion.lesion_id for one in listed):
+        return listed
+    return (lesion, *listed)
+
+
+def box_asks(record: ImageRecord, lesion: Lesion | None, stage: Stage, labels: Collection[str]) -> list[Ask]:
+    """The questions about `lesion` whose answer is boxes: its own (a referring question), or those of all of its class.
+
+    Without a lesion, those of everything in the image and of a class that is absent.
+
+    Of Medium and Hard; Easy gives the box away. A lesion must be singled out as in `asks`. All boxes of a class, or of the
+    image, are asked for where none was rejected and there are no more than `MOST_COUNTED`.
+
+    Args:
+        record, lesion, stage, labels: as in `asks`.
+    """
+    if stage == "easy":
+        return []
+    found: list[Ask] = []
+    complete = is_complete(record)
+    if lesion is not None:
+        alike = in_reading_order(same_class(record, lesion.label))
+        if variant := _singled_out(lesion, alike):
+            found.append(Ask("refer", variant, lesion.label, named_boxes([lesion])))
+        if complete:
+            found.append(Ask("detect", "image", lesion.label, named_boxes(alike)))
+    elif complete:
+        found.append(Ask("detect", "all", ANY_FINDING, named_boxes(in_reading_order(record.lesions))))
+        absent = sorted(set(labels) - {one.label for one in record.lesions})
+        found += [Ask("detect", "image", label, NO_BOX) for label in absent]
+    return [ask for ask in found if len(counted(record, ask)) <= MOST_COUNTED]
 
 
 def asks(record: ImageRecord, lesion: Lesion | None, stage: Stage, labels: Collection[str]) -> list[Ask]:

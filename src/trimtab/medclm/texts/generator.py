@@ -8,6 +8,7 @@ from typing import Protocol
 
 from trimtab.medclm.records import ImageRecord, Lesion, Rejected, Row, Stage
 from trimtab.medclm.texts.asking import Ask
+from trimtab.medclm.texts.steps import tied
 from trimtab.medclm.texts.wording import seed_text, shown
 
 
@@ -103,6 +104,7 @@ def finished_row(
 ) -> Row:
     """The row of a text: domain = class asked about x modality; flags: the lesion's, and the anchor of a Hard row."""
     target, reasoning, answer = target_of(text.reasoning, text.answer)
+    objects, steps = tied(text.reasoning, reasoning[0], record, lesion, ask)
     flags = set(lesion.flags if lesion is not None else ())
     if anchor is not None:
         flags.add(f"anchor={anchor.lesion_id}")
@@ -122,6 +124,8 @@ def finished_row(
         box=lesion.box if lesion is not None else None,
         box_pixels=lesion.box.pixels(record.width, record.height) if lesion is not None else None,
         lesion_id=lesion.lesion_id if lesion is not None else None,
+        objects=objects,
+        steps=steps,
         seed_text=seed_text(record, lesion),
         host=lesion.host if lesion is not None else None,
         generator=generator,

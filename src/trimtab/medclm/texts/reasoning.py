@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from trimtab.medclm.english import is_plural_noun
 from trimtab.medclm.records import ImageRecord, Lesion, Stage
-from trimtab.medclm.texts.asking import NO_FINDING, Ask, counted, largest
+from trimtab.medclm.texts.asking import ANY_FINDING, NO_FINDING, Ask, counted, largest
 from trimtab.medclm.texts.wording import (
     beside,
     indefinite,
@@ -28,6 +29,8 @@ from trimtab.medclm.texts.wording import (
 
 def steps(record: ImageRecord, lesion: Lesion | None, ask: Ask, stage: Stage, choose: random.Random) -> list[str]:
     """The sentences of the reasoning, in order; those that the record does not support are left out."""
+    if ask.kind == "detect":
+        return _detected(record, ask, choose)
     if lesion is None:
         return [_look_without(record, ask, choose), _concluded(record, None, ask)]
     found = [_look(record, lesion, ask, stage, choose), _located(record, lesion, choose)]
@@ -37,6 +40,38 @@ def steps(record: ImageRecord, lesion: Lesion | None, ask: Ask, stage: Stage, ch
     found.append(_described(record, lesion, ask))
     found.append(_concluded(record, lesion, ask))
     return found
+
+
+FEW_TO_DESCRIBE = 5
+"""Of so many boxes at most each has a sentence of its own (ours)."""
+
+
+def _detected(record: ImageRecord, ask: Ask, choose: random.Random) -> list[str]:
+    """All boxes in one sentence, each in one of its own where they are few, the answer."""
+    lesions = counted(record, ask)
+    if not lesions:
+        about = ask if ask.label != ANY_FINDING else Ask("what", "image", NO_FINDING, NO_FINDING)
+        return [_look_without(record, about, choose), f"So the answer is {ask.answer}."]
+    labels = dict.fromkeys(one.label for one in lesions)
+    parts = [_those_at(label, [one for one in lesions if one.label == label]) for label in labels]
+    found = [f"Looking over the whole {record.modality}, I find {listed(parts)}."]
+    if len(lesions) <= FEW_TO_DESCRIBE:
+        found += [
+            f"The one at {quoted(one.box)} lies in {part_of_picture(one.box)}{_side_of(record, one)}."
+            for one in lesions
+        ]
+    return [*found, f"So the answer is {ask.answer}."]
+
+
+def _those_at(label: str, lesions: Sequence[Lesion]) -> str:
+    return f"{regions(label, len(lesions))} at {listed(quoted(one.box) for one in lesions)}"
+
+
+def _side_of(record: ImageRecord, lesion: Lesion) -> str:
+    host = known(lesion.host)
+    if host is None or host.side is None or is_eye(record):
+        return ""
+    return ", at the patient's midline" if host.side == "midline" else f", on the patient's {host.side}"
 
 
 def _look(record: ImageRecord, lesion: Lesion, ask: Ask, stage: Stage, choose: random.Random) -> str:
@@ -136,12 +171,13 @@ def _list_of(record: ImageRecord, ask: Ask) -> str:
     """The number of each class with all its boxes: "2 nodules at [...] and [...], and 1 mass at [...]"."""
     parts = []
     for label in filter(None, (ask.label, ask.other)):
-        alike = same_class(record, label)
-        parts.append(f"{regions(label, len(alike))} at {listed(quoted(one.box) for one in alike)}")
+        parts.append(_those_at(label, same_class(record, label)))
     return ", and ".join(parts)
 
 
 def _concluded(record: ImageRecord, lesion: Lesion | None, ask: Ask) -> str:
+    if ask.kind == "refer":
+        return f"So the answer is {ask.answer}."
     if ask.kind == "what":
         if ask.label == NO_FINDING:
             return "So there is no finding."

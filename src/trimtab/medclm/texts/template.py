@@ -18,6 +18,7 @@ from trimtab.medclm.texts.wording import (
     quoted,
     regions,
     same_class,
+    sought,
     the_largest,
 )
 
@@ -60,6 +61,16 @@ QUESTIONS: Mapping[str, Sequence[str]] = {
         "What finding does this {modality} show?",
         "Which abnormality, if any, is visible in this image?",
         "Name the finding in this {modality}.",
+    ),
+    "refer/only": ("Mark {the} with a box.", "Where exactly in the picture {is} {the}? Give the box."),
+    "refer/largest": ("Mark {the largest} with a box.", "Give the box of {the largest}."),
+    "detect/image": (
+        "Find {sought} in this {modality} and give every box.",
+        "Give a box for every region of this image that shows {sought}.",
+    ),
+    "detect/all": (
+        "Find every abnormality in this {modality}: name it and give its box.",
+        "Name all findings of this image, each with its box.",
     ),
     "what/organ": (
         "What finding lies in {place}?",
@@ -151,6 +162,7 @@ def _words(record: ImageRecord, lesion: Lesion | None, ask: Ask) -> dict[str, st
         "modality": record.modality,
         "label": indefinite(ask.label),
         "labels": regions(ask.label),
+        "sought": sought(ask.label),
         "others": regions(ask.other) if ask.other else "",
         "the": definite(ask.label, number),
         "the largest": the_largest(ask.label, number),

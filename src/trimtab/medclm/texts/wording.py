@@ -110,6 +110,21 @@ def quoted(box: Box) -> str:
     return "[" + ", ".join(f"{value:.4f}" for value in box.corners) + "]"
 
 
+def named_boxes(lesions: Iterable[Lesion]) -> str:
+    """Classes with their boxes as an answer, "none" without any.
+
+    >>> box = Box(x0=0.25, y0=0.5, x1=0.5, y1=1.0)
+    >>> named_boxes([Lesion(lesion_id="a/1", image_id="a", label="lung_mass", box=box, source_row="a:1")])
+    'lung mass [0.2500, 0.5000, 0.5000, 1.0000]'
+    """
+    return "; ".join(f"{tidied(one.label)} {quoted(one.box)}" for one in lesions) or NO_BOX
+
+
+def in_reading_order(lesions: Iterable[Lesion]) -> tuple[Lesion, ...]:
+    """By class, then from top to bottom and left to right [ours]: the order in which an answer names boxes."""
+    return tuple(sorted(lesions, key=lambda one: (tidied(one.label), one.box.y0, one.box.x0, one.lesion_id)))
+
+
 def boxes_in(text: str) -> list[tuple[float, float, float, float]]:
     """All boxes a text quotes.
 
