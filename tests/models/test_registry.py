@@ -15,7 +15,7 @@ USER = "tests.models.user_networks"
 def test_names_are_described() -> None:
     expected = (
         "resnet8 resnet20 resnet56 resnet18 resnet50 vgg16_bn wrn28_10 vit_tiny digits_cnn resnet_digits unet_small "
-        "unet_resnet18 unet_resnet50 cifar10_fast"
+        "unet_resnet18 unet_resnet50 cifar10_fast byte_gpt"
     )
     assert set(models.names()) == set(expected.split())
     assert all(len(text) > 10 for text in models.names().values())

@@ -21,8 +21,9 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.datasets import DataSet
 from trimtab.deploy.store_format import COMPACT_KEY, METADATA_KEY
-from trimtab.runs.evaluation import evaluate
+from trimtab.runs.evaluation import Quality, evaluate
 from trimtab.runs.loading import batches_of, load_data, trained_model
+from trimtab.runs.metric import METRICS, Metric, metric_of
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.variants import safe_name
 
@@ -47,7 +48,8 @@ class CompressArguments:
     budget: str | None = None
     """Largest size of the file: bytes, or with kB, MB, KiB, MiB."""
     max_drop: float | None = None
-    """Most that the accuracy may fall, in percentage points; default 1 where nothing else is asked."""
+    """Most that the accuracy may fall, in percentage points, or the bits per byte of a text may rise; default 1 point or
+    0.02 bits where nothing else is asked."""
     bits: tuple[int, ...] = ()
     """Bits that a weight may get, 1 to 16; default 2 to 8. One: for all weights."""
     sparsity: tuple[float, ...] = ()
@@ -90,7 +92,7 @@ def _state_of(file: Path) -> dict[str, Any]:
 
 
 class _Measured:
-    """What a finished run says of a network: loss on training images, accuracy on the validation and the test split."""
+    """What a finished run says of a network: loss on training images, quality on the validation and the test split."""
 
     def __init__(self, folder: RunFolder, root: str | None) -> None:
         recipe = folder.recipe
@@ -104,43 +106,47 @@ class _Measured:
         self.calibration = batches_of(recipe, self.data, "train", device=self.device).sample(
             recipe.pruning.recalibrate_batches, recipe.seed
         )
+        self.metric = metric_of(self.data.task)
         self.split = "validation" if len(self.data.validation) else "training"
 
-    def _evaluated(self, model: nn.Module, data: DataSet, split: str) -> Any:
+    def _evaluated(self, model: nn.Module, data: DataSet, split: str) -> Quality:
         return evaluate(model, batches_of(self.recipe, data, split, device=self.device), data.num_classes)
 
     def loss(self, model: nn.Module) -> float:
         """On drawn training images."""
-        return float(self._evaluated(model, self.drawn, "validation").loss)
+        return self._evaluated(model, self.drawn, "validation").loss
 
     def quality(self, model: nn.Module) -> float:
-        """Accuracy in percent, on the validation split where there is one."""
+        """As the metric is written but better when larger, on the validation split where there is one."""
         data = self.data if self.split == "validation" else self.drawn
-        return 100 * float(self._evaluated(model, data, "validation").accuracy)
+        return self.metric.gain(self.metric.scale * self._value(model, data, "validation"))
+
+    def _value(self, model: nn.Module, data: DataSet, split: str) -> float:
+        return float(getattr(self._evaluated(model, data, split), self.metric.column))
 
     def test(self, model: nn.Module) -> float:
-        """Accuracy in percent on the test split."""
-        return 100 * float(self._evaluated(model, self.data, "test").accuracy)
+        """As the metric is written, on the test split."""
+        return self.metric.scale * self._value(model, self.data, "test")
 
     def recalibrate(self, model: nn.Module) -> None:
         """BatchNorm's statistics."""
         pruning.recalibrate(model, self.calibration, device=self.device)
 
 
-def _settings(given: CompressArguments) -> dict[str, Any]:
+def _settings(given: CompressArguments, metric: Metric = METRICS["accuracy"]) -> dict[str, Any]:
     """What is asked of `save_compact`."""
     budget = None if given.budget is None else byte_count(given.budget)
     drop, fixed = given.max_drop, bool(given.bits) and len(given.bits) == 1 and len(given.sparsity) <= 1
     fixed = fixed or (len(given.sparsity) == 1 and not given.bits)
     if budget is None and drop is None and not fixed:
-        drop = 1.0
+        drop = metric.scale * metric.costly
     searched = budget is not None or drop is not None
     bits: Any = (given.bits if searched else given.bits[0]) if given.bits else None
     sparsity: Any = (given.sparsity if searched else given.sparsity[0]) if given.sparsity else None
     return {"budget_bytes": budget, "max_drop": drop, "bits": bits, "sparsity": sparsity}
 
 
-def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, float]]:
+def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, Any]]:
     """Of a file: without data."""
     file, settings = given.source, _settings(given)
     if given.max_drop is not None:
@@ -154,10 +160,11 @@ def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, di
     return deploy.save_compact(state, out, **settings), {}
 
 
-def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, float]]:
-    """Of a run, and its accuracy on the test split in percent before and after."""
-    settings, folder = _settings(given), RunFolder(given.source)
+def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, Any]]:
+    """Of a run, and its quality on the test split as it is written before and after."""
+    folder = RunFolder(given.source)
     measured = _Measured(folder, given.root)
+    settings = _settings(given, measured.metric)
     recipe = measured.recipe
     if not given.output.silent:
         errors.print(f"  the loss of {measured.recipe.name} at several bits and sparsities of each weight")
@@ -172,7 +179,20 @@ def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dic
         metadata={"recipe": recipe.name, "method": recipe.method},
     )
     deploy.load_compact(report.path, measured.model)
-    return report, {"before": before, "after": measured.test(measured.model)}
+    return report, {"metric": measured.metric.name, "before": before, "after": measured.test(measured.model)}
+
+
+def _in_words(test: dict[str, Any], report: deploy.CompactReport) -> str:
+    """What the file keeps of the quality on the test split."""
+    metric, before, after = METRICS[test["metric"]], test["before"], test["after"]
+    sizes = f"{report.compact_bytes:,} bytes of {report.dense_bytes:,}"
+    told = " -> ".join(f"{value:.{metric.decimals + 1}f}{metric.sign}" for value in (before, after))
+    kept = (
+        f"{after - before:+.{metric.decimals + 1}f}"
+        if metric.lower
+        else f"{after / before if before else 1.0:.1%} of it"
+    )
+    return f"test {metric.word} {told}: {kept} in {sizes}"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -192,12 +212,7 @@ def run(arguments: Sequence[str]) -> int:
         table.add_row(row.name, str(row.bits), f"{row.sparsity:.1%}", f"{size:,.0f}", f"{row.squared_error:.2%}")
     console.print(table)
     if test:
-        kept = test["after"] / test["before"] if test["before"] else 1.0
-        sizes = f"{report.compact_bytes:,} bytes of {report.dense_bytes:,}"
-        console.print(
-            f"test accuracy {test['before']:.2f} % -> {test['after']:.2f} %: {kept:.1%} of it in {sizes}",
-            soft_wrap=True,
-        )
+        console.print(_in_words(test, report), soft_wrap=True)
     console.print(str(report), soft_wrap=True, markup=False)
     console.print(
         f"kept in {report.path}; read it: trimtab.deploy.load_compact, or trimtab export --to reader", soft_wrap=True

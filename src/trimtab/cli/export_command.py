@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 from rich.table import Table
 
@@ -84,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     recipe = folder.recipe
     made = pruned_network(folder, given.sparsity, recalibrate=given.recalibrate, root=given.root)
     model, sparsity = made.model, made.sparsity
-    example = torch.zeros((1, *made.data.train.images.shape[1:]))
+    example = made.data.example()
     out = given.out or given.run / "export"
     out.mkdir(parents=True, exist_ok=True)
     shown = sparsity_label(sparsity)
@@ -104,8 +103,8 @@ def run(arguments: Sequence[str]) -> int:
     if "program" in given.to:
         files["program"] = out / f"{stem}.pt2"
         deploy.export_program(model, files["program"], example)
-    work = summary(model, input_shape=tuple(example.shape))
-    rows = deploy.verdict(model, example.expand(given.batch, *example.shape[1:]).contiguous(), stored=stored, work=work)
+    work = summary(model, example)
+    rows = deploy.verdict(model, made.data.example(given.batch), stored=stored, work=work)
     if given.output.json:
         print_json({"files": {kind: str(path) for kind, path in files.items()}, "verdict": [vars(row) for row in rows]})
         return 0

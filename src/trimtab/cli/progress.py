@@ -143,7 +143,7 @@ def gradient_lines(now: Latest) -> Text:
 
 @contextmanager
 def training_progress(title: str, *, quiet: bool) -> Iterator[Callable[[TrainingProgress], None]]:
-    """A bar for one run: epoch, loss, validation accuracy, time left; below it the gradients, where they are tracked."""
+    """A bar for one run: epoch, loss, validation, time left; below it the gradients, where they are tracked."""
     with _display(quiet=quiet) as (bars, plain):
         task = bars.add_task(fitted(title), total=None, text="", left="")
         pace = Pace()
@@ -153,7 +153,7 @@ def training_progress(title: str, *, quiet: bool) -> Iterator[Callable[[Training
             if progress.loss is not None:
                 text += f" loss {progress.loss:.3f}"
             if progress.validation is not None:
-                text += f" val {100 * progress.validation:.1f} %"
+                text += f" val {progress.metric.text(progress.validation)}"
             if progress.latest is not None:
                 bars.below = gradient_lines(progress.latest)
             left = pace.words(progress.step, progress.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from trimtab.studies.plan import in_words, planned_contrasts, planned_runs
 from trimtab.studies.prune_run import Split
 from trimtab.studies.pruning_score import pruning_choice
 from trimtab.studies.records import Records, RunRecord
-from trimtab.studies.summary import Cost, Latency, Summary
+from trimtab.studies.summary import Cost, Latency, Run, Summary
 from trimtab.studies.variants import Variant, safe_name
 from trimtab.studies.weights.assemble import (
     assemble,
@@ -126,21 +127,28 @@ def write_report(
 def best_network(summary: Summary, *, recalibrated: bool = True) -> tuple[str, int, float]:
     """Method, seed and sparsity of the network to ship.
 
-    The greatest sparsity at which some method's mean quality stays within 2 points of the best dense mean [ours]; there the
-    best method, and of its runs the one with the best dense network. When no method holds 2 points, the least sparsity. To be
+    The greatest sparsity at which some method's mean quality stays within the metric's margin (2 points, 0.05 bits per byte)
+    of the best dense mean [ours]; there the best method, and of its runs the one with the best dense network. When no method
+    holds that, the least sparsity. To be
     called with a summary of the validation split: the test split chooses nothing.
     """
     rows = statistics.main_rows(summary.rows)
-    entries = [entry for entry in statistics.table(rows) if entry.recalibrated == recalibrated]
+    metric = summary.measure
+    entries = [entry for entry in statistics.table(rows, field=metric.column) if entry.recalibrated == recalibrated]
     if not entries and recalibrated:
         return best_network(summary, recalibrated=False)
-    dense = max(entry.mean for entry in entries if entry.sparsity == 0)
+    dense = metric.best(entry.mean for entry in entries if entry.sparsity == 0)
     pruned = [entry for entry in entries if entry.sparsity > 0]
-    kept = [entry for entry in pruned if entry.mean >= dense - 0.02]
+    kept = [entry for entry in pruned if metric.gain(entry.mean - dense) >= -metric.margin]
     sparsity = max(entry.sparsity for entry in kept) if kept else min(entry.sparsity for entry in pruned)
-    best = max((entry for entry in pruned if entry.sparsity == sparsity), key=lambda entry: entry.mean)
+    best = max((entry for entry in pruned if entry.sparsity == sparsity), key=lambda entry: metric.gain(entry.mean))
     runs = [run for run in summary.runs if run.method == best.method]
-    seed = max(runs, key=lambda run: (run.validation_accuracy or 0.0, -run.seed)).seed
+
+    def rank(run: Run) -> tuple[float, int]:
+        quality = getattr(run, f"validation_{metric.column}")
+        return -math.inf if quality is None else metric.gain(quality), -run.seed
+
+    seed = max(runs, key=rank).seed
     return best.method, seed, sparsity
 
 

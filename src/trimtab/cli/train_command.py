@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -45,6 +45,16 @@ class TrainArguments:
     dry_run: bool = False
     """Say what would run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def _validation(info: Mapping[str, Any]) -> str:
+    """The quality on the validation split."""
+    if "validation_bits_per_byte" in info:
+        return (
+            f"{info['validation_bits_per_byte']:.3f} bits per byte (perplexity {info['validation_perplexity']:.2f}, "
+            f"{info['validation_accuracy']:.1%} of the bytes right)"
+        )
+    return f"{info['validation_accuracy']:.2%}"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -85,7 +95,7 @@ def run(arguments: Sequence[str]) -> int:
     else:
         console.print(
             f"{recipe.method}, seed {recipe.seed}: {info['epochs']} epochs, training loss {info['train_loss']:.4f}, "
-            f"validation {info['validation_accuracy']:.2%}{seen}, "
+            f"validation {_validation(info)}{seen}, "
             f"{info.get('process_seconds', 0) / 60:.1f} minutes of processor time"
         )
         console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)

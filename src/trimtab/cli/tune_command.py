@@ -16,6 +16,7 @@ from trimtab.cli.console import console, print_json
 from trimtab.cli.dry_run import show_cost
 from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import run_study
+from trimtab.runs.metric import Metric, metric_of
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.comparison import Outcome
 from trimtab.studies.prune_run import prune_run
@@ -47,7 +48,7 @@ class TuneArguments:
     seeds: tuple[int, ...] = (0,)
     """Seeds to average over."""
     criterion: Literal["plain", "recalibrated", "both", "dense"] = "both"
-    """Mean accuracy over the pruned sparsities: as pruned, after BatchNorm recalibration, the mean of both; or dense."""
+    """Mean quality over the pruned sparsities: as pruned, after BatchNorm recalibration, the mean of both; or dense."""
     study: Path | None = None
     """File with the runs in their order, each row with a grid of its own, instead of --methods and --vary; the best of each
     row's name goes into tuned-study.yaml, which compare --study takes."""
@@ -89,7 +90,8 @@ def run(arguments: Sequence[str]) -> int:
     if not good:
         return 1
     measured = [(outcome.variant, _rows(outcome, given.records)) for outcome in good]
-    choices = choose(measured, given.criterion)
+    metric = _metric(good[0], given.records)
+    choices = choose(measured, given.criterion, metric)
     if study is None:
         settings = chosen_settings(choices, list(vary))
         file = folder / "tuned.yaml"
@@ -110,15 +112,16 @@ def run(arguments: Sequence[str]) -> int:
         print_json({"settings": settings, "scores": scores, "recipe" if study is None else "study": str(file)})
     else:
         table = Table(
-            title="validation accuracy of the dense network"
+            title=f"validation {metric.word} of the dense network"
             if given.criterion == "dense"
-            else f"validation accuracy after pruning, mean over sparsities ({given.criterion})"
+            else f"validation {metric.word} after pruning, mean over sparsities ({given.criterion})"
         )
         table.add_column("setting")
         table.add_column("score", justify="right")
         for choice in choices:
             for label, score in choice.scores:
-                table.add_row(escape(label), f"{score:.2%}", style="bold" if label == choice.best.label else None)
+                written = metric.number(score, more=1) + metric.sign.strip()
+                table.add_row(escape(label), written, style="bold" if label == choice.best.label else None)
         console.print(table)
         chosen = ", ".join(_in_words(name, value) for name, value in settings.items()) or "nothing to set"
         console.print(f"chosen: {chosen}\n{'recipe' if study is None else 'study'}: {file}", soft_wrap=True)
@@ -129,6 +132,12 @@ def _in_words(name: str, value: Any) -> str:
     if isinstance(value, dict):  # of a study's row
         return f"{name} (" + ", ".join(_in_words(*item) for item in value.items()) + ")"
     return f"{name} = {value}"
+
+
+def _metric(outcome: Outcome, records: Path | None) -> Metric:
+    """What quality is for a run that went well."""
+    record = None if records is None else Records(records).done(outcome.variant, ("validation",))
+    return metric_of(RunFolder(outcome.folder).info()["task"]) if record is None else record.task()[0]
 
 
 def _rows(outcome: Outcome, records: Path | None) -> list[Row]:

@@ -20,6 +20,9 @@ Batch = tuple[Tensor, Tensor]
 class Batches:
     """Serves normalised batches of a split that lies whole on the device as uint8, or on disk where it is large.
 
+    Of a text it serves windows of bytes, int64 (B, T), with the bytes that follow; with "shift" each window starts at a
+    random byte of its own stretch, so that the places where the text was cut are others in each epoch.
+
     Batch j of epoch k is a pure function of (seed, k, j): a run that starts again at any epoch or batch sees what it
     would have seen. Ranks take every `world_size`-th image of a batch of `world_size * batch_size`, so two ranks
     together see exactly what one process with twice the batch sees, augmentation included.
@@ -34,7 +37,8 @@ class Batches:
         augment: "none", "flip" (mirrored with probability 1/2), "crop_flip" (also a crop out of the image with a
             black border), "shift" (the crop alone), "alternating" (mirrored in every second epoch, from a start that the
             seed draws for each image, and a crop out of the image with a mirrored border); masks of a segmentation go
-            along. The border is an eighth of the side (4 pixels at 32), a mirrored one a sixteenth.
+            along. The border is an eighth of the side (4 pixels at 32), a mirrored one a sixteenth. Texts: "none" or
+            "shift".
         shuffle: a new order in each epoch; otherwise the split's own.
         drop_last: leave out the last batch when it is not full. Default: as `shuffle`.
         device: where images lie and batches are made.
@@ -42,7 +46,7 @@ class Batches:
 
     Raises:
         ValueError: an empty split, a batch size below 1 or (with `drop_last`) above the images at hand, an unknown
-            augmentation, a rank outside the world.
+            augmentation, or one that a text cannot have, a rank outside the world.
 
     Example:
         >>> from trimtab import datasets
@@ -72,6 +76,9 @@ class Batches:
         whole("rank", rank, 0, world_size - 1)
         if not len(split):
             raise ValueError(f"this split of {dataset.name!r} holds no image")
+        if split.task == "text" and augment not in ("none", "shift"):
+            raise ValueError(f"augment is {augment!r}, which is for images; {dataset.name!r} is a text: none or shift")
+        self.task = split.task
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.augment: Augment = augment
         self.drop_last = shuffle if drop_last is None else drop_last
@@ -84,6 +91,8 @@ class Batches:
             )
         self.images = split.images if is_on_disk(split.images) else split.images.to(self.device)
         self.targets = split.targets.to(self.device)
+        if self.task == "text":
+            return
         scale = torch.tensor([1 / (255 * value) for value in dataset.std], dtype=torch.float32)
         shift = torch.tensor([-m / s for m, s in zip(dataset.mean, dataset.std, strict=True)], dtype=torch.float32)
         self._mirrored_first = torch.rand(len(split), generator=generator(seed, "mirrored")) < 0.5
@@ -106,6 +115,8 @@ class Batches:
     def _batch(self, order: Tensor, number: int, epoch: int, augment: Augment) -> Batch:
         start = number * self.batch_size
         chosen = order[self.rank :: self.world_size][start : start + self.batch_size]
+        if self.task == "text":
+            return self._windows(chosen, number, epoch, augment)
         index = chosen.to(self.device)
         images, targets = self.images[index.to(self.images.device)].to(self.device), self.targets[index]
         if augment != "none":
@@ -119,8 +130,22 @@ class Batches:
             targets = apply(augment, targets, draws) if targets.ndim > 1 else targets
         return torch.addcmul(self._shift, images.float(), self._scale), targets
 
+    def _windows(self, chosen: Tensor, number: int, epoch: int, augment: Augment) -> Batch:
+        """Windows of the text from the starts of the chosen ones, or from somewhere behind each."""
+        length = self.images.shape[1]
+        starts = chosen * length
+        if augment == "shift":
+            stream = generator(self.seed, "augment", epoch, number)
+            moves = torch.randint(length, (self.batch_size * self.world_size,), generator=stream)
+            starts = starts + moves[self.rank :: self.world_size][: len(starts)]
+        starts = starts.clamp(max=self.images.numel() - length).to(self.device)
+        places = starts[:, None] + torch.arange(length, device=self.device)
+        return self.images.view(-1)[places].long(), self.targets.view(-1)[places]
+
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """Batches of epoch `epoch` (0, 1, ...), from `start_batch` on: (images float32 (B, C, H, W), targets int64).
+
+        Of a text: (bytes int64 (B, T), bytes that follow int64 (B, T)).
 
         Raises:
             ValueError: a negative epoch, or a start outside 0..len(self).

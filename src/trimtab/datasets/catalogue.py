@@ -34,6 +34,16 @@ READERS: dict[str, tuple[str, str]] = {
         "hippocampus:read_hippocampus",
         "hippocampus MRI slices 48 x 64, 3 classes, split by case; plane, empty_share",
     ),
+    "sonnets": (
+        "text:read_sonnets",
+        "eight sonnets read byte by byte, 5 kB, embedded; needs no root; length, held_back",
+    ),
+    "tinyshakespeare": (
+        "text:read_tinyshakespeare",
+        "1.1 MB of Shakespeare's plays read byte by byte; length, held_back",
+    ),
+    "wikitext2": ("text:read_wikitext2", "WikiText-2 read byte by byte, also without its training file; length"),
+    "text": ("text:read_text", "any text file (.txt, .gz) read byte by byte; length, held_back"),
     "lgg_mri": ("segmentation_folder:read_lgg_mri", "LGG brain MRI slices with tumour masks, split by patient"),
 }
 """By name: where its reader stands in this package, and what it is."""

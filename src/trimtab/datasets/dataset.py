@@ -1,25 +1,30 @@
-"""What a data set is here: three splits of uint8 images, with class names and the training statistics."""
+"""What a data set is here: three splits of uint8 images or texts, with class names and the training statistics."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from trimtab.datasets.room import CHUNK, taken
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "text"]
+BYTES = 256
+"""Different bytes, which are the classes of a text."""
+_TASKS: dict[int, Task] = {1: "classification", 2: "text", 3: "segmentation"}
+"""By the dimensions of the targets."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their targets.
+    """Images with their targets, or the windows of a text with the bytes that follow.
 
     Attributes:
-        images: uint8, (N, C, H, W).
-        targets: int64; (N,) classes, or (N, H, W) class of each pixel.
+        images: uint8, (N, C, H, W); of a text (N, T): bytes of consecutive windows.
+        targets: int64; (N,) classes, or (N, H, W) class of each pixel; of a text (N, T): the byte after each.
         groups: int64 (N,), or None; images of one group (a patient) belong together and never lie in two splits.
 
     Raises:
@@ -42,12 +47,12 @@ class Split:
         if self.targets.dtype != torch.int64:
             raise TypeError(f"targets must be int64, got {self.targets.dtype}")
         shape = tuple(self.images.shape)
-        if self.images.ndim != 4 or 0 in shape[1:]:
-            raise ValueError(f"images must have the shape (N, C, H, W), got {shape}")
-        if tuple(self.targets.shape) not in {shape[:1], (shape[0], *shape[2:])}:
-            raise ValueError(
-                f"targets must have the shape (N,) or (N, H, W) of images {shape}, got {tuple(self.targets.shape)}"
-            )
+        if self.images.ndim not in (2, 4) or 0 in shape[1:]:
+            raise ValueError(f"images must have the shape (N, C, H, W), texts (N, T), got {shape}")
+        fitting = {shape} if self.images.ndim == 2 else {shape[:1], (shape[0], *shape[2:])}
+        if tuple(self.targets.shape) not in fitting:
+            allowed = "(N, T) of texts" if self.images.ndim == 2 else "(N,) or (N, H, W) of images"
+            raise ValueError(f"targets must have the shape {allowed} {shape}, got {tuple(self.targets.shape)}")
         if self.groups is not None and tuple(self.groups.shape) != shape[:1]:
             raise ValueError(f"groups must have the shape (N,) of images {shape}, got {tuple(self.groups.shape)}")
 
@@ -57,24 +62,24 @@ class Split:
     @property
     def task(self) -> Task:
         """What the targets are for."""
-        return "classification" if self.targets.ndim == 1 else "segmentation"
+        return _TASKS[self.targets.ndim]
 
     def at(self, index: Tensor) -> Split:
-        """The images at `index` (int64, in that order)."""
+        """The images at `index` (int64, in that order); of a text only consecutive windows belong together."""
         groups = None if self.groups is None else self.groups[index]
         return Split(taken(self.images, index), self.targets[index], groups)
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Training, validation and test images of one task.
+    """Training, validation and test images of one task, or texts.
 
     Attributes:
         name: what it was loaded as.
-        task: "classification" or "segmentation".
+        task: "classification", "segmentation" or "text".
         train, validation, test: the splits. Settings are chosen on validation; test is for the final figures.
-        classes: names of the classes; class 0 of a segmentation is the background.
-        mean, std: per channel, of the training pixels divided by 255 (biased standard deviation).
+        classes: names of the classes; class 0 of a segmentation is the background; of a text the 256 bytes.
+        mean, std: per channel, of the training pixels divided by 255 (biased standard deviation); empty for a text.
         notes: remarks a reader of results should know, such as duplicates between shipped splits.
 
     Raises:
@@ -124,6 +129,28 @@ class DataSet:
         """Height and width in pixels."""
         height, width = self.train.images.shape[2:]
         return height, width
+
+    @property
+    def network_arguments(self) -> dict[str, Any]:
+        """What `models.create` must know to build a network for these data."""
+        if self.task == "text":
+            return {"num_classes": self.num_classes, "length": self.train.images.shape[1]}
+        return {"num_classes": self.num_classes, "in_channels": self.in_channels, "image_size": self.image_size}
+
+    def example(self, count: int = 1) -> Tensor:
+        """A batch of zeros as a network takes it: float32 images, or int64 bytes."""
+        shape = (count, *self.train.images.shape[1:])
+        return torch.zeros(shape, dtype=torch.int64 if self.task == "text" else torch.float32)
+
+    @property
+    def chance(self) -> float:
+        """What guessing reaches: one of the classes right; 0 for Dice; for texts the bits of a byte that is guessed by how
+        often each occurs, the order-0 entropy of the training text [ours].
+        """
+        if self.task == "text":
+            share = torch.bincount(self.train.images.flatten()).double() / self.train.images.numel()
+            return float(torch.special.entr(share).sum()) / math.log(2)
+        return 0.0 if self.task == "segmentation" else 1 / self.num_classes
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

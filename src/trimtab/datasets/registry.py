@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,6 +62,8 @@ def _limited(split: Split, limit: int | None, seed: int, name: str) -> Split:
     if limit is None:
         return split
     whole(f"limit_train of {name!r}", limit, 1, len(split))
+    if split.task == "text":
+        return split.at(torch.arange(limit))
     index: Tensor = balanced_index(split.targets, limit, seed, "limit_train")
     return split.at(index)
 
@@ -75,19 +78,20 @@ def load(
     image_size: Size | None = None,
     **arguments: Any,
 ) -> DataSet:
-    """Read a data set into memory, with training, validation and test splits.
+    """Read a data set into memory, with training, validation and test splits: of images, or of windows of a text.
 
     A test or validation split that ships with the data is used as it is. Without a test split, 20 % of the images are
     put aside by a fixed seed, the same for every `split_seed`. Without a validation split, `validation` of the
     training images are taken, by `split_seed`. Both are stratified by class, or take whole groups (patients) where the
-    data names them. Mean and standard deviation are those of the training split alone.
+    data names them. Mean and standard deviation are those of the training split alone. A text is parted in one piece: its end
+    is held back.
 
     Args:
         name: one of `names()`.
         root: folder or file that holds the data, in the form its authors ship; not needed for digits.
         validation: fraction of the training images for choosing settings, in [0, 1). 0: an empty split.
         split_seed: of the validation split and of `limit_train`.
-        limit_train: keep so many training images, with the class proportions of all.
+        limit_train: keep so many training images, with the class proportions of all; of a text the first windows.
         image_size: resize to this side, or (height, width); bilinear with antialiasing, masks by the nearest pixel.
         arguments: further arguments of that reader.
 
@@ -110,7 +114,11 @@ def load(
     else:
         below_one("validation", validation)
     train = _limited(train, limit_train, split_seed, name)
+    if size is not None and train.task == "text":
+        raise ValueError(
+            f"image_size is {image_size}, but {name!r} is a text; data.arguments.length is how much is seen at once"
+        )
     if size is not None:
         train, held_out, test = (_resized(split, size) for split in (train, held_out, test))
-    mean, std = channel_statistics(train.images)
+    mean, std = channel_statistics(train.images) if train.task != "text" else ((), ())
     return DataSet(source.name, train.task, train, held_out, test, source.classes, mean, std, source.notes)

@@ -1,4 +1,4 @@
-"""Cutting one split into two: stratified by class, or whole groups, always seeded."""
+"""Cutting one split into two: stratified by class, or whole groups, seeded; a text at one place."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def balanced_index(targets: Tensor, total: int, seed: int, purpose: str) -> Tens
 def part_off(split: Split, fraction: float, seed: int, purpose: str) -> tuple[Split, Split]:
     """Take about `fraction` of `split` away: (what is left, what was taken), both in the original order.
 
-    Classification: ceil(fraction * N) images, stratified. Groups: ceil(fraction * number of groups) whole groups.
+    Classification: ceil(fraction * N) images, stratified. Groups: ceil(fraction * number of groups) whole groups. A text: its
+    end, whatever the seed, since windows between others would be half known.
 
     Raises:
         ValueError: the fraction is not in [0, 1), or nothing would be left.
@@ -59,7 +60,9 @@ def part_off(split: Split, fraction: float, seed: int, purpose: str) -> tuple[Sp
         [[4, 4], [1, 1]]
     """
     below_one(f"the fraction of images to take for {purpose}", fraction)
-    if split.groups is None:
+    if split.task == "text":
+        chosen = torch.arange(len(split)) >= len(split) - _part(fraction, len(split))
+    elif split.groups is None:
         taken = balanced_index(split.targets, _part(fraction, len(split)), seed, purpose)
         chosen = torch.zeros(len(split), dtype=torch.bool)
         chosen[taken] = True
@@ -68,7 +71,8 @@ def part_off(split: Split, fraction: float, seed: int, purpose: str) -> tuple[Sp
         order = torch.randperm(len(groups), generator=generator(seed, purpose))
         chosen = torch.isin(split.groups, groups[order[: _part(fraction, len(groups))]])
     if bool(chosen.all()):
-        raise ValueError(f"{len(split)} images are too few to take {fraction:g} of them for {purpose}")
+        kind = "windows of text" if split.task == "text" else "images"
+        raise ValueError(f"{len(split)} {kind} are too few to take {fraction:g} of them for {purpose}")
     return split.at((~chosen).nonzero().flatten()), split.at(chosen.nonzero().flatten())
 
 

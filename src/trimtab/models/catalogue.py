@@ -20,6 +20,10 @@ NETWORKS: dict[str, tuple[str, str]] = {
         "vit:VisionTransformer",
         "compact Vision Transformer, 2.7 M parameters; dim, depth, heads, patch",
     ),
+    "byte_gpt": (
+        "gpt:ByteGPT",
+        "GPT that reads bytes, for text, 1.3 M parameters; dim, depth, heads, tied",
+    ),
     "unet_small": (
         "unet:SmallUNet",
         "U-Net with few channels for segmentation on a CPU, 0.48 M parameters; width, levels",

@@ -63,21 +63,32 @@ def _arguments(name: str, build: Callable[..., Any], offered: dict[str, Any], gi
     return {**taken, **given}
 
 
-def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Size = 32, **arguments: Any) -> nn.Module:
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: Size = 32,
+    length: int | None = None,
+    **arguments: Any,
+) -> nn.Module:
     """Build a network with fresh weights (from torch's global generator; seed it for a repeatable network).
 
     Args:
         name: one of `names()`, or `package.module:function` for a network of the user's. That function (or class) is
             given `num_classes`, `in_channels` and `image_size` where its signature names them (`num_classes` also
-            when it takes `**kwargs`), and must return an `nn.Module`.
-        num_classes: outputs, 1 or more; for segmentation the classes of a pixel, background included.
+            when it takes `**kwargs`), and must return an `nn.Module`. For texts it is given `length`, which its signature
+            must name, and must make logits (N, length, num_classes) of bytes (N, length).
+        num_classes: outputs, 1 or more; for segmentation the classes of a pixel, background included; for texts 256.
         in_channels: channels of the images.
         image_size: side of the images in pixels, or (height, width); a square pair is handed on as one number.
+        length: bytes of a text, for a network that reads texts instead of images.
         arguments: further arguments of that network.
 
     Raises:
         ValueError: an unknown name (the nearest ones are listed), an argument the network does not take, a size below
-            1, a user's module that cannot be imported, or may not run by `CODE_VARIABLE`.
+            1, a network for images given texts or the reverse, a user's module that cannot be imported, or may not run by
+            `CODE_VARIABLE`.
         TypeError: the user's function is not callable or did not return an `nn.Module`.
 
     Example:
@@ -94,6 +105,7 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Siz
         ("num_classes", num_classes),
         ("in_channels", in_channels),
         ("image_size", min(height, width)),
+        ("length", 1 if length is None else length),
     ):
         whole(label, value, 1)
     if ":" in name:
@@ -105,7 +117,16 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, image_size: Siz
             f"unknown model {name!r}; {hint(name, NETWORKS, 'models')}; package.module:function names one of yours"
         )
     size: Size = height if height == width else (height, width)
-    offered = {"num_classes": num_classes, "in_channels": in_channels, "image_size": size}
+    offered: dict[str, Any] = {"num_classes": num_classes}
+    asks = inspect.signature(build).parameters.get("length")
+    if length is not None:
+        if asks is None:
+            raise ValueError(f"model {name!r} takes no argument 'length', so it cannot read texts; byte_gpt does")
+        offered["length"] = length
+    else:
+        if asks is not None and asks.default is asks.empty and "length" not in arguments:
+            raise ValueError(f"model {name!r} reads texts (it asks for their length), and the data are images")
+        offered |= {"in_channels": in_channels, "image_size": size}
     network = build(**_arguments(name, build, offered, arguments))
     if not isinstance(network, nn.Module):
         raise TypeError(f"model {name!r} must return a torch.nn.Module, got {type(network).__name__}")

@@ -37,12 +37,15 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and a two-layer perceptron (GELU, four times as wide), each after a LayerNorm, each added."""
+    """Attention and a two-layer perceptron (GELU, four times as wide), each after a LayerNorm, each added.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    `attention` takes the place of plain self-attention of so many heads.
+    """
+
+    def __init__(self, dim: int, heads: int, attention: SelfAttention | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads)
+        self.attention = SelfAttention(dim, heads) if attention is None else attention
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 

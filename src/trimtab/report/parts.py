@@ -193,11 +193,11 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}"
 
 
-def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1) -> str:
-    """Mean and half the interval in percent; the mean alone with one seed."""
-    rounded = round(100 * estimate.mean, digits) + 0.0  # no negative zero
+def spread(estimate: Estimate, *, signed: bool = False, digits: int = 1, scale: float = 100.0) -> str:
+    """Mean and half the interval, in percent unless the scale is another; the mean alone with one seed."""
+    rounded = round(scale * estimate.mean, digits) + 0.0  # no negative zero
     mean = f"{rounded:{'+' if signed and rounded else ''}.{digits}f}".replace("-", MINUS)
-    return mean if estimate.half is None else f"{mean} ± {percent(estimate.half, digits)}"
+    return mean if estimate.half is None else f"{mean} ± {scale * estimate.half:.{digits}f}"
 
 
 def number(value: float | None, digits: int = 3, unit: str = "") -> Cell:

@@ -27,7 +27,7 @@ def training_images(
     found = []
     left = examples
     for images, targets in served.epoch(0):
-        if recipe.model.channels_last:
+        if recipe.model.channels_last and images.ndim == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         found.append((images[:left], targets[:left]))
         left -= len(found[-1][1])

@@ -49,13 +49,7 @@ def build_model(recipe: Recipe, data: datasets.DataSet) -> nn.Module:
     A network with a method `start_from(images)` is given `START_IMAGES` training images, normalised, drawn by the seed.
     """
     torch.manual_seed(recipe.seed)
-    model = models.create(
-        recipe.model.name,
-        num_classes=data.num_classes,
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-        **recipe.model.arguments,
-    )
+    model = models.create(recipe.model.name, **{**data.network_arguments, **recipe.model.arguments})
     if callable(start := getattr(model, "start_from", None)):
         order = torch.randperm(len(data.train), generator=generator(recipe.seed, "start"))
         chosen = data.train.at(order[:START_IMAGES])

@@ -33,8 +33,29 @@ def soft_dice_loss(outputs: Tensor, targets: Tensor, smooth: float = 1.0) -> Ten
     return 1 - dice[1:].mean()
 
 
+def is_text(targets: Tensor) -> bool:
+    """Whether these are bytes that follow, (N, T), and not classes (N,) or pixels (N, H, W)."""
+    return targets.ndim == 2
+
+
+def each_byte(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N, T, classes) and bytes (N, T) as (N T, classes) and (N T,).
+
+    Raises:
+        ValueError: the network made another shape.
+    """
+    if outputs.ndim != 3 or outputs.shape[:2] != targets.shape:
+        raise ValueError(
+            f"of texts {tuple(targets.shape)} a network must make logits {(*targets.shape, 'classes')}, it made "
+            f"{tuple(outputs.shape)}"
+        )
+    return outputs.flatten(0, 1), targets.flatten()
+
+
 def task_loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float, dice_weight: float) -> Tensor:
-    """Cross-entropy; for segmentation (targets with pixels) mixed with the soft Dice loss."""
+    """Cross-entropy; for segmentation (targets with pixels) mixed with the soft Dice loss; of every byte of a text."""
+    if is_text(targets):
+        outputs, targets = each_byte(outputs, targets)
     entropy = F.cross_entropy(outputs.float(), targets, label_smoothing=label_smoothing)
     if targets.ndim == 1 or dice_weight == 0:
         return entropy

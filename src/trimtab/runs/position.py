@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import sum_over_ranks
+from trimtab.runs.metric import METRICS, Metric
 from trimtab.runs.tracked import Latest
 
 
@@ -23,6 +24,8 @@ class Progress:
     steps: int
     loss: float | None
     validation: float | None
+    metric: Metric = METRICS["accuracy"]
+    """What `validation` is."""
     latest: Latest | None = None
     """Gradients at the last step that was fetched, where they are tracked."""
 
@@ -80,10 +83,13 @@ class Position:
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self.epoch_loss.zero_()
 
-    def progress(self, epochs: int, loss: float | None, latest: Latest | None) -> Progress:
+    def progress(
+        self, epochs: int, loss: float | None, latest: Latest | None, metric: Metric = METRICS["accuracy"]
+    ) -> Progress:
         """For the caller's function."""
-        last = next((row["validation_accuracy"] for row in reversed(self.rows) if "validation_accuracy" in row), None)
-        return Progress(self.epoch, epochs, self.step, epochs * self.steps_per_epoch, loss, last, latest)
+        name = f"validation_{metric.column}"
+        last = next((row[name] for row in reversed(self.rows) if name in row), None)
+        return Progress(self.epoch, epochs, self.step, epochs * self.steps_per_epoch, loss, last, metric, latest)
 
     def state(self, world_size: int) -> dict[str, Any]:
         """What a checkpoint keeps; the loss is that of one rank, on average."""

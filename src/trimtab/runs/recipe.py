@@ -46,7 +46,7 @@ class RecipeFields(Section):
     name: str = "digits"
     """Name of the study."""
     method: str = "sgd"
-    """The levers in short: joined by +, such as var, l1+cram+ or adamw (`trimtab list levers`)."""
+    """The levers in short: joined by +, such as var, l1+cram+ or adamw (`trimtab list levers`); default the optimizer."""
     levers: tuple[str, ...] = ()
     """The levers in the order they act, such as l1 cram+ perpendicular; instead of the method. The same one twice takes a
     suffix and a section of its own: l1@head."""
@@ -109,7 +109,7 @@ class RecipeFields(Section):
             found["suffixed"] = {**found.get("suffixed", {}), **own}
         levers, method = _words(found.get("levers")), found.get("method")
         if not levers:
-            method = method or "sgd"
+            method = method or found.get("optimizer") or "sgd"
             levers = parse(method) if isinstance(method, str) else ()
         elif not method:
             method = "+".join(map(str, levers))

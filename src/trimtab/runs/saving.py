@@ -12,6 +12,9 @@ from trimtab.runs.loading import build_model, in_memory_order
 from trimtab.runs.machine import hardware, versions
 from trimtab.runs.training_run import TrainingRun
 
+ALSO_TOLD = ("views", "validation_accuracy_views", "validation_bits_per_byte", "validation_perplexity")
+"""What `run.json` has of the last epoch where it was measured."""
+
 
 def begin(run: TrainingRun) -> None:
     """Open the folder and write what it is a run of; on rank 0."""
@@ -22,9 +25,10 @@ def begin(run: TrainingRun) -> None:
         status="running",
         versions=versions(),
         hardware=hardware(),
-        images={split: len(getattr(run.data, split).targets) for split in ("train", "validation", "test")},
+        images={split: len(getattr(run.data, split)) for split in ("train", "validation", "test")},
         task=run.data.task,
         classes=run.data.num_classes,
+        chance=run.data.chance,
         notes=list(run.data.notes),
     )
 
@@ -93,6 +97,6 @@ def finish(run: TrainingRun) -> None:
             step_seconds=position.median_step_seconds,
             train_loss=last["train_loss"],
             validation_accuracy=last["validation_accuracy"],
-            **{name: last[name] for name in ("views", "validation_accuracy_views") if name in last},
+            **{name: last[name] for name in ALSO_TOLD if name in last},
             **({"levers": told} if told else {}),
         )

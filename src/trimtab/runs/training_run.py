@@ -14,6 +14,7 @@ from trimtab.pruning import recalibrate
 from trimtab.runs.divergence import check_finite, penalty_row
 from trimtab.runs.evaluation import evaluate
 from trimtab.runs.loading import batches_of, build_model, load_data
+from trimtab.runs.metric import metric_of
 from trimtab.runs.parallel import Devices
 from trimtab.runs.position import Position, Progress
 from trimtab.runs.recipe import Recipe
@@ -33,6 +34,7 @@ class TrainingRun:
     Attributes:
         recipe, folder, devices: as given.
         data, train_batches, validation_batches: what it sees.
+        metric: what its quality is measured in.
         model: the network, replicated or sharded where there are several processes.
         watching: what looks at it.
         steering: its optimizer with the levers attached.
@@ -52,13 +54,14 @@ class TrainingRun:
         self.validation_batches = batches_of(
             recipe, self.data, "validation", **({"device": devices.device} if devices.sharded else place)
         )
-        if recipe.views > 1 and self.data.task == "segmentation":
-            raise ValueError(f"views must be 1 for a segmentation such as {self.data.name}, got {recipe.views}")
+        if recipe.views > 1 and self.data.task != "classification":
+            raise ValueError(f"views must be 1 for a {self.data.task} such as {self.data.name}, got {recipe.views}")
         if len(self.train_batches) < recipe.accumulate:
             raise ValueError(
                 f"data.batch_size {recipe.data.batch_size} x accumulate {recipe.accumulate} exceeds the "
-                f"{len(self.data.train.targets)} training images of {self.data.name}"
+                f"{len(self.data.train)} training images of {self.data.name}"
             )
+        self.metric = metric_of(self.data.task)
         self.model = devices.setup_model(build_model(recipe, self.data))
         self.watching = Watching(recipe, self.data, devices, folder.path)
         steps_per_epoch = len(self.train_batches) // recipe.accumulate
@@ -90,7 +93,9 @@ class TrainingRun:
                     self.watching.flush()
                 total = position.epoch_loss.item()
                 check_finite(recipe, position.epoch, total, self.steering)
-                report(position.progress(recipe.epochs, total / position.step_in_epoch, self.watching.latest))
+                report(
+                    position.progress(recipe.epochs, total / position.step_in_epoch, self.watching.latest, self.metric)
+                )
             if self.devices.any_rank(stop.asked):
                 return False
         if position.epoch + 1 == recipe.epochs:
@@ -128,6 +133,11 @@ class TrainingRun:
         if epoch % recipe.validate_every == 0 or epoch == recipe.epochs:
             quality = evaluate(model, self.validation_batches, self.data.num_classes, autocast=devices.autocast())
             row["validation_accuracy"], row["validation_loss"] = quality.accuracy, quality.loss
+            if quality.bits_per_byte is not None:
+                row["validation_bits_per_byte"], row["validation_perplexity"] = (
+                    quality.bits_per_byte,
+                    quality.perplexity,
+                )
         if recipe.views > 1 and epoch == recipe.epochs:
             seen = evaluate(
                 model, self.validation_batches, self.data.num_classes, autocast=devices.autocast(), views=recipe.views

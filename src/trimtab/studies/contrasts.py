@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pydantic import Field
 
 from trimtab.checks import hint, number
+from trimtab.runs.metric import METRICS, Metric, MetricName
 from trimtab.studies.documents import Record
 from trimtab.studies.statistics import Entry, Row, main_rows, paired_difference, sparsity_label, table
 
@@ -33,6 +34,7 @@ class Contrast(Record):
 class Judged(Contrast):
     """What came of a contrast; numbers are None where fewer than two seeds have both networks."""
 
+    metric: MetricName = Field(default="accuracy", description="what differs; of bits per byte a fall is a gain")
     seeds: int = Field(description="that both methods have")
     difference: float | None = Field(default=None, description="mean over the seeds, in the metric's own unit")
     low: float | None = Field(default=None, description="of the 95 % Student t interval of the paired difference")
@@ -48,6 +50,11 @@ class Judged(Contrast):
         return self.corrected is not None and self.corrected < LEVEL
 
     @property
+    def measure(self) -> Metric:
+        """The metric: which way is better, how it is written."""
+        return METRICS[self.metric]
+
+    @property
     def words(self) -> str:
         """The result in one sentence.
 
@@ -58,7 +65,8 @@ class Judged(Contrast):
         """
         if self.difference is None or self.low is None or self.high is None or self.p is None or self.corrected is None:
             return f"{self}: not judged, {self.seeds} seed{'s' * (self.seeds != 1)} in common"
-        text = f"{self}: {100 * self.difference:+.1f} points (95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f}, "
+        low, high = (self.measure.number(end, signed=True) for end in (self.low, self.high))
+        text = f"{self}: {self.measure.change(self.difference)} (95 % interval {low} to {high}, "
         text += f"{self.seeds} seeds), p {self.p:.2g}, corrected {self.corrected:.2g}"
         return text if self.shown else f"{text}: not told from zero"
 
@@ -123,7 +131,9 @@ def _values(entries: Sequence[Entry], label: str, contrast: Contrast) -> dict[in
     return dict(nearest.values) if near else {}
 
 
-def judge(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Judged]:
+def judge(
+    rows: Sequence[Row], contrasts: Sequence[Contrast], metric: Metric = METRICS["accuracy"]
+) -> list[Judged]:
     """Each contrast on a summary's rows: difference, interval, p value, and that corrected over all contrasts named.
 
     A contrast that cannot be judged (yet) counts among the tests of the correction all the same.
@@ -131,19 +141,20 @@ def judge(rows: Sequence[Row], contrasts: Sequence[Contrast]) -> list[Judged]:
     Args:
         rows: of one split; the study's own way of pruning counts, controls do not.
         contrasts: as they were named beforehand.
+        metric: what is compared.
     """
-    entries = table(main_rows(rows))
+    entries = table(main_rows(rows), field=metric.column)
     found: list[Judged] = []
     for contrast in contrasts:
         own, other = (_values(entries, label, contrast) for label in (contrast.own, contrast.other))
         common = [seed for seed in own if seed in other]
         estimated = paired_difference(own.items(), other.items())
         if estimated is None or len(common) < 2:
-            found.append(Judged(**contrast.model_dump(), seeds=len(common)))
+            found.append(Judged(**contrast.model_dump(), metric=metric.name, seeds=len(common)))
             continue
         found.append(
             Judged(
-                **contrast.model_dump(), seeds=len(common), difference=estimated.mean, low=estimated.low, high=estimated.high,
+                **contrast.model_dump(), metric=metric.name, seeds=len(common), difference=estimated.mean, low=estimated.low, high=estimated.high,
                 p=paired_p([own[seed] - other[seed] for seed in common]),
             )
         )  # fmt: skip

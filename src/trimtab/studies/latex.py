@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.runs.metric import METRICS, Metric
 from trimtab.studies.statistics import Entry, paired_difference, sparsity_label
 
 SPECIAL = {
@@ -22,12 +23,12 @@ def escaped(text: str) -> str:
     return "".join(SPECIAL.get(letter, letter) for letter in text)
 
 
-def best_of(entries: Sequence[Entry]) -> set[str]:
-    """Of one column: the method of the highest mean, and those whose paired difference to it does not exclude zero.
+def best_of(entries: Sequence[Entry], metric: Metric = METRICS["accuracy"]) -> set[str]:
+    """Of one column: the method of the best mean, and those whose paired difference to it does not exclude zero.
 
-    A method that shares fewer than two seeds with the best has no interval and stands back unless its mean is as high.
+    A method that shares fewer than two seeds with the best has no interval and stands back unless its mean is as good.
     """
-    top = max(entries, key=lambda entry: entry.mean)
+    top = max(entries, key=lambda entry: metric.gain(entry.mean))
     found = set()
     for entry in entries:
         difference = paired_difference(entry.values, top.values)
@@ -37,12 +38,12 @@ def best_of(entries: Sequence[Entry]) -> set[str]:
     return found
 
 
-def main_table(entries: Sequence[Entry], quality: str, caption: str, label: str) -> str:
-    """Methods by sparsities, mean and half the 95 % interval in percent.
+def main_table(entries: Sequence[Entry], metric: Metric, caption: str, label: str) -> str:
+    """Methods by sparsities, mean and half the 95 % interval.
 
     Args:
         entries: of one state, one score and scope.
-        quality: the metric's name.
+        metric: what the numbers are.
         caption: before what the numbers are.
         label: for `\\ref`.
 
@@ -54,7 +55,7 @@ def main_table(entries: Sequence[Entry], quality: str, caption: str, label: str)
     methods = list(dict.fromkeys(entry.method for entry in entries))
     sparsities = sorted({entry.sparsity for entry in entries})
     places = {(entry.method, entry.sparsity): entry for entry in entries}
-    best = {s: best_of([entry for entry in entries if entry.sparsity == s]) for s in sparsities}
+    best = {s: best_of([entry for entry in entries if entry.sparsity == s], metric) for s in sparsities}
     lines = []
     for method in methods:
         cells = [escaped(method)]
@@ -63,7 +64,7 @@ def main_table(entries: Sequence[Entry], quality: str, caption: str, label: str)
             if entry is None:
                 cells.append("--")
                 continue
-            text = f"{100 * entry.mean:.1f}" + ("" if entry.half is None else rf" \pm {100 * entry.half:.1f}")
+            text = metric.number(entry.mean) + ("" if entry.half is None else rf" \pm {metric.number(entry.half)}")
             cells.append(rf"$\mathbf{{{text}}}$" if method in best[sparsity] else f"${text}$")
         lines.append(" & ".join(cells) + r" \\")
     seeds = sorted({entry.n for entry in entries})
@@ -76,7 +77,7 @@ def main_table(entries: Sequence[Entry], quality: str, caption: str, label: str)
     bold = "bold: the best, and what a $t$ test paired over seeds does not tell apart from it"
     return "\n".join([
         r"\begin{table}", r"\centering",
-        rf"\caption{{{escaped(caption)}{escaped(quality[:1].upper() + quality[1:])} in \% by sparsity; {spread}; {bold}.}}",
+        rf"\caption{{{escaped(caption)}{escaped(metric.headed)} by sparsity; {spread}; {bold}.}}",
         rf"\label{{{label}}}", rf"\begin{{tabular}}{{l{'r' * len(sparsities)}}}", r"\toprule", head, r"\midrule", *lines,
         r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
     ])  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from trimtab.runs.metric import Metric
 from trimtab.runs.recipe import Recipe
 from trimtab.studies.statistics import main_rows, sparsity_label
 from trimtab.studies.summary import Row
@@ -60,59 +61,59 @@ class Shared:
     licence: str | None
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f}"
-
-
-def _results(rows: Sequence[Row], metric: str) -> str:
+def _results(rows: Sequence[Row], metric: Metric) -> str:
     """A table of the rows by sparsity, as pruned and recalibrated; a sentence where nothing was measured."""
     main = main_rows(rows)
     if not main:
         return "\nNot measured yet: `trimtab prune RUN` does.\n"
-    found: dict[float, dict[bool, float]] = {}
+    found: dict[float, dict[bool, str]] = {}
     for row in main:
-        found.setdefault(row.sparsity, {})[row.recalibrated] = row.accuracy
+        value: float | None = getattr(row, metric.column)
+        found.setdefault(row.sparsity, {})[row.recalibrated] = "" if value is None else metric.number(value, more=1)
+    lower = ", lower is better," if metric.lower else ""
     lines = [
-        f"\n## Measured\n\n{metric} in % on the {main[0].split} split.\n",
+        f"\n## Measured\n\n{metric.headed}{lower} on the {main[0].split} split.\n",
         "| sparsity | as pruned | recalibrated |",
         "| --- | ---: | ---: |",
     ]
     lines += [
-        f"| {sparsity_label(sparsity)} | {_number(pair.get(False))} | {_number(pair.get(True))} |"
+        f"| {sparsity_label(sparsity)} | {pair.get(False, '')} | {pair.get(True, '')} |"
         for sparsity, pair in sorted(found.items())
     ]
     return "\n".join(lines) + "\n"
 
 
-def _index(shared: Shared, metric: str, title: str) -> list[dict[str, Any]]:
+def _index(shared: Shared, metric: Metric, title: str) -> list[dict[str, Any]]:
     """The Hub's list of results: the dense network's, and the one at the shared sparsity."""
     measured = []
     for row in main_rows(shared.rows):
         same = abs(row.sparsity - shared.sparsity) < 1e-3
+        value: float | None = getattr(row, metric.column)
+        if value is None:
+            continue
         if (row.sparsity == 0 and not row.recalibrated) or (same and row.recalibrated and row.sparsity > 0):
-            name = f"{metric}, {sparsity_label(row.sparsity)}"
-            measured.append({"type": metric.lower(), "name": name, "value": round(row.accuracy, 6)})
+            name = f"{metric.title}, {sparsity_label(row.sparsity)}"
+            measured.append({"type": metric.name, "name": name, "value": round(value, 6)})
     if not measured:
         return []
     data = shared.recipe.data.name
-    kind = "image-segmentation" if metric == "Dice" else "image-classification"
-    result = {"task": {"type": kind}, "dataset": {"type": data, "name": data}, "metrics": measured}
+    result = {"task": {"type": metric.kind}, "dataset": {"type": data, "name": data}, "metrics": measured}
     return [{"name": title, "results": [result]}]
 
 
-def model_card(shared: Shared, *, segmentation: bool) -> str:
+def model_card(shared: Shared, metric: Metric) -> str:
     """The text of `README.md`."""
-    recipe, metric = shared.recipe, "Dice" if segmentation else "Accuracy"
+    recipe = shared.recipe
     title = f"{recipe.name}, {recipe.method}"
     if shared.sparse_file is not None:
         title += f", {sparsity_label(shared.sparsity)} sparse"
     head: dict[str, Any] = {} if shared.licence is None else {"license": shared.licence}
     head |= {
         "library_name": "trimtab",
-        "pipeline_tag": "image-segmentation" if segmentation else "image-classification",
+        "pipeline_tag": metric.kind,
         "tags": ["pytorch", "trimtab", *(["pruning", "sparsity"] if shared.sparse_file is not None else [])],
         "datasets": [recipe.data.name],
-        "metrics": [metric.lower()],
+        "metrics": [metric.name],
     }
     if index := _index(shared, metric, title):
         head["model-index"] = index

@@ -106,15 +106,21 @@ class _Measured:
             return self.quality()
 
 
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: Any) -> Row:
     return Row(
         method=label,
         seed=recipe.seed,
         split=split,
         accuracy=quality.accuracy,
-        loss=quality.loss if math.isfinite(quality.loss) else None,
+        loss=_finite(quality.loss),
         top5=quality.top5,
         iou=quality.iou,
+        bits_per_byte=_finite(quality.bits_per_byte),
+        perplexity=_finite(quality.perplexity),
         **fields,
     )
 
@@ -213,7 +219,7 @@ def prune_run(
     rows: list[Row] = []
     storage: list[Storage] = []
     left_out: dict[str, str] = {}
-    example = (1, *data.train.images.shape[1:])
+    example = data.example().to(device)
     dense, views = measured.quality(), measured.quality_over_views()
     note = report or (lambda text: None)
 
@@ -247,7 +253,7 @@ def prune_run(
                 fields: dict[str, Any] = {}
                 if not control:
                     stored = save_sparse(model, Path(scratch) / "network.safetensors", with_gzip=True)
-                    work = model_summary(model, input_shape=example)
+                    work = model_summary(model, example)
                     fields = {
                         "file_bytes": stored.sparse_bytes,
                         "dense_bytes": stored.dense_bytes,

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from trimtab.checks import number
+from trimtab.datasets.dataset import Task
 from trimtab.files import alone, write_text
 from trimtab.inputs import named, utf8
 from trimtab.runs.loading import load_data
+from trimtab.runs.metric import Metric, metric_of
 from trimtab.runs.recipe import Recipe, recipe_from
 from trimtab.runs.run_folder import RunFolder, changed, training_identity
 from trimtab.studies.curvature.track import run_track
@@ -78,18 +81,22 @@ class RunRecord(Document):
             seed=self.resolved.seed,
             folder=folder,
             **{name: self.info[name] for name in fields},
+            validation_bits_per_byte=self.info.get("validation_bits_per_byte"),
             levers=self.info.get("levers", {}),
         )
 
-    def task(self) -> tuple[str, int, list[str]]:
-        """Task, classes and remarks of the run's data; from the data themselves for runs of before these were written."""
+    def task(self) -> tuple[Metric, float, list[str]]:
+        """Metric, what guessing reaches, and remarks of the run's data; from the data themselves for runs of before these
+        were written.
+        """
         if "task" in self.info:
             task, classes, notes = self.info["task"], self.info["classes"], [str(note) for note in self.info["notes"]]
-            if task not in ("classification", "segmentation") or type(classes) is not int or classes < 1:
+            if task not in get_args(Task) or type(classes) is not int or classes < 1:
                 raise ValueError(f"task {task!r} with {classes!r} classes")
-            return task, classes, notes
+            chance = self.info.get("chance", 0.0 if task == "segmentation" else 1 / classes)
+            return metric_of(task), number("chance", chance, least=0), notes
         data = load_data(self.resolved)
-        return data.task, data.num_classes, list(data.notes)
+        return metric_of(data.task), data.chance, list(data.notes)
 
     def text(self) -> str:
         """The file: each part on one line where it fits; what makes it too large is left out and named."""

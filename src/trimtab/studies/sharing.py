@@ -15,6 +15,7 @@ from typing import Any
 from trimtab.deploy import save_sparse
 from trimtab.files import replace_atomically, write_text
 from trimtab.inputs import read_json_mapping
+from trimtab.runs.metric import metric_of
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.model_card import Shared, model_card
@@ -68,9 +69,7 @@ def _fill(folder: RunFolder, out: Path, sparsity: float | None, root: str | None
     recipe.write(out / "recipe.yaml")
     network = {
         "name": recipe.model.name,
-        "num_classes": made.data.num_classes,
-        "in_channels": made.data.in_channels,
-        "image_size": made.data.image_size,
+        **made.data.network_arguments,
         **recipe.model.arguments,
     }
     sparse_file = None
@@ -90,7 +89,7 @@ def _fill(folder: RunFolder, out: Path, sparsity: float | None, root: str | None
     measured = [pruned_file(folder, split) for split in ("test", "validation")]
     rows = [row for file in measured if file.is_file() for row in read_pruned(file).rows]
     shared = Shared(recipe, network, rows, sparse_file, made.sparsity, version("trimtab"), licence)
-    write_text(out / "README.md", model_card(shared, segmentation=made.data.task == "segmentation"))
+    write_text(out / "README.md", model_card(shared, metric_of(made.data.task)))
 
 
 def push(

@@ -34,7 +34,7 @@ class Row(Protocol):
 
 
 R = TypeVar("R", bound=Row)
-Field = Literal["accuracy", "top5", "iou", "loss"]
+Field = Literal["accuracy", "top5", "iou", "loss", "bits_per_byte", "perplexity"]
 CONFIDENCE = 0.95
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trimtab.frames import frame, html_table
+from trimtab.runs.metric import METRICS, Metric, MetricName
 from trimtab.studies.contrasts import Judged
 from trimtab.studies.documents import Document, Record
 from trimtab.studies.latex import main_table
@@ -36,10 +37,17 @@ class Row(Record):
         description="epochs that the network was trained on after pruning, the removed weights kept at zero",
     )
     split: Literal["validation", "test"] = "test"
-    accuracy: float = Field(description="top-1 accuracy in [0, 1]; mean foreground Dice for segmentation")
+    accuracy: float = Field(
+        description="top-1 accuracy in [0, 1]; mean foreground Dice for segmentation; share of bytes guessed right for texts"
+    )
     top5: float | None = Field(default=None, description="top-5 accuracy, where there are more than 20 classes")
     iou: float | None = Field(default=None, description="mean foreground intersection over union, segmentation only")
     loss: float | None = Field(description="mean cross-entropy; null where it is not finite")
+    bits_per_byte: float | None = Field(
+        default=None,
+        description="texts only: mean of -log2 of the probability of the byte that follows; lower is better",
+    )
+    perplexity: float | None = Field(default=None, description="texts only: 2 to the power of the bits per byte")
     file_bytes: int | None = Field(default=None, description="size of the sparse file; None where none was written")
     dense_bytes: int | None = Field(default=None, description="size of the same network as a dense safetensors file")
     multiply_adds_ratio: float | None = Field(
@@ -73,6 +81,7 @@ class Run(Record):
     step_seconds: float = Field(description="median seconds of one optimizer step")
     train_loss: float
     validation_accuracy: float | None
+    validation_bits_per_byte: float | None = Field(default=None, description="texts only")
     levers: dict[str, dict[str, float | None]] = Field(
         default={}, description="what the levers told of themselves at the end, by name; null where it is not finite"
     )
@@ -198,8 +207,10 @@ class Summary(Document):
     name: str
     headline: str
     created: str = Field(description="ISO 8601, UTC")
-    metric: Literal["accuracy", "dice"]
-    chance: float = Field(description="what guessing reaches: 1 / classes, or 0 for Dice")
+    metric: MetricName = Field(description="what networks are compared by; of bits per byte less is better")
+    chance: float = Field(
+        description="what guessing reaches: 1 / classes, 0 for Dice, for bits per byte the order-0 entropy of the training text"
+    )
     recipe: dict[str, Any]
     versions: dict[str, str]
     hardware: dict[str, str | int | float | None]
@@ -219,6 +230,11 @@ class Summary(Document):
     curvature: list[CurvatureTrack] = Field(default=[], description="of the runs whose curvature was tracked")
     notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
 
+    @property
+    def measure(self) -> Metric:
+        """The metric: which field of a row, which way is better, how it is written."""
+        return METRICS[self.metric]
+
     def records(self) -> list[dict[str, Any]]:
         """The rows, with the fields of `Row`."""
         return [row.model_dump() for row in self.rows]
@@ -228,7 +244,7 @@ class Summary(Document):
         return frame(self.records())
 
     def _state(self, *, recalibrated: bool | None) -> list[Entry]:
-        entries = table(main_rows(self.rows))
+        entries = table(main_rows(self.rows), field=self.measure.column)
         if recalibrated is None:
             recalibrated = any(entry.recalibrated for entry in entries)
         found = [entry for entry in entries if entry.recalibrated == recalibrated]
@@ -242,15 +258,16 @@ class Summary(Document):
             return html_table([], self.headline)
         found: dict[str, dict[str, Any]] = {}
         for entry in self._state(recalibrated=None):
-            text = f"{100 * entry.mean:.1f}" + ("" if entry.half is None else f" \u00b1 {100 * entry.half:.1f}")
+            number = self.measure.number
+            text = number(entry.mean) + ("" if entry.half is None else f" \u00b1 {number(entry.half)}")
             found.setdefault(entry.method, {"method": entry.method})[sparsity_label(entry.sparsity)] = text
         heads = list(dict.fromkeys(head for record in found.values() for head in record))
         return html_table([{head: record.get(head) for head in heads} for record in found.values()], self.headline)
 
     def to_latex(self, *, recalibrated: bool | None = None, caption: str = "", label: str = "tab:sparsity") -> str:
-        """Methods by sparsities as a LaTeX table with booktabs: mean and half the 95 % interval over seeds, in percent.
+        """Methods by sparsities as a LaTeX table with booktabs: mean and half the 95 % interval over seeds, in percent or bits.
 
-        Bold: the highest mean of a column, and every method whose difference to it, paired over seeds, has a 95 % t interval
+        Bold: the best mean of a column, and every method whose difference to it, paired over seeds, has a 95 % t interval
         that holds zero.
 
         Args:
@@ -261,6 +278,5 @@ class Summary(Document):
         Raises:
             ValueError: no row in that state.
         """
-        quality = "Dice" if self.metric == "dice" else self.metric
         text = f"{caption.rstrip('. ')}. " if caption else ""
-        return main_table(self._state(recalibrated=recalibrated), quality, text, label)
+        return main_table(self._state(recalibrated=recalibrated), self.measure, text, label)

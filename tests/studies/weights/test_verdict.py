@@ -6,7 +6,7 @@ import pytest
 
 from trimtab.studies.statistics import table
 from trimtab.studies.summary import Row
-from trimtab.studies.weights.verdict import best_and_baseline, cost_words, held, place, verdict_words
+from trimtab.studies.weights.verdict import ACCURACY, best_and_baseline, cost_words, held, place, verdict_words
 
 
 def rows(method: str, *means: float, seeds: tuple[float, ...] = (-0.001, 0.0, 0.001)) -> list[Row]:
@@ -46,11 +46,11 @@ def test_a_method_reaches_the_last_sparsity_before_the_first_that_fails() -> Non
 def test_the_best_three_come_with_the_baseline_and_a_winner_is_not_crowned_in_silence() -> None:
     found = held(STUDY, "sgd", {})
     assert [one.method for one in best_and_baseline(found, "sgd", 2)] == ["cram+", "late", "sgd"]
-    text = verdict_words(found, STUDY, "sgd", "accuracy", 0.9)
+    text = verdict_words(found, STUDY, "sgd", ACCURACY, 0.9)
     assert text.startswith("Within 2 points of the dense baseline (sgd, 90.0 % accuracy): cram+ to 90 %, late to 80 %")
     assert "At 90 %, cram+ keeps 88.5 %, sgd 50.0 %." in text
     lossy = table([*rows("sgd", 0.90, 0.8, 0.5, 0.3), *rows("l1", 0.84, 0.84, 0.84, 0.84)])
-    assert "Dense, l1 costs 6.0 points." in verdict_words(held(lossy, "sgd", {}), lossy, "sgd", "accuracy", 0.9)
+    assert "Dense, l1 costs 6.0 points." in verdict_words(held(lossy, "sgd", {}), lossy, "sgd", ACCURACY, 0.9)
 
 
 def test_without_the_baselines_dense_network_nothing_is_held() -> None:

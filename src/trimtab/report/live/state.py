@@ -18,7 +18,8 @@ from trimtab.studies.statistics import baseline_of
 from trimtab.studies.variants import run_label
 
 TITLES = {
-    "train_loss": "training loss", "validation_accuracy": "validation accuracy", "validation_dice": "validation Dice",
+    "train_loss": "training loss", "validation_accuracy": "validation accuracy",
+    "validation_bits_per_byte": "validation bits per byte", "validation_perplexity": "validation perplexity",
     "validation_loss": "validation loss", "gradient_std": "standard deviation of the gradients", "lr": "learning rate",
 }  # fmt: skip
 """Measures that most runs have, in the order they are shown; the others stand between, the learning rate last."""

@@ -19,7 +19,6 @@ from trimtab.report.parts import (
     plain,
     seeds_sentence,
     sparsity_axis,
-    spread,
     state_of,
 )
 from trimtab.report.traces import band, dots, line
@@ -36,16 +35,13 @@ CONTROLS = {
     ("magnitude", "layer"): ("per layer", "dash", "square"),
     ("random", "global"): ("random", "dot", "x"),
 }
-HOVER = "%{fullData.name}, %{customdata[0]}<br><b>%{y:.1%}</b> %{customdata[1]}"
 
 
-def _line(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
-    data = [
-        [sparsity_label(entry.sparsity), "one seed" if entry.half is None else f"± {entry.half:.1%}, {entry.n} seeds"]
-        for entry in entries
-    ]
+def _line(study: Study, entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
+    data = [[sparsity_label(entry.sparsity), study.half(entry)] for entry in entries]
     x, y = [halvings(entry.sparsity) for entry in entries], [entry.mean for entry in entries]
-    return line(name, look, x, y, HOVER, points=True, width=2.5, size=8, group=True, customdata=data)
+    hover = f"%{{fullData.name}}, %{{customdata[0]}}<br><b>{study.plotted()}</b> %{{customdata[1]}}"
+    return line(name, look, x, y, hover, points=True, width=2.5, size=8, group=True, customdata=data)
 
 
 def _band(entries: Sequence[Entry], name: str, look: Look, opacity: float = 0.13) -> list[dict[str, Any]]:
@@ -54,22 +50,25 @@ def _band(entries: Sequence[Entry], name: str, look: Look, opacity: float = 0.13
     return [band(name, look.faint(opacity), *zip(*known, strict=True))] if known else []
 
 
-def _seeds(entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
+def _seeds(study: Study, entries: Sequence[Entry], name: str, look: Look) -> dict[str, Any]:
     points = [
         (halvings(e.sparsity), value, sparsity_label(e.sparsity), seed) for e in entries for seed, value in e.values
     ]
     trace = dots(
         name, replace(look, colour=look.faint(0.55)), [x for x, *_ in points], [y for _, y, *_ in points],
-        escaped(name) + ", %{customdata[0]}, seed %{customdata[1]}: %{y:.1%}", size=6, group=True, showlegend=False,
+        escaped(name) + f", %{{customdata[0]}}, seed %{{customdata[1]}}: {study.plotted()}", size=6, group=True,
+        showlegend=False,
         customdata=[[label, seed] for *_, label, seed in points],
     )  # fmt: skip
     return trace | {"name": f"{plain(name)}, seeds"}
 
 
-def _level(name: str, value: float, ends: Sequence[float], look: Look, *, left: bool = False) -> dict[str, Any]:
+def _level(
+    study: Study, name: str, value: float, ends: Sequence[float], look: Look, *, left: bool = False
+) -> dict[str, Any]:
     """A line across the figure with its name on it, at the right end or the left."""
     return line(
-        name, look, ends, [value, value], f"{escaped(name)}: %{{y:.1%}}", width=1.5, showlegend=False, mode="lines+text",
+        name, look, ends, [value, value], f"{escaped(name)}: {study.plotted()}", width=1.5, showlegend=False, mode="lines+text",
         text=[plain(name), ""] if left else ["", plain(name)], textposition="top right" if left else "top left",
         textfont={"size": 11, "color": "@muted"},
     )  # fmt: skip
@@ -77,12 +76,19 @@ def _level(name: str, value: float, ends: Sequence[float], look: Look, *, left: 
 
 def _value_axis(study: Study, entries: Sequence[Entry]) -> dict[str, Any]:
     values = [value for entry in entries for _, value in entry.values]
-    low, high = min([study.summary.chance, *values]), max(values)
+    low, high = min([study.summary.chance, *values]), max([study.summary.chance, *values])
     margin = 0.04 * (high - low) + 0.01
+    if (
+        study.metric.lower
+    ):  # a network pruned to death is worse than guessing without end: the axis ends a little above chance
+        high = min(high, study.summary.chance + (study.summary.chance - low))
+        ends = [low - margin, high + margin]
+    else:
+        ends = [max(low - margin, -0.02), min(high + margin, 1.02)]
     return {
-        "title": {"text": study.quality},
-        "tickformat": ".0%",
-        "range": [max(low - margin, -0.02), min(high + margin, 1.02)],
+        "title": {"text": study.quality + (" (lower is better)" if study.metric.lower else "")},
+        "tickformat": study.ticks,
+        "range": ends,
         "zeroline": False,
     }
 
@@ -99,16 +105,18 @@ def _main_figure(study: Study) -> Figure:
             own = [entry for entry in entries if entry.method == method]
             if own:
                 bands += _band(own, method, look, 0.13 if len(study.looks) <= 5 else 0.06)
-                dots += [_seeds(own, method, look)] if own[0].n > 1 else []
-                lines.append(_line(own, method, look))
+                dots += [_seeds(study, own, method, look)] if own[0].n > 1 else []
+                lines.append(_line(study, own, method, look))
         levels = []
         dense = next((e for e in entries if e.method == study.baseline and e.sparsity == 0), None)
         if dense is not None:
             faint = Look(study.looks[study.baseline].faint(0.6), "2px,3px")
-            levels.append(_level(f"{study.baseline}, dense", dense.mean, axis["range"], faint))
+            levels.append(_level(study, f"{study.baseline}, dense", dense.mean, axis["range"], faint))
         if study.summary.chance > 0:
             levels.append(
-                _level("chance", study.summary.chance, axis["range"], Look("@muted", "8px,3px,2px,3px"), left=True)
+                _level(
+                    study, "chance", study.summary.chance, axis["range"], Look("@muted", "8px,3px,2px,3px"), left=True
+                )
             )
         states[state_of(recalibrated=recalibrated)] = bands + dots + levels + lines
     return Figure(
@@ -131,9 +139,10 @@ def _grid(
     recalibrated: bool,
     certain: bool = False,
 ) -> Table:
-    """Methods by sparsities; the highest of a column is marked, or with `certain` each interval that excludes zero."""
+    """Methods by sparsities; the best of a column is marked, or with `certain` each interval that excludes zero."""
+    metric = study.metric
     sparsities = sorted({sparsity for _, sparsity in cells})
-    best = {s: max(cell.mean for (_, other), cell in cells.items() if other == s) for s in sparsities}
+    best = {s: metric.best(cell.mean for (_, other), cell in cells.items() if other == s) for s in sparsities}
     rows = []
     for method in study.looks:
         own = [cells.get((method, sparsity)) for sparsity in sparsities]
@@ -144,10 +153,12 @@ def _grid(
                     Cell("", None)
                     if cell is None
                     else Cell(
-                        spread(cell, signed=name != "absolute"),
-                        round(100 * cell.mean, 4),
+                        study.spread(cell, signed=name != "absolute"),
+                        round(metric.scale * cell.mean, 4),
                         best=cell.excludes_zero if certain else cell.mean == best[sparsity],
-                        mark=("gain" if cell.mean > 0 else "harm") if certain and cell.excludes_zero else "",
+                        mark=("gain" if metric.gain(cell.mean) > 0 else "harm")
+                        if certain and cell.excludes_zero
+                        else "",
                     )
                     for cell, sparsity in zip(own, sparsities, strict=True)
                 ]
@@ -166,20 +177,20 @@ def _tables(study: Study) -> list[Table]:
             _grid(
                 study,
                 "absolute",
-                f"{study.quality} in %; bold: highest mean of the column",
+                f"{study.metric.headed}; bold: {study.metric.better} mean of the column",
                 absolute,
                 recalibrated=recalibrated,
             )
         )
         dense = {(e.method, e.sparsity): e.to_dense for e in entries if e.to_dense is not None and e.sparsity > 0}
         if dense:
-            caption = "Difference to the same method's dense network, in points"
+            caption = f"Difference to the same method's dense network, in {study.metric.unit}"
             tables.append(_grid(study, "dense", caption, dense, recalibrated=recalibrated))
         base = {(e.method, e.sparsity): difference for e, difference in against(entries, study.baseline)}
         if base:
             caption = (
-                f"Difference to {study.baseline}, paired over seeds, in points; bold with an arrow (gain or harm): the "
-                "interval excludes zero"
+                f"Difference to {study.baseline}, paired over seeds, in {study.metric.unit}; bold with an arrow (gain or "
+                "harm): the interval excludes zero"
             )
             tables.append(_grid(study, "baseline", caption, base, recalibrated=recalibrated, certain=True))
     return tables
@@ -228,7 +239,7 @@ def controls_section(study: Study) -> Section:
                 ]
                 label, dash, marker = CONTROLS.get(pair, (" ".join(pair), "longdash", "diamond"))
                 if own:
-                    traces += [*_band(own, label, look), _line(own, label, Look(look.colour, dash, marker))]
+                    traces += [*_band(own, label, look), _line(study, own, label, Look(look.colour, dash, marker))]
             states[state_of(recalibrated=recalibrated)] = traces
         if any(states.values()):
             figures.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.report.parts import MINUS, Cell, Section, Table, number, percent, spread
+from trimtab.report.parts import MINUS, Cell, Section, Table, number, spread
 from trimtab.report.weights.study import Study
 from trimtab.studies.contrasts import LEVEL, Judged
 from trimtab.studies.statistics import Estimate, sparsity_label
@@ -19,10 +19,13 @@ def _row(one: Judged) -> list[Cell]:
     ]
     if one.difference is None or one.low is None or one.high is None:
         return [*start, *[Cell("", None)] * 4, Cell("not judged: too few seeds in common")]
-    mean = spread(Estimate(one.seeds, one.difference, None, None, None), signed=True)
-    ends = f"{percent(one.low)} to {percent(one.high)}".replace("-", MINUS)
-    mark = ("gain" if one.difference > 0 else "harm") if one.shown else ""
-    difference = Cell(mean, 100 * one.difference, best=one.shown, mark=mark)
+    metric = one.measure
+    mean = spread(
+        Estimate(one.seeds, one.difference, None, None, None), signed=True, digits=metric.decimals, scale=metric.scale
+    )
+    ends = f"{metric.number(one.low)} to {metric.number(one.high)}".replace("-", MINUS)
+    mark = ("gain" if metric.gain(one.difference) > 0 else "harm") if one.shown else ""
+    difference = Cell(mean, metric.scale * one.difference, best=one.shown, mark=mark)
     return [
         *start,
         difference,
@@ -44,6 +47,6 @@ def contrasts_section(study: Study) -> Section | None:
         f"many of them some exclude zero by chance. Paired by seed, two-sided t test{rest}: bold where the corrected p lies "
         f"below {LEVEL:g}. The intervals are those of each contrast alone."
     )
-    caption = f"{study.quality} in points, own method minus the other, on the {study.rows[0].split} split"
+    caption = f"{study.quality} in {study.metric.unit}, own method minus the other, on the {study.rows[0].split} split"
     table = Table("contrasts", caption, HEAD, [_row(one) for one in judged])
     return Section("contrasts", "The contrasts named beforehand", [sentence], [], [table])

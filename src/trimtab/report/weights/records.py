@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.report.parts import STATES, Cell, Section, Table, bytes_text, percent, spread, state_of
+from trimtab.report.parts import STATES, Cell, Section, Table, bytes_text, state_of
 from trimtab.report.weights.study import Study
 from trimtab.studies.statistics import (
     Entry,
@@ -13,17 +13,29 @@ from trimtab.studies.statistics import (
     table,
 )
 
-EXTRA: dict[Field, str] = {"top5": "top-5, %", "iou": "IoU, %"}
+EXTRA: dict[Field, tuple[str, float]] = {
+    "top5": ("top-5, %", 100.0),
+    "iou": ("IoU, %", 100.0),
+    "accuracy": ("bytes right, %", 100.0),
+    "perplexity": ("perplexity", 1.0),
+}
+"""More of a network than its metric, where it was measured: its heading, and what it is multiplied with."""
 EMPTY = Cell("", None)
 
 
-def _percent(value: float | None) -> Cell:
-    return EMPTY if value is None else Cell(percent(value, 2), round(100 * value, 6))
+def _scaled(value: float | None, scale: float = 100.0, digits: int = 2) -> Cell:
+    return EMPTY if value is None else Cell(f"{scale * value:.{digits}f}", round(scale * value, 6))
 
 
 def results_section(study: Study) -> Section:
     """Every operating point over its seeds, controls too."""
-    extra: list[Field] = [f for f in EXTRA if any(getattr(row, f) is not None for row in study.rows)]
+    metric = study.metric
+    extra: list[Field] = [
+        field
+        for field in EXTRA
+        if (field != "accuracy" or metric.column != "accuracy")
+        and any(getattr(row, field) is not None for row in study.rows)
+    ]
     every = [*study.rows, *fine_tuned_rows(study.summary.rows)]
     more = {field: {_key(entry): entry for entry in table(every, field=field)} for field in extra}
     filed = {
@@ -37,19 +49,35 @@ def results_section(study: Study) -> Section:
         cells = [
             Cell(entry.method), Cell(f"{entry.score}, {entry.scope}"), Cell(_state(entry)),
             Cell(sparsity_label(entry.sparsity), entry.sparsity), Cell(str(entry.n), entry.n),
-            *map(_percent, (entry.mean, entry.std, entry.low, entry.high)),
-            EMPTY if dense is None else Cell(spread(dense, signed=True, digits=2), round(100 * dense.mean, 6)),
+            *(
+                _scaled(value, metric.scale, metric.decimals + 1)
+                for value in (entry.mean, entry.std, entry.low, entry.high)
+            ),
+            EMPTY
+            if dense is None
+            else Cell(study.spread(dense, signed=True, more=1), round(metric.scale * dense.mean, 6)),
         ]  # fmt: skip
         for field in extra:
             other = more[field].get(_key(entry))
-            cells.append(_percent(None if other is None else other.mean))
+            cells.append(_scaled(None if other is None else other.mean, EXTRA[field][1]))
         if filed:
             cells.append(EMPTY if row is None else Cell(bytes_text(row.file_bytes or 0), row.file_bytes))
             ratio = None if row is None else row.multiply_adds_ratio
             cells.append(EMPTY if ratio is None else Cell(f"{ratio:.2f}x", round(ratio, 4)))
         rows.append(cells)
-    head = ["method", "pruned by", "state", "sparsity", "seeds", "mean, %", "std", "low", "high", "to dense, points"]
-    head += [EXTRA[field] for field in extra]
+    head = [
+        "method",
+        "pruned by",
+        "state",
+        "sparsity",
+        "seeds",
+        f"mean, {metric.short}",
+        "std",
+        "low",
+        "high",
+        f"to dense, {metric.unit}",
+    ]
+    head += [EXTRA[field][0] for field in extra]
     head += ["file", "fewer multiply-adds"] if filed else []
     sentences = [
         "Mean, sample standard deviation and the ends of the 95 % t interval over seeds. Fewer multiply-adds is the "
@@ -87,12 +115,13 @@ def runs_section(study: Study) -> Section:
             Cell(f"{run.train_seconds:.1f}", round(run.train_seconds, 3)),
             Cell(f"{1000 * run.step_seconds:.2f}", round(1000 * run.step_seconds, 4)),
             Cell(f"{run.train_loss:.4f}", round(run.train_loss, 6)),
-            _percent(run.validation_accuracy),
+            _scaled(getattr(run, f"validation_{study.metric.column}"), study.metric.scale, study.metric.decimals + 1),
             Cell(run.folder),
         ]
         for run in study.summary.runs
     ]  # fmt: skip
     head = [
-        "method", "seed", "epochs", "steps", "training, s", "median step, ms", "training loss", "validation, %", "folder",
+        "method", "seed", "epochs", "steps", "training, s", "median step, ms", "training loss",
+        f"validation, {study.metric.short}", "folder",
     ]  # fmt: skip
     return Section("runs", title, tables=[Table("runs", "Training runs", head, rows, folded=True)])

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from trimtab.report.palette import Look, looks
-from trimtab.studies.statistics import Entry, baseline_of, fine_tuned_rows, main_rows, table
+from trimtab.report.parts import spread
+from trimtab.runs.metric import Metric
+from trimtab.studies.statistics import Entry, Estimate, baseline_of, fine_tuned_rows, main_rows, table
 from trimtab.studies.summary import Row, Summary
 from trimtab.studies.weights.verdict import Held, best_and_baseline, held
 
@@ -18,9 +20,35 @@ class Study:
     summary: Summary
 
     @property
+    def metric(self) -> Metric:
+        """What quality is here."""
+        return self.summary.measure
+
+    @property
     def quality(self) -> str:
         """The metric's name at the start of a sentence."""
-        return {"accuracy": "Accuracy", "dice": "Dice"}[self.summary.metric]
+        return self.metric.title
+
+    def spread(self, estimate: Estimate, *, signed: bool = False, more: int = 0) -> str:
+        """Mean and half the interval as the metric is written; `more` decimals."""
+        metric = self.metric
+        return spread(estimate, signed=signed, digits=metric.decimals + more, scale=metric.scale)
+
+    def plotted(self, name: str = "y", *, signed: bool = False) -> str:
+        """How plotly writes a quality in a hover text."""
+        kind = "%" if self.metric.sign else "f"
+        return f"%{{{name}:{'+' if signed else ''}.{self.metric.decimals}{kind}}}"
+
+    def half(self, estimate: Estimate) -> str:
+        """In a hover text: half the interval, or that there is none."""
+        if estimate.half is None:
+            return "one seed"
+        return f"± {self.metric.number(estimate.half)}{self.metric.sign.strip()}, {estimate.n} seeds"
+
+    @property
+    def ticks(self) -> str:
+        """How plotly writes a quality on an axis."""
+        return ".0%" if self.metric.sign else ".2f"
 
     @cached_property
     def methods(self) -> list[str]:
@@ -47,7 +75,8 @@ class Study:
     def held(self) -> list[Held]:
         """How far each method holds the dense baseline, in the state that the page opens with."""
         entries = [entry for entry in self.main if entry.recalibrated == self.state]
-        return held(entries, self.baseline, {cost.method: cost.ratio for cost in self.summary.costs})
+        steps = {cost.method: cost.ratio for cost in self.summary.costs}
+        return held(entries, self.baseline, steps, metric=self.metric)
 
     @property
     def shown(self) -> list[str]:
@@ -63,17 +92,17 @@ class Study:
     @cached_property
     def tuned(self) -> list[Entry]:
         """Networks that were trained on after pruning, over seeds."""
-        return table(fine_tuned_rows(self.summary.rows))
+        return table(fine_tuned_rows(self.summary.rows), field=self.metric.column)
 
     @cached_property
     def entries(self) -> list[Entry]:
         """All rows over seeds, controls too."""
-        return table(self.rows)
+        return table(self.rows, field=self.metric.column)
 
     @cached_property
     def main(self) -> list[Entry]:
         """The study's own way of pruning, over seeds."""
-        return table(main_rows(self.summary.rows))
+        return table(main_rows(self.summary.rows), field=self.metric.column)
 
     @cached_property
     def states(self) -> list[bool]:

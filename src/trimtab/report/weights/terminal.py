@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trimtab.report.parts import significant
+from trimtab.runs.metric import Metric
 from trimtab.studies.curvature.records import CurvatureRow
 from trimtab.studies.statistics import (
     Entry,
@@ -20,12 +21,12 @@ from trimtab.studies.statistics import (
 from trimtab.studies.summary import Summary
 
 
-def _cell(entry: Entry | None, *, best: bool, stacked: bool) -> Text:
+def _cell(entry: Entry | None, metric: Metric, *, best: bool, stacked: bool) -> Text:
     if entry is None:
         return Text("-", style="dim")
-    text = Text(f"{100 * entry.mean:.1f}", style="bold" if best else "")
+    text = Text(metric.number(entry.mean), style="bold" if best else "")
     if entry.half is not None:
-        text.append(f"{chr(10) if stacked else ''}±{100 * entry.half:.1f}", style="dim not bold")
+        text.append(f"{chr(10) if stacked else ''}±{metric.number(entry.half)}", style="dim not bold")
     return text
 
 
@@ -37,7 +38,7 @@ def terminal_tables(summary: Summary) -> list[Table]:
 
 
 def terminal_table(summary: Summary, *, recalibrated: bool = False, finetuned: bool = False, width: int = 80) -> Table:
-    """Methods by sparsities: mean and half the 95 % t interval over seeds, in percent; the best mean of a column is bold.
+    """Methods by sparsities: mean and half the 95 % t interval over seeds as the metric is written; the best of a column bold.
 
     Args:
         summary: the study.
@@ -49,16 +50,18 @@ def terminal_table(summary: Summary, *, recalibrated: bool = False, finetuned: b
         ValueError: the summary has no row in that state.
     """
     rows = fine_tuned_rows(summary.rows) if finetuned else main_rows(summary.rows)
-    entries = [entry for entry in table(rows) if entry.recalibrated == recalibrated]
+    metric = summary.measure
+    entries = [entry for entry in table(rows, field=metric.column) if entry.recalibrated == recalibrated]
     if not entries:
         state = "recalibrated" if recalibrated else "not recalibrated"
         raise ValueError(f"the summary {summary.name!r} has no rows that are {state}")
     methods = list(dict.fromkeys(entry.method for entry in entries))
     sparsities = sorted({entry.sparsity for entry in entries})
     by_place = {(entry.method, entry.sparsity): entry for entry in entries}
-    best = {s: max((e for e in entries if e.sparsity == s), key=lambda e: e.mean).mean for s in sparsities}
+    best = {s: metric.best(e.mean for e in entries if e.sparsity == s) for s in sparsities}
     columns = [
-        max(len(_cell(by_place.get((m, s)), best=False, stacked=False).plain) for m in methods) for s in sparsities
+        max(len(_cell(by_place.get((m, s)), metric, best=False, stacked=False).plain) for m in methods)
+        for s in sparsities
     ]
     labels = [sparsity_label(sparsity) for sparsity in sparsities]
     needed = sum(1 + max(column, len(label)) for column, label in zip(columns, labels, strict=True))
@@ -71,10 +74,10 @@ def terminal_table(summary: Summary, *, recalibrated: bool = False, finetuned: b
         seeds = "one seed: no interval"
     else:
         seeds = f"mean ± 95 % t interval, {' or '.join(map(str, counts))} seeds"
-    metric = "Dice" if summary.metric == "dice" else summary.metric
+    best_is = f"best ({metric.better}) of column" if metric.lower else "best of column"
     found = Table(
-        title=f"{metric} in % by sparsity, {state}",
-        caption=f"{seeds}; bold: best of column; chance {100 * summary.chance:.3g} %",
+        title=f"{metric.heading} by sparsity, {state}",
+        caption=f"{seeds}; bold: {best_is}; chance {metric.scale * summary.chance:.3g}{metric.sign}",
         box=box.SIMPLE_HEAD,
         padding=(0, 0),
         pad_edge=False,
@@ -86,7 +89,7 @@ def terminal_table(summary: Summary, *, recalibrated: bool = False, finetuned: b
         cells = []
         for sparsity in sparsities:
             entry = by_place.get((method, sparsity))
-            cells.append(_cell(entry, best=entry is not None and entry.mean == best[sparsity], stacked=stacked))
+            cells.append(_cell(entry, metric, best=entry is not None and entry.mean == best[sparsity], stacked=stacked))
         found.add_row(Text(method), *cells)
     return found
 

@@ -17,18 +17,18 @@ def _note(study: Study, one: Held) -> str:
         return "; ".join(part for part in ("baseline", certain, cost_words(one)) if part)
     dense = ""
     if one.dense is not None and one.dense_cost is None:
-        dense = f"dense {100 * one.dense.mean:+.1f} points".replace("-", MINUS)
+        dense = f"dense {study.metric.change(one.dense.mean)}".replace("-", MINUS)
     return "; ".join(part for part in (cost_words(one), dense, certain) if part)
 
 
 def verdict(study: Study) -> Verdict:
     """One sentence, and the best three with the baseline side by side."""
-    metric = "Dice" if study.summary.metric == "dice" else "accuracy"
+    metric = study.metric
     found = study.held
     if not found:
         return Verdict(study.summary.headline)
     entries = [entry for entry in study.main if entry.recalibrated == study.state]
-    point = operating_point(entries, study.summary.chance)
+    point = operating_point(entries, study.summary.chance, metric)
     lead = verdict_words(found, entries, study.baseline, metric, point)
     tiles = [
         Tile(one.method, place(one), _note(study, one), "bad" if one.sparsity is None else "", study.looks[one.method])

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from trimtab.deploy import measure_linear
 from trimtab.files import write_text
@@ -172,16 +171,14 @@ def assemble(
         raise ValueError("the same method and seed occurs in several of these folders; report them apart")
     first = next(iter(kept.values()))
     recipe = first.resolved
-    task, classes, remarks = first.task()
-    metric: Literal["accuracy", "dice"] = "dice" if task == "segmentation" else "accuracy"
-    chance = 0.0 if task == "segmentation" else 1 / classes
+    metric, chance, remarks = first.task()
     plain = [record.label for record in kept.values() if record.resolved.is_plain]
     baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
     return Summary(
         name=name or recipe.name,
-        headline=". ".join(filter(None, (in_words(missing, len(runs)), headline(rows, metric, chance, baseline)))),
+        headline=". ".join(filter(None, (in_words(missing, len(runs)), headline(rows, metric.name, chance, baseline)))),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        metric=metric,
+        metric=metric.name,
         chance=chance,
         recipe=recipe.model_dump(mode="json"),
         versions=versions(),
@@ -189,7 +186,7 @@ def assemble(
         runs=runs,
         missing=missing,
         rows=rows,
-        contrasts=judge(rows, contrasts),
+        contrasts=judge(rows, contrasts, metric),
         histograms=histograms,
         costs=list(costs),
         latencies=list(latencies),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.runs.metric import METRICS, Metric
 from trimtab.studies.statistics import (
     Entry,
     Estimate,
@@ -14,97 +15,106 @@ from trimtab.studies.statistics import (
     table,
 )
 from trimtab.studies.summary import Row
-from trimtab.studies.weights.verdict import held
+from trimtab.studies.weights.verdict import ACCURACY, held
 
 KEPT = 0.5
 
 
-def operating_point(entries: Sequence[Entry], chance: float) -> float | None:
+def operating_point(entries: Sequence[Entry], chance: float, metric: Metric = ACCURACY) -> float | None:
     """The sparsity that a headline speaks of: the highest one that some method still bears.
 
     A method bears a sparsity when its mean keeps at least half of its dense mean's distance from chance [ours]. When
-    none does at any sparsity, the highest one at which some method's whole interval (its mean, with one seed) lies
-    above chance. None when there is none.
+    none does at any sparsity, the highest one at which some method's whole interval (its mean, with one seed) is better
+    than chance. None when there is none.
 
     Args:
         entries: of one state, one score and scope.
         chance: what guessing reaches.
+        metric: what the qualities are, and which way is better.
     """
+
+    def above(value: float) -> float:
+        """How much better than guessing."""
+        return metric.gain(value - chance)
+
     dense = {entry.method: entry.mean for entry in entries if entry.sparsity == 0}
     pruned = [entry for entry in entries if entry.sparsity > 0]
     borne = [
         entry.sparsity
         for entry in pruned
-        if entry.mean - chance > 0
-        and entry.mean - chance >= KEPT * (dense.get(entry.method, max(dense.values(), default=1.0)) - chance)
+        if above(entry.mean) > 0
+        and above(entry.mean) >= KEPT * above(dense.get(entry.method, metric.best(dense.values()) if dense else 1.0))
     ]
-    above = [entry.sparsity for entry in pruned if (entry.mean if entry.low is None else entry.low) > chance]
-    return max(borne or above, default=None)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    ends = {entry: entry.mean if entry.low is None else entry.high if metric.lower else entry.low for entry in pruned}
+    certain = [entry.sparsity for entry, end in ends.items() if end is not None and above(end) > 0]
+    return max(borne or certain, default=None)
 
 
 def _seeds(n: int) -> str:
     return "one seed: no interval" if n == 1 else f"{n} seeds"
 
 
-def _spread(difference: Estimate) -> str:
+def _spread(difference: Estimate, metric: Metric) -> str:
     if difference.low is None or difference.high is None:
         return _seeds(difference.n)
-    return f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}, {_seeds(difference.n)}"
+    low, high = (metric.number(end, signed=True) for end in (difference.low, difference.high))
+    return f"95 % interval {low} to {high}, {_seeds(difference.n)}"
 
 
-def _clause(entries: Sequence[Entry], quality: str, chance: float, baseline: str) -> str:
+def _clause(entries: Sequence[Entry], metric: Metric, chance: float, baseline: str) -> str:
     """What can be said of one state."""
-    sparsity = operating_point(entries, chance)
+    quality, text, change = metric.word, metric.text, metric.change
+    sparsity = operating_point(entries, chance, metric)
     if sparsity is None:
-        return "no method stays above chance at any sparsity measured"
+        return f"no method stays {'better than' if metric.lower else 'above'} chance at any sparsity measured"
+
+    def rank(entry: Entry) -> float:
+        return metric.gain(entry.mean)
+
     here = [entry for entry in entries if entry.sparsity == sparsity]
-    best = max(here, key=lambda entry: entry.mean)
+    best = max(here, key=rank)
     place = f"at {sparsity_label(sparsity)} sparsity"
     base = next((entry for entry in here if entry.method == baseline), None)
     if len({entry.method for entry in entries}) == 1:
-        spread = "" if best.half is None else f" +- {100 * best.half:.1f}"
-        return f"{best.method} keeps {_percent(best.mean)}{spread} {quality} {place} ({_seeds(best.n)})"
+        spread = "" if best.half is None else f" +- {metric.number(best.half)}"
+        return f"{best.method} keeps {text(best.mean)}{spread} {quality} {place} ({_seeds(best.n)})"
     if base is None:
         return (
-            f"{best.method} has the highest mean {quality} {place}, {_percent(best.mean)} ({_seeds(best.n)}; "
+            f"{best.method} has the {metric.better} mean {quality} {place}, {text(best.mean)} ({_seeds(best.n)}; "
             f"no {baseline} run to compare with)"
         )
     compared = [(entry, difference) for entry, difference in against(here, baseline)]
     if not compared:
         return f"no method shares a seed with {baseline} {place}, so none can be compared with it"
     if all(difference.n == 1 for _, difference in compared):
-        leader, difference = max(compared, key=lambda pair: pair[1].mean)
+        leader, difference = max(compared, key=lambda pair: metric.gain(pair[1].mean))
         lead = best if best.method == baseline else leader
-        rest = f"{100 * difference.mean:+.1f} points to {baseline}'s {_percent(base.mean)}"
+        rest = f"{change(difference.mean)} to {baseline}'s {text(base.mean)}"
         versus = f"next is {leader.method} with {rest}" if lead is best and best.method == baseline else rest
-        return (
-            f"{lead.method} has the highest {quality} {place}, {_percent(lead.mean)}, {versus} (one seed: no interval)"
-        )
-    better = [(entry, difference) for entry, difference in compared if (difference.low or 0.0) > 0]
+        return f"{lead.method} has the {metric.better} {quality} {place}, {text(lead.mean)}, {versus} (one seed: no interval)"
+    better = [pair for pair in compared if pair[1].excludes_zero and metric.gain(pair[1].mean) > 0]
     if better:
-        leader, difference = max(better, key=lambda pair: pair[0].mean)
-        claim = "keeps the most" if leader.method == best.method else f"beats {baseline} in"
+        leader, difference = max(better, key=lambda pair: rank(pair[0]))
+        most = "needs the fewest" if metric.lower else "keeps the most"
+        claim = most if leader.method == best.method else f"beats {baseline} in"
         rest = (
             ""
             if leader.method == best.method
-            else f"; {best.method}'s mean is higher, {_percent(best.mean)}, but not distinguishable from {baseline}"
+            else f"; {best.method}'s mean is {metric.better.removesuffix('est')}er, {text(best.mean)}, but not "
+            f"distinguishable from {baseline}"
         )
         return (
-            f"{leader.method} {claim} {quality} {place}: {_percent(leader.mean)} against {_percent(base.mean)} for "
-            f"{baseline}, {100 * difference.mean:+.1f} points ({_spread(difference)}){rest}"
+            f"{leader.method} {claim} {quality} {place}: {text(leader.mean)} against {text(base.mean)} for "
+            f"{baseline}, {change(difference.mean)} ({_spread(difference, metric)}){rest}"
         )
-    nearest, difference = max(compared, key=lambda pair: pair[0].mean)
+    nearest, difference = max(compared, key=lambda pair: rank(pair[0]))
     worse = all(difference.excludes_zero for _, difference in compared)
     verdict = f"no method is better than {baseline}" if worse else f"no method is distinguishable from {baseline}"
     if not worse and any(difference.excludes_zero for _, difference in compared):
         verdict = f"no method is distinguishably better than {baseline}"
     return (
-        f"{verdict} {place} ({baseline} {_percent(base.mean)}, the best other mean is {nearest.method}'s "
-        f"{_percent(nearest.mean)}: {100 * difference.mean:+.1f} points, {_spread(difference)})"
+        f"{verdict} {place} ({baseline} {text(base.mean)}, the best other mean is {nearest.method}'s "
+        f"{text(nearest.mean)}: {change(difference.mean)}, {_spread(difference, metric)})"
     )
 
 
@@ -118,7 +128,7 @@ def headline(rows: list[Row], metric: str, chance: float, baseline: str = "sgd")
 
     Args:
         rows: of one study.
-        metric: "accuracy" or "dice".
+        metric: "accuracy", "dice" or "bits_per_byte", of which less is better.
         chance: what guessing reaches, in the metric's units.
         baseline: the method that the others are compared with.
 
@@ -134,31 +144,33 @@ def headline(rows: list[Row], metric: str, chance: float, baseline: str = "sgd")
     kept = main_rows(rows)
     if not kept:
         raise ValueError("a headline needs at least one row, got none")
-    quality = {"dice": "Dice"}.get(metric, metric)
-    entries = table(kept)
+    measure = METRICS[metric]
+    entries = table(kept, field=measure.column)
     clauses = []
     for recalibrated in sorted({entry.recalibrated for entry in entries}):
         state = [entry for entry in entries if entry.recalibrated == recalibrated]
         lead = "with recalibration" if recalibrated else "without recalibration"
-        clauses.append(f"{lead}, {_clause(state, quality, chance, baseline)}")
-    tuned = table(fine_tuned_rows(rows))
+        clauses.append(f"{lead}, {_clause(state, measure, chance, baseline)}")
+    tuned = table(fine_tuned_rows(rows), field=measure.column)
     for epochs in sorted({entry.finetuned for entry in tuned}):
         state = [entry for entry in tuned if entry.finetuned == epochs]
         plural = "s" if epochs > 1 else ""
-        clauses.append(f"fine-tuned for {epochs} epoch{plural}, {_clause(state, quality, chance, baseline)}")
+        clauses.append(f"fine-tuned for {epochs} epoch{plural}, {_clause(state, measure, chance, baseline)}")
     text = "; ".join(clauses)
-    return text[0].upper() + text[1:] + "." + _lost_dense(entries, chance, baseline)
+    return text[0].upper() + text[1:] + "." + _lost_dense(entries, chance, baseline, measure)
 
 
-def _lost_dense(entries: Sequence[Entry], chance: float, baseline: str) -> str:
+def _lost_dense(entries: Sequence[Entry], chance: float, baseline: str, metric: Metric) -> str:
     """What the methods that the sentence names lose before any pruning: a method is not crowned in silence."""
     last = [entry for entry in entries if entry.recalibrated == entries[-1].recalibrated]
     named = set()
     for recalibrated in {entry.recalibrated for entry in entries}:
         state = [entry for entry in entries if entry.recalibrated == recalibrated]
-        point = operating_point(state, chance)
+        point = operating_point(state, chance, metric)
         here = [entry for entry in state if entry.sparsity == point]
-        named |= {max(here, key=lambda entry: entry.mean).method} if here else set()
-    lossy = [one for one in held(last, baseline, {}) if one.method in named and one.dense_cost is not None]
-    lost = ", ".join(f"{one.method} {100 * (one.dense_cost or 0):.1f} points" for one in lossy)
+        named |= {max(here, key=lambda entry: metric.gain(entry.mean)).method} if here else set()
+    lossy = [
+        one for one in held(last, baseline, {}, metric=metric) if one.method in named and one.dense_cost is not None
+    ]
+    lost = ", ".join(f"{one.method} {metric.change(one.dense_cost or 0, signed=False)}" for one in lossy)
     return f" Against {baseline}'s dense network, before any pruning, it costs: {lost}." if lost else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trimtab.runs.metric import METRICS, Metric
 from trimtab.runs.recipe import Recipe
 from trimtab.studies.summary import Row
 from trimtab.studies.variants import Variant
@@ -15,20 +17,21 @@ Criterion = Literal["plain", "recalibrated", "both", "dense"]
 
 @dataclass(frozen=True)
 class Choice:
-    """The best variant of one method and how every candidate scored (label, mean validation accuracy)."""
+    """The best variant of one method and how every candidate scored (label, mean validation quality)."""
 
     method: str
     best: Variant
     scores: list[tuple[str, float]]
 
 
-def pruning_score(rows: Sequence[Row], criterion: Criterion) -> float:
-    """Mean validation accuracy over the pruned sparsities (and over seeds), dense network left out; or of it alone.
+def pruning_score(rows: Sequence[Row], criterion: Criterion, metric: Metric = METRICS["accuracy"]) -> float:
+    """Mean validation quality over the pruned sparsities (and over seeds), dense network left out; or of it alone.
 
     Args:
         rows: rows of one variant on the validation split, main score and scope only.
         criterion: "plain" as pruned, "recalibrated" after BatchNorm recalibration, "both" their mean; "dense" before pruning
             (for a learning rate, say).
+        metric: what is averaged.
 
     Raises:
         ValueError: there is no such row, or one was measured on another split.
@@ -36,19 +39,29 @@ def pruning_score(rows: Sequence[Row], criterion: Criterion) -> float:
     if any(row.split != "validation" for row in rows):
         raise ValueError("settings are chosen on the validation split only")
     if criterion == "dense":
-        values = [row.accuracy for row in rows if row.sparsity == 0 and not row.recalibrated and not row.finetuned]
-        if not values:
+        chosen = [row for row in rows if row.sparsity == 0 and not row.recalibrated and not row.finetuned]
+        if not chosen:
             raise ValueError("no row of the dense network")
-        return sum(values) / len(values)
+        return _mean(chosen, metric)
     wanted = {"plain": (False,), "recalibrated": (True,), "both": (False, True)}[criterion]
-    values = [row.accuracy for row in rows if row.sparsity > 0 and row.recalibrated in wanted and not row.finetuned]
-    if not values:
+    chosen = [row for row in rows if row.sparsity > 0 and row.recalibrated in wanted and not row.finetuned]
+    if not chosen:
         raise ValueError(f"no pruned row for criterion {criterion!r}")
-    return sum(values) / len(values)
+    return _mean(chosen, metric)
 
 
-def choose(candidates: Sequence[tuple[Variant, Sequence[Row]]], criterion: Criterion) -> list[Choice]:
-    """The best candidate of each method; ties go to the one listed first.
+def _mean(rows: Sequence[Row], metric: Metric) -> float:
+    """Over the rows; the worst there is where a network gives no finite number, which no luck elsewhere makes good."""
+    values = [getattr(row, metric.column) for row in rows]
+    if any(value is None for value in values):
+        return -metric.gain(math.inf)
+    return float(sum(values)) / len(values)
+
+
+def choose(
+    candidates: Sequence[tuple[Variant, Sequence[Row]]], criterion: Criterion, metric: Metric = METRICS["accuracy"]
+) -> list[Choice]:
+    """The best candidate of each method by the metric; ties go to the one listed first.
 
     A setting that failed on one of its seeds (fewer rows than the others) is not chosen: it would be judged on its luck.
     """
@@ -66,9 +79,13 @@ def choose(candidates: Sequence[tuple[Variant, Sequence[Row]]], criterion: Crite
         if len(rows) < most[_family(first[label])]:
             continue
         variant = first[label]
-        by_method.setdefault(_family(variant), []).append((variant, pruning_score(rows, criterion)))
+        by_method.setdefault(_family(variant), []).append((variant, pruning_score(rows, criterion, metric)))
     return [
-        Choice(method, max(scored, key=lambda pair: pair[1])[0], [(variant.label, score) for variant, score in scored])
+        Choice(
+            method,
+            max(scored, key=lambda pair: metric.gain(pair[1]))[0],
+            [(variant.label, score) for variant, score in scored],
+        )
         for method, scored in by_method.items()
     ]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trimtab.runs.metric import METRICS, Metric
 from trimtab.studies.statistics import Entry, Estimate, paired_difference, sparsity_label
 
-MARGIN = 0.02
-"""Quality below the dense baseline that still counts as holding it [ours]."""
-COSTLY = 0.01
-"""A dense network this much below the baseline's is named as a cost, certain or not [ours]."""
+ACCURACY = METRICS["accuracy"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Held:
         beyond: mean quality of all its pruned networks, which orders methods that reach as far.
         dense: dense network minus the baseline's, paired over seeds; None for the baseline itself.
         step: time of a training step relative to the plain optimizer's, where it was measured.
+        metric: what the qualities are.
     """
 
     method: str
@@ -36,13 +36,15 @@ class Held:
     beyond: float
     dense: Estimate | None
     step: float | None
+    metric: Metric = ACCURACY
 
     @property
     def dense_cost(self) -> float | None:
-        """Quality that the dense network loses against the baseline, where that is certain or above one point."""
-        if self.dense is None or self.dense.mean >= 0:
+        """How much worse the dense network is than the baseline's, where that is certain or above one point."""
+        if self.dense is None:
             return None
-        return -self.dense.mean if self.dense.excludes_zero or self.dense.mean <= -COSTLY else None
+        lost = -self.metric.gain(self.dense.mean)
+        return lost if lost > 0 and (self.dense.excludes_zero or lost >= self.metric.costly) else None
 
 
 def _reach(points: Sequence[tuple[float, bool]]) -> float | None:
@@ -55,14 +57,21 @@ def _reach(points: Sequence[tuple[float, bool]]) -> float | None:
     return reached
 
 
-def held(entries: Sequence[Entry], baseline: str, steps: Mapping[str, float], margin: float = MARGIN) -> list[Held]:
+def held(
+    entries: Sequence[Entry],
+    baseline: str,
+    steps: Mapping[str, float],
+    margin: float | None = None,
+    metric: Metric = ACCURACY,
+) -> list[Held]:
     """Each method of one state, the farthest first; of two that reach as far, the one that keeps more over all sparsities.
 
     Args:
         entries: of one state, one score and scope.
         baseline: whose dense network is held.
         steps: time of a step by method.
-        margin: how far below it still counts. Default 2 points [ours].
+        margin: how much worse than it still counts. Default the metric's: 2 points, 0.05 bits per byte [ours].
+        metric: what the qualities are, and which way is better.
 
     Returns:
         Nothing where the baseline's dense network was not measured.
@@ -80,14 +89,15 @@ def held(entries: Sequence[Entry], baseline: str, steps: Mapping[str, float], ma
     reference = next((entry for entry in entries if entry.method == baseline and entry.sparsity == 0), None)
     if reference is None:
         return []
+    margin = metric.margin if margin is None else margin
     found = []
     for method in dict.fromkeys(entry.method for entry in entries):
         own = [entry for entry in entries if entry.method == method]
         paired = {entry.sparsity: paired_difference(entry.values, reference.values) for entry in own}
-        reach = _reach([(entry.sparsity, entry.mean >= reference.mean - margin) for entry in own])
+        reach = _reach([(entry.sparsity, metric.gain(entry.mean - reference.mean) >= -margin) for entry in own])
         certain = _reach(
             [
-                (sparsity, difference is not None and difference.low is not None and difference.low >= -margin)
+                (sparsity, difference is not None and _worst(difference, metric) >= -margin)
                 for sparsity, difference in paired.items()
                 if sparsity > 0
             ]
@@ -96,8 +106,18 @@ def held(entries: Sequence[Entry], baseline: str, steps: Mapping[str, float], ma
         dense = paired.get(0.0) if method != baseline else None
         pruned = [entry.mean for entry in own if entry.sparsity > 0] or [at.mean]
         beyond = sum(pruned) / len(pruned)
-        found.append(Held(method, reach, certain, at.mean, beyond, dense, steps.get(method)))
-    return sorted(found, key=lambda one: (-1.0 if one.sparsity is None else one.sparsity, one.beyond), reverse=True)
+        found.append(Held(method, reach, certain, at.mean, beyond, dense, steps.get(method), metric))
+    return sorted(
+        found,
+        key=lambda one: (-1.0 if one.sparsity is None else one.sparsity, metric.gain(one.beyond)),
+        reverse=True,
+    )
+
+
+def _worst(difference: Estimate, metric: Metric) -> float:
+    """The end of the interval where it is worst, as a gain; minus infinity without an interval."""
+    ends = [metric.gain(end) for end in (difference.low, difference.high) if end is not None]
+    return min(ends, default=-math.inf)
 
 
 def best_and_baseline(found: Sequence[Held], baseline: str, most: int = 3) -> list[Held]:
@@ -122,7 +142,7 @@ def cost_words(one: Held) -> str:
     """What a method costs: time of a step, quality of its dense network; for a method without either, nothing."""
     parts = [] if one.step is None else [f"a step takes {one.step:.2f}x"]
     if one.dense_cost is not None:
-        parts.append(f"costs {100 * one.dense_cost:.1f} points dense")
+        parts.append(f"costs {one.metric.change(one.dense_cost, signed=False)} dense")
     return "; ".join(parts)
 
 
@@ -131,7 +151,11 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def verdict_words(
-    found: Sequence[Held], entries: Sequence[Entry], baseline: str, quality: str, point: float | None = None
+    found: Sequence[Held],
+    entries: Sequence[Entry],
+    baseline: str,
+    metric: Metric = ACCURACY,
+    point: float | None = None,
 ) -> str:
     """The verdict in two or three sentences.
 
@@ -142,12 +166,15 @@ def verdict_words(
         found: as `held` gives them.
         entries: of the same state.
         baseline: what the others are compared with.
-        quality: the metric's name.
+        metric: what the qualities are.
         point: the sparsity of the second sentence; without one there is none.
     """
     means = {(entry.method, entry.sparsity): entry.mean for entry in entries}
     named = best_and_baseline(found, baseline)
-    lead = f"Within {100 * MARGIN:g} points of the dense baseline ({baseline}, {100 * means[baseline, 0.0]:.1f} % {quality})"
+    lead = (
+        f"Within {metric.scale * metric.margin:g} {metric.unit} of the dense baseline ({baseline}, "
+        f"{metric.phrase(means[baseline, 0.0])})"
+    )
     groups: dict[str, list[str]] = {}
     for one in named:
         groups.setdefault(place(one), []).append(one.method)
@@ -157,10 +184,14 @@ def verdict_words(
         text = f"{lead} no method bears any sparsity measured."
     there = {method: mean for (method, sparsity), mean in means.items() if sparsity == point}
     if point is not None and there:
-        best = max(there, key=lambda method: there[method])
-        text += f" At {sparsity_label(point)}, {best} keeps {100 * there[best]:.1f} %"
-        text += f", {baseline} {100 * there[baseline]:.1f} %." if best != baseline and baseline in there else "."
+        best = max(there, key=lambda method: metric.gain(there[method]))
+        text += f" At {sparsity_label(point)}, {best} keeps {metric.text(there[best])}"
+        text += f", {baseline} {metric.text(there[baseline])}." if best != baseline and baseline in there else "."
         if best not in {one.method for one in named}:
             named = [*named, *(one for one in found if one.method == best)]
-    lossy = [f"{one.method} costs {100 * one.dense_cost:.1f} points" for one in named if one.dense_cost is not None]
+    lossy = [
+        f"{one.method} costs {metric.change(one.dense_cost, signed=False)}"
+        for one in named
+        if one.dense_cost is not None
+    ]
     return text + (f" Dense, {_joined(lossy)}." if lossy else "")
