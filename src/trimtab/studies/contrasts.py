@@ -131,9 +131,7 @@ def _values(entries: Sequence[Entry], label: str, contrast: Contrast) -> dict[in
     return dict(nearest.values) if near else {}
 
 
-def judge(
-    rows: Sequence[Row], contrasts: Sequence[Contrast], metric: Metric = METRICS["accuracy"]
-) -> list[Judged]:
+def judge(rows: Sequence[Row], contrasts: Sequence[Contrast], metric: Metric = METRICS["accuracy"]) -> list[Judged]:
     """Each contrast on a summary's rows: difference, interval, p value, and that corrected over all contrasts named.
 
     A contrast that cannot be judged (yet) counts among the tests of the correction all the same.
@@ -154,7 +152,8 @@ def judge(
             continue
         found.append(
             Judged(
-                **contrast.model_dump(), metric=metric.name, seeds=len(common), difference=estimated.mean, low=estimated.low, high=estimated.high,
+                **contrast.model_dump(), metric=metric.name, seeds=len(common), difference=estimated.mean,
+                low=estimated.low, high=estimated.high,
                 p=paired_p([own[seed] - other[seed] for seed in common]),
             )
         )  # fmt: skip
