@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import mimetypes
 import random
-import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from trimtab.medclm.records import ImageRecord, Lesion, Row, Stage
 from trimtab.medclm.texts.asking import Ask, asks, counted
 from trimtab.medclm.texts.generator import GenerationError, Text, finished_row, row_name, seed_of
 from trimtab.medclm.texts.replies import Reply, ReplyCache, prompt_hash
+from trimtab.medclm.texts.server import ChatServer, data_url, image_part
 from trimtab.medclm.texts.template import TemplateGenerator
 from trimtab.medclm.texts.wording import known, quoted, seed_text, shown
 
@@ -92,19 +91,12 @@ class ChatGenerator:
             raise ValueError("ChatGenerator needs the name of a model (--chat.model)")
         if min(attempts, retries, max_tokens) < 1:
             raise ValueError("attempts, retries and max_tokens must be 1 or more")
-        import openai
-
-        try:
-            self._client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0, timeout=timeout)
-        except openai.OpenAIError as error:
-            raise ValueError(f"no key for the server: {error}") from error
+        self.server = ChatServer(base_url, api_key, retries, timeout, longest_pause)
         self.model, self.images, self.cache = model, images, ReplyCache(cache)
-        self._attempts, self._retries, self._longest = attempts, retries, longest_pause
+        self._attempts = attempts
         self._settings = {"temperature": temperature, "max_tokens": max_tokens}
         self._prices = (price_in, price_out)
         self._template = TemplateGenerator()
-        self._repeated = 0
-        self._guard = threading.Lock()
 
     def generate(
         self,
@@ -131,21 +123,21 @@ class ChatGenerator:
         image = self.images / record.file
         key = prompt_hash({**request, "image": _image_hash(image)})
         for attempt in range(self._attempts):
-            reply = self.cache.get(key, attempt, lambda: self._asked(name, request, image))
+            reply = self.cache.get(key, attempt, lambda: self.server.ask(name, self._body(request, image)))
             if reply.refusal or reply.finish == "content_filter":
-                raise GenerationError(name, "the model refused", self._said(reply.refusal or reply.finish))
+                raise GenerationError(name, "the model refused", self.server.said(reply.refusal or reply.finish))
             text = _parsed(reply)
             if text is not None:
                 return finished_row(
                     text, record, lesion, stage, seed_of(seed, name), ask, f"chat:{self.model}", key, anchor
                 )
-        raise GenerationError(name, "no valid JSON in all attempts", self._said(reply.text))
+        raise GenerationError(name, "no valid JSON in all attempts", self.server.said(reply.text))
 
     def usage(self) -> dict[str, Any]:
         """Replies in the cache, their tokens and cost, over all runs; tries repeated in this run."""
         paid = self.cache.totals()
         cost = (paid["prompt_tokens"] * self._prices[0] + paid["completion_tokens"] * self._prices[1]) / 1e6
-        return {"model": self.model, **paid, "cost": cost, "repeated tries": self._repeated}
+        return {"model": self.model, **paid, "cost": cost, "repeated tries": self.server.repeated}
 
     def _request(
         self, record: ImageRecord, lesion: Lesion | None, stage: Stage, ask: Ask, draft: Row, seed: int
@@ -174,63 +166,19 @@ class ChatGenerator:
             **self._settings,
         }
 
-    def _asked(self, name: str, request: dict[str, Any], image: Path) -> Reply:
-        """Ask the server, again where that may help."""
-        import openai
-        from tenacity import Retrying, retry_if_exception, stop_after_attempt
-        from tenacity.wait import wait_random_exponential
-
-        backoff = wait_random_exponential(multiplier=0.5, max=self._longest)
-
-        def pause(state: Any) -> float:
-            with self._guard:
-                self._repeated += 1
-            return max(backoff(state), min(_retry_after(state.outcome.exception()), self._longest))
-
-        tries = Retrying(
-            stop=stop_after_attempt(self._retries), wait=pause, retry=retry_if_exception(_may_pass), reraise=True
-        )
-        try:
-            return tries(self._send, request, image)
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403, 404):
-                raise ValueError(
-                    f"the server refuses every request: {error.status_code} {self._said(error.message)}"
-                ) from None
-            raise GenerationError(name, f"the server answered {error.status_code}", self._said(error.message)) from None
-        except openai.APIConnectionError as error:
-            raise GenerationError(name, "the server did not reply", self._said(error.__cause__ or error)) from None
-
-    def _said(self, text: object) -> str:
-        """The start of what a server said, without the key: some repeat it, and this goes into files and terminals."""
-        key = self._client.api_key
-        return (str(text).replace(key, "(the key)") if key else str(text))[:200]
-
-    def _send(self, request: dict[str, Any], image: Path) -> Reply:
-        content = [
-            {"type": "text", "text": request["facts"]},
-            {"type": "image_url", "image_url": {"url": _data_url(image)}},
-        ]
+    def _body(self, request: dict[str, Any], image: Path) -> dict[str, Any]:
+        """What is sent: the request with the picture as data."""
         schema = {"name": "row", "strict": True, "schema": request["schema"]}
-        messages: Any = [{"role": "system", "content": request["instructions"]}, {"role": "user", "content": content}]
-        response_format: Any = {"type": "json_schema", "json_schema": schema}
-        completion = self._client.chat.completions.create(
-            model=request["model"],
-            messages=messages,
-            response_format=response_format,
-            seed=request["seed"],
-            temperature=request["temperature"],
-            max_tokens=request["max_tokens"],
-        )
-        choice = completion.choices[0] if completion.choices else None
-        usage = completion.usage
-        return Reply(
-            text=(choice.message.content or "") if choice is not None else "",
-            refusal=(getattr(choice.message, "refusal", None) or "") if choice is not None else "",
-            finish=(getattr(choice, "finish_reason", None) or "stop") if choice is not None else "empty",
-            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-            completion_tokens=usage.completion_tokens if usage is not None else 0,
-        )
+        facts, picture = {"type": "text", "text": request["facts"]}, image_part(_data_url(image))
+        return {
+            "model": request["model"],
+            "messages": [
+                {"role": "system", "content": request["instructions"]},
+                {"role": "user", "content": [facts, picture]},
+            ],
+            "response_format": {"type": "json_schema", "json_schema": schema},
+            **{name: request[name] for name in ("seed", "temperature", "max_tokens")},
+        }
 
 
 def _parsed(reply: Reply) -> Text | None:
@@ -243,28 +191,9 @@ def _parsed(reply: Reply) -> Text | None:
     return Text(worded.question.strip(), worded.reasoning.strip(), worded.answer.strip())
 
 
-def _may_pass(error: BaseException) -> bool:
-    import openai
-
-    if isinstance(error, openai.APIConnectionError):  # timeouts too
-        return True
-    return isinstance(error, openai.APIStatusError) and (
-        error.status_code in (408, 409, 429) or error.status_code >= 500
-    )
-
-
-def _retry_after(error: BaseException | None) -> float:
-    response = getattr(error, "response", None)
-    try:
-        return max(float(response.headers.get("retry-after", 0)), 0.0) if response is not None else 0.0
-    except ValueError:
-        return 0.0
-
-
 @lru_cache(maxsize=8)
 def _data_url(image: Path) -> str:
-    kind = mimetypes.guess_type(image.name)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode('ascii')}"
+    return data_url(image.read_bytes(), mimetypes.guess_type(image.name)[0] or "image/png")
 
 
 @lru_cache(maxsize=8)
