@@ -16,6 +16,7 @@ COMMANDS = {
     "pretrain": "teach tiny-llava's vision tower the boxes and organs of the training pictures",
     "train": "train a vision-language model on a built set, from easy to hard",
     "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
+    "audit": "does any model, served or in a folder, look at the picture? real, shuffled and blank images",
     "demo": "all of it on drawn chest X-rays, or on a folder of real data",
 }
 NEEDED = {
@@ -24,6 +25,7 @@ NEEDED = {
     "pretrain": ("transformers", "training"),
     "train": ("trl", "training"),
     "evaluate": ("transformers", "training"),
+    "audit": ("openai", "medclm"),
 }
 """A package by which a command sees that its extra is there, so that it stops before anything is made."""
 
@@ -39,7 +41,7 @@ def usage() -> str:
 
 def home(command: str) -> str:
     """The module of a command."""
-    return command if command in {"build", "demo", "pretrain", "train", "evaluate"} else "use"
+    return command if command in {"build", "demo", "pretrain", "train", "evaluate", "audit"} else "use"
 
 
 def run(arguments: Sequence[str]) -> int:

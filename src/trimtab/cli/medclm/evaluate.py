@@ -21,7 +21,7 @@ from trimtab.medclm.evaluation.evaluate import evaluate as evaluate_model
 from trimtab.medclm.evaluation.exports import lmms_eval, vlmevalkit
 from trimtab.medclm.evaluation.looking import verdict
 from trimtab.medclm.evaluation.questions import Question, questions_of
-from trimtab.medclm.records import Stage
+from trimtab.medclm.records import SplitName, Stage
 from trimtab.medclm.training.models import load_finished
 from trimtab.report.medclm.run import render_medclm_run
 
@@ -45,7 +45,7 @@ class EvaluateArguments:
     """Built set, or folder of a question set; default what the run was trained on."""
     questions: SetName = "medclm"
     """medclm, or a question set as its authors ship it."""
-    split: Literal["train", "validation", "test"] = "test"
+    split: SplitName = "test"
     """Which part."""
     stages: tuple[Stage, ...] = ("easy", "medium", "hard")
     """Of a built set."""
@@ -68,7 +68,7 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Parse and evaluate."""
     given = parse(EvaluateArguments, arguments, "medclm evaluate")
     out = given.out or given.run
-    data = given.data or _data_of(given.run)
+    data = given.data or data_of(given.run)
     asked, training = questions(given, data)
     if given.export != "no":
         written = (
@@ -109,27 +109,52 @@ def measure(
 
 def questions(given: EvaluateArguments, data: Path) -> tuple[list[Question], list[Question]]:
     """(what is asked, training questions for the majority)."""
-    if given.questions == "medclm":
-        folder = DataSetFolder(data)
-        asked = [one for one in questions_of(folder, [given.split]) if one.stage in given.stages]
-        if given.answer_only:
-            asked = [replace(one, reason=False) for one in asked]
-        training = questions_of(folder, ["train"])
-    else:
-        loaded = load_benchmark(given.questions, data, given.split)
-        if loaded.rejected and not given.output.silent:
-            console.print(
-                f"{len(loaded.rejected):,} rows rejected, first: {loaded.rejected[0]}", highlight=False, markup=False
-            )
-        asked, training = loaded.questions, load_benchmark(given.questions, data, "train").questions
+    asked, training = held_out(given.questions, data, given.split, given.stages, quiet=given.output.silent)
+    if given.answer_only and given.questions == "medclm":
+        asked = [replace(one, reason=False) for one in asked]
     if given.limit and given.limit < len(asked):
         asked = [asked[place * len(asked) // given.limit] for place in range(given.limit)]
-    if not asked:
-        raise ValueError(f"{data} has no questions of the split {given.split} and the stages {', '.join(given.stages)}")
     return asked, training
 
 
-def _data_of(run: Path) -> Path:
+def held_out(
+    name: SetName, data: Path, split: SplitName, stages: Sequence[Stage], *, quiet: bool, alone: bool = False
+) -> tuple[list[Question], list[Question]]:
+    """(questions of the split, questions of the training split).
+
+    Args:
+        name: "medclm" for a built set, else whose layout the folder has.
+        data: the folder.
+        split, stages: which questions; stages of a built set only.
+        quiet: do not say which rows were rejected.
+        alone: do without training questions where their file is not there.
+    """
+    if name == "medclm":
+        folder = DataSetFolder(data)
+        asked = [one for one in questions_of(folder, [split]) if one.stage in stages]
+        if not asked:
+            raise ValueError(f"{data} has no questions of the split {split} and the stages {', '.join(stages)}")
+        try:
+            return asked, questions_of(folder, ["train"])
+        except ValueError:
+            if alone:
+                return asked, []
+            raise
+    loaded = load_benchmark(name, data, split)
+    if loaded.rejected and not quiet:
+        console.print(
+            f"{len(loaded.rejected):,} rows rejected, first: {loaded.rejected[0]}", highlight=False, markup=False
+        )
+    try:
+        return loaded.questions, load_benchmark(name, data, "train").questions
+    except (FileNotFoundError, ValueError):
+        if alone:
+            return loaded.questions, []
+        raise
+
+
+def data_of(run: Path) -> Path:
+    """The data set that a run was trained on."""
     file = run / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{run} has no run.json, so it is no run of `trimtab medclm train`: say --data")

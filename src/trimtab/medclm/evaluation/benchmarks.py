@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trimtab.inputs import lines_of, named, parse_json, shortened
+from PIL import Image
+
+from trimtab.inputs import lines_of, named, parse_json, read_json, shortened
+from trimtab.medclm.evaluation.parsing import contains
 from trimtab.medclm.evaluation.questions import Question, choices_of
 from trimtab.medclm.files import require_file, utf8
-from trimtab.medclm.records import Rejected, inside
+from trimtab.medclm.records import Box, Rejected, inside
 
 Benchmark = Literal["vqa_rad", "slake", "path_vqa", "pmc_vqa"]
 Part = Literal["train", "validation", "test"]
@@ -37,7 +40,7 @@ def load_benchmark(name: Benchmark, folder: Path, split: Part, language: str = "
     | name | files in `folder` |
     |---|---|
     | `vqa_rad` | `VQA_RAD Dataset Public.json` and `VQA_RAD Image Folder/` (test: phrase types test_*), or `train.jsonl`, `test.jsonl`, `images/` |
-    | `slake` | `train.json`, `validate.json`, `test.json`, `imgs/` |
+    | `slake` | `train.json`, `validate.json`, `test.json`, `imgs/` (with `detection.json` beside an image the box of what is asked about) |
     | `path_vqa` | `SPLIT_qa.json` or `.jsonl` with image, question, answer, and `images/SPLIT/` (the pickles of the authors are not read: write them as JSON) |
     | `pmc_vqa` | `train.csv`, `test.csv` (or `train_2.csv`, `test_2.csv`) and `images/` or `figures/` |
 
@@ -124,14 +127,39 @@ def _slake(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make
     def make(row: Any) -> Question | None:
         if row["q_lang"] != language:
             return None
-        answer = str(row["answer"]).strip()
+        asked, answer = str(row["question"]).strip(), str(row["answer"]).strip()
+        stated, image = str(row.get("answer_type", "")).strip().upper(), folder / "imgs" / inside(str(row["img_name"]))
         return Question(
-            str(row["qid"]), folder / "imgs" / inside(str(row["img_name"])), str(row["question"]).strip(), answer,
-            str(row["img_id"]), domain=f"{row.get('location', '')} {row.get('modality', '')}".strip(),
-            kind=str(row.get("content_type", "")), choices=choices_of(answer),
+            str(row["qid"]), image, asked, answer, str(row["img_id"]),
+            domain=f"{row.get('location', '')} {row.get('modality', '')}".strip(), kind=str(row.get("content_type", "")),
+            choices=choices_of(answer) if stated != "OPEN" else (), closed=stated == "CLOSED",
+            box=_slake_box(image, f"{asked} | {answer}"),
         )  # fmt: skip
 
     return file, _json_rows(file), make
+
+
+def _slake_box(image: Path, text: str) -> Box | None:
+    """The box of the one thing that a question or its answer names, of those in `detection.json` beside the image.
+
+    That file lists {label: [x, y, width, height]} in pixels. None where it is missing, or the text names no such thing or
+    several; where one label stands inside another ("lung", "left lung"), the longer counts.
+    """
+    file = image.with_name("detection.json")
+    if not file.is_file() or not image.is_file():
+        return None
+    boxes: dict[str, list[Any]] = {}
+    with named(file):
+        for one in read_json(file):
+            for label, corners in one.items():
+                boxes.setdefault(label, []).append(corners)
+        said = [label for label in boxes if contains(text, label)]
+        said = [label for label in said if not any(label != other and contains(other, label) for other in said)]
+        if len(said) != 1 or len(boxes[said[0]]) != 1:
+            return None
+        x, y, wide, high = (float(side) for side in boxes[said[0]][0])
+        with Image.open(image) as picture:
+            return Box.of_pixels(x, y, x + wide, y + high, *picture.size)
 
 
 def _path_vqa(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,6 @@ def evaluate(
             found = [{rule: value for rule, value in one.items() if rule in OPEN_AND_CLOSED} for one in found]
         everything[system] = found
         systems[system] = {"what": SYSTEMS[system], "rows": as_dicts(measured(questions, found))}
-    predictions = [
-        {
-            "name": question.name, "image": str(question.image), "question": question.question, "answer": question.answer,
-            "stage": question.stage, "domain": question.domain, "kind": question.kind, "draw": question.draw,
-            "box": list(question.box.corners) if question.box is not None else None,
-            "replies": {system: texts[place] for system, texts in said.items()},
-            "scores": {system: found[place] for system, found in everything.items()},
-        }
-        for place, question in enumerate(questions)
-    ]  # fmt: skip
     looking = {
         system: as_dicts(measured(questions, [_minus(*pair) for pair in zip(everything["model"], other, strict=True)]))
         for system, other in everything.items()
@@ -117,14 +107,32 @@ def evaluate(
         "systems": systems,
         "looking": looking,
     }
-    return Evaluation(summary, predictions)
+    return Evaluation(summary, predicted(questions, said, everything))
+
+
+def predicted(
+    questions: Sequence[Question],
+    said: Mapping[str, Sequence[str]],
+    found: Mapping[str, Sequence[Mapping[str, float]]],
+) -> list[dict[str, Any]]:
+    """Question by question: texts, replies and scores of every system."""
+    return [
+        {
+            "name": question.name, "image": str(question.image), "question": question.question, "answer": question.answer,
+            "stage": question.stage, "domain": question.domain, "kind": question.kind, "draw": question.draw,
+            "box": list(question.box.corners) if question.box is not None else None,
+            "replies": {system: texts[place] for system, texts in said.items()},
+            "scores": {system: dict(ones[place]) for system, ones in found.items()},
+        }
+        for place, question in enumerate(questions)
+    ]  # fmt: skip
 
 
 def _minus(own: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     return {rule: value - other[rule] for rule, value in own.items()}
 
 
-def write(found: Evaluation, folder: Path, about: dict[str, Any]) -> None:
-    """`evaluation.json` and `predictions.jsonl` in `folder`; `about` says on what was evaluated."""
+def write(found: Evaluation, folder: Path, about: Mapping[str, Any], name: str = "evaluation.json") -> None:
+    """`evaluation.json`, or another name, and `predictions.jsonl` in `folder`; `about` says on what was evaluated."""
     write_text(folder / "predictions.jsonl", "".join(json.dumps(one) + "\n" for one in found.predictions))
-    write_text(folder / "evaluation.json", json.dumps({**about, **found.summary}, indent=1) + "\n")
+    write_text(folder / name, json.dumps({**about, **found.summary}, indent=1) + "\n")

@@ -23,6 +23,64 @@ def picture_of(question: Question) -> Image.Image:
 
 
 @torch.no_grad()
+def generated(
+    model: Any, processor: Any, prompts: Sequence[str], pictures: Sequence[Image.Image], limit: int
+) -> list[str]:
+    """Greedy replies of one batch, padded on the left.
+
+    Args:
+        model, processor: from `training.models`.
+        prompts, pictures: one picture for each prompt.
+        limit: tokens of a reply at most.
+    """
+    model.eval()
+    tokenizer, device = processor.tokenizer, next(model.parameters()).device
+    found = encoded_prompts(processor, prompts, pictures)
+    inputs: dict[str, Any] = {
+        "input_ids": padded(found.ids, tokenizer.pad_token_id, torch.int64, left=True),
+        "attention_mask": padded([[1] * len(one) for one in found.ids], 0, torch.int64, left=True),
+        **found.images,
+    }
+    if found.types is not None:
+        inputs["mm_token_type_ids"] = padded(found.types, 0, torch.int64, left=True)
+    inputs = {key: value.to(device) for key, value in inputs.items()}
+    made = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    rows = made[:, inputs["input_ids"].shape[1] :]
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+
+@torch.no_grad()
+def generated_alone(model: Any, processor: Any, prompt: str, picture: Image.Image, limit: int) -> str:
+    """The greedy reply of a model of any family, one question at a time, its chat template asked for all there is to know.
+
+    A processor without a chat template gets prompt and picture as they are. What a decoder repeats of the prompt is left out.
+
+    Args:
+        model, processor: as transformers loads them.
+        prompt, picture: what is asked.
+        limit: tokens of the reply at most.
+    """
+    model.eval()
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt",
+        )  # fmt: skip
+    else:
+        inputs = processor(text=prompt, images=picture, return_tensors="pt")
+    parameter = next(model.parameters())
+    inputs = {
+        key: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+    }
+    made = model.generate(**inputs, max_new_tokens=limit, do_sample=False)[0]
+    if not model.config.is_encoder_decoder:
+        made = made[inputs["input_ids"].shape[1] :]
+    text: str = processor.decode(made, skip_special_tokens=True)
+    return text.strip()
+
+
 def replies(
     model: Any,
     processor: Any,
@@ -40,9 +98,6 @@ def replies(
         most: tokens of a reply; without reasoning a quarter of it.
         progress: called with the number of questions done.
     """
-    model.eval()
-    tokenizer = processor.tokenizer
-    device = next(model.parameters()).device
     order = sorted(range(len(questions)), key=lambda place: (questions[place].reason, len(questions[place].question)))
     groups = [[place for place in order if questions[place].reason is reason] for reason in (False, True)]
     found = [""] * len(questions)
@@ -51,23 +106,11 @@ def replies(
         for start in range(0, len(group), batch):
             places = group[start : start + batch]
             chosen = [questions[place] for place in places]
-            prompts = encoded_prompts(
-                processor,
-                [instruction(one.question, reason=one.reason) for one in chosen],
-                [picture_of(one) for one in chosen],
-            )
-            inputs: dict[str, Any] = {
-                "input_ids": padded(prompts.ids, tokenizer.pad_token_id, torch.int64, left=True),
-                "attention_mask": padded([[1] * len(one) for one in prompts.ids], 0, torch.int64, left=True),
-                **prompts.images,
-            }
-            if prompts.types is not None:
-                inputs["mm_token_type_ids"] = padded(prompts.types, 0, torch.int64, left=True)
-            inputs = {key: value.to(device) for key, value in inputs.items()}
             limit = most if chosen[0].reason else max(most // 4, 16)
-            made = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-            for place, row in zip(places, made[:, inputs["input_ids"].shape[1] :], strict=True):
-                found[place] = tokenizer.decode(row, skip_special_tokens=True).strip()
+            prompts = [instruction(one.question, reason=one.reason) for one in chosen]
+            texts = generated(model, processor, prompts, [picture_of(one) for one in chosen], limit)
+            for place, text in zip(places, texts, strict=True):
+                found[place] = text
             done += len(places)
             if progress is not None:
                 progress(done)

@@ -32,12 +32,17 @@ _SIDE = re.compile(r"patient's (left|right)\b", re.IGNORECASE)
 
 def closed(answer: str, question: Question) -> float:
     """Rule closed.1, 0 or 1."""
+    said = chosen(answer, question)
+    return float(len(said) == 1 and words(said[0]) == words(question.answer))
+
+
+def chosen(answer: str, question: Question) -> list[str]:
+    """The choices of a closed question that the answer names, in the question's order."""
     letter = re.fullmatch(r"\(?([A-Z])\)?[.:]?", answer.strip())
     if letter and (place := ord(letter[1]) - ord("A")) < len(question.choices) and len(question.choices) > 2:
-        return float(words(question.choices[place]) == words(question.answer))
+        return [question.choices[place]]
     said = [choice for choice in question.choices if contains(answer, choice)]
-    said = [choice for choice in said if not any(choice != other and contains(other, choice) for other in said)]
-    return float(len(said) == 1 and words(said[0]) == words(question.answer))
+    return [choice for choice in said if not any(choice != other and contains(other, choice) for other in said)]
 
 
 def named(answer: str, question: Question) -> float:

@@ -35,8 +35,17 @@ class Measured:
     high: float | None
 
 
-def interval(values: Sequence[float], clusters: Sequence[str], seed: int = 0) -> tuple[float | None, float | None]:
+def interval(
+    values: Sequence[float], clusters: Sequence[str], seed: int = 0, over: Sequence[float] | None = None
+) -> tuple[float | None, float | None]:
     """95 % percentile interval of the mean, whole clusters drawn with replacement, 1,000 times.
+
+    Args:
+        values: one for each question.
+        clusters: whose it is.
+        seed: of the draws.
+        over: what their sum is divided by the sum of, one for each question; by default each counts one. Draws where that is
+            0 have no value and are left out.
 
     Example:
         >>> interval([1.0, 1.0, 1.0], ["a", "b", "c"])
@@ -48,11 +57,14 @@ def interval(values: Sequence[float], clusters: Sequence[str], seed: int = 0) ->
     if len(names) < 2:
         return None, None
     sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    for value, cluster in zip(values, clusters, strict=True):
+    for value, cluster, weight in zip(values, clusters, over or [1.0] * len(values), strict=True):
         sums[names[cluster]] += value
-        counts[names[cluster]] += 1
+        counts[names[cluster]] += weight
     drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-    means = (drawn @ sums) / (drawn @ counts)
+    divisors = drawn @ counts
+    means = (drawn @ sums)[divisors != 0] / divisors[divisors != 0]
+    if not means.size:
+        return None, None
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trimtab.medclm.records import Row
 
 ANSWER_ONLY = "Answer only."
@@ -15,6 +17,30 @@ def instruction(question: str, *, reason: bool) -> str:
     'Is there a nodule? Answer only.'
     """
     return f"{question} {REASON_FIRST if reason else ANSWER_ONLY}"
+
+
+def explained(question: str, choices: Sequence[str] = (), *, reason: bool, boxes: bool) -> str:
+    """The question with the form of the reply spelled out (ours), for a model that was not trained on `instruction`.
+
+    Args:
+        question: its text.
+        choices: the answers to choose from, none for an open question.
+        reason: whether reasoning is asked for.
+        boxes: whether that shall quote the place it speaks of.
+
+    >>> print(explained("Is there a nodule?", ("yes", "no"), reason=False, boxes=False))
+    Is there a nodule?
+    Reply with one line, "Answer: " and one of: yes, no.
+    """
+    said = f"one of: {', '.join(choices)}" if choices else "the answer in a few words"
+    if not reason:
+        return f'{question}\nReply with one line, "Answer: " and {said}.'
+    place = (
+        " Quote the box of what you speak of as [x0, y0, x1, y1]: left, top, right and bottom edge as fractions of the "
+        "picture's width and height, 0.0 to 1.0."
+    )
+    first = f"First say in two to six sentences what you see that decides it.{place if boxes else ''}"
+    return f'{question}\n{first}\nThen end with one line, "Answer: " and {said}.'
 
 
 def prompt_of(row: Row) -> str:

@@ -60,14 +60,25 @@ class ReplyCache:
         Raises:
             ValueError: the file of a reply is damaged; delete it to ask again. Errors of `ask` pass through.
         """
-        name = f"{key}-{attempt}"
-        path = self.folder / key[:2] / f"{name}.json"
-        with self._held(name):
+        path = self._file(key, attempt)
+        with self._held(path.name):
             if path.is_file():
                 return _read(path)
             reply = ask()
             write_text(path, reply.model_dump_json())
             return reply
+
+    def known(self, key: str, attempt: int = 0) -> Reply | None:
+        """The reply on disk, if there is one.
+
+        Raises:
+            ValueError: its file is damaged.
+        """
+        path = self._file(key, attempt)
+        return _read(path) if path.is_file() else None
+
+    def _file(self, key: str, attempt: int) -> Path:
+        return self.folder / key[:2] / f"{key}-{attempt}.json"
 
     def totals(self) -> dict[str, int]:
         """Number of replies on disk and the sums of their tokens."""

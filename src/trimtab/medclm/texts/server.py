@@ -6,6 +6,7 @@ import base64
 import threading
 from typing import Any
 
+from trimtab.inputs import named
 from trimtab.medclm.texts.generator import GenerationError
 from trimtab.medclm.texts.replies import Reply
 
@@ -58,7 +59,7 @@ class ChatServer:
             body: arguments of `chat.completions.create`.
 
         Raises:
-            ValueError: the server refuses every request (401, 403, 404).
+            ValueError: the server refuses every request (401, 403, 404), or what it says is no chat completion.
             GenerationError: it did not reply (`SILENT`), or answered with another status.
         """
         import openai
@@ -92,9 +93,11 @@ class ChatServer:
         return (str(text).replace(key, "(the key)") if key else str(text))[:200]
 
     def _send(self, body: dict[str, Any]) -> Reply:
-        completion = self._client.chat.completions.create(**body)
-        choice = completion.choices[0] if completion.choices else None
-        usage = completion.usage
+        with named(self.address, "does not speak OpenAI's chat protocol"):
+            completion = self._client.chat.completions.create(**body)
+            choices = completion.choices
+            choice = choices[0] if choices else None
+            usage = completion.usage
         return Reply(
             text=(choice.message.content or "") if choice is not None else "",
             refusal=(getattr(choice.message, "refusal", None) or "") if choice is not None else "",

@@ -100,15 +100,18 @@ def _limit(pictures: Any, options: TrainOptions) -> None:
     pictures.size = {"shortest_edge": least, "longest_edge": options.pixels}
 
 
-def _pretrained(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def _pretrained(name: str, dtype: torch.dtype, *, known: bool = True) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     from transformers.utils.logging import disable_progress_bar
 
     try:
         disable_progress_bar()
         family = AutoConfig.from_pretrained(name).model_type
-        if family not in FAMILIES:
+        if known and family not in FAMILIES:
             raise ValueError(f"model {name!r} is of the family {family}; training knows {', '.join(FAMILIES)}")
+        if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise ValueError(f"model {name!r} is of the family {family}, which takes no picture with a text")
         return AutoModelForImageTextToText.from_pretrained(name, dtype=dtype), processor_of(name, family)
     except OSError as error:
         raise FileNotFoundError(
@@ -170,9 +173,20 @@ def rebuilt(options: TrainOptions, examples: Sequence[Example], state: dict[str,
     return model
 
 
-def load_finished(folder: Path) -> tuple[Any, Any]:
-    """(model, processor) of a run's `model` folder, or of any folder or hub name, to evaluate; in bfloat16 on a GPU."""
-    inner, on_gpu = folder / "model", torch.cuda.is_available()
-    name = str(inner if inner.is_dir() else folder)
-    model, processor = _pretrained(name, torch.bfloat16 if on_gpu else torch.float32)
+def model_folder(folder: Path) -> Path:
+    """Where the weights of a run lie, or of any other folder: in it."""
+    inner = folder / "model"
+    return inner if inner.is_dir() else folder
+
+
+def load_finished(folder: Path, *, known: bool = True) -> tuple[Any, Any]:
+    """(model, processor) of a run's `model` folder, or of any folder or hub name, to evaluate; in bfloat16 on a GPU.
+
+    Args:
+        folder: what is loaded.
+        known: refuse families that `FAMILIES` does not list.
+    """
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    model, processor = _pretrained(str(model_folder(folder)), dtype, known=known)
     return model.to("cuda" if on_gpu else "cpu").eval(), processor

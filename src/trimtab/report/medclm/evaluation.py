@@ -11,18 +11,25 @@ from typing import Any
 from PIL import Image
 
 from trimtab.medclm.evaluation.looking import verdict
-from trimtab.medclm.evaluation.parsing import parse_reply
+from trimtab.medclm.evaluation.parsing import Reply, parse_reply
 from trimtab.report.medclm.curriculum import check_fractions
 from trimtab.report.palette import Look
 from trimtab.report.parts import Cell, Figure, Section, Table
 from trimtab.report.traces import dots, line, whiskers
 
-SYSTEMS = {"blank": "grey images", "text only": "images of others", "text with box numbers": "words and box numbers"}
+SYSTEMS = {
+    "blank": "grey images", "text only": "images of others", "text with box numbers": "words and box numbers",
+    "real": "own images", "shuffled": "images of others",
+}  # fmt: skip
 """What the page calls a system where its name in the file does not say it: not without images, but with another patient's."""
 RULES = {
     "closed": "closed questions", "named": "closed, named", "exact": "open, exact", "f1": "open, F1 of words",
     "recall": "open, recall of words", "box-given": "quotes a box", "iou": "box overlap (IoU)", "iou50": "IoU above half",
     "organ": "names the organ", "side": "names the side", "quotes": "quotes the gold box", "agrees": "reasoning agrees",
+    "accuracy": "right answers", "lateral": "answers the right side", "mirrored": "answers the other side",
+    "vrs": "Visual Reliance Score", "is": "Image Sensitivity", "blank-is": "changes on grey images",
+    "kept": "accuracy kept on grey images", "claims": "claims to see", "hvrr": "claims to see, same answer (HVRR)",
+    "ungrounded": "of claims, same answer",
 }  # fmt: skip
 """Short words for the rules, by their id without its number."""
 SIDE = 256
@@ -51,7 +58,10 @@ def _cell(row: Mapping[str, Any] | None) -> Cell:
     return Cell(f"{100 * row['value']:.1f}{bounds}", round(100 * row["value"], 4))
 
 
-def _table(summary: Mapping[str, Any], group: str, title: str, *, folded: bool) -> Table | None:
+def rules_table(
+    summary: Mapping[str, Any], group: str, title: str, *, folded: bool, first: str = "model"
+) -> Table | None:
+    """Rules of one kind of group, the systems side by side; what the system `first` has no row for is left out."""
     systems = summary["systems"]
     found = {
         (row["name"], row["rule"], system): row
@@ -59,7 +69,7 @@ def _table(summary: Mapping[str, Any], group: str, title: str, *, folded: bool) 
         for row in one["rows"]
         if row["group"] == group
     }
-    names = list(dict.fromkeys(name for name, _, system in found if system == "model"))
+    names = list(dict.fromkeys(name for name, _, system in found if system == first))
     names.sort(key=lambda name: STAGES.index(name) if name in STAGES else len(STAGES))
     rows = [
         [
@@ -70,18 +80,15 @@ def _table(summary: Mapping[str, Any], group: str, title: str, *, folded: bool) 
         ]
         for rule in summary["rules"]
         for name in names
-        if (row := found.get((name, rule, "model"))) is not None
+        if (row := found.get((name, rule, first))) is not None
     ]
     head = ["rule", group, "n", *(f"{system_words(system)}, %" for system in systems)]
     return Table(f"rules-{group}", title, head, rows, folded=folded) if rows else None
 
 
-def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) -> Section:
-    """Rules over all questions and by stage, domain and kind, the systems side by side."""
+def rules_figure(summary: Mapping[str, Any], looks: Mapping[str, Look], rules: Sequence[str], caption: str) -> Figure:
+    """Rules over all questions, the systems side by side, with their intervals."""
     systems = list(summary["systems"])
-    for row in (row for one in summary["systems"].values() for row in one["rows"]):
-        check_fractions({name: row[name] for name in ("value", "low", "high")})
-    rules = [rule for rule in summary["rules"] if rule.split(".")[0] in ("closed", "f1", "exact", "iou", "agrees")]
     traces = []
     for system in systems:
         rows = {row["rule"]: row for row in summary["systems"][system]["rows"] if row["group"] == "all"}
@@ -89,33 +96,49 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
         if not shown:
             continue
         look, beside = looks[system], 0.09 * (systems.index(system) - (len(systems) - 1) / 2)
-        values = [100 * rows[rule]["value"] for rule in shown]
-        lows = [0 if rows[rule]["low"] is None else 100 * (rows[rule]["value"] - rows[rule]["low"]) for rule in shown]
-        highs = [
-            0 if rows[rule]["high"] is None else 100 * (rows[rule]["high"] - rows[rule]["value"]) for rule in shown
-        ]
+        highs, lows = reaches([rows[rule] for rule in shown])
         traces.append(
             dots(
-                system_words(system), look, [rules.index(rule) + beside for rule in shown], values,
+                system_words(system), look, [rules.index(rule) + beside for rule in shown],
+                [100 * rows[rule]["value"] for rule in shown],
                 "%{fullData.name}, %{customdata}: %{y:.1f} %", size=10, customdata=[rule_words(rule) for rule in shown],
                 error_y=whiskers(look, highs, lows),
             )
         )  # fmt: skip
-    figure = Figure(
-        "rules", "The model, the same model with images of other patients, and guesses from the words, over all questions; "
-        "whiskers are 95 % bootstrap intervals over patients.", {"": traces},
+    return Figure(
+        "rules", f"{caption}; whiskers are 95 % bootstrap intervals over patients.", {"": traces},
         {"yaxis": {"title": {"text": "%"}, "range": [-4, 104], "zeroline": False}, "height": 360,
          "xaxis": {"tickvals": list(range(len(rules))), "ticktext": [rule_words(rule) for rule in rules], "keep": True,
                    "range": [-0.5, len(rules) - 0.5], "zeroline": False, "showgrid": False}},
     )  # fmt: skip
+
+
+def reaches(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    """How far the intervals reach above and below the values, in percent; 0 where there is none."""
+    highs = [0.0 if row["high"] is None else 100 * (row["high"] - row["value"]) for row in rows]
+    return highs, [0.0 if row["low"] is None else 100 * (row["value"] - row["low"]) for row in rows]
+
+
+def legend_table(rules: Mapping[str, str]) -> Table:
+    """What each rule measures."""
+    rows = [[Cell(rule_words(rule)), Cell(rule), Cell(text)] for rule, text in rules.items()]
+    return Table("rule-ids", "The rules", ["rule", "id", "what it measures"], rows, folded=True, prose=True)
+
+
+def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) -> Section:
+    """Rules over all questions and by stage, domain and kind, the systems side by side."""
+    for row in (row for one in summary["systems"].values() for row in one["rows"]):
+        check_fractions({name: row[name] for name in ("value", "low", "high")})
+    rules = [rule for rule in summary["rules"] if rule.split(".")[0] in ("closed", "f1", "exact", "iou", "agrees")]
+    caption = "The model, the same model with images of other patients, and guesses from the words, over all questions"
+    figure = rules_figure(summary, looks, rules, caption)
     what = [f"{system_words(system)}: {one['what']}." for system, one in summary["systems"].items()]
-    legend = Table("rule-ids", "The rules", ["rule", "id", "what it measures"],
-                   [[Cell(rule_words(rule)), Cell(rule), Cell(text)] for rule, text in summary["rules"].items()], folded=True,
-                   prose=True)  # fmt: skip
     tables = [
-        _table(summary, "all", "All questions", folded=False), _table(summary, "stage", "By stage", folded=False),
-        _table(summary, "kind", "By kind of question", folded=True), _table(summary, "domain", "By domain", folded=True),
-        legend,
+        rules_table(summary, "all", "All questions", folded=False),
+        rules_table(summary, "stage", "By stage", folded=False),
+        rules_table(summary, "kind", "By kind of question", folded=True),
+        rules_table(summary, "domain", "By domain", folded=True),
+        legend_table(summary["rules"]),
     ]  # fmt: skip
     return Section(
         "evaluation", f"Held-out questions: {summary['n']:,}, split {summary['split']}",
@@ -132,16 +155,15 @@ def _looking(summary: Mapping[str, Any]) -> list[str]:
 
 def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -> Section:
     """Some questions with their images: right and wrong, with the gold box and the box the model quoted."""
-    chosen = _chosen(predictions, most)
+    chosen = chosen_examples(predictions, most)
     if not chosen:
         return Section("examples", "Examples", missing="There are no predictions.")
     figures, rows = [], []
     for number, one in enumerate(chosen, start=1):
         reply = parse_reply(one["replies"]["model"])
-        verdict = "right" if _right(one) else "wrong"
-        boxes = [("gold box", tuple(one["box"]), "@s3", "solid")] if one["box"] else []
-        boxes += [("quoted by the model", box, "@s2", "dash") for box in reply.boxes[:1]]
-        figures.append(_picture(number, one, f"{number}: {one['stage'] or one['kind']}, {verdict}", boxes))
+        verdict = "right" if right(one) else "wrong"
+        boxes = boxes_of(one, reply)
+        figures.append(picture(number, one, f"{number}: {one['stage'] or one['kind']}, {verdict}", boxes))
         rows.append(
             [
                 Cell(str(number), number), Cell(one["stage"]), Cell(one["question"]), Cell(one["answer"]),
@@ -157,13 +179,17 @@ def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -
     )  # fmt: skip
 
 
-def _right(one: Mapping[str, Any]) -> bool:
-    found = one["scores"]["model"]
+def right(one: Mapping[str, Any], system: str = "model") -> bool:
+    """Whether the answer is right."""
+    found = one["scores"][system]
     return bool(found.get("closed.1", found.get("named.1", found.get("exact.1", 0))) == 1)
 
 
-def _chosen(predictions: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    groups = [[one for one in predictions if _right(one)], [one for one in predictions if not _right(one)]]
+def chosen_examples(
+    predictions: Sequence[Mapping[str, Any]], most: int, system: str = "model"
+) -> list[Mapping[str, Any]]:
+    """Evenly over the questions, as many right as wrong ones where there are."""
+    groups = [[one for one in predictions if right(one, system) is good] for good in (True, False)]
     found: list[Mapping[str, Any]] = []
     for place, group in enumerate(groups):
         take = min(len(group), most - min(len(groups[1 - place]), most // 2))
@@ -171,14 +197,23 @@ def _chosen(predictions: Sequence[Mapping[str, Any]], most: int) -> list[Mapping
     return found
 
 
-def _picture(
+def boxes_of(one: Mapping[str, Any], reply: Reply) -> list[tuple[str, tuple[float, ...], str, str]]:
+    """What is drawn on the picture of a question: the gold box, and the first that the reply quotes."""
+    boxes: list[tuple[str, tuple[float, ...], str, str]] = []
+    if one["box"]:
+        boxes.append(("gold box", tuple(one["box"]), "@s3", "solid"))
+    return [*boxes, *(("quoted by the model", box, "@s2", "dash") for box in reply.boxes[:1])]
+
+
+def picture(
     number: int, one: Mapping[str, Any], title: str, boxes: Sequence[tuple[str, tuple[float, ...], str, str]]
 ) -> Figure:
+    """The picture of a question as a small figure."""
     with Image.open(Path(one["image"])) as file:
-        picture = file.convert("RGB")
-    picture.thumbnail((SIDE, SIDE))
+        shown = file.convert("RGB")
+    shown.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=80)
+    shown.save(stream, "JPEG", quality=80)
     source = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
     traces = [
         line(name, Look(colour, dash), [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], name, width=3)
@@ -193,7 +228,7 @@ def _picture(
             }
         ],
         "xaxis": axis,
-        "yaxis": {**axis, "range": [1, 0], "scaleanchor": "x", "scaleratio": picture.height / picture.width},
+        "yaxis": {**axis, "range": [1, 0], "scaleanchor": "x", "scaleratio": shown.height / shown.width},
         "height": 330, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "showlegend": True,
     }  # fmt: skip
     caption = f"{one['question']} Right answer: {one['answer']}."

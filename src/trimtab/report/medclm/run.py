@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.inputs import named, read_json_lines, read_json_mapping
+from trimtab.inputs import named
 from trimtab.medclm.evaluation import looking
 from trimtab.report.medclm.curriculum import curriculum_sections
 from trimtab.report.medclm.evaluation import evaluation_section, examples_section, system_words
+from trimtab.report.medclm.records import lines_in, mapping_in, with_examples
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import Section, Tile, Verdict, listed, series_of
-
-
-def _finite(part: Any) -> Any:
-    """`part` with None for each number that is not finite: a loss that diverged is a gap in its curve."""
-    if isinstance(part, dict):
-        return {key: _finite(value) for key, value in part.items()}
-    if isinstance(part, list):
-        return [_finite(value) for value in part]
-    return None if isinstance(part, float) and not math.isfinite(part) else part
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    with named(file):
-        return [_finite(line) for line in read_json_lines(file)]
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    with named(file):
-        return dict(_finite(read_json_mapping(file)))
-
-
-def _examples(file: Path) -> Section:
-    predictions = _lines(file)
-    try:
-        with named(file):
-            return examples_section(predictions)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} speaks of a picture that is not there: {error.filename}") from error
 
 
 def render_medclm_run(run: Path, path: Path | None = None) -> Path:
@@ -61,12 +31,12 @@ def render_medclm_run(run: Path, path: Path | None = None) -> Path:
     file = run / "run.json"
     if not file.is_file():
         raise FileNotFoundError(f"{run} has no run.json; `trimtab medclm train` writes one")
-    about = _mapping(file)
+    about = mapping_in(file)
     with named(file):
         options = dict(about["options"])
         facts = _facts(about, options)
     decided = run / "stages.jsonl"
-    decisions = _lines(decided)
+    decisions = lines_in(decided)
     with named(decided):
         stages = list(decisions[0]["shares"]) if decisions else []
         sections = curriculum_sections(decisions, looks(stages, stages[0]) if stages else {})
@@ -76,13 +46,13 @@ def render_medclm_run(run: Path, path: Path | None = None) -> Path:
     verdict = Verdict(f"{options['schedule']} curriculum, not evaluated yet.")
     systems: dict[str, Look] = {}
     if evaluated.is_file():
-        summary = _mapping(evaluated)
+        summary = mapping_in(evaluated)
         with named(evaluated):
             systems = looks(list(summary["systems"]), "majority")
             sections.insert(0, evaluation_section(summary, systems))
             rows = [{"system": name, **row} for name, one in summary["systems"].items() for row in one["rows"]]
             verdict = _verdict(summary, systems)
-        sections.insert(1, _examples(run / "predictions.jsonl"))
+        sections.insert(1, with_examples(run / "predictions.jsonl", examples_section))
     else:
         sections.append(
             Section("evaluation", "Held-out questions", missing="Not evaluated: trimtab medclm evaluate RUN")
