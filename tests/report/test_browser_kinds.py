@@ -11,11 +11,12 @@ import pytest
 
 from tests.report.browser import CHROMIUM, DRIVER, WITHOUT, look_as, problems, script, started, wait
 from tests.report.factory import make_dynamics, make_summary
-from tests.report.medclm_factory import write_run
+from tests.report.medclm_factory import write_audit, write_run
 from tests.report.precision_factory import precision_study
 from tests.report.test_curvature import landscape
 from tests.report.test_curvature import summary as curvature_summary
 from trimtab.report import render, render_curvature, render_dynamics
+from trimtab.report.medclm.audit import render_audit
 from trimtab.report.medclm.run import render_medclm_run
 from trimtab.report.medclm.viewer import Shown, write_viewer
 from trimtab.report.precision.theory import render_precision
@@ -23,7 +24,7 @@ from trimtab.report.precision.theory import render_precision
 pytest.importorskip("selenium", reason="selenium is not installed")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=WITHOUT)
 METHODS = ("sgd", "var", "sam", "cram+", "var+sam", "l1")
-KINDS = ("weights", "gradients", "precision", "curvature", "medclm", "viewer")
+KINDS = ("weights", "gradients", "precision", "curvature", "medclm", "audit", "viewer")
 
 
 def _write(kind: str, folder: Path) -> Path:
@@ -39,6 +40,8 @@ def _write(kind: str, folder: Path) -> Path:
     if kind == "curvature":
         wide = landscape("sam", [[2.0, 1.0, 2.0], [1.0, 0.1, 1.0], [2.0, 1.0, 2.0]])
         return render_curvature(curvature_summary(landscapes=[*curvature_summary().landscapes, wide]), page)
+    if kind == "audit":
+        return render_audit(write_audit(folder), page)
     if kind == "medclm":
         (folder / "run").mkdir()
         return render_medclm_run(write_run(folder / "run"), page)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.medclm.audit.served import liar, seer, served, side_of
 from tests.medclm.training.blobs import blob_set
 from trimtab.medclm.audit import AuditOptions, FolderModel, ServedModel, audit
 from trimtab.medclm.audit.measures import value, verdict
+from trimtab.medclm.boxes.models import ModelBoxes
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.evaluate import write
 from trimtab.medclm.evaluation.pictures import with_pictures
@@ -22,7 +24,7 @@ from trimtab.medclm.texts.generator import GenerationError
 from trimtab.medclm.texts.replies import Reply
 from trimtab.medclm.texts.server import ChatServer
 
-PLAIN = AuditOptions(boxes="none")
+PLAIN = AuditOptions(boxes=None)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +200,7 @@ def test_replies_without_boxes_stop_an_audit_that_asked_for_them_before_all_is_p
     many = [one for one in blobs if one.reason] * 4
     many = [Question(**{**vars(one), "name": str(n), "question": f"{n} {one.question}"}) for n, one in enumerate(many)]
     with served(lambda prompt, _: "It is seen. So it is left. Answer: left") as server:
-        with pytest.raises(ValueError, match=r"not one of 20 replies .* quotes one as .*--boxes none"):
+        with pytest.raises(ValueError, match=r"not one of 20 replies .* gives one as label \[x0.*--boxes none"):
             audit(at(server), many, tmp_path / "replies")
         assert len(server.bodies) <= 20 + 2 * 3
         found = audit(at(server), many, tmp_path / "replies", PLAIN)
@@ -247,7 +249,7 @@ def test_options_and_sets_that_cannot_be_audited(tmp_path):
         audit(Scripted({}), [], tmp_path / "replies")
     with pytest.raises(ValueError, match="of one patient"):
         audit(Scripted({}), four(tmp_path)[:1], tmp_path / "replies")
-    for wrong in ({"form": "other"}, {"ask": "both"}, {"boxes": "pixels"}):
+    for wrong in ({"form": "other"}, {"ask": "both"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be one of"):
             AuditOptions(**wrong)
     assert not (tmp_path / "replies").exists()
@@ -309,7 +311,7 @@ def test_a_family_that_training_does_not_know_is_asked_one_by_one(blobs, tmp_pat
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
     folder = saved(model, whole, tmp_path / "model")
     found = audit(
-        FolderModel(folder), blobs[:4], tmp_path / "replies", AuditOptions(ask="answer", tokens=8, boxes="none")
+        FolderModel(folder), blobs[:4], tmp_path / "replies", AuditOptions(ask="answer", tokens=8, boxes=None)
     )
     assert found.summary["n"] == 4
     assert len(list((tmp_path / "replies").glob("*/*.json"))) == 3  # one text on two pictures and on a blank one
@@ -329,3 +331,23 @@ def test_a_model_that_was_trained_on_is_asked_anew(tiny, tmp_path):
     weights = Path(tiny) / "model.safetensors"
     weights.write_bytes(weights.read_bytes())
     assert FolderModel(tiny).identity != before
+
+
+def test_boxes_of_other_formats_are_asked_for_and_read_as_such(blobs, tmp_path):
+    """Pixels of the picture as Qwen2.5-VL resizes it: 32 x 32 becomes 56 x 56."""
+
+    def says(prompt, picture):
+        side = side_of(picture)
+        if "bbox_2d" not in prompt:
+            return f"Answer: {side}"
+        box = picture.convert("L").point(lambda value: 255 * (value > 200)).getbbox() or (0, 0, 8, 8)
+        corners = [round(56 * value / 32) for value in box]
+        return f'{{"bbox_2d": {corners}, "label": "blob"}} is seen. So it is {side}.\nAnswer: {side}'
+
+    options = AuditOptions(boxes=ModelBoxes.named("qwen2.5"))
+    easy = [replace(one, question="Which side is [0.2500, 0.5000, 0.7500, 1.0000]?") for one in blobs]
+    with served(says) as server:
+        found = audit(at(server), easy, tmp_path / "replies", options)
+        texts = {body["messages"][0]["content"][1]["text"] for body in server.bodies}
+    assert share(found, "real", "iou50.1") == 1
+    assert all("[14, 28, 42, 56]" in text for text in texts)

@@ -274,6 +274,38 @@ def test_vqa_rads_test_has_272_closed_and_179_open_questions(tmp_path, shared_da
     assert (sum(one.closed for one in found), sum(not one.closed for one in found)) == (272, 179)
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "box"),
+    [
+        ("Where is the left lung?", "Right", (0.5, 0.25, 0.75, 0.75)),  # not also the lung
+        ("Which organ is abnormal?", "Liver", (0.0, 0.5, 0.25, 1.0)),
+        ("Is the kidney healthy?", "Yes", None),  # two of them
+        ("Are the liver and the lung healthy?", "Yes", None),
+        ("Which plane is it?", "Axial", None),
+    ],
+)
+def test_slake_gives_the_box_of_the_one_thing_spoken_of(tmp_path, question, answer, box):
+    picture(tmp_path / "imgs" / "xmlab0" / "source.jpg")  # 4 x 4
+    things = [{"Lung": [0, 0, 4, 4]}, {"Left Lung": [2, 1, 1, 2]}, {"Liver": [0, 2, 1, 2]}]
+    things += [{"Kidney": [0, 0, 1, 1]}, {"Kidney": [3, 3, 1, 1]}]
+    (tmp_path / "imgs" / "xmlab0" / "detection.json").write_text(json.dumps(things))
+    row = {
+        "img_id": 0,
+        "img_name": "xmlab0/source.jpg",
+        "q_lang": "en",
+        "qid": 7,
+        "question": question,
+        "answer": answer,
+    }
+    (tmp_path / "test.json").write_text(json.dumps([{**row, "answer_type": "CLOSED"}, {**row, "answer_type": "OPEN"}]))
+    found = load_benchmark("slake", tmp_path, "test").questions
+    assert [None if one.box is None else one.box.corners for one in found] == [box, box]
+    assert [(one.closed, one.choices) for one in found] == [(True, choices_of(answer)), (False, ())]
+    (tmp_path / "imgs" / "xmlab0" / "detection.json").write_text('{"Liver": 3}')
+    with pytest.raises(ValueError, match=r"2 rejected.*detection\.json is damaged"):
+        load_benchmark("slake", tmp_path, "test")
+
+
 def test_slake_path_vqa_and_pmc_vqa(tmp_path):
     picture(tmp_path / "imgs" / "xmlab0" / "source.jpg")
     picture(tmp_path / "images" / "test" / "p1.jpg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,11 @@ from trimtab.files import alone
 from trimtab.medclm.audit import AuditOptions, FolderModel, ServedModel, Subject
 from trimtab.medclm.audit import audit as audit_model
 from trimtab.medclm.audit.measures import verdict
+from trimtab.medclm.audit.options import UNIT
 from trimtab.medclm.audit.run import FILE
+from trimtab.medclm.boxes.formats import FormatName
+from trimtab.medclm.boxes.models import ModelBoxes, boxes_of
+from trimtab.medclm.boxes.resizing import resizing_of
 from trimtab.medclm.evaluation.evaluate import write
 from trimtab.medclm.records import SplitName, Stage
 from trimtab.medclm.texts.server import ChatServer
@@ -69,8 +74,9 @@ class AuditArguments:
     """taught: as `trimtab medclm train` asks; explained: the form of the reply is spelled out; auto: by whether it is a run."""
     ask: Literal["set", "reasoning", "answer"] = "set"
     """For reasoning where a built set has it, and for all question sets of others; always; or for the answer alone."""
-    boxes: Literal["unit", "none"] = "unit"
-    """unit: reasoning about a known box shall quote it as fractions; none: boxes are neither asked for nor measured."""
+    boxes: Literal[FormatName, "auto", "none"] = "auto"
+    """How reasoning shall give a known box: a format by name, that of the folder's family, or (unknown, or served) unit, which
+    is fractions; none: boxes are neither asked for nor measured."""
     tokens: int = 0
     """Of a reply with reasoning; 0: 192 in the form taught, 1024 in the form explained."""
     claimed: float | None = None
@@ -93,14 +99,16 @@ def audit(arguments: Sequence[str]) -> int:
     data = given.data or data_of(folder)
     form = given.form if given.form != "auto" else "taught" if run else "explained"
     ask = "reasoning" if given.ask == "set" and given.questions != "medclm" else given.ask
-    options = AuditOptions(form, ask, given.boxes, given.tokens, given.limit)
+    boxes = _boxes(given, folder, form)
+    options = AuditOptions(form, ask, boxes, given.tokens, given.limit)
     asked, training = held_out(given.questions, data, given.split, given.stages, quiet=given.output.silent, alone=True)
     subject = _subject(given)
     with alone(out, "auditing into"), counting_progress("audit", quiet=given.output.silent) as progress:
         found = audit_model(subject, asked, out / "replies", options, training, progress)
         about = {
             "model": subject.name, "server": given.server, "data": str(data), "questions": given.questions,
-            "split": given.split, "form": form, "ask": ask, "boxes": given.boxes, "claimed": given.claimed,
+            "split": given.split, "form": form, "ask": ask,
+            "boxes": "none" if boxes is None else boxes.format.name, "claimed": given.claimed,
         }  # fmt: skip
         write(found, out, about, FILE)
         page = render_audit(out)
@@ -126,6 +134,19 @@ def _subject(given: AuditArguments) -> Subject:
     key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own want none
     server = ChatServer(given.server, key, given.tries, given.timeout)
     return ServedModel(given.model, server, given.concurrency, pairs(given.fields, "--fields"))
+
+
+def _boxes(given: AuditArguments, folder: Path, form: str) -> ModelBoxes | None:
+    """How boxes are written: as named, or for "auto" as the model of the folder does, if that is known."""
+    if given.boxes == "none":
+        return None
+    own = given.server is None and folder.is_dir()
+    if given.boxes == "auto":
+        if own and form == "explained":
+            with suppress(ValueError):  # a family whose boxes are not known
+                return boxes_of(folder)
+        return UNIT
+    return ModelBoxes.named(given.boxes, resizing_of(folder) if own and given.boxes == "qwen2.5" else None)
 
 
 def conditions_table(summary: Mapping[str, Any]) -> Table:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trimtab.checks import one_of
+from trimtab.medclm.audit.asking import Watch, asked
 from trimtab.medclm.audit.measures import ANSWERS, MEASURES, compared, kept, replied
-from trimtab.medclm.audit.requests import Keys, Request
+from trimtab.medclm.audit.options import AuditOptions
+from trimtab.medclm.audit.requests import Keys
 from trimtab.medclm.audit.subjects import Subject
 from trimtab.medclm.evaluation.evaluate import OPEN_AND_CLOSED, Evaluation, predicted
 from trimtab.medclm.evaluation.majority import Majority
 from trimtab.medclm.evaluation.metrics import RULES
-from trimtab.medclm.evaluation.parsing import Reply, contains, parse_reply
+from trimtab.medclm.evaluation.parsing import Reply, parse_reply
 from trimtab.medclm.evaluation.pictures import with_pictures
 from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.evaluation.tables import as_dicts, measured
 from trimtab.medclm.texts import replies as texts
-from trimtab.medclm.texts.generator import GenerationError
-from trimtab.medclm.texts.prompts import explained, instruction
 
 FILE = "audit.json"
 CONDITIONS = {"real": "own", "shuffled": "other", "blank": "blank"}
@@ -33,60 +31,6 @@ WHAT = {
     "blank": "the same question with an even grey image",
     "majority": "no model: the most common training answer to such a question",
 }
-ENOUGH = 20
-"""Replies without a box, of those that were asked for one, after which an audit stops (ours)."""
-REFUSED = 3
-"""Questions in a row from the start that a server cannot answer, after which an audit stops (ours)."""
-FORMS = ("taught", "explained")
-BOXES = ("unit", "none")
-ASK = ("set", "reasoning", "answer")
-TOKENS = {"taught": 192, "explained": 1024}
-"""Of a reply with reasoning, by form (ours); a quarter of it without."""
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """How is asked.
-
-    Attributes:
-        form: "explained": the form of the reply is spelled out; "taught": as `trimtab medclm train` asks.
-        ask: for reasoning as the set has it ("set"), always ("reasoning"), or never ("answer").
-        boxes: "unit": reasoning about a known box shall quote it as fractions; "none": boxes are not asked for nor measured.
-        tokens: of a reply with reasoning; 0: 192 of a taught model, 1024 of others.
-        limit: at most so many questions, spread evenly; 0 takes all.
-
-    Raises:
-        ValueError: another word.
-    """
-
-    form: str = "explained"
-    ask: str = "set"
-    boxes: str = "unit"
-    tokens: int = 0
-    limit: int = 0
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("form", FORMS), ("ask", ASK), ("boxes", BOXES)):
-            one_of(name, getattr(self, name), allowed)
-
-    def question(self, question: Question) -> Question:
-        """The question as it is asked and measured: never with a box drawn, which a wrong picture could not have."""
-        wanted = {"set": question.reason, "reasoning": True, "answer": False}[self.ask]
-        box = None if self.boxes == "none" else question.box
-        return replace(question, draw=False, reason=wanted, box=box)
-
-    def prompt(self, question: Question) -> str:
-        """What the model is asked."""
-        if self.form == "taught":
-            return instruction(question.question, reason=question.reason)
-        named = all(contains(question.question, choice) for choice in question.choices)
-        listed = () if named else question.choices
-        return explained(question.question, listed, reason=question.reason, boxes=question.box is not None)
-
-    def most(self, question: Question) -> int:
-        """Tokens of the reply."""
-        most = self.tokens or TOKENS[self.form]
-        return most if question.reason else max(most // 4, 16)
 
 
 def audit(
@@ -127,76 +71,36 @@ def audit(
     said: dict[str, dict[int, texts.Reply]] = {}
     failed: dict[str, str] = {}
     for name, ones in shown.items():
-        asked = {place: options.question(ones[place]) for place in places}
-        requests = {place: keys.request(one, options.prompt(one), options.most(one)) for place, one in asked.items()}
-        watch = _Watch(boxes=name == "real")
+        own = {place: options.question(ones[place]) for place in places}
+        requests = {place: keys.request(one, options.prompt(one), options.most(one)) for place, one in own.items()}
+        watch = Watch(options, on=name == "real")
         tell = None if progress is None else partial(progress, name)
-        said[name] = _asked(subject, requests, texts.ReplyCache(cache), watch, failed, tell)
+        said[name] = asked(subject, requests, texts.ReplyCache(cache), watch, failed, tell)
     whole = [place for place in places if all(place in ones for ones in said.values())]
     if not whole:
         raise ValueError(f"not one question was answered on all three pictures; {len(failed)} failed: {failed}")
     chosen = [options.question(questions[place]) for place in whole]
     answers = {name: [said[name][place] for place in whole] for name in said}
-    return _measured(chosen, answers, training, failed)
+    spoken = {name: [options.read(shown[name][place], said[name][place]) for place in whole] for name in said}
+    return measured_audit(chosen, answers, spoken, training, failed)
 
 
-def _asked(
-    subject: Subject,
-    requests: Mapping[int, Request],
-    cache: texts.ReplyCache,
-    watch: _Watch,
-    failed: dict[str, str],
-    tell: Callable[[int], None] | None,
-) -> dict[int, texts.Reply]:
-    """The replies by place; what could not be answered goes into `failed`. Short prompts come first, like with like."""
-    order = sorted(requests, key=lambda place: (requests[place].most, len(requests[place].prompt)))
-    found: dict[int, texts.Reply] = {}
-    replies = subject.replies([requests[place] for place in order], cache)
-    for done, (place, reply) in enumerate(zip(order, replies, strict=True), start=1):
-        if isinstance(reply, GenerationError):
-            name, why = requests[place].question.name, f"{reply.rejected.reason}: {reply.rejected.value}"
-            failed[name] = why
-            if not found and done >= min(REFUSED, len(order)):
-                raise ValueError(f"the model answers none of the first {done} questions; of question {name!r}: {why}")
-        else:
-            found[place] = reply
-            watch.look(requests[place], reply)
-        if tell is not None:
-            tell(done)
-    watch.end()
-    return found
-
-
-class _Watch:
-    """Stops an audit of boxes whose replies have none, before all of them are paid for."""
-
-    def __init__(self, *, boxes: bool) -> None:
-        self._on, self._asked, self._found = boxes, 0, 0
-
-    def look(self, request: Request, reply: texts.Reply) -> None:
-        """Count one more reply."""
-        if self._on and request.question.reason and request.question.box is not None:
-            self._asked += 1
-            self._found += bool(parse_reply(reply.text).boxes)
-            if self._asked == ENOUGH:
-                self.end()
-
-    def end(self) -> None:
-        """Refuse to go on if boxes were asked for and none came."""
-        if self._on and self._asked and not self._found:
-            raise ValueError(
-                f"not one of {self._asked} replies that were asked for a box quotes one as [x0, y0, x1, y1] in 0 to 1, so "
-                "there is nothing to measure IoU on: --boxes none audits without, --ask answer without reasoning"
-            )
-
-
-def _measured(
+def measured_audit(
     questions: Sequence[Question],
     answers: Mapping[str, Sequence[texts.Reply]],
+    spoken: dict[str, list[str]],
     training: Sequence[Question],
     failed: Mapping[str, str],
 ) -> Evaluation:
-    spoken = {name: [one.text or one.refusal for one in ones] for name, ones in answers.items()}
+    """All measures of questions that were answered on every picture.
+
+    Args:
+        questions: as they were asked.
+        answers: replies by condition, in the order of the questions.
+        spoken: their texts, every box in fractions.
+        training: for the majority guess.
+        failed: what could not be asked, and why.
+    """
     parsed = {name: [parse_reply(text) for text in ones] for name, ones in spoken.items()}
     found = {name: [replied(*pair) for pair in zip(questions, ones, strict=True)] for name, ones in parsed.items()}
     measures = [compared(question, _at(parsed, place), _at(found, place)) for place, question in enumerate(questions)]
@@ -210,7 +114,9 @@ def _measured(
             {rule: value for rule, value in replied(question, parse_reply(text)).items() if rule in rules}
             for question, text in zip(questions, spoken["majority"], strict=True)
         ]
-    systems = {name: {"what": WHAT[name], "rows": as_dicts(measured(questions, ones))} for name, ones in found.items()}
+    systems: dict[str, Any] = {
+        name: {"what": WHAT[name], "rows": as_dicts(measured(questions, ones))} for name, ones in found.items()
+    }
     used = {row["rule"] for one in systems.values() for row in one["rows"]} | {row.rule for row in rows}
     summary = {
         "schema": "trimtab.medclm.audit/1",

@@ -54,7 +54,7 @@ class ServedModel:
         whole("concurrency", concurrency, 1)
         self.name, self.server, self._threads = model, server, concurrency
         self._options = dict(options or {})
-        self.identity = {"server": server.address, "model": model, "options": self._options}
+        self.identity: Mapping[str, Any] = {"server": server.address, "model": model, "options": self._options}
 
     def replies(self, requests: Sequence[Request], cache: ReplyCache) -> Iterator[Reply | GenerationError]:
         """See `Subject`.
@@ -112,7 +112,7 @@ class FolderModel:
         self.name, self._batch = str(folder), batch
         self._model, self._processor = load_finished(folder, known=False)
         self._together = self._model.config.model_type in FAMILIES
-        self.identity = _identity(model_folder(folder))
+        self.identity: Mapping[str, Any] = _identity(model_folder(folder))
 
     def replies(self, requests: Sequence[Request], cache: ReplyCache) -> Iterator[Reply | GenerationError]:
         """See `Subject`."""

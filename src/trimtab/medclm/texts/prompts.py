@@ -19,27 +19,24 @@ def instruction(question: str, *, reason: bool) -> str:
     return f"{question} {REASON_FIRST if reason else ANSWER_ONLY}"
 
 
-def explained(question: str, choices: Sequence[str] = (), *, reason: bool, boxes: bool) -> str:
+def explained(question: str, choices: Sequence[str] = (), *, reason: bool, boxes: str = "") -> str:
     """The question with the form of the reply spelled out (ours), for a model that was not trained on `instruction`.
 
     Args:
         question: its text.
         choices: the answers to choose from, none for an open question.
         reason: whether reasoning is asked for.
-        boxes: whether that shall quote the place it speaks of.
+        boxes: how that shall quote the place it speaks of, "" for not at all.
 
-    >>> print(explained("Is there a nodule?", ("yes", "no"), reason=False, boxes=False))
+    >>> print(explained("Is there a nodule?", ("yes", "no"), reason=False))
     Is there a nodule?
     Reply with one line, "Answer: " and one of: yes, no.
     """
     said = f"one of: {', '.join(choices)}" if choices else "the answer in a few words"
     if not reason:
         return f'{question}\nReply with one line, "Answer: " and {said}.'
-    place = (
-        " Quote the box of what you speak of as [x0, y0, x1, y1]: left, top, right and bottom edge as fractions of the "
-        "picture's width and height, 0.0 to 1.0."
-    )
-    first = f"First say in two to six sentences what you see that decides it.{place if boxes else ''}"
+    place = f" Give the box of what you speak of: {boxes}." if boxes else ""
+    first = f"First say in two to six sentences what you see that decides it.{place}"
     return f'{question}\n{first}\nThen end with one line, "Answer: " and {said}.'
 
 
