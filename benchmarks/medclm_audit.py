@@ -36,6 +36,7 @@ class Slow(BaseHTTPRequestHandler):
     """Replies after `DELAY` seconds."""
 
     def do_POST(self) -> None:
+        """One chat completion."""
         self.rfile.read(int(self.headers["Content-Length"]))
         time.sleep(DELAY)
         text = "It is seen at [0.1, 0.1, 0.5, 0.5]. So yes.\nAnswer: yes"

@@ -24,7 +24,7 @@ ELSEWHERE = {
 }
 """Pages whose blocks need more than a reader's network and data, and what holds them."""
 ALONE = {
-    "docs/your-scripts.md",
+    "docs/your-scripts.md", "docs/methods/medclm-audit.md",
     "README.md", "docs/report.md", "docs/methods/curricula.md", "docs/methods/curvature.md", "docs/methods/gradient-tracker.md",
     "docs/methods/landscape.md", "docs/methods/var.md",
 }  # fmt: skip

@@ -130,37 +130,32 @@ def value(rows: Sequence[Mapping[str, Any]], rule: str) -> Mapping[str, Any] | N
     return next((row for row in rows if (row["group"], row["rule"]) == ("all", rule)), None)
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
+def claim(summary: Mapping[str, Any]) -> str:
     """Whether the answers hang on the pictures: the 95 % interval of the Visual Reliance Score, drawn by patient, lies above 0.
 
     Args:
         summary: what `audit.json` holds.
     """
-    rows, systems = summary["measures"], summary["systems"]
-    vrs, change = value(rows, "vrs.1"), value(rows, "is.1")
-    assert vrs is not None
-    assert change is not None
-    shares = {name: value(one["rows"], "accuracy.1") for name, one in systems.items()}
+    vrs = value(summary["measures"], "vrs.1")
+    looks = vrs is not None and vrs["low"] is not None and vrs["low"] > 0
+    return "The answers hang on the pictures" if looks else "The answers are not shown to hang on the pictures"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """`claim` with its figures."""
+    shares = {name: value(one["rows"], "accuracy.1") for name, one in summary["systems"].items()}
     words_of = {
-        "shuffled": "with images of other patients",
-        "blank": "on blank ones",
+        "real": f"of {summary['n']:,} questions right", "shuffled": "with images of other patients", "blank": "on blank ones",
         "majority": "by the majority guess",
-    }
-    others = ", ".join(
-        f"{100 * row['value']:.1f} % {words_of[name]}"
-        for name, row in shares.items()
-        if row is not None and name != "real"
-    )
-    real = shares["real"]
-    assert real is not None
-    bounds = "" if vrs["low"] is None else f" ({100 * vrs['low']:.0f} to {100 * vrs['high']:.0f})"
-    looks = vrs["low"] is not None and vrs["low"] > 0
-    said = "The answers hang on the pictures" if looks else "The answers are not shown to hang on the pictures"
-    text = (
-        f"{said}: {100 * real['value']:.1f} % of {summary['n']:,} questions right, {others}; Visual Reliance Score "
-        f"{100 * vrs['value']:+.1f} points{bounds}, Image Sensitivity {100 * change['value']:.0f} %"
-    )
-    rate = value(rows, "hvrr.1")
+    }  # fmt: skip
+    parts = [f"{100 * row['value']:.1f} % {words_of[name]}" for name, row in shares.items() if row is not None]
+    text = f"{claim(summary)}: {', '.join(parts)}"
+    for rule, name in (("vrs.1", "Visual Reliance Score"), ("is.1", "Image Sensitivity")):
+        row = value(summary["measures"], rule)
+        if row is not None:
+            bounds = "" if row["low"] is None else f" ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
+            text += f"; {name} {100 * row['value']:{'+' if rule == 'vrs.1' else ''}.1f}{bounds}"
+    rate = value(summary["measures"], "hvrr.1")
     if rate is not None:
-        text += f"; {100 * rate['value']:.0f} % of its replies claim to see and answer alike whatever the picture"
-    return text + "."
+        text += f"; {100 * rate['value']:.0f} % of replies claim to see and answer alike whatever the picture"
+    return f"{text}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.inputs import named
-from trimtab.medclm.audit.measures import value, verdict
+from trimtab.medclm.audit.measures import claim, value
 from trimtab.medclm.audit.run import FILE
 from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.report.medclm.evaluation import (
@@ -147,7 +147,7 @@ def _verdict(summary: Mapping[str, Any]) -> Verdict:
     tiles = []
     for name, one in summary["systems"].items():
         row = value(one["rows"], "accuracy.1")
-        if row is not None:
+        if row is not None and name != "majority":
             claimed = summary.get("claimed") if name == "real" else None
             note = _bounds(row) + ("" if claimed is None else f"; claimed {100 * claimed:.1f} %")
             tiles.append(Tile(system_words(name), f"{100 * row['value']:.0f} %", note, look=LOOKS[name]))
@@ -156,7 +156,7 @@ def _verdict(summary: Mapping[str, Any]) -> Verdict:
         if row is not None:
             shown = f"{100 * row['value']:+.0f} points" if rule == "vrs.1" else f"{100 * row['value']:.0f} %"
             tiles.append(Tile(rule_words(rule), shown.replace("-", MINUS), _bounds(row)))
-    return Verdict(verdict(summary), tiles)
+    return Verdict(f"{claim(summary)}.", tiles)
 
 
 def _bounds(row: Mapping[str, Any]) -> str:
