@@ -51,6 +51,7 @@ class Row:
         loose: how far it may be from the formula, where it computes in halves by its nature.
         joint: whether one NaN of a gradient reaches the whole tensor.
         other: settings that replace some in the checks named "sparse", "half" and "train".
+        begun: what attaching it leaves, of the weights and a memory; None where it leaves them as they are.
         finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
         steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
         network: whether its formula takes all matrices of the network, and a memory.
@@ -68,6 +69,7 @@ class Row:
     loose: float = 0.0
     joint: bool = False
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    begun: Callable[..., Any] | None = None
     finished: Callable[..., Any] | None = None
     steps: int = 0
     network: bool = False
@@ -112,6 +114,11 @@ NO_SPARSE = r"needs dense gradients, that of table\.weight, .*torch\.sparse_coo"
 WHOLE = r"selects over whole tensors and does not take sharded weights"
 GRADUAL = {"begin": 0.125, "end": 0.375, "every": 1, "initial": 0.2, "final": 0.7}
 PHASES = {"sparsity": 0.6, "warm_up": 0.125, "phase": 0.125, "last_dense": 0.125, "last_sparse": 0.375}
+DYNAMIC = {
+    "sparsity": 0.6, "distribution": "uniform", "first_layer": "sparse", "start": "magnitude", "every": 1, "fraction": 0.4,
+}  # fmt: skip
+TOWARDS = {"n": 1, "m": 2, "begin": 0.125, "end": 0.375, "indivisible": "leave_out"}
+MOVED = {"begin": 0.125, "end": 0.375, "every": 1, "initial": 0.2, "final": 0.7}
 SELECTS = r"0\.weight holds NaN after 2 steps: .* cannot tell what is small"
 CRAM = {"rho": 0.2, "sparsities": (0.6,)}
 MUON: dict[str, Any] = {
@@ -185,6 +192,20 @@ ROWS = (
                           ("reversible", {"reversible": True}))),
     Row("progressive", reference.gradual, {**GRADUAL}, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
         other={"half": {"initial": 0.05}, "train": {"end": 0.7}}),
+    *(Row(name, reference.dynamic_sparse, {**DYNAMIC, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+          begun=reference.sparse_start)
+      for name, label, more in (("rigl", "", {}), ("rigl", "all", {"fraction": 1.0}), ("set", "", {}))),
+    *(Row("nm_decay", reference.nm_decay, {**TOWARDS, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
+          other={"pictures": {"m": 3}})
+      for label, more in (("", {}), ("exponential", {"decay": "exponential"}))),
+    Row("sr_ste", reference.nm_decay, {**TOWARDS, "strength": 0.2}, complex=LEFT_OUT, sharded=WHOLE, steps=8,
+        other={"pictures": {"m": 3}}),
+    *(Row("soft_threshold", reference.soft_threshold, {"init": -2.0, "decay": 0.1, **more}, label, complex=LEFT_OUT,
+          sharded=WHOLE, joint=True, begun=reference.soft_start)
+      for label, more in (("", {}), ("rate", {"lr": 0.5, "momentum": 0.5}))),
+    *(Row("movement", reference.movement, {**MOVED, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+          other={"half": {"initial": 0.05}, "train": {"end": 0.7}})
+      for label, more in (("", {}), ("global", {"scope": "global"}))),
     *(Row("ac_dc", reference.ac_dc, {**PHASES, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
           finished=reference.pruned_end,
           other={"half": {"sparsity": 0.05}, "train": {"warm_up": 0.2, "phase": 0.2, "last_dense": 0.2, "last_sparse": 0.4}})

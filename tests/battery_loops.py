@@ -169,11 +169,13 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
     w = as_arrays(weights(network()))
     memory: Memory = {}
     base: Memory = {}
+    if row is not None and row.begun is not None:
+        w = row.begun(w, base, **row.given)
     plain: Callable[..., Arrays] = reference.sgd
     for step in steps:
         gradient = gradient_at(step)
         home = None if row is None else row.home
-        g = gradient(w)
+        g = base["g"] = gradient(w)
         if row is not None and home == "optimizer":
             w = row.reference(w, g, memory, **row.given)
             yield w

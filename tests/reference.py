@@ -7,10 +7,11 @@ dictionary that a lever keeps from step to step, empty before the first. Setting
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -355,12 +356,12 @@ def as_it_was(w: Arrays, left: Arrays, memory: Memory, **settings: Any) -> Array
     return left
 
 
-def smallest(w: Arrays, share: float, scope: str) -> list[NDArray[np.bool_]]:
+def smallest(w: Arrays, share: float, scope: str, size: Callable[[Array], Array] = np.abs) -> list[NDArray[np.bool_]]:
     """Where the smallest of the matrices are, exactly that share of them."""
     gone = [np.zeros(one.shape, bool) for one in w]
     matrices = [at for at, one in enumerate(w) if one.ndim > 1]
     for group in [matrices] if scope == "global" else [[at] for at in matrices]:
-        sizes = np.concatenate([np.abs(w[at]).ravel() for at in group])
+        sizes = np.concatenate([size(w[at]).ravel() for at in group])
         flat = np.zeros(sizes.size, bool)
         flat[np.argsort(sizes, kind="stable")[: math.floor(share * sizes.size + 0.5)]] = True
         parts = np.split(flat, np.cumsum([w[at].size for at in group])[:-1])
@@ -402,6 +403,103 @@ def ac_dc(
         memory["gone"] = smallest(w, sparsity, scope) if sparse else none
         memory["v"] = [0 * v if sparse else v for v in memory["v"]]
     return [np.where(m, 0, x) for m, x in zip(memory.get("gone", none), w, strict=True)]
+
+
+def sparse_start(w: Arrays, memory: Memory, sparsity: float, **settings: Any) -> Arrays:
+    memory["gone"] = smallest(w, sparsity, "layer")
+    return [np.where(mask, 0, x) for mask, x in zip(memory["gone"], w, strict=True)]
+
+
+def dynamic_sparse(
+    w: Arrays, moved: Arrays, memory: Memory, fraction: float, every: int, grow: str, stop: float = 0.75, seed: int = 0,
+    total_steps: int = 8, **settings: Any,
+) -> Arrays:  # fmt: skip
+    t, gone, last = memory.get("t", 0) + 1, memory["gone"], stop * total_steps
+    w, v = ([np.where(m, 0, x) for m, x in zip(gone, of, strict=True)] for of in (moved, memory["v"]))
+    share = fraction / 2 * (1 + math.cos(math.pi * t / last)) * (t < last and t % every == 0)
+    draws = uniform([x.shape for x in w if x.ndim > 1], 1_000_003 * seed + t)
+    for at, old in [(at, old) for at, old in enumerate(gone) if old.ndim > 1]:
+        growth = np.abs(memory["g"][at]) if grow == "gradient" else next(draws)
+        k, new = int(share * (~old).sum()), old.ravel().copy()
+        new[np.argsort(np.where(old, np.inf, np.abs(w[at])).ravel(), kind="stable")[:k]] = True
+        new[np.argsort(np.where(new, -growth.ravel(), np.inf), kind="stable")[:k]] = False
+        gone[at] = new.reshape(old.shape)
+        w[at], v[at] = np.where(gone[at], 0, w[at]), np.where(old | gone[at], 0, v[at])
+    memory |= {"t": t, "v": v}
+    return w
+
+
+def uniform(shapes: Sequence[tuple[int, ...]], seed: int) -> Iterator[Array]:
+    """Numbers in [0, 1) one shape after the other; torch's, since a formula has none of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    return iter([torch.rand(shape, generator=generator, dtype=torch.float64).numpy() for shape in shapes])
+
+
+def outside(w: Array, n: int, m: int) -> NDArray[np.bool_]:
+    """Where a weight is not among the n largest of its m consecutive inputs; nowhere if m does not divide them."""
+    if w.ndim < 2 or w.shape[1] % m:
+        return np.zeros(w.shape, bool)
+    groups = np.abs(w).reshape(len(w), -1, m)
+    rank = np.argsort(np.argsort(groups, axis=2, kind="stable"), axis=2)
+    return (rank < m - n).reshape(w.shape)
+
+
+def nm_decay(
+    w: Arrays, moved: Arrays, memory: Memory, n: int, m: int, begin: float, end: float, method: str = "mask",
+    decay: str = "linear", strength: float = 2e-4, indivisible: str = "", total_steps: int = 8, lr: float = 0.1,
+) -> Arrays:  # fmt: skip
+    t = memory["t"] = memory.get("t", 0) + 1
+    dense, gone = memory.get("dense", w), memory.get("gone", [np.zeros(x.shape, bool) for x in w])
+    pull = strength if method == "sr_ste" else 0.0
+    memory["v"] = [v + pull * mask * x for v, mask, x in zip(memory["v"], gone, dense, strict=True)]
+    dense = memory["dense"] = [x - lr * v for x, v in zip(dense, memory["v"], strict=True)]
+    past, span = t - begin * total_steps, (end - begin) * total_steps
+    fading = max(0.0, 1 - past / span) if decay == "linear" else math.exp(-math.log(100) * past / span) * (past < span)
+    beta = 1.0 if past < 0 else fading if method == "mask" else 0.0
+    memory["gone"] = [outside(x, n, m) & (past >= 0) for x in dense]
+    return [np.where(mask, beta * x, x) for mask, x in zip(memory["gone"], dense, strict=True)]
+
+
+def soft(w: Arrays, s: Sequence[float]) -> Arrays:
+    cuts = [1 / (1 + math.exp(-one)) if x.ndim > 1 else 0.0 for one, x in zip(s, w, strict=True)]
+    return [np.sign(x) * np.maximum(np.abs(x) - cut, 0) for x, cut in zip(w, cuts, strict=True)]
+
+
+def soft_start(w: Arrays, memory: Memory, init: float, **settings: Any) -> Arrays:
+    memory |= {"dense": w, "s": [init] * len(w), "vs": [0.0] * len(w)}
+    return soft(w, memory["s"])
+
+
+def soft_threshold(
+    w: Arrays, moved: Arrays, memory: Memory, decay: float, init: float, momentum: float = 0.9, lr: float = 0.1,
+    rate: float = 0.1,
+) -> Arrays:  # fmt: skip
+    active = [(x != 0) | (x.ndim < 2) for x in w]
+    g = [a * one for a, one in zip(active, memory["g"], strict=True)]
+    memory["v"] = [v - one + kept for v, one, kept in zip(memory["v"], memory["g"], g, strict=True)]
+    for at, s in enumerate(memory["s"]):
+        slope = -(np.sign(memory["dense"][at]) * g[at]).sum() / (2 + math.exp(s) + math.exp(-s))
+        memory["vs"][at] = momentum * memory["vs"][at] + slope + decay * s
+        memory["s"][at] = s - lr * memory["vs"][at]
+    memory["dense"] = [x - rate * v for x, v in zip(memory["dense"], memory["v"], strict=True)]
+    return soft(memory["dense"], memory["s"])
+
+
+def movement(
+    w: Arrays, moved: Arrays, memory: Memory, final: float, begin: float, end: float, every: int, initial: float,
+    power: float = 3, scope: str = "layer", score_lr: float = 1e-2, total_steps: int = 8, lr: float = 0.1,
+) -> Arrays:  # fmt: skip
+    t, t0, t1 = memory.get("t", 0) + 1, begin * total_steps, end * total_steps
+    dense, gone = memory.get("dense", w), memory.get("gone", [np.zeros(x.shape, bool) for x in w])
+    score = memory.get("score", [0 * x for x in w])
+    score = [s - score_lr * g * x for s, g, x in zip(score, memory["g"], dense, strict=True)]
+    memory["v"] = [v - mask * g for v, mask, g in zip(memory["v"], gone, memory["g"], strict=True)]
+    dense = [x - lr * v for x, v in zip(dense, memory["v"], strict=True)]
+    if t >= t0 and (t - t0) % every == 0:
+        left = max(0.0, 1 - (t - t0) / (t1 - t0))
+        gone = smallest(score, final + (initial - final) * left**power, scope, np.array)
+    memory |= {"t": t, "dense": dense, "gone": gone, "score": score}
+    return [np.where(mask, 0, x) for mask, x in zip(gone, dense, strict=True)]
 
 
 # at the end: the weights after every step -> the weights that are kept

@@ -172,7 +172,10 @@ def test_all_happens_in_place(row: Row) -> None:
     before = weights(training.net)
     if training.lever is not None and hasattr(training.lever, "before_step"):
         training.lever.before_step([Entry(n, p, 0 if p.ndim > 1 else None) for n, p in training.net.named_parameters()])
-        assert distance(weights(training.net), before) == 0
+        if not getattr(
+            training.lever, "behind", False
+        ):  # where weights are trained behind others, these take their place
+            assert distance(weights(training.net), before) == 0
         assert [p.grad.data_ptr() for p in training.net.parameters()] == gradients_at  # type: ignore[union-attr]
     training.run([0])
     assert [parameter.data_ptr() for parameter in training.net.parameters()] == places
@@ -226,6 +229,7 @@ class _Pictures(nn.Sequential):
 def test_channels_last_weights_step_as_contiguous_ones(row: Row) -> None:
     plain, turned = _Pictures(), _Pictures().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert not turned[1].weight.is_contiguous()
+    row = row.under("pictures")
     expected = Training(row, plain).run(range(3))
     assert distance(Training(row, turned).run(range(3)), expected) < max(1e-10, row.loose)
     assert turned[1].weight.is_contiguous(memory_format=torch.channels_last)

@@ -19,6 +19,11 @@ SETTINGS = {
     "concentrate": {"concentrate.rate": 0.1}, "proximal_l1": {"proximal_l1.strength": 1e-2},
     "safe": {"safe.strength": 0.1, "safe.every": 2}, "gradual": {"gradual.end": 1.0, "gradual.every": 1},
     "progressive": {"progressive.end": 1.0, "progressive.every": 1},
+    "rigl": {"rigl.every": 1, "rigl.stop": 1.0}, "set": {"set.every": 1, "set.stop": 1.0},
+    "nm_decay": {"nm_decay.begin": 0.0, "nm_decay.end": 0.8, "nm_decay.indivisible": "leave_out"},
+    "sr_ste": {"sr_ste.begin": 0.0, "sr_ste.strength": 0.1, "sr_ste.indivisible": "leave_out"},
+    "soft_threshold": {"soft_threshold.init": -3.0},
+    "movement": {"movement.begin": 0.2, "movement.end": 1.0, "movement.every": 1},
     "ac_dc": {"ac_dc.warm_up": 0.2, "ac_dc.phase": 0.2, "ac_dc.last_dense": 0.2, "ac_dc.last_sparse": 0.4},
 }  # fmt: skip
 """So strong that five steps show them."""

@@ -1,9 +1,12 @@
 """Pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
 
 from trimtab.pruning.ac_dc import ACDC
+from trimtab.pruning.dynamic_sparse import DynamicSparse
 from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.kept import KeepMasks, keep_masks
+from trimtab.pruning.movement import MovementPruning
+from trimtab.pruning.nm_decay import NMDecay
 from trimtab.pruning.one_shot import one_shot, sweep
 from trimtab.pruning.owl import owl
 from trimtab.pruning.pruned import Pruned
@@ -11,6 +14,7 @@ from trimtab.pruning.recalibration import Recalibration, recalibrate
 from trimtab.pruning.scopes import SCOPES, erk_densities
 from trimtab.pruning.scores import SCORES
 from trimtab.pruning.selection_plan import DEFAULT_RULE
+from trimtab.pruning.soft_threshold import SoftThreshold
 from trimtab.pruning.sparse_gpt import sparse_gpt
 from trimtab.pruning.wanda import Wanda
 
@@ -19,12 +23,16 @@ __all__ = [
     "DEFAULT_RULE",
     "SCOPES",
     "SCORES",
+    "DynamicSparse",
     "GraSP",
     "GradualPruning",
     "KeepMasks",
+    "MovementPruning",
+    "NMDecay",
     "Pruned",
     "Recalibration",
     "Snip",
+    "SoftThreshold",
     "Taylor",
     "Wanda",
     "erk_densities",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.checks import below_one, flag, positive
+from trimtab.checks import below_one, flag, one_of, positive
 from trimtab.parameters import Entry, Rule
-from trimtab.pruning.masked_training import MaskedTraining, Scope, of_run
+from trimtab.pruning.along_training import of_run
+from trimtab.pruning.masked_training import PLACES, MaskedTraining, Scope
 
 
 class ACDC(MaskedTraining):
@@ -62,7 +63,7 @@ class ACDC(MaskedTraining):
         total_steps: int,
         rule: Rule | None = None,
     ) -> None:
-        super().__init__("sparsity", sparsity, total_steps, scope, rule)
+        super().__init__("sparsity", sparsity, total_steps, one_of("scope", scope, PLACES), rule)
         self.warm_up, self.phase = below_one("warm_up", warm_up), positive("phase", phase)
         self.last_dense, self.last_sparse = positive("last_dense", last_dense), positive("last_sparse", last_sparse)
         self.reset_momentum = flag("reset_momentum", reset_momentum)

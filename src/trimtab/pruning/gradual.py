@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from trimtab.checks import below_one, flag, number, positive, whole
+from trimtab.checks import below_one, flag, number, one_of, positive, whole
 from trimtab.parameters import Entry, Rule
 from trimtab.parameters.zeros import set_zeros_
-from trimtab.pruning.masked_training import MaskedTraining, Scope, of_run, takes_closure
-from trimtab.tensors.zeros import laid_like
+from trimtab.pruning.along_training import of_run
+from trimtab.pruning.masked_training import PLACES, MaskedTraining, Scope
 
 
 class GradualPruning(MaskedTraining):
@@ -50,7 +46,7 @@ class GradualPruning(MaskedTraining):
     Source: arXiv 1710.01878; progressive 2606.12278.
 
     Example:
-        >>> import trimtab
+        >>> import torch, trimtab
         >>> net = torch.nn.Linear(10, 10)
         >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         >>> lever = GradualPruning(0.8, end=0.5, every=1, total_steps=4)
@@ -78,7 +74,7 @@ class GradualPruning(MaskedTraining):
         total_steps: int,
         rule: Rule | None = None,
     ) -> None:
-        super().__init__("final", final, total_steps, scope, rule)
+        super().__init__("final", final, total_steps, one_of("scope", scope, PLACES), rule)
         self.begin, self.end = below_one("begin", begin), number("end", end, above=0, most=1)
         if not self.begin < self.end:
             raise ValueError(f"begin must be below end, got begin={begin:g}, end={end:g}")
@@ -90,8 +86,11 @@ class GradualPruning(MaskedTraining):
         self._first, self._last = of_run(self.begin, total_steps), of_run(self.end, total_steps)
         ramp = self._last - self._first
         self.every = min(100, max(1, ramp // 10)) if every is None else whole("every", every, 1)
-        self._dense: dict[str, Tensor] = {}
-        """With `reversible`: the values of all weights behind the masks."""
+
+    @property
+    def behind(self) -> bool:  # type: ignore[override]
+        """Whether weights train on behind the mask."""
+        return self.reversible
 
     @property
     def final(self) -> float:
@@ -152,29 +151,6 @@ class GradualPruning(MaskedTraining):
         if self.reset_state and not self.reversible:
             self._reset_state(chosen)
 
-    def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
-        """See `MaskedTraining`; called by `trimtab.attach`."""
-        if self.reversible and takes_closure(optimizer):
-            raise ValueError(
-                f"{type(self).__name__}(reversible=True) cannot put the weights behind the mask back inside a step of "
-                f"{type(optimizer).__name__}, which moves them while it evaluates its closure"
-            )
-        super().bind(optimizer, model, parameters)
-
-    @torch.no_grad()
-    def before_step(self, parameters: Sequence[Entry]) -> None:
-        """Set the gradients of masked weights to zero; `reversible`: put the weights behind the masks in their place."""
-        if self.reversible:
-            self._to_dense(self._dense_ones(parameters))
-        else:
-            super().before_step(parameters)
-
-    def _to_dense(self, chosen: list[Entry]) -> None:
-        for entry in chosen:
-            if (dense := self._dense.get(entry.name)) is not None:
-                weight = entry.parameter
-                weight.copy_(torch.where(self._gone[entry.name], dense, weight))
-
     def _prune(self, chosen: list[Entry], sparsity: float) -> None:
         if self.reversible:
             self._dense = {entry.name: entry.parameter.detach().clone() for entry in chosen}
@@ -189,26 +165,3 @@ class GradualPruning(MaskedTraining):
                 set_zeros_(entry, gone)
         if not self.reversible:
             super()._keep(chosen)
-
-    def removed(self) -> list[tuple[Tensor, Tensor]]:
-        """See `MaskedTraining`; nothing with `reversible`, where masked weights have a gradient."""
-        return [] if self.reversible else super().removed()
-
-    def _find(self, parameters: Sequence[Entry]) -> list[Entry]:
-        chosen = super()._find(parameters)
-        if not self.reversible:
-            return chosen
-        behind = [entry for entry in chosen if entry.computed is not None]
-        self.left_out += [(entry, "computed from other parameters: no values behind a mask") for entry in behind]
-        return [entry for entry in chosen if entry.computed is None]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Steps taken, masks, the settings, and with `reversible` the weights behind the masks."""
-        state = super().state_dict()
-        return {**state, "dense": {name: dense.clone() for name, dense in self._dense.items()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a saved state over; ValueError when its settings are not this object's."""
-        super().load_state_dict(state)
-        places = self._places()
-        self._dense = {name: laid_like(dense, places.get(name)) for name, dense in state["dense"].items()}
