@@ -22,6 +22,7 @@ from tests import reference
 from tests.medclm.samples import source
 from tests.reference import Array
 from trimtab.curricula import STAGES, CurriculumSampler, Linear, weighted_cross_entropy
+from trimtab.levers import attach
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.organs.rle import read_organs
 from trimtab.observe.curvature import Objective
@@ -29,7 +30,7 @@ from trimtab.observe.landscape import random_directions
 from trimtab.parameters import Entry, select
 from trimtab.registry import LEVERS, Home, create
 
-RIGHT, LEFT_OUT = "right", "left out"
+RIGHT, LEFT_OUT, UNDONE = "right", "left out", "undone"
 """Beside these two a row may give the words with which such tensors are refused."""
 DENSE = r"acts on dense gradients, that of table\.weight has layout torch\.sparse_coo.*exclude"
 REAL = r"acts on real gradients, odd\.weight is torch\.complex128.*exclude"
@@ -55,7 +56,7 @@ class Row:
         finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
         steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
         network: whether its formula takes all matrices of the network, and a memory.
-        nan: `RIGHT`, or the words that refuse a NaN weight.
+        nan: `RIGHT`, or the words that refuse a NaN weight, or `UNDONE` where such a step is undone.
     """
 
     name: str
@@ -182,6 +183,10 @@ ROWS = (
     Row("concentrate", reference.concentrate, {"rate": 0.5, "scope": "layer"}, "layer", complex=LEFT_OUT),
     Row("concentrate", reference.concentrate, {"rate": 0.5, "preserve_norm": False}, "plain", complex=LEFT_OUT),
     Row("proximal_l1", reference.proximal_l1, {"strength": 0.05}, complex=LEFT_OUT),
+    *(Row("spike_guard", reference.spike_guard, {"policy": policy, "threshold": threshold, "warmup": 2, "judge": ("update",)},
+          policy, "all", sparse=RIGHT, complex=RIGHT, nan=UNDONE,
+          other={"train": {"threshold": 1e-3, "decay": 0.0, "judge": ("loss", "gradient", "update")}})
+      for policy, threshold in (("skip", 0.4), ("lower_lr", 0.3))),
     Row("ema", reference.as_it_was, {"decay": 0.7, "warmup": False}, sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("ema", reference.as_it_was, {"decay": 0.9}, "warmup", sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("mean_weights", reference.as_it_was, {"start": 0.4, "every": 2}, sparse=RIGHT, complex=RIGHT,
@@ -380,6 +385,71 @@ def gradient_tracker() -> tuple[Any, Any]:
     return [{name: row[name] for name in expected[0]} for row in rows], expected
 
 
+def metered(name: str, net: nn.Module, passes: Callable[[Any], Any], *arguments: Any) -> dict[str, float]:
+    """The signals of a meter after a step of plain gradient descent; `passes` does what comes before it."""
+    meter, optimizer = create(name, *arguments), torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = attach(optimizer, meter, model=net)
+    passes(meter)
+    optimizer.step()
+    handle.remove()
+    return {key: float(value) for key, value in meter.signals().items()}
+
+
+def step_meter(name: str) -> tuple[Any, Any]:
+    net, (weight,) = layers((6, 9))
+    inputs = torch.from_numpy(numbers(7, 5, 9))
+    found = metered(name, net, lambda meter: net(inputs).square().sum().backward())
+    gradient = 2 * (inputs.numpy() @ weight.T).T @ inputs.numpy()
+    if name == "update_ratio":
+        return found[name], reference.update_ratio(weight, weight - 0.1 * gradient)
+    return found[name], reference.nlm_cosine(weight, gradient)
+
+
+def noise_scale() -> tuple[Any, Any]:
+    net, parts = layers((1, 9))[0], [1 + numbers(seed, 1, 9) for seed in range(4)]
+
+    def passes(meter: Any) -> None:
+        for part in parts:
+            (net(torch.from_numpy(part)).sum() / 4).backward()
+
+    return metered("noise_scale", net, passes, 5), reference.noise_scale(parts, 5)
+
+
+def softmax_collapse() -> tuple[Any, Any]:
+    logits, targets = 30 * numbers(3, 40, 5), numbers(4, 40, 5).argmax(1)
+    net = layers((2, 2))[0]
+    outputs = torch.from_numpy(logits).float()
+    found = metered("softmax_collapse", net, lambda meter: meter.see_outputs(outputs, torch.from_numpy(targets)))
+    return found, {"softmax_collapse": reference.softmax_collapse(logits, targets)}
+
+
+def activations() -> tuple[Any, Any]:
+    net, (weight,) = layers((8, 9))
+    weight[2], weight[5] = 0, 100 * weight[5]
+    net[0].weight.data = torch.from_numpy(weight.copy())
+    inputs = numbers(7, 5, 9)
+    found = metered("activations", net, lambda meter: net(torch.from_numpy(inputs)).sum().backward(), net)
+    return found, reference.activations(inputs @ weight.T)
+
+
+class Attending(nn.Module):
+    """Queries and keys that are given, the values learned."""
+
+    def __init__(self, query: Array, key: Array) -> None:
+        super().__init__()
+        self.query, self.key = torch.from_numpy(query), torch.from_numpy(key)
+        self.values = nn.Parameter(self.key.clone())
+
+    def forward(self) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(self.query, self.key, self.values).sum()
+
+
+def attention() -> tuple[Any, Any]:
+    query, key = (numbers(seed, 2, 3, 5, 4) for seed in (1, 2))
+    net = Attending(query, key)
+    return metered("attention", net, lambda meter: net().backward(), net), reference.attention(query, key)
+
+
 def weight_distribution() -> tuple[Any, Any]:
     net, weights = layers((30, 20), (5, 30))
     found = create("weight_distribution", net, bins=21)
@@ -462,6 +532,12 @@ PROBES = (
     Probe("curriculum", curriculum),
     Probe("span_weights", span_weights),
     Probe("gradient_tracker", gradient_tracker),
+    Probe("update_ratio", lambda: step_meter("update_ratio")),
+    Probe("nlm_cosine", lambda: step_meter("nlm_cosine")),
+    Probe("noise_scale", noise_scale),
+    Probe("softmax_collapse", softmax_collapse),
+    Probe("activations", activations),
+    Probe("attention", attention),
     Probe("shrinkage_meter", shrinkage_meter),
     Probe("weight_distribution", weight_distribution),
     Probe("curvature", curvature),

@@ -356,6 +356,61 @@ def as_it_was(w: Arrays, left: Arrays, memory: Memory, **settings: Any) -> Array
     return left
 
 
+def spike_guard(
+    w: Arrays, left: Arrays, memory: Memory, policy: str, threshold: float, warmup: int, decay: float = 0.97, **given: Any
+) -> Arrays:  # fmt: skip
+    n, m, v, start, low = memory.get("usual", (0, 0.0, 0.0, 0.0, 1.0))
+    low, ready = min(1.0, low * 0.5 ** (-1 / 100)), n >= warmup
+    change = [low * (b - a) for a, b in zip(w, left, strict=True)]
+    u = math.sqrt(sum(float((one**2).sum()) for one in change))
+    x, s = math.log(max(u, 0.1 * start * ready)), max(math.sqrt(v), 0.1)
+    spike = ready and (x - m) / s > threshold
+    share = 1.0 if not spike else 0.0 if policy == "skip" else math.exp(m) / u
+    x, k = (min(x, m + threshold * s), 1 - decay) if ready else (x, 1 / (n + 1))
+    start, low = start + (0 if ready else (u - start) / (n + 1)), low * (0.5 if spike and share else 1.0)
+    memory["usual"] = n + 1, m + k * (x - m), (1 - k) * (v + k * (x - m) ** 2), start, low
+    return [a + share * one for a, one in zip(w, change, strict=True)]
+
+
+def update_ratio(w: Array, left: Array) -> float:
+    return float(np.linalg.norm(left - w) / np.linalg.norm(w))
+
+
+def nlm_cosine(w: Array, g: Array) -> float:
+    return float(-(w * g).sum() / np.linalg.norm(w) / np.linalg.norm(g))
+
+
+def noise_scale(parts: Sequence[Array], batch: int) -> dict[str, float]:
+    small, large = batch, batch * len(parts)
+    of_small, of_large = np.mean([(part**2).sum() for part in parts]), (np.mean(parts, 0) ** 2).sum()
+    signal = (large * of_large - small * of_small) / (large - small)
+    variance = (of_small - of_large) / (1 / small - 1 / large)
+    return {"noise_scale": variance / signal, "noise_signal": signal, "noise_variance": variance}
+
+
+def softmax_collapse(logits: Array, targets: NDArray[np.int64]) -> float:
+    z = logits.astype(np.float32)
+    away = np.exp(z - z.max(1, keepdims=True)).sum(1, dtype=np.float32)
+    own = z[np.arange(len(z)), targets]
+    return float(np.mean((own == z.max(1)) & (away == 1)))
+
+
+def activations(outputs: Array, outlier: float = 6.0) -> dict[str, float]:
+    each = np.sqrt((outputs**2).mean(0))
+    outliers = (each > outlier * np.sort(each)[(len(each) - 1) // 2]).mean()
+    return {
+        "activation_max": np.abs(outputs).max(),
+        "activation_outliers": outliers,
+        "activation_silent": (each == 0).mean(),
+    }
+
+
+def attention(query: Array, key: Array) -> dict[str, float]:
+    logits = query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1])
+    norms = [np.sqrt((one**2).sum(-1)).max() for one in (query, key)]
+    return {"attention_logit": logits.max(), "attention_query_norm": norms[0], "attention_key_norm": norms[1]}
+
+
 def smallest(w: Arrays, share: float, scope: str, size: Callable[[Array], Array] = np.abs) -> list[NDArray[np.bool_]]:
     """Where the smallest of the matrices are, exactly that share of them."""
     gone = [np.zeros(one.shape, bool) for one in w]

@@ -6,8 +6,19 @@ accumulated and reduced. `attach` hooks it to any `torch.optim.Optimizer`.
 
 from trimtab.levers.attaching import attach, attached, show
 from trimtab.levers.handle import Handle
-from trimtab.levers.nonfinite import any_nonfinite, on_any_rank
+from trimtab.levers.nonfinite import any_nonfinite, numbers_of, on_any_rank
 from trimtab.levers.protocol import Lever, members
 from trimtab.levers.wrappers import innermost
 
-__all__ = ["Handle", "Lever", "any_nonfinite", "attach", "attached", "innermost", "members", "on_any_rank", "show"]
+__all__ = [
+    "Handle",
+    "Lever",
+    "any_nonfinite",
+    "attach",
+    "attached",
+    "innermost",
+    "members",
+    "numbers_of",
+    "on_any_rank",
+    "show",
+]

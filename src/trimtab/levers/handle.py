@@ -185,7 +185,8 @@ class Handle(Tabular):
         # an earlier handle may have taken the gradients off already
         withheld = any(handle.kept_back for handle in handles_on(optimizer) if handle is not self)
         with _without_gradients(self._of_others(place)):
-            self._skipping = withheld or (self._judges and self._policy.skips(self._lists[place]))
+            vetoed = self._vetoed(parameters) if first else self._skipping
+            self._skipping = withheld or vetoed or (self._judges and self._policy.skips(self._lists[place]))
             for lever in self._acting:
                 if first if observes(lever) else not self._skipping:
                     lever.before_step(parameters)
@@ -195,6 +196,12 @@ class Handle(Tabular):
             for parameter in held:
                 parameter.grad = None
         self._applied = True
+
+    def _vetoed(self, parameters: list[Entry]) -> bool:
+        """Whether a lever says that this step must not be taken; all that can say so are asked."""
+        asked = [judge for lever in self._acting if callable(judge := getattr(lever, "vetoes", None))]
+        answers = [judge(parameters) for judge in asked]
+        return any(answers)
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -219,6 +226,9 @@ class Handle(Tabular):
         def closure_and_levers() -> Any:
             loss = closure()
             with torch.no_grad():
+                if self._calls == 0 and loss is not None:
+                    for lever in self._acting:
+                        call(lever, "see", loss)
                 self._apply(place)
                 return loss if self._skipping else self._objective(loss, place)
 

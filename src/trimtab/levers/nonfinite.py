@@ -20,7 +20,7 @@ SMALL = 4096  # entries of tensors that are looked at together [ours]
 READ_EVERY = 128  # steps between two looks at a flag that lies on a device, where the policy is "pass" [ours]
 
 
-def _numbers(gradient: Tensor) -> Tensor:
+def numbers_of(gradient: Tensor) -> Tensor:
     """The entries of a gradient on this rank, real and dense."""
     gradient = local_part(gradient)
     if gradient.layout is not torch.strided:
@@ -38,7 +38,7 @@ def flag_nonfinite(gradients: Sequence[Tensor]) -> Tensor | None:
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for gradient in gradients:
         plain = type(gradient) is Tensor and gradient.layout is torch.strided and gradient.is_floating_point()
-        numbers = gradient if plain else _numbers(gradient)
+        numbers = gradient if plain else numbers_of(gradient)
         if numbers.numel():
             kinds.setdefault((numbers.device, numbers.dtype), []).append(numbers)
     found: Tensor | None = None
@@ -87,7 +87,7 @@ def bad_ones(entries: Sequence[Entry]) -> str:
     found = []
     for entry in entries:
         if entry.parameter.grad is not None:
-            numbers = _numbers(entry.parameter.grad)
+            numbers = numbers_of(entry.parameter.grad)
             if bad := int((~numbers.isfinite()).sum()):
                 found.append(f"{entry.name} ({bad} of {numbers.numel()} entries)")
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""

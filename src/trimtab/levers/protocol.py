@@ -18,6 +18,9 @@ class Lever(Protocol):
     More is used where a lever has it:
 
     * `after_step(parameters)`: called when the optimizer has stepped; not for a step that `GradScaler` skipped.
+    * `see(loss)`: called with the loss that the step's gradients belong to, before the step, by who knows it: a run, a closure.
+    * `vetoes(parameters)`: asked before any lever acts; where it says True the step is not taken, as `on_nonfinite="skip"` does
+      it: weights, moments and counts stay, only levers that observe see it.
     * `end_step()`: called after that, when the step counts; once for all the optimizers of one `attach`.
     * `bind(optimizer, model, parameters)`: called by `attach`, with the optimizer that takes the step, the model given to
       `attach` (or None) and the parameters that `before_step` will get.

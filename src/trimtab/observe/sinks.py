@@ -59,6 +59,14 @@ class Sink(ABC):
         if found:
             self.write(found, step)
 
+    def note(self, text: str, step: int) -> None:  # noqa: B027  (not every sink takes words)
+        """Hand a sentence on, where the sink takes words."""
+
+    def alarm(self, alarm: Any) -> None:
+        """Hand on an alarm of a guard: 1 as `alarms/KIND` at its step, and its sentence; `guard.subscribe(sink.alarm)`."""
+        self.log({f"alarms/{alarm.kind}": 1.0}, alarm.step)
+        self.note(alarm.text, alarm.step)
+
     def follow(self, tracker: GradientTracker) -> Callable[[], None]:
         """Take the rows of every flush of `tracker` from now on; returns a function that ends it."""
         return tracker.subscribe(self)
@@ -89,9 +97,16 @@ class JsonLines(Sink):
 
     def write(self, values: dict[str, float], step: int) -> None:
         """Append a line."""
+        self._append({"step": step, **values})
+
+    def note(self, text: str, step: int) -> None:
+        """Append a line with the words as `note`."""
+        self._append({"step": step, "note": text})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"step": step, **values}) + "\n")
+            handle.write(json.dumps(line) + "\n")
 
 
 class WandB(Sink):
@@ -110,6 +125,11 @@ class WandB(Sink):
         """Log; a step that is over there already goes to the last one, since wandb drops what is behind."""
         self._step = max(self._step, step)
         self.run.log(values, step=self._step)
+
+    def note(self, text: str, step: int) -> None:
+        """Send an alert, where the run has them."""
+        if callable(alert := getattr(self.run, "alert", None)):
+            alert(title="trimtab", text=text)
 
     def finish(self) -> None:
         """Close the run."""
@@ -131,6 +151,11 @@ class Trackio(Sink):
     def write(self, values: dict[str, float], step: int) -> None:
         """Log."""
         self.run.log(values, step=step)
+
+    def note(self, text: str, step: int) -> None:
+        """Send an alert, where this version has them."""
+        if callable(alert := getattr(self.run, "alert", None)):
+            alert(title="trimtab", text=text)
 
     def finish(self) -> None:
         """Close the run."""
@@ -160,6 +185,10 @@ class MLflow(Sink):
         found = [metric(re.sub(r"[^\w\-./ ]", "_", name), value, now, step) for name, value in values.items()]
         for start in range(0, len(found), self.MOST):
             self.client.log_batch(self.run_id, metrics=found[start : start + self.MOST])
+
+    def note(self, text: str, step: int) -> None:
+        """Keep it as a tag of the run."""
+        self.client.set_tag(self.run_id, f"note.{step}", text)
 
     def finish(self) -> None:
         """Mark the run as finished."""

@@ -53,6 +53,11 @@ class TensorBoard(Sink):
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
+    def note(self, text: str, step: int) -> None:
+        """Add the words."""
+        self.writer.add_text("alarms", text, step)
+        self.writer.flush()
+
     def finish(self) -> None:
         """Close the writer."""
         self.writer.close()

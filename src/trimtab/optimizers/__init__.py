@@ -1,11 +1,24 @@
 """Optimizers that take two gradients per step, as wrappers of any `torch.optim` optimizer; Muon, DiffGrad, AdamP, SGDP."""
 
+from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.asam import ASAM
 from trimtab.optimizers.cram import CrAM
 from trimtab.optimizers.diffgrad import DiffGrad
 from trimtab.optimizers.muon import Muon
 from trimtab.optimizers.projected import SGDP, AdamP
 from trimtab.optimizers.sam import SAM
+from trimtab.optimizers.spike_guard import SpikeGuard
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 
-__all__ = ["ASAM", "AdamP", "CrAM", "DiffGrad", "Muon", "SAM", "SGDP", "TwoPassOptimizer"]
+__all__ = [
+    "ASAM",
+    "AdamP",
+    "Alarm",
+    "CrAM",
+    "DiffGrad",
+    "Muon",
+    "SAM",
+    "SGDP",
+    "SpikeGuard",
+    "TwoPassOptimizer",
+]

@@ -122,6 +122,18 @@ class RandomState:
             if device.type not in ("cpu", "meta"):
                 self._others[device] = torch.get_device_module(device).get_rng_state(device)
 
+    def as_dict(self) -> dict[str, Tensor]:
+        """The states by device, for saving."""
+        return {"cpu": self._cpu, **{str(device): state for device, state in self._others.items()}}
+
+    @classmethod
+    def from_dict(cls, states: dict[str, Tensor]) -> RandomState:
+        """What `as_dict` gave."""
+        found = cls(())
+        found._cpu = states["cpu"].cpu()
+        found._others = {torch.device(name): state.cpu() for name, state in states.items() if name != "cpu"}
+        return found
+
     def restore(self) -> None:
         """Set the generators back."""
         torch.set_rng_state(self._cpu)

@@ -33,7 +33,10 @@ from trimtab.runs.views import Views
 
 AS_IF = 1000
 """Steps of an epoch while a recipe is read, which does not know the data: only for levers that count them."""
-TRACKED = ("gradients", "weights", "updates", "curvature")
+TRACKED = (
+    "gradients", "weights", "updates", "curvature",
+    "update_ratio", "nlm_cosine", "noise_scale", "softmax_collapse", "activations", "attention",
+)  # fmt: skip
 
 
 SECTIONS: dict[str, type[LeverSection]] = {row.section: section(row.section) for row in of_home(*TRAINED).values()}
@@ -79,8 +82,8 @@ class RecipeFields(Section):
     """Views of each image over which a trained classifier's outputs are averaged too, beside its plain accuracy: 2 mirrored, 6
     also moved by a pixel."""
     track: tuple[str, ...] = ()
-    """Watch the gradients as they come (before penalty and transforms), and on request weights, updates and the curvature of
-    the loss: gradients,weights,updates,curvature."""
+    """Watch the gradients as they come (before penalty and transforms), and on request weights, updates, the curvature of the
+    loss, update_ratio, nlm_cosine, noise_scale, softmax_collapse, activations, attention."""
     track_every: PositiveInt = 10
     """Optimizer steps between tracked ones."""
     sink: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ class RunFolder:
 
     `recipe.yaml` (resolved), `run.json` (status, versions, hardware, timing), `metrics.jsonl` (one line per epoch),
     `model.safetensors` (the trained network), `checkpoint.safetensors` (everything to go on), `pruning.json`; of a tracked
-    run `gradients.parquet` and `signals.parquet`; of one that rounds to a number format `shrinkage.parquet`.
+    run `gradients.parquet` and `signals.parquet`; of a guarded one `alarms.jsonl`; of one that rounds to a number format
+    `shrinkage.parquet`.
     """
 
     path: Path
@@ -103,6 +105,11 @@ class RunFolder:
     def signals_folder(self) -> Path:
         """What the transforms reported at the tracked steps."""
         return self.path / "signals.parquet"
+
+    @property
+    def alarms_file(self) -> Path:
+        """One JSON line per alarm of a guard."""
+        return self.path / "alarms.jsonl"
 
     @property
     def shrinkage_folder(self) -> Path:
@@ -168,6 +175,21 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of `metrics.jsonl`."""
         return read_json_lines(self.metrics_file) if self.metrics_file.is_file() else []
+
+    def write_alarms(self, alarms: Iterable[Mapping[str, Any]]) -> None:
+        """Replace `alarms.jsonl`; what is not finite becomes null."""
+        rows = [
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in alarms
+        ]
+        write_text(self.alarms_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """The alarms of a guarded run, in order; none where there were none."""
+        return read_json_lines(self.alarms_file) if self.alarms_file.is_file() else []
 
     def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace `metrics.jsonl`."""

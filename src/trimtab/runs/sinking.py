@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from trimtab.observe.sinks import Sink, open_sink
+from trimtab.optimizers import Alarm
 from trimtab.registry import settings_name
 from trimtab.runs.position import Progress
 from trimtab.runs.training_run import TrainingRun
@@ -25,6 +27,11 @@ class Sinking:
     def progress(self, progress: Progress) -> None:
         """The mean loss of the epoch so far."""
         self._log({"train/loss": progress.loss}, progress.step)
+
+    def alarm(self, alarm: Alarm) -> None:
+        """An alarm of a guard."""
+        for sink in self._sinks:
+            sink.alarm(alarm)
 
     def epoch(self, row: Mapping[str, Any], step: int) -> None:
         """A row of `metrics.jsonl`."""
@@ -62,4 +69,25 @@ def sinking(run: TrainingRun) -> Iterator[Sinking]:
             for sink in sinks:
                 closing.callback(sink.follow(run.watching.tracker))
             closing.callback(run.watching.flush)
-        yield Sinking(sinks)
+        told = Sinking(sinks)
+        for stop in _alarms_kept(run, told) if run.devices.rank == 0 else ():
+            closing.callback(stop)
+        yield told
+
+
+def _alarms_kept(run: TrainingRun, told: Sinking) -> Iterator[Callable[[], None]]:
+    """Let every alarm go to the folder and to the sinks; yields what ends it."""
+    guards = run.steering.guards
+
+    def keep() -> None:
+        alarms = sorted((alarm for guard in guards for alarm in guard.alarms), key=lambda alarm: alarm.step)
+        run.folder.write_alarms([asdict(alarm) for alarm in alarms])
+
+    def heard(alarm: Alarm) -> None:
+        keep()
+        told.alarm(alarm)
+
+    if guards:
+        keep()  # of a resumed run: those after its checkpoint will come again
+    for guard in guards:
+        yield guard.subscribe(heard)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.levers import Handle, attach
+from trimtab.levers.protocol import call
+from trimtab.optimizers import SpikeGuard
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.penalties import Penalty
 from trimtab.precision import Compensate, LowPrecision
@@ -21,7 +23,7 @@ from trimtab.runs.precision_section import build_precision
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trimtab.observe import GradientTracker
+    from trimtab.observe import GradientTracker, Meter
     from trimtab.runs.recipe import Recipe
 
 
@@ -58,6 +60,16 @@ class Steering:
         }
         return [f"{name}: {text}" for name, text in told.items() if text]
 
+    def see(self, loss: Tensor) -> None:
+        """Tell the levers that ask for it the loss of the step to come."""
+        for lever in self.levers:
+            call(lever, "see", loss)
+
+    @property
+    def guards(self) -> tuple[SpikeGuard, ...]:
+        """Those of the levers that make alarms."""
+        return tuple(lever for lever in self.levers if isinstance(lever, SpikeGuard))
+
     @property
     def penalties(self) -> tuple[Penalty, ...]:
         """Those of the levers that are terms of the loss."""
@@ -78,6 +90,7 @@ def steer(
     recipe: Recipe,
     model: nn.Module,
     tracker: GradientTracker | None = None,
+    meters: Sequence[Meter] = (),
     *,
     folder: Path | None = None,
     reducing: nn.Module | None = None,
@@ -92,6 +105,7 @@ def steer(
         recipe: what to do.
         model: the network itself.
         tracker: watches the gradients.
+        meters: look at the steps with it; it records what they signal.
         folder: the run folder, into which rounding is metered.
         reducing: the DistributedDataParallel model around it, whose reduction `precision.before_reduce` hooks.
         steps_per_epoch: handed to the levers that name it, with `total_steps` of the whole run; those that need it are refused
@@ -116,8 +130,8 @@ def steer(
     chain = tuple(levers.values())
     precision = build_precision(recipe.precision, recipe.seed, folder)
     if tracker is not None:
-        attach(optimizer, tracker, model=model)
-        tracker.watch((*(lever for lever in chain if hasattr(lever, "signals")), *precision))
+        attach(optimizer, tracker, *meters, model=model)
+        tracker.watch((*meters, *(lever for lever in chain if hasattr(lever, "signals")), *precision))
     named = reducing if reducing is not None and recipe.precision.before_reduce else model
     handle = attach(optimizer, *chain, *precision, model=named, on_nonfinite="skip")
     return Steering(optimizer, base, wrapper, chain, precision, handle, {**parts, **levers})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +29,19 @@ class Stepper:
         model: as `Devices.setup_model` made it.
         steering: its optimizer with the levers attached.
         steps_per_epoch: for the schedule.
+        see_outputs: called with the outputs and targets of every micro-batch.
     """
 
     def __init__(
-        self, recipe: Recipe, devices: Devices, model: nn.Module, steering: Steering, steps_per_epoch: int
+        self,
+        recipe: Recipe,
+        devices: Devices,
+        model: nn.Module,
+        steering: Steering,
+        steps_per_epoch: int,
+        see_outputs: Callable[[Tensor, Tensor], None] | None = None,
     ) -> None:
+        self._see_outputs = see_outputs or (lambda outputs, targets: None)
         self.recipe, self.devices, self.model, self.steering = recipe, devices, model, steering
         self.steps_per_epoch = steps_per_epoch
 
@@ -95,6 +103,7 @@ class Stepper:
             with self.devices.gradients_reduced(self.model, last=position == len(batch) - 1):
                 with self.devices.autocast():
                     outputs = self.model(images)
+                self._see_outputs(outputs.detach(), targets)
                 loss = task_loss(
                     outputs, targets, label_smoothing=self.recipe.label_smoothing, dice_weight=self.recipe.dice_weight
                 ) / len(batch)
@@ -102,13 +111,27 @@ class Stepper:
             total += loss.detach()
         return total
 
+    def _passes_told(self, batch: Batch) -> Callable[[], Tensor]:
+        """A closure whose first loss, that of the weights before the step, the levers are told."""
+        first = True
+
+        def closure() -> Tensor:
+            nonlocal first
+            loss = self.loss(batch)
+            if first:
+                self.steering.see(loss)
+            first = False
+            return loss
+
+        return closure
+
     def step(self, batch: Batch) -> Tensor:
         """Take one step on `batch`; returns the mean loss before it."""
         wrapper, base, scaler = self.steering.wrapper, self.steering.base, self.devices.scaler
         if wrapper is not None:
-            loss: Tensor = wrapper.step(lambda: self.loss(batch), grad_scaler=scaler)
+            loss: Tensor = wrapper.step(self._passes_told(batch), grad_scaler=scaler)
         else:
-            loss = self.loss(batch)
+            loss = self._passes_told(batch)()
             if scaler is not None:
                 scaler.unscale_(base)
                 scaler.step(base)

@@ -63,17 +63,18 @@ class TrainingRun:
             )
         self.metric = metric_of(self.data.task)
         self.model = devices.setup_model(build_model(recipe, self.data))
-        self.watching = Watching(recipe, self.data, devices, folder.path)
+        self.watching = Watching(recipe, self.data, devices, folder.path, unwrapped(self.model))
         steps_per_epoch = len(self.train_batches) // recipe.accumulate
         self.steering = steer(
             recipe,
             unwrapped(self.model),
             self.watching.tracker,
+            self.watching.meters,
             folder=folder.path,
             reducing=self.model,
             steps_per_epoch=steps_per_epoch,
         )
-        self.stepper = Stepper(recipe, devices, self.model, self.steering, steps_per_epoch)
+        self.stepper = Stepper(recipe, devices, self.model, self.steering, steps_per_epoch, self.watching.see_outputs)
         self.position = Position(steps_per_epoch, devices.device)
 
     def run_epoch(self, stop: StopRequest, report: Callable[[Progress], None]) -> bool:

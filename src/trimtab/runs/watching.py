@@ -1,4 +1,4 @@
-"""What a recipe's `track` asks for: gradients, weights and updates at steps, curvature after epochs."""
+"""What a recipe's `track` asks for: gradients, weights, updates and what meters measure at steps, curvature after epochs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,46 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab import datasets
-from trimtab.observe import GradientTracker
+from trimtab.observe import (
+    ActivationStatistics,
+    AttentionStatistics,
+    GradientNoiseScale,
+    GradientTracker,
+    Meter,
+    NLMCosine,
+    SoftmaxCollapse,
+    UpdateRatio,
+)
+from trimtab.observe.tables import KINDS
 from trimtab.runs.curvature_tracking import CurvatureTracking
 from trimtab.runs.parallel import Devices
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.tracked import Latest, columns_of, latest
+
+METERS = ("update_ratio", "nlm_cosine", "noise_scale", "softmax_collapse", "activations", "attention")
+
+
+def _meter(word: str, recipe: Recipe, devices: Devices, model: nn.Module) -> Meter:
+    """The meter that a word of `track` names."""
+    every = recipe.track_every
+    if word == "noise_scale":
+        if recipe.accumulate * devices.world_size < 2:
+            raise ValueError(
+                "track noise_scale compares the gradients of parts of a step: set accumulate to 2 or more, or train on "
+                "several processes"
+            )
+        return GradientNoiseScale(recipe.data.batch_size, every, scaler=devices.scaler)
+    if word == "activations":
+        return ActivationStatistics(model, every=every)
+    if word == "attention":
+        return AttentionStatistics(model, every)
+    plain: dict[str, type[Meter]] = {
+        "update_ratio": UpdateRatio, "nlm_cosine": NLMCosine, "softmax_collapse": SoftmaxCollapse,
+    }  # fmt: skip
+    return plain[word](every)
 
 
 class Watching:
@@ -25,18 +57,26 @@ class Watching:
         data: the loaded data set.
         devices: where, and among which ranks.
         folder: the run folder, which the tracker writes to.
+        model: the network itself.
 
     Attributes:
-        tracker: None where no gradients, weights or updates are tracked.
+        tracker: None where nothing is tracked at steps.
+        meters: what it records beside gradients, weights and updates.
         latest: what its last flush brought, for the display.
 
     Raises:
-        ValueError: curvature of sharded parameters, or of fewer images than ranks.
+        ValueError: curvature of sharded parameters, or of fewer images than ranks; a meter that finds nothing to look at.
     """
 
-    def __init__(self, recipe: Recipe, data: datasets.DataSet, devices: Devices, folder: Path) -> None:
-        kinds = tuple(kind for kind in recipe.track if kind != "curvature")
-        self.tracker = GradientTracker(kinds, recipe.track_every, folder=folder, overwrite=True) if kinds else None
+    def __init__(
+        self, recipe: Recipe, data: datasets.DataSet, devices: Devices, folder: Path, model: nn.Module
+    ) -> None:
+        kinds = tuple(kind for kind in recipe.track if kind in KINDS)
+        self._by_word = {word: _meter(word, recipe, devices, model) for word in recipe.track if word in METERS}
+        self.meters = tuple(self._by_word.values())
+        self.tracker: GradientTracker | None = None
+        if kinds or self.meters:
+            self.tracker = GradientTracker(kinds or ("gradients",), recipe.track_every, folder=folder, overwrite=True)
         self.latest: Latest | None = None
         if self.tracker is not None:
             self.tracker.subscribe(self._look)
@@ -44,6 +84,12 @@ class Watching:
 
     def _look(self, rows: Any, signals: Any) -> None:
         self.latest = latest(columns_of(rows), signals.to_pydict()) or self.latest
+
+    def see_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+        """Tell the meters that ask for it the outputs of a micro-batch."""
+        for meter in self.meters:
+            if isinstance(meter, SoftmaxCollapse):
+                meter.see_outputs(outputs, targets)
 
     def flush(self) -> None:
         """Bring what the tracker holds to its tables, and to `latest`."""
@@ -58,16 +104,26 @@ class Watching:
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint keeps."""
-        return None if self.tracker is None else self.tracker.state_dict()
+        if self.tracker is None:
+            return None
+        return {
+            **self.tracker.state_dict(),
+            "meters": {word: meter.state_dict() for word, meter in self._by_word.items()},
+        }
 
     def restore(self, state: dict[str, Any] | None, step: int) -> None:
         """Go on at `step`; without a state, the run was not tracked so far."""
         if self.tracker is None:
             return
+        meters = {} if state is None else state.get("meters", {})
         if state is not None:
-            self.tracker.load_state_dict(state)
+            self.tracker.load_state_dict({key: value for key, value in state.items() if key != "meters"})
         else:
             self.tracker.step = step
+        for word, meter in self._by_word.items():
+            meter.step = self.tracker.step  # one that was not asked for so far begins here
+            if word in meters:
+                meter.load_state_dict(meters[word])
 
     @contextmanager
     def rows_kept(self, levers: Sequence[Any]) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.collectives import is_sharded, max_over_shards, sum_over_shards
 from trimtab.tensors.blocks import blocks
 from trimtab.tensors.chunks import BATCH_ON_ACCELERATOR, LEAST_SQUARES, SQUARED
-from trimtab.tensors.passes import by_kind, flat_part, pieces
+from trimtab.tensors.passes import by_kind, flat_part, pieces, working_dtype
 from trimtab.tensors.unit_sums import unit_squares
 from trimtab.tensors.units import Item
 
@@ -76,10 +76,35 @@ def each_norm(tensors: Sequence[Tensor], owners: Sequence[Tensor] | None = None)
         tensor([5.0000e+30, 2.0000e+00], dtype=torch.float64)
     """
     device = tensors[0].device
-    squares = torch.zeros(len(tensors), dtype=torch.float64, device=device)
+    found: dict[int, Tensor] = {}  # put in order by the stack: positions are never copied to the device
     for block in blocks([Item(tensor, None) for tensor in tensors]):
-        squares[torch.tensor(block.positions, device=device)] = unit_squares(block.rows).squeeze(1).to(device)
+        found |= zip(
+            block.positions, unit_squares(block.rows).squeeze(1).to(device, torch.float64).unbind(), strict=True
+        )
+    nothing = torch.zeros((), dtype=torch.float64, device=device)
+    squares = torch.stack([found.get(at, nothing) for at in range(len(tensors))])
     return sum_over_shards(squares.unsqueeze(1), tensors if owners is None else owners).squeeze(1).sqrt_()
+
+
+@torch.no_grad()
+def each_product(tensors: Sequence[Tensor], others: Sequence[Tensor], owners: Sequence[Tensor] | None = None) -> Tensor:
+    """`<x, y>` of each pair; float64, shape (tensors,), on the first's device; one small collective at most.
+
+    Args:
+        tensors: real tensors or the local parts of sharded ones, at least one.
+        others: of the same shapes.
+        owners: the (sharded) tensors that they are parts of.
+
+    Example:
+        >>> each_product([torch.tensor([3.0, 4.0])], [torch.tensor([2.0, 1.0])])
+        tensor([10.], dtype=torch.float64)
+    """
+    device = tensors[0].device
+    found = [
+        (one.to(working_dtype(one)) * other.to(working_dtype(one))).sum(dtype=torch.float64).to(device)
+        for one, other in zip(tensors, others, strict=True)
+    ]
+    return sum_over_shards(torch.stack(found).unsqueeze(1), tensors if owners is None else owners).squeeze(1)
 
 
 def _power(tensors: Sequence[Tensor], largest: Tensor | None, order: float) -> Tensor:
