@@ -231,7 +231,7 @@ def test_attention_of_a_transformer_is_found_and_torch_is_left_as_it_was() -> No
     assert list(meter.layers()) == ["layers.0.self_attn", "layers.1.self_attn"]
     assert set(meter.signals()) == {"attention_logit", "attention_query_norm", "attention_key_norm"}
     assert (functional.scaled_dot_product_attention, functional.softmax) == (attend, softmax)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(AssertionError, match="embedding dimension"):
         net(torch.randn(2, 3, 9))
     assert functional.scaled_dot_product_attention is attend
 
@@ -317,7 +317,7 @@ def test_a_resumed_meter_goes_on_as_if_it_had_not_stopped() -> None:
     _, whole, _ = _trained(_all(), every=2)
     _, _, state = _trained(_all(), every=2, steps=3)
     _, resumed, _ = _trained(_all(), every=2, at=3, state=state)
-    assert resumed.signals_table().to_pylist() == whole.signals_table().to_pylist()
+    assert str(resumed.signals_table().to_pylist()) == str(whole.signals_table().to_pylist())  # NaN is NaN
 
 
 @pytest.mark.parametrize("kind", [UpdateRatio, NLMCosine, SoftmaxCollapse])
