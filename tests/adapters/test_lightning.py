@@ -180,7 +180,7 @@ def test_settings_of_pruning_are_refused_before_training(modules, tmp_path):
         callback(prune={"sparsty": 0.9})
     module = modules.Automatic()
     with pytest.raises(ValueError, match="fixes the sparsity"):
-        trainer(tmp_path, callback(prune={"sparsity": 0.9, "pattern": "1:2"})).fit(module)
+        trainer(tmp_path, callback(prune={"sparsity": 0.9, "pattern": "1:2", "indivisible": "leave_out"})).fit(module)
     assert_same(module.net, network())
     with pytest.raises(ValueError, match="nothing to do"):
         trainer(tmp_path, callback()).fit(module)

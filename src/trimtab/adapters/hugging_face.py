@@ -28,7 +28,7 @@ class TrimtabCallback(LeverCallback, TrainerCallback, ExportableState):  # type:
     the model is pruned.
 
     Args:
-        levers, tracker, prune: see `LeverCallback`.
+        levers, tracker, prune, masks: see `LeverCallback`.
 
     Example:
         >>> import trimtab

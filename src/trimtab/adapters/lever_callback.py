@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.levers import Handle, Lever, attach
 from trimtab.observe import GradientTracker
-from trimtab.pruning import Pruned, one_shot
+from trimtab.pruning import KeepMasks, Pruned, one_shot
 from trimtab.pruning.recalibration import has_batch_norm
 from trimtab.pruning.selection_plan import SelectionPlan
 
@@ -21,11 +21,13 @@ class LeverCallback:
     """Levers, a tracker and one-shot pruning for a loop that somebody else owns.
 
     Args:
-        levers: one lever or several, in the order in which they act; `trimtab.pruning.KeepMasks` among them keeps zeros.
+        levers: one lever or several, in the order in which they act.
         tracker: attached before the levers, so it sees the gradients that they get; watches what they signal; flushed at
             the end. To record what the levers leave, put a tracker among them instead.
         prune: sparsity to prune to when training has ended, or the settings of `trimtab.pruning.one_shot` as a dict,
             such as `{"pattern": "2:4"}`. They are checked against the model when training starts.
+        masks: zeros to keep: masks by name (`Pruned.masks`), or "zeros" for those that the model has when training starts. They
+            act behind the levers, as `trimtab.pruning.KeepMasks`.
 
     Attributes:
         handle: what `trimtab.attach` returned, None before training.
@@ -43,12 +45,17 @@ class LeverCallback:
         levers: Lever | Sequence[Lever] = (),
         tracker: GradientTracker | None = None,
         prune: float | Mapping[str, Any] | None = None,
+        masks: Mapping[str, Tensor] | Literal["zeros"] | None = None,
     ) -> None:
+        if isinstance(masks, str) and masks != "zeros":
+            raise ValueError(f"masks must be masks by name, or 'zeros', got {masks!r}")
         self.levers = (levers,) if isinstance(levers, Lever) else tuple(levers)
+        if masks is not None:
+            self.levers += (KeepMasks(None if isinstance(masks, str) else masks),)
         self.tracker = tracker
         self.empty = not (self.levers or tracker is not None or prune is not None)
         if self.empty and not self.may_be_empty:
-            raise ValueError("TrimtabCallback has nothing to do: give levers, tracker or prune")
+            raise ValueError("TrimtabCallback has nothing to do: give levers, tracker, prune or masks")
         if tracker is not None and self.levers:
             tracker.watch(self.levers)
         self.prune = {"sparsity": prune} if prune is not None and not isinstance(prune, Mapping) else prune

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,7 +27,7 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
     it after the last checkpoint is written; then the model is pruned.
 
     Args:
-        levers, tracker, prune: see `LeverCallback`.
+        levers, tracker, prune, masks: see `LeverCallback`.
         optimizer: place of the optimizer in what `configure_optimizers` returns, or a tuple of places: then the levers act
             at each one's step, and a step counts once for all (a GAN's). Default None: the only one.
 
@@ -50,8 +52,9 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
         tracker: GradientTracker | None = None,
         prune: float | Mapping[str, Any] | None = None,
         optimizer: int | tuple[int, ...] | None = None,
+        masks: Mapping[str, Tensor] | Literal["zeros"] | None = None,
     ) -> None:
-        super().__init__(levers, tracker, prune)
+        super().__init__(levers, tracker, prune, masks)
         self.optimizer = optimizer
         self._accumulated: list[AccumulatedBatches] = []
 
@@ -72,7 +75,7 @@ class TrimtabCallback(LeverCallback, Callback):  # type: ignore[misc]
         optimizers = [trainer.optimizers[place] for place in wanted or (0,)]
         two_pass = [item for item in optimizers if isinstance(item, TwoPassOptimizer)]
         if self.empty and not two_pass:
-            raise ValueError("TrimtabCallback has nothing to do: give levers, tracker or prune")
+            raise ValueError("TrimtabCallback has nothing to do: give levers, tracker, prune or masks")
         if pl_module.automatic_optimization:
             self._accumulated = [AccumulatedBatches(trainer, pl_module, item) for item in two_pass]
         clips = f"gradient_clip_val={trainer.gradient_clip_val}" if trainer.gradient_clip_val else None

@@ -5,10 +5,12 @@ from trimtab.pruning.dynamic_sparse import DynamicSparse
 from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.kept import KeepMasks, keep_masks
+from trimtab.pruning.lora import merge_lora
 from trimtab.pruning.movement import MovementPruning
 from trimtab.pruning.nm_decay import NMDecay
 from trimtab.pruning.one_shot import one_shot, sweep
 from trimtab.pruning.owl import owl
+from trimtab.pruning.own_zeros import apply_masks, masks_of
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.recalibration import Recalibration, recalibrate
 from trimtab.pruning.scopes import SCOPES, erk_densities
@@ -35,8 +37,11 @@ __all__ = [
     "SoftThreshold",
     "Taylor",
     "Wanda",
+    "apply_masks",
     "erk_densities",
     "keep_masks",
+    "masks_of",
+    "merge_lora",
     "one_shot",
     "owl",
     "recalibrate",

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from trimtab.levers import Handle, attach
 from trimtab.parameters import Entry
+from trimtab.parameters.zeros import TRAINED_WEIGHTS
 from trimtab.pruning.masks import Pairs, zeroing
+from trimtab.pruning.own_zeros import masks_of
 
 
 class KeepMasks:
@@ -24,11 +26,12 @@ class KeepMasks:
     optimizer perturb the kept weights only.
 
     Args:
-        masks: per parameter name a bool tensor, True where the weight stays (`Pruned.masks`).
+        masks: per parameter name a bool tensor, True where the weight stays (`Pruned.masks`). Default: the zeros that the
+            weights have when it is attached (`masks_of`), for a sparse network that came as a file.
 
     Raises:
-        ValueError: (at attach) masks name no parameter of the optimizer (each is listed), or a mask has another shape, or is
-            of a sharded parameter (DTensor).
+        ValueError: (at attach) no masks are given and no weight holds a zero; masks name no parameter of the optimizer (each is
+            listed), or a mask has another shape, or is of a sharded parameter (DTensor).
         TypeError: (at attach) a mask is not a bool tensor.
 
     Example:
@@ -45,14 +48,17 @@ class KeepMasks:
 
     one_optimizer = "its masks are of one optimizer's parameters; make one for each optimizer, with its masks"
 
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self.masks = dict(masks)
+    def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
+        self.masks = dict(masks or {})
+        self._own = masks is None
         self._bound: tuple[torch.optim.Optimizer, nn.Module | None] | None = None
         self._zero: Callable[[], None] | None = None
         self._removed: Callable[[], Pairs] = list
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
-        """Find the masks' parameters; called by `trimtab.attach`."""
+        """Find the masks' parameters, or the masks in the parameters; called by `trimtab.attach`."""
+        if self._own:
+            self.masks, self._own = masks_of(parameters, TRAINED_WEIGHTS), False
         self._zero, self._removed = zeroing(optimizer, self.masks, model)
         self._bound = (optimizer, model)
 
@@ -82,7 +88,7 @@ class KeepMasks:
         """Take saved masks over; ValueError or TypeError when they do not fit."""
         given, before = dict(state["masks"]), self.masks
         try:
-            self.masks = given
+            self.masks, self._own = given, False
             if self._bound is not None:
                 self._zero, self._removed = zeroing(self._bound[0], given, self._bound[1])
         except BaseException:
