@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,6 +93,16 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """`replace_atomically` with one line after the other; memory does not grow with them."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.writelines(f"{line}\n" for line in lines)
+
+    replace_atomically(path, write)
 
 
 def write_text(path: Path, text: str) -> None:

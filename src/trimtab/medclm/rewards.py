@@ -54,7 +54,8 @@ def text_of(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
     if isinstance(completion, Sequence) and all(isinstance(one, Mapping) for one in completion):
-        contents = [one.get("content") or "" for one in completion if one.get("role", "assistant") == "assistant"]
+        messages: list[Mapping[str, Any]] = list(completion)
+        contents = [one.get("content") or "" for one in messages if one.get("role", "assistant") == "assistant"]
         parts = [[{"text": one}] if isinstance(one, str) else one for one in contents]
         return " ".join(str(piece.get("text") or "") for one in parts for piece in one)
     raise TypeError(f"a completion is a text or a list of messages, got {type(completion).__name__}")
@@ -250,4 +251,4 @@ def _column(what: str, given: Any, number_of: int, name: str, default: Any = Non
     if given is None or isinstance(given, str) or len(given) != number_of:
         got = "none" if given is None else f"{given!r}" if isinstance(given, str) else f"{len(given)}"
         raise ValueError(f"reward {name} needs a column {what!r} of {number_of} values, one a completion; got {got}")
-    return given
+    return list(given)

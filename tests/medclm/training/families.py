@@ -34,10 +34,11 @@ def save_vipllava(folder: Path, texts) -> Path:
 
 def save_qwen(folder: Path, texts) -> Path:
     """Patches of 4 pixels, 2 x 2 of them a token; the image keeps its shape."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    tokenizer = tiny_llava(texts, image=16, patch=8, hidden=16, layers=1)[1].tokenizer
+    words = tiny_llava(texts, image=16, patch=8, hidden=16, layers=1)[1].tokenizer.backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     tokenizer.add_special_tokens({"additional_special_tokens": list(QWEN_TOKENS)})
     tokenizer.chat_template = QWEN_CHAT
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS))

@@ -13,6 +13,8 @@ COMMANDS = {
     "check": "validate a built set: manifest, files, boxes, splits, every row",
     "view": "make the HTML viewer of a built set",
     "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
+    "publish": "make a built set ready for others: card, licence, Croissant, Parquet, shards",
+    "rejoin": "put a release of annotations together with local pictures, by their hashes",
     "pretrain": "teach tiny-llava's vision tower the boxes and organs of the training pictures",
     "train": "train a vision-language model on a built set, from easy to hard",
     "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
@@ -41,7 +43,8 @@ def usage() -> str:
 
 def home(command: str) -> str:
     """The module of a command."""
-    return command if command in {"build", "demo", "pretrain", "train", "evaluate", "audit"} else "use"
+    homes = {"rejoin": "publish", **dict.fromkeys(("check", "view", "export"), "use")}
+    return homes.get(command, command)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -16,8 +16,23 @@ _TABLES = (
 )  # fmt: skip
 
 
-def card(statistics: Mapping[str, Any], manifest: Manifest, splits: Sequence[str]) -> str:
-    """Markdown: what the set is, how it was made, counts, priors, what it is not."""
+def card(
+    statistics: Mapping[str, Any],
+    manifest: Manifest,
+    splits: Sequence[str],
+    header: Sequence[str] = (),
+    title: str = "Questions, reasoning and answers tied to anatomy",
+    terms: str = "Licence and consent are those of the source; this card cannot grant more.",
+) -> str:
+    """Markdown: what the set is, how it was made, counts, priors, what it is not.
+
+    Args:
+        statistics, manifest: of the set.
+        splits: which have a Parquet file.
+        header: more lines of the YAML header.
+        title: first heading.
+        terms: a sentence on the licence.
+    """
     options = manifest.options
     generator = options["generator"]
     organs = ", ".join(name for name, _ in options["organs"]) or "none"
@@ -27,8 +42,9 @@ def card(statistics: Mapping[str, Any], manifest: Manifest, splits: Sequence[str
         "task_categories:\n  - visual-question-answering",
         "language:\n  - en",
         f"configs:\n  - config_name: default\n    data_files:\n{files}",
+        *header,
         "---",
-        "# Questions, reasoning and answers tied to anatomy",
+        f"# {title}",
         "",
         f"{statistics['rows']:,} rows about {statistics['lesions']:,} lesions in {statistics['images']:,} images, made from "
         f"detection boxes (`{options['format']}`) and organ masks ({organs}) by Trimtab {manifest.trimtab}.",
@@ -40,7 +56,7 @@ def card(statistics: Mapping[str, Any], manifest: Manifest, splits: Sequence[str
         "Hard has no reasoning and is the partner of a lesion of another patient (flag `anchor=`).",
         "* Boxes are fractions of the image's size, x0 y0 x1 y1. Images carry no marks. Sides are the patient's.",
         "* `reasoning_span` and `answer_span` are character offsets in `target`, ends exclusive.",
-        "* Licence and consent are those of the source; this card cannot grant more.",
+        f"* {terms}",
         "",
         "## Limits",
         "",

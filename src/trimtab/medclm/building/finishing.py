@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from trimtab.files import replace_atomically, write_text
+from trimtab.files import write_lines, write_text
 from trimtab.medclm.building.card import card
 from trimtab.medclm.building.folder import DataSetFolder, Manifest, listed_file
 from trimtab.medclm.building.journal import journal_items
@@ -71,9 +70,9 @@ def finish(
                     Rejected(**one).model_dump() | ({"value": f"{one['value']} | {shown}"} if shown else {})
                 )
 
-    _write_lines(folder.records_file, records())
-    _write_lines(folder.rows_file, rows())
-    _write_lines(folder.rejected_file, rejected())
+    write_lines(folder.records_file, records())
+    write_lines(folder.rows_file, rows())
+    write_lines(folder.rejected_file, rejected())
     shards = write_splits(folder.rows(), folder.path, embed=embed)
     summary = statistics.summary(reasons, left_out, usage)
     summary["classes by name of the source"] = dict(sorted(classes.items()))
@@ -85,12 +84,3 @@ def finish(
     listed = {path.relative_to(folder.path).as_posix(): listed_file(path) for path in [*files, *shards.values()]}
     folder.write_manifest(manifest.model_copy(update={"state": "complete", "counts": counts, "files": listed}))
     return summary
-
-
-def _write_lines(path: Path, lines: Iterator[str]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as handle:
-            for line in lines:
-                handle.write(line + "\n")
-
-    replace_atomically(path, write)

@@ -100,13 +100,23 @@ class ParquetWriter:
         self._rows = []
 
 
-def write_splits(rows: Iterable[tuple[Row, str]], folder: Path, *, embed: bool) -> dict[str, Path]:
-    """`data/{split}.parquet` for each split that has rows; returns them."""
+def write_splits(
+    rows: Iterable[tuple[Row, str]], folder: Path, *, embed: bool, data: Path | None = None
+) -> dict[str, Path]:
+    """`data/{split}.parquet` for each split that has rows; returns them.
+
+    Args:
+        rows: with the paths of their images.
+        folder: of the data set, which holds the images.
+        embed: store the bytes of the images.
+        data: where the files go, if not into the data set's own folder.
+    """
+    data = folder / "data" if data is None else data
     writers: dict[str, ParquetWriter] = {}
     try:
         for row, image in rows:
             if row.split not in writers:
-                writers[row.split] = ParquetWriter(folder / "data" / f"{row.split}.parquet", folder, embed=embed)
+                writers[row.split] = ParquetWriter(data / f"{row.split}.parquet", folder, embed=embed)
             writers[row.split].add(row, image)
         for writer in writers.values():
             writer.close()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
+from trimtab.medclm.boxes import ModelBoxes
 from trimtab.medclm.evaluation.pictures import GREY
 from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.texts.prompts import instruction
-from trimtab.medclm.training.collator import encoded_prompts, padded
+from trimtab.medclm.training.collator import APART, encoded_prompts, padded
 from trimtab.medclm.training.rows import with_box
+
+_OF_BOXES = re.compile(r"<loc_?\d+>|</?(?:ref|box)>")
+"""Special tokens that are part of an answer: locations and tags of boxes."""
 
 
 def picture_of(question: Question) -> Image.Image:
@@ -20,6 +25,14 @@ def picture_of(question: Question) -> Image.Image:
     with Image.open(question.image) as file:
         picture = Image.new("RGB", file.size, GREY) if question.blank else file.convert("RGB")
     return with_box(picture, question.box) if question.draw and question.box is not None else picture
+
+
+def _said(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of the tokens, without special ones but those of boxes."""
+    pairs = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    left_out = {number for number, token in pairs if not _OF_BOXES.fullmatch(token)}
+    text: str = tokenizer.decode([number for number in ids if number not in left_out])
+    return text.strip()
 
 
 @torch.no_grad()
@@ -42,11 +55,11 @@ def generated(
         **found.images,
     }
     if found.types is not None:
-        inputs["mm_token_type_ids"] = padded(found.types, 0, torch.int64, left=True)
+        inputs[found.named] = padded(found.types, 0, torch.int64, left=True)
     inputs = {key: value.to(device) for key, value in inputs.items()}
     made = model.generate(**inputs, max_new_tokens=limit, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    rows = made[:, inputs["input_ids"].shape[1] :]
-    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    start = 1 if type(processor).__name__ in APART else inputs["input_ids"].shape[1]
+    return [_said(tokenizer, row.tolist()) for row in made[:, start:]]
 
 
 @torch.no_grad()
@@ -77,8 +90,7 @@ def generated_alone(model: Any, processor: Any, prompt: str, picture: Image.Imag
     made = model.generate(**inputs, max_new_tokens=limit, do_sample=False)[0]
     if not model.config.is_encoder_decoder:
         made = made[inputs["input_ids"].shape[1] :]
-    text: str = processor.decode(made, skip_special_tokens=True)
-    return text.strip()
+    return _said(processor.tokenizer, made.tolist())
 
 
 def replies(
@@ -88,6 +100,7 @@ def replies(
     batch: int = 32,
     most: int = 192,
     progress: Callable[[int], None] | None = None,
+    boxes: ModelBoxes | None = None,
 ) -> list[str]:
     """Greedy replies, at most `most` tokens; questions of one form are batched together, padding on the left.
 
@@ -97,6 +110,7 @@ def replies(
         batch: questions at a time.
         most: tokens of a reply; without reasoning a quarter of it.
         progress: called with the number of questions done.
+        boxes: how the model writes boxes; they are read as fractions then.
     """
     order = sorted(range(len(questions)), key=lambda place: (questions[place].reason, len(questions[place].question)))
     groups = [[place for place in order if questions[place].reason is reason] for reason in (False, True)]
@@ -108,9 +122,10 @@ def replies(
             chosen = [questions[place] for place in places]
             limit = most if chosen[0].reason else max(most // 4, 16)
             prompts = [instruction(one.question, reason=one.reason) for one in chosen]
-            texts = generated(model, processor, prompts, [picture_of(one) for one in chosen], limit)
-            for place, text in zip(places, texts, strict=True):
-                found[place] = text
+            pictures = [picture_of(one) for one in chosen]
+            texts = generated(model, processor, prompts, pictures, limit)
+            for place, text, picture in zip(places, texts, pictures, strict=True):
+                found[place] = text if boxes is None else boxes.format.in_fractions(text, boxes.seen(*picture.size))
             done += len(places)
             if progress is not None:
                 progress(done)

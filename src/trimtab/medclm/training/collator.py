@@ -15,9 +15,17 @@ from trimtab.medclm.records import Row
 from trimtab.medclm.texts.prompts import prompt_of
 from trimtab.medclm.training.grounding import view
 
+PLAIN = {"PaliGemmaProcessor": "<image>{}", "Florence2Processor": "{}"}
+"""Prompts of processors without a chat format; Florence-2's puts the image in itself."""
+APART = ("Florence2Processor",)
+"""Processors of models that read the prompt with an encoder and write with a decoder."""
+
 
 def prompt_text(processor: Any, text: str) -> str:
     """The prompt in the model's chat format, with one image placeholder."""
+    plain = PLAIN.get(type(processor).__name__)
+    if plain is not None and not processor.chat_template:
+        return plain.format(text)
     content = [{"type": "image"}, {"type": "text", "text": text}]
     prompt: str = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -32,7 +40,9 @@ class Prompts:
     ids: list[list[int]]
     """Tokens of each prompt."""
     types: list[list[int]] | None
-    """Which tokens are of an image, where the model wants `mm_token_type_ids`."""
+    """Kind of each token, where the model wants to know: `mm_token_type_ids` (of an image or not), or `token_type_ids`."""
+    named: str
+    """Under which of these names."""
     images: dict[str, Tensor]
     """Pixel values and what goes with them, of the whole batch."""
 
@@ -41,20 +51,20 @@ def encoded_prompts(processor: Any, texts: Sequence[str], images: Sequence[Any])
     """The prompts with their images through one call of the processor; a tokenizer without padding token pads with its end."""
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    found = dict(
-        processor(
-            images=list(images), text=[prompt_text(processor, text) for text in texts], return_tensors="pt",
-            padding=True, padding_side="right",
-        )
-    )  # fmt: skip
+    apart = type(processor).__name__.startswith("Gemma")  # which wants to be told whose each image is
+    given = [[image] for image in images] if apart else list(images)
+    prompts = [prompt_text(processor, text) for text in texts]
+    found = dict(processor(images=given, text=prompts, return_tensors="pt", padding=True, padding_side="right"))
     real = found.pop("attention_mask").bool()
 
     def parts(values: Tensor) -> list[list[int]]:
         return [row[kept].tolist() for row, kept in zip(values, real, strict=True)]
 
-    ids, types = parts(found.pop("input_ids")), found.pop("mm_token_type_ids", None)
+    named = "token_type_ids" if "token_type_ids" in found else "mm_token_type_ids"
+    ids, types = parts(found.pop("input_ids")), found.pop(named, None)
+    found.pop("labels", None)  # PaliGemma's, of the prompt alone
     tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
-    return Prompts(ids, None if types is None else parts(types), tensors)
+    return Prompts(ids, None if types is None else parts(types), named, tensors)
 
 
 def padded(rows: Sequence[Sequence[Any]], value: float, dtype: torch.dtype, *, left: bool = False) -> Tensor:
@@ -71,7 +81,8 @@ class Collator:
 
     The prompt goes through the processor, which expands its image tokens; the target is tokenized alone and appended, so its
     character offsets stay those of `Row.spans`, whatever stands before it. Labels cover exactly the target and the
-    end-of-text token. Padding is on the right, masked, unlabelled.
+    end-of-text token. Padding is on the right, masked, unlabelled. Models with encoder and decoder have the prompt alone as
+    input_ids, and `decoder_input_ids`: labels moved by one, the end-of-text token first.
 
     Args:
         processor: of the model: `apply_chat_template`, `__call__(images, text)`, `tokenizer`, `image_token_id`.
@@ -92,6 +103,7 @@ class Collator:
         tokenizer = self.processor.tokenizer
         texts = [prompt_of(item["row"]) for item in items]
         prompts = encoded_prompts(self.processor, texts, [item["image"] for item in items])
+        apart = type(self.processor).__name__ in APART
         made = []
         for item, prompt in zip(items, prompts.ids, strict=True):
             row: Row = item["row"]
@@ -99,24 +111,28 @@ class Collator:
             try:
                 made.append(
                     self.weights[row.stage].tokens(
-                        prompt, target["input_ids"], target["offset_mapping"],
+                        [] if apart else prompt, target["input_ids"], target["offset_mapping"],
                         dict(row.spans.items()), tokenizer.eos_token_id,
                     )
                 )  # fmt: skip
             except ValueError as error:
                 raise ValueError(f"row {row.row_id!r}: {error}") from error
         pad = tokenizer.pad_token_id
+        read = prompts.ids if apart else [one.ids for one in made]
         batch: dict[str, Any] = {
-            "input_ids": padded([one.ids for one in made], pad, torch.int64),
-            "attention_mask": padded([[1] * len(one) for one in made], 0, torch.int64),
+            "input_ids": padded(read, pad, torch.int64),
+            "attention_mask": padded([[1] * len(one) for one in read], 0, torch.int64),
             "labels": padded([one.labels for one in made], IGNORED, torch.int64),
             "weights": padded([one.weights for one in made], 0.0, torch.float32),
             "rows": [item["row"] for item in items],
         }
+        if apart:
+            written = [[tokenizer.eos_token_id, *one.ids[:-1]] for one in made]
+            batch["decoder_input_ids"] = padded(written, pad, torch.int64)
         if prompts.types is not None:
-            batch["mm_token_type_ids"] = padded(
-                [types + [0] * (len(one) - len(types)) for types, one in zip(prompts.types, made, strict=True)], 0, torch.int64
-            )  # fmt: skip
+            learnt = int(type(self.processor).__name__ == "PaliGemmaProcessor")  # 1: not seen by what stands before it
+            types = [kinds + [learnt] * (len(one) - len(kinds)) for kinds, one in zip(prompts.types, made, strict=True)]
+            batch[prompts.named] = padded(types, 0, torch.int64)
         if self.views:
             grids = prompts.images.get("image_grid_thw")
             batch["views"] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from trimtab.medclm.training.options import TINY, TrainOptions
 from trimtab.medclm.training.rows import Example
 from trimtab.medclm.training.tiny import tiny_llava
 
-FAMILIES = ("llava", "vipllava", "qwen2_5_vl")
-"""Model types whose whole loop is tested: collator, training, resume, grounding terms, generation."""
+GROUNDED = ("llava", "vipllava", "qwen2_5_vl")
+"""Model types whose image tokens are a grid that is known, so that the grounding terms can be had."""
+FAMILIES = (*GROUNDED, "qwen3_vl", "internvl", "paligemma", "gemma3", "florence2")
+"""Model types whose whole loop is tested: collator, training, generation."""
 LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -30,7 +33,8 @@ def load(options: TrainOptions, examples: Sequence[Example], tower: Path | None 
 
     Raises:
         FileNotFoundError: the model, or the tower, is neither a local folder nor to be had from the hub.
-        ValueError: the model is of no known family, freezing finds no layer to act on, or `pixels` has no meaning for it.
+        ValueError: the model is of no known family, freezing finds no layer to act on, or `pixels` or a grounding term has no
+            meaning for it.
     """
     if options.model == TINY:
         texts = (f"{prompt_of(one.row)} {one.row.target}" for one in examples)
@@ -41,6 +45,11 @@ def load(options: TrainOptions, examples: Sequence[Example], tower: Path | None 
         # LoRA rests on frozen weights, which bfloat16 holds well enough; weights that learn need float32's small steps
         dtype = getattr(torch, options.precision) if options.lora else torch.float32
         model, processor = _pretrained(options.model, dtype)
+    family = getattr(model.config, "model_type", "")
+    if (options.attention or options.anchor) and family not in GROUNDED:
+        raise ValueError(
+            f"--attention and --anchor are for {', '.join(GROUNDED)}; {options.model} is of the family {family}"
+        )
     freeze_unused(model)
     if options.freeze_vision or tower is not None:
         towers = [module for name, module in model.named_modules() if name.endswith(("vision_tower", "visual"))]
@@ -74,7 +83,7 @@ def freeze_unused(model: Any) -> None:
     if taken is None:
         return
     tower = next(module for name, module in model.named_modules() if name.endswith("vision_tower"))
-    if not hasattr(tower, "encoder"):
+    if not hasattr(tower, "encoder") or not hasattr(tower, "post_layernorm"):
         return
     layers, numbers = tower.encoder.layers, [taken] if isinstance(taken, int) else taken
     deepest = max(number if number >= 0 else len(layers) + 1 + number for number in numbers)
@@ -121,31 +130,39 @@ def _pretrained(name: str, dtype: torch.dtype, *, known: bool = True) -> tuple[A
 
 
 def processor_of(name: str, family: str) -> Any:
-    """The processor of a folder or hub name; of Qwen2.5-VL one for images alone where torchvision is missing.
-
-    Qwen2.5-VL's own processor also reads videos, for which it needs torchvision.
-    """
-    from transformers import AutoProcessor
+    """The processor of a folder or hub name; of the families with videos without them, where torchvision is not there."""
+    import transformers
     from transformers.utils import is_torchvision_available
 
-    if family != "qwen2_5_vl" or is_torchvision_available():
-        return AutoProcessor.from_pretrained(name)
-    from transformers import Qwen2_5_VLProcessor as WithVideos
-    from transformers.processing_utils import ProcessorMixin
+    if family not in _WITH_VIDEOS or is_torchvision_available():
+        return transformers.AutoProcessor.from_pretrained(name)
+    return without_videos(getattr(transformers, _WITH_VIDEOS[family])).from_pretrained(name)
 
-    class Qwen2_5_VLProcessor(WithVideos):  # type: ignore[misc]  # noqa: N801  (saved folders name it)
-        def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None) -> None:
-            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
-                ["<|image_pad|>", "<|video_pad|>"]
-            )
-            ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
-        @property
-        def model_input_names(self) -> list[str]:
-            return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "mm_token_type_ids"]
+_WITH_VIDEOS = {"qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor", "internvl": "InternVLProcessor"}
+"""Processors whose part for videos needs torchvision."""
 
-    return Qwen2_5_VLProcessor.from_pretrained(name)
+
+def without_videos(base: Any) -> Any:
+    """A processor class of transformers without its part for videos; folders saved from it bear the name of `base`."""
+
+    tiled = "image_seq_length" in inspect.signature(base.__init__).parameters  # tokens of one tile: InternVL's
+
+    # what a processor consists of and keeps is read from these names, so that the third part is not looked for
+    def start(
+        self: Any,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 256,
+        chat_template: Any = None,
+    ) -> None:
+        more = {"image_seq_length": image_seq_length} if tiled else {}
+        base.__init__(self, image_processor, tokenizer, None, chat_template=chat_template, **more)
+
+    def names(self: Any) -> list[str]:
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "mm_token_type_ids"]
+
+    return type(base.__name__, (base,), {"__init__": start, "model_input_names": property(names)})
 
 
 def save(model: Any, processor: Any, folder: Path) -> None:

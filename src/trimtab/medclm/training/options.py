@@ -64,6 +64,8 @@ class TrainOptions:
     """Weight of the term that pulls the last layer's attention to the box (needs attentions, so slower)."""
     anchor: float = 0.0
     """Weight of the term that pulls the image features inside the box to the words "lesion in organ"."""
+    boxes: Literal["unit", "model"] = "unit"
+    """How boxes stand in the texts: as fractions, or in the model's own way (of the pictures as its processor resizes them)."""
     draw_boxes: bool = True
     """Draw the box on the images of Easy rows."""
     seed: int = 42

@@ -11,7 +11,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
+from trimtab.medclm.boxes import ModelBoxes
 from trimtab.medclm.building import DataSetFolder
+from trimtab.medclm.building.dialects import in_dialect
 from trimtab.medclm.records import Box, Row, SplitName
 from trimtab.medclm.texts.generator import target_of
 
@@ -38,6 +40,13 @@ def examples_of(folder: DataSetFolder, splits: Iterable[SplitName]) -> list[Exam
     if not found:
         raise ValueError(f"{folder.path} has no rows of the splits {', '.join(sorted(wanted))}")
     return found
+
+
+def as_written(folder: DataSetFolder, examples: Sequence[Example], boxes: ModelBoxes) -> list[Example]:
+    """The examples with every box in their texts as a model writes it; see `building.dialects.in_dialect`."""
+    wanted = {one.row.image_id for one in examples}
+    records = {record.image_id: record for record in folder.records() if record.image_id in wanted}
+    return [replace(one, row=in_dialect(one.row, records[one.row.image_id], boxes)) for one in examples]
 
 
 def asked_plainly(examples: Sequence[Example], share: float, seed: int = 0) -> list[Example]:

@@ -15,11 +15,12 @@ import torch
 from trimtab.files import write_text
 from trimtab.inputs import named, read_json_mapping
 from trimtab.levers import Lever
+from trimtab.medclm.boxes import boxes_of
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.training.models import gathered, load, rebuilt, save
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.pretrain import PretrainOptions, pretrain
-from trimtab.medclm.training.rows import RowData, asked_plainly, examples_of
+from trimtab.medclm.training.rows import RowData, as_written, asked_plainly, examples_of
 from trimtab.observe import GradientTracker
 
 
@@ -51,7 +52,7 @@ def train(
 
     Raises:
         ValueError: `out` holds a run with other options, other data, other levers or another number of processes; the tower
-            cannot be pretrained on this set (see `pretrain`).
+            cannot be pretrained on this set (see `pretrain`); boxes in the model's own way where that is not known.
     """
     folder = DataSetFolder(data)
     examples = asked_plainly(examples_of(folder, ["train"]), options.plain, options.seed)
@@ -85,6 +86,8 @@ def train(
     disable_progress_bar()
     tower = tower_of(data, out, options)
     model, processor = load(options, examples, tower)
+    if options.boxes == "model":
+        examples = as_written(folder, examples, boxes_of(model, processor))
     trainer = CurriculumTrainer(
         model, processor, RowData(examples, draw_boxes=options.draw_boxes), options, out, levers, tracker, [Shown()]
     )

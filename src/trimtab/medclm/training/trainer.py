@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -72,7 +73,14 @@ def layer_classes(model: nn.Module) -> set[str]:
 def _forward(
     model: nn.Module, inputs: dict[str, Any], labels: Tensor, weights: Tensor, **extra: Any
 ) -> tuple[Any, Tensor]:
-    """(outputs, loss of each row); logits only from the position that predicts the batch's first learnt token on."""
+    """(outputs, loss of each row); logits only from the position that predicts the batch's first learnt token on.
+
+    A decoder of its own has one logit a label; a first label that nothing predicts puts them in step.
+    """
+    if "decoder_input_ids" in inputs:
+        outputs = model(**inputs, use_cache=False, **extra)
+        labels, weights = (pad(one, (1, 0), value=value) for one, value in ((labels, IGNORED), (weights, 0)))
+        return outputs, row_losses(pad(outputs.logits, (0, 0, 0, 1)), labels, weights)
     start = max(int((labels != IGNORED).any(dim=0).nonzero()[0]) - 1, 0)
     outputs = model(**inputs, use_cache=False, logits_to_keep=labels.shape[1] - start, **extra)
     return outputs, row_losses(outputs.logits, labels[:, start:], weights[:, start:])
