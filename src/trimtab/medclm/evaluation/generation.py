@@ -90,7 +90,7 @@ def generated_alone(model: Any, processor: Any, prompt: str, picture: Image.Imag
     made = model.generate(**inputs, max_new_tokens=limit, do_sample=False)[0]
     if not model.config.is_encoder_decoder:
         made = made[inputs["input_ids"].shape[1] :]
-    return _said(processor.tokenizer, made.tolist())
+    return _said(getattr(processor, "tokenizer", processor), made.tolist())
 
 
 def replies(
