@@ -279,3 +279,22 @@ def test_every_option_of_a_build_has_its_flag_and_only_one():
     by_other_names = {"preset": "anatomy", "allowed": "host_in"}
     beyond = set(BuildOptions.model_fields) - set(BuildSettings.model_fields)
     assert {by_other_names.get(name, name) for name in beyond} <= own
+
+
+def test_a_trusted_size_that_is_wrong_is_found_when_the_picture_is_opened(tmp_path, capsys):
+    options = source(tmp_path / "source", images=6)
+    document = json.loads(options.detections.read_text())
+    document["images"][1].update(width=41)
+    options.detections.write_text(json.dumps(document))
+    (options.images / document["images"][2]["file_name"]).unlink()
+    outside = tmp_path / "outside.png"
+    name = document["images"][3]["file_name"]
+    (options.images / name).rename(outside)
+    (options.images / name).symlink_to(outside)
+    assert _build(options, tmp_path / "out", "--trust-sizes") == 0
+    reasons = {reason for _, _, reason in _rejected(tmp_path / "out")}
+    assert {"image has another size", "image is unreadable", "file name leaves the image folder"} <= reasons
+    assert main(["medclm", "check", str(tmp_path / "out"), "--quiet"]) == 0
+    assert _build(options, tmp_path / "other", "--trust-sizes", "--format", "yolo") == 2
+    assert "files of the format yolo state no sizes" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

@@ -17,6 +17,9 @@ QuestionType = Literal["what", "where", "organ", "present", "count", "side", "co
 UNKNOWN_ORGAN = "unknown"
 
 
+_put = object.__setattr__
+
+
 class Record(BaseModel):
     """Base of all records: frozen, no unknown fields, no NaN."""
 
@@ -26,10 +29,10 @@ class Record(BaseModel):
     def of_checked(cls, **fields: Any) -> Self:
         """A record of values that the caller has checked, all fields given: `model_construct` without its loop over them."""
         made = cls.__new__(cls)
-        object.__setattr__(made, "__dict__", fields)
-        object.__setattr__(made, "__pydantic_fields_set__", set(fields))
-        object.__setattr__(made, "__pydantic_extra__", None)
-        object.__setattr__(made, "__pydantic_private__", None)
+        _put(made, "__dict__", fields)
+        _put(made, "__pydantic_fields_set__", set(fields))
+        _put(made, "__pydantic_extra__", None)
+        _put(made, "__pydantic_private__", None)
         return made
 
 

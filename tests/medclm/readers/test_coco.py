@@ -9,6 +9,8 @@ import pytest
 from tests.medclm.pictures import coco, parted, picture
 from trimtab.medclm import readers
 from trimtab.medclm.coco import encode
+from trimtab.medclm.pixels import picture_header
+from trimtab.medclm.records import Rejected
 
 
 def read(path: Path, **options: object):
@@ -205,3 +207,33 @@ def test_json_floats_that_json_does_not_know_are_rejected_rows(tmp_path: Path) -
     assert json.loads(path.read_text())
     _, rejected = read(path)
     assert rejected[0].reason == "box has a corner that is not a number"
+
+
+def test_trusted_sizes_open_no_image_and_give_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "images"
+    for number in range(3):
+        picture(images / f"{number}.png", 40, 30)
+    entries = [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 30} for n in range(2)] + [
+        {"id": 2, "file_name": "2.png"}
+    ]
+    boxes = [{"id": n + 1, "image_id": n, "category_id": 1, "bbox": [4 + n, 3, 8, 6]} for n in range(3)]
+    file = tmp_path / "set.json"
+    categories = [{"id": 1, "name": "mass"}]
+    file.write_text(json.dumps({"images": entries, "annotations": boxes, "categories": categories}))
+    checked = list(readers.create("coco").read(file, images))
+    opened = []
+
+    def header(path: Path) -> object:
+        opened.append(path.name)
+        return picture_header(path)
+
+    monkeypatch.setattr("trimtab.medclm.readers.reading.picture_header", header)
+    assert list(readers.create("coco", trust_sizes=True).read(file, images)) == checked
+    assert opened == ["2.png"]  # its size is not stated
+    (images / "0.png").unlink()
+    assert len(list(readers.create("coco", trust_sizes=True).read(file, images))) == 3
+    entries[0]["file_name"] = "../0.png"
+    file.write_text(json.dumps({"images": entries, "annotations": boxes, "categories": categories}))
+    first, *_ = readers.create("coco", trust_sizes=True).read(file, images)
+    assert isinstance(first, Rejected)
+    assert first.reason == "file name leaves the image folder"

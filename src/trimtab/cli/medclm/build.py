@@ -61,6 +61,8 @@ class BuildArguments:
     """Options of the reader as KEY=VALUE (YAML), such as clip=true anatomy=[optic_disc]."""
     modality: str = "image"
     """Such as "chest X-ray"; a domain is class x modality."""
+    trust_sizes: bool = False
+    """Take the sizes that a COCO or VOC file states without opening the images first; a build still finds wrong ones."""
     organs: Path | None = None
     """Organ masks: a folder or file. Without it hosts are unknown."""
     organ_format: str | None = None
@@ -87,9 +89,12 @@ class BuildArguments:
 def build(arguments: Sequence[str]) -> int:
     """Parse and build."""
     given = parse(BuildArguments, arguments, "medclm build")
+    if given.trust_sizes and given.settings.format not in ("coco", "voc"):
+        raise ValueError(f"--trust-sizes: files of the format {given.settings.format} state no sizes; coco and voc do")
+    trusted = {"trust_sizes": True} if given.trust_sizes else {}
     options = BuildOptions(
         **dict(given.settings),
-        reader={"modality": given.modality, **pairs(given.reader, "--reader")},
+        reader={"modality": given.modality, **trusted, **pairs(given.reader, "--reader")},
         organs=organ_sources(given.organs, given.organ_format, pairs(given.organ_options, "--organ-options")),
         preset=given.anatomy,
         allowed={

@@ -21,6 +21,7 @@ from trimtab.medclm.hosts import decided_hosts
 from trimtab.medclm.organs.rle import organs_text
 from trimtab.medclm.organs.source import OrganError, OrganSource
 from trimtab.medclm.pixels import ORIENTATION, PictureError, read_picture
+from trimtab.medclm.readers.reading import stays_inside
 from trimtab.medclm.records import ImageRecord, Record, Rejected
 from trimtab.medclm.rules import HostRules
 
@@ -67,6 +68,11 @@ class Preparation:
         if isinstance(item, Rejected):
             return Prepared(rejected=(item,))
         source = item.file
+        if not stays_inside(self.images / source, self.images):
+            value = f"{source!r} is a link to {(self.images / source).resolve()}"
+            return Prepared(
+                rejected=(Rejected(file=source, row="", reason="file name leaves the image folder", value=value),)
+            )
         try:
             pixels = read_picture(self.images / source, upright=item.upright)
             shape = pixels.shape[:2]

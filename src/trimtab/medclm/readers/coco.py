@@ -14,6 +14,10 @@ from trimtab.medclm.readers.coco_images import Entry, Listed
 from trimtab.medclm.readers.reading import RawBox, RawImage, ReaderOptions, assembled, checked_size
 from trimtab.medclm.records import ImageRecord, Rejected
 
+_Row = tuple[int, dict[str, Any], str]
+"""An annotation: where it stands, itself, its id as text ("" for none)."""
+_PLAIN = (int, float)
+
 
 class CocoReader(ReaderOptions):
     """COCO json. Images without annotations are negatives. Boxes of crowds are kept with the flag "crowd".
@@ -39,22 +43,24 @@ class CocoReader(ReaderOptions):
         yield from unnamed
         listed = Listed(document.pop("images"), file, images)
         yield from listed.rejected
-        of_image: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        of_image: dict[str, list[_Row]] = {}
         times: Counter[str] = Counter()
         broken: Counter[str] = Counter()
         nameless = strangers = 0
         rows = document.pop("annotations")
         for index, annotation in enumerate(rows):
             problem = _annotation_problem(annotation, listed, names)
-            owner = identifier(annotation.get("image_id")) if isinstance(annotation, dict) else None
+            raw = annotation.get("image_id") if isinstance(annotation, dict) else None
+            owner = str(raw) if type(raw) is int else identifier(raw)
             if problem:
                 yield Rejected(file=file, row=_row(annotation, index), reason=problem, value=shown(annotation))
                 nameless += owner is None
                 strangers += owner is not None and owner not in listed
                 broken[owner or ""] += 1
             else:
-                times[identifier(annotation.get("id")) or ""] += 1
-                of_image.setdefault(owner or "", []).append((index, annotation))
+                key = identifier(annotation.get("id")) or ""
+                times[key] += 1
+                of_image.setdefault(owner or "", []).append((index, annotation, key))
         if strangers and strangers + nameless == len(rows):
             stranger = next(
                 row["image_id"] for row in rows if isinstance(row, dict) and identifier(row.get("image_id"))
@@ -78,7 +84,7 @@ class CocoReader(ReaderOptions):
     def _image(
         self,
         entry: Entry,
-        annotations: Sequence[tuple[int, dict[str, Any]]],
+        annotations: Sequence[_Row],
         names: Mapping[str, str],
         times: Mapping[str, int],
         file: str,
@@ -100,28 +106,31 @@ class CocoReader(ReaderOptions):
         frame = checked_size(image, images, self, boxed=bool(annotations))
         if isinstance(frame, Rejected):
             yield frame
-            for index, annotation in annotations:
+            for index, annotation, _ in annotations:
                 yield Rejected(
                     file=file, row=_row(annotation, index), reason="its image was rejected", value=entry.file
                 )
             return
         boxes = []
         taken: set[str] = set()
-        for index, annotation in annotations:
-            identity = identifier(annotation.get("id")) or ""
-            row = _row(annotation, index) if times[identity] == 1 else f"annotations[{index}]"
+        found = broken
+        for index, annotation, identity in annotations:
+            row = f"annotation {identity[:80]}" if identity and times[identity] == 1 else f"annotations[{index}]"
+            crowd = False
             try:
                 corners = _corners(annotation, frame.width, frame.height)
-                crowd = _is_crowd(annotation, frame.width, frame.height)
+                if annotation.get("iscrowd"):
+                    crowd = _is_crowd(annotation, frame.width, frame.height)
             except ValueError as error:
-                broken += 1
+                found += 1
                 yield Rejected(file=file, row=row, reason="mask does not fit its image", value=str(error))
                 continue
             key = identity if identity and identity not in taken else f"{identity}@{index}"
             taken.add(key)
             label = names[identifier(annotation["category_id"]) or ""]
             boxes.append(RawBox(key, label, corners, row, ("crowd",) if crowd else ()))
-        yield from assembled(replace(image, broken=broken), boxes, images, self, frame=frame)
+        whole = image if found == broken else replace(image, broken=found)
+        yield from assembled(whole, boxes, images, self, frame=frame)
 
 
 def _row(annotation: object, index: int) -> str:
@@ -132,32 +141,38 @@ def _row(annotation: object, index: int) -> str:
 def _annotation_problem(annotation: object, listed: Listed, names: Mapping[str, str]) -> str:
     if not isinstance(annotation, dict):
         return "annotation is no object"
-    owner = identifier(annotation.get("image_id"))
+    raw = annotation.get("image_id")
+    owner = str(raw) if type(raw) is int else identifier(raw)
     if owner is None:
         return "annotation without image_id"
     if owner in listed.refused:
         return "its image was rejected"
     if owner not in listed:
         return "annotation of an image that is not listed"
-    if (identifier(annotation.get("category_id")) or "") not in names:
+    raw = annotation.get("category_id")
+    if ((str(raw) if type(raw) is int else identifier(raw)) or "") not in names:
         return "annotation of a category without name"
     box = annotation.get("bbox")
-    if box in (None, []) and not annotation.get("segmentation"):
-        return "annotation without bbox and mask"
-    if box not in (None, []) and not (isinstance(box, list) and len(box) == 4):
-        return "bbox is not four numbers"
-    return ""
+    if type(box) is list and len(box) == 4:
+        return ""
+    if box in (None, []):
+        return "" if annotation.get("segmentation") else "annotation without bbox and mask"
+    return "bbox is not four numbers"
 
 
-def _boxes(annotations: Sequence[tuple[int, Mapping[str, Any]]]) -> frozenset[str]:
+def _boxes(annotations: Sequence[_Row]) -> frozenset[str]:
     """What the annotations say, for comparison with those of another entry of the same file."""
     return frozenset(
-        f"{identifier(one['category_id'])} {one.get('bbox') or one.get('segmentation')}" for _, one in annotations
+        f"{identifier(one['category_id'])} {one.get('bbox') or one.get('segmentation')}" for _, one, _ in annotations
     )
 
 
 def _corners(annotation: Mapping[str, Any], width: int, height: int) -> tuple[float, float, float, float]:
     mask, box = annotation.get("segmentation"), annotation.get("bbox")
+    if box and not isinstance(mask, dict):
+        x, y, w, h = box
+        if type(x) in _PLAIN and type(y) in _PLAIN and type(w) in _PLAIN and type(h) in _PLAIN:  # nearly all boxes
+            return float(x), float(y), float(x) + float(w), float(y) + float(h)
     if isinstance(mask, dict):
         size = mask.get("size")
         if not isinstance(size, list) or size != [height, width]:

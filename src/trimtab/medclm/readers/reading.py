@@ -49,6 +49,8 @@ class ReaderOptions(BaseModel):
         orientation: which way up the boxes of a picture with an EXIF orientation were drawn: "stored" pixels, or "upright" as
             viewers turn them; "size" (ours) goes by the size that the source states, and rejects an image with boxes where
             that leaves it open (a square, a half turn, no size stated). The picture is delivered the way that was meant.
+        trust_sizes: take the size that the source states without opening the image, and its boxes as "stored" where the
+            orientation is "size". A build that opens the image later rejects it where it is missing or of another size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,7 @@ class ReaderOptions(BaseModel):
     patients: Mapping[str, str] = {}
     patient_pattern: str = ""
     orientation: Literal["size", "stored", "upright"] = "size"
+    trust_sizes: bool = False
 
     @field_validator("patient_pattern")
     @classmethod
@@ -174,39 +177,42 @@ def assembled(
     width, height = image.base or (found.width, found.height)
     kept: list[tuple[RawBox, Box, bool]] = []
     seen: set[tuple[str, tuple[float, ...]]] = set()
-    broken = image.broken
+    broken, anatomy, clip = image.broken, options.anatomy, options.clip
     for box in boxes:
-        if box.label in options.anatomy:
+        if anatomy and box.label in anatomy:
             continue
-        checked = checked_box(box.corners, width, height, clip=options.clip, tolerance=tolerance)
-        if isinstance(checked[0], Box) and (box.label, box.corners) in seen:
+        checked = checked_box(box.corners, width, height, clip=clip, tolerance=tolerance)
+        same = (box.label, box.corners)
+        if same in seen and isinstance(checked[0], Box):
             checked = ("same box and class as an earlier row of this image", f"{box.label} {box.corners}")
             broken -= 1  # nothing is missing from the image
         if isinstance(checked[0], str):
             broken += 1
             yield _rejected(image, box, checked[0], str(checked[1]))
             continue
-        seen.add((box.label, box.corners))
+        seen.add(same)
         kept.append((box, checked[0], bool(checked[1])))
     if (broken or image.doubt) and not kept:
         reason = "no usable box is left, so the image is no negative" if broken else image.doubt
         yield Rejected(file=image.annotations, row=image.row, reason=reason, value=image.file)
         return
-    incomplete = bool(broken or image.doubt)
+    incomplete = [INCOMPLETE] if broken or image.doubt else []
     lesions = tuple(
-        Lesion.of_checked(  # all values are checked above; validation again would cost more than the reading
-            lesion_id=f"{image.image_id}/{raw.key}",
-            image_id=image.image_id,
-            label=options.rename.get(raw.label, raw.label),
-            box=box,
-            host=None,
-            area_fraction=None,
-            source_row=f"{image.annotations}:{raw.row}",
-            flags=tuple(sorted({*raw.flags, *([CLIPPED] if cut else []), *([INCOMPLETE] if incomplete else [])}))
-            if raw.flags or cut or incomplete
-            else (),
-        )
-        for raw, box, cut in kept
+        [
+            Lesion.of_checked(  # all values are checked above; validation again would cost more than the reading
+                lesion_id=f"{image.image_id}/{raw.key}",
+                image_id=image.image_id,
+                label=options.rename.get(raw.label, raw.label),
+                box=box,
+                host=None,
+                area_fraction=None,
+                source_row=f"{image.annotations}:{raw.row}",
+                flags=tuple(sorted({*raw.flags, *([CLIPPED] if cut else []), *incomplete}))
+                if raw.flags or cut or incomplete
+                else (),
+            )
+            for raw, box, cut in kept
+        ]
     )
     yield ImageRecord(
         image_id=image.image_id,
@@ -226,7 +232,7 @@ def _rejected(image: RawImage, box: RawBox, reason: str, value: str) -> Rejected
     return Rejected(file=image.annotations, row=box.row, reason=reason, value=value)
 
 
-def _stays_inside(path: Path, folder: Path) -> bool:
+def stays_inside(path: Path, folder: Path) -> bool:
     """Whether `path` stays in `folder` with all links followed."""
     if path.is_symlink():
         return path.resolve().is_relative_to(folder.resolve())
@@ -244,8 +250,13 @@ def checked_size(image: RawImage, images: Path, options: ReaderOptions, *, boxed
     def reject(reason: str, value: str) -> Rejected:
         return Rejected(file=image.annotations, row=image.row, reason=reason, value=value)
 
+    if image.split and image.split.lower() not in SPLIT_NAMES:
+        return reject("split has an unknown name", f"{image.split!r}; allowed: {', '.join(SPLIT_NAMES)}")
     try:
-        path = images / inside(image.file)
+        name = inside(image.file)
+        if options.trust_sizes and image.declared is not None:
+            return Frame(*image.declared, options.orientation == "upright")
+        path = images / name
         size, orientation = picture_header(path)
     except FileNotFoundError:
         return reject("image is missing", f"{images / image.file}{_where_else(image.file, images)}")
@@ -253,10 +264,8 @@ def checked_size(image: RawImage, images: Path, options: ReaderOptions, *, boxed
         return reject("image is unreadable", str(error))
     except ValueError as error:
         return reject("file name leaves the image folder", f"{error}{_where_else(image.file, images)}")
-    if not _stays_inside(path, images):
+    if not stays_inside(path, images):
         return reject("file name leaves the image folder", f"{image.file!r} is a link to {path.resolve()}")
-    if image.split and image.split.lower() not in SPLIT_NAMES:
-        return reject("split has an unknown name", f"{image.split!r}; allowed: {', '.join(SPLIT_NAMES)}")
     turned = size[::-1] if orientation >= 5 else size
     if image.declared is not None and image.declared not in (size, turned):
         stated = "{} x {}".format(*image.declared)
