@@ -187,6 +187,7 @@ ROWS = (
           policy, "all", sparse=RIGHT, complex=RIGHT, nan=UNDONE,
           other={"train": {"threshold": 1e-3, "decay": 0.0, "judge": ("loss", "gradient", "update")}})
       for policy, threshold in (("skip", 0.4), ("lower_lr", 0.3))),
+    Row("momentum_reset", reference.momentum_reset, {"every": 2, "warmup": 2}, "", "all", sparse=RIGHT, complex=RIGHT),
     Row("ema", reference.as_it_was, {"decay": 0.7, "warmup": False}, sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("ema", reference.as_it_was, {"decay": 0.9}, "warmup", sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("mean_weights", reference.as_it_was, {"start": 0.4, "every": 2}, sparse=RIGHT, complex=RIGHT,
@@ -444,6 +445,12 @@ class Attending(nn.Module):
         return nn.functional.scaled_dot_product_attention(self.query, self.key, self.values).sum()
 
 
+def of_loss(name: str, **given: Any) -> tuple[Any, Any]:
+    logits, targets = 3 * numbers(3, 12, 5), numbers(4, 12, 5).argmax(1)
+    found = create(name, **given)(torch.from_numpy(logits), torch.from_numpy(targets))
+    return found, getattr(reference, name)(logits, targets, **given)
+
+
 def attention() -> tuple[Any, Any]:
     query, key = (numbers(seed, 2, 3, 5, 4) for seed in (1, 2))
     net = Attending(query, key)
@@ -530,6 +537,13 @@ PROBES = (
     Probe("hard_only", lambda: (shares("hard_only"), reference.hard_only(18))),
     Probe("reverse", lambda: (shares("reverse", epochs=18), reference.reverse(18))),
     Probe("curriculum", curriculum),
+    Probe("stable_max", lambda: of_loss("stable_max")),
+    Probe("z_loss", lambda: of_loss("z_loss", strength=0.3)),
+    Probe(
+        "scale_lr",
+        lambda: ([create("scale_lr", 0.1, 32, 96, rule) for rule in ("linear", "sqrt")], [0.3, 0.1 * 3**0.5]),
+    ),
+    Probe("spectral_lr", lambda: (create("spectral_lr", [-1.0, 4.0], safety=0.25).lr, 0.125)),
     Probe("span_weights", span_weights),
     Probe("gradient_tracker", gradient_tracker),
     Probe("update_ratio", lambda: step_meter("update_ratio")),

@@ -372,6 +372,27 @@ def spike_guard(
     return [a + share * one for a, one in zip(w, change, strict=True)]
 
 
+def momentum_reset(w: Arrays, left: Arrays, memory: Memory, every: int, warmup: int) -> Arrays:
+    done = memory.get("done", 0)
+    since, memory["done"] = done % every + 1, done + 1
+    rising = done >= every and since < warmup
+    share = (1 - math.cos(math.pi * since / warmup)) / 2 if rising else 1.0
+    if memory["done"] % every == 0:
+        for name in memory.keys() - {"done"}:
+            del memory[name]
+    return [a + share * (b - a) for a, b in zip(w, left, strict=True)]
+
+
+def stable_max(logits: Array, targets: NDArray[np.int64]) -> float:
+    s = np.where(logits >= 0, logits + 1, 1 / (1 - np.minimum(logits, 0)))
+    return float(-np.log(s[np.arange(len(s)), targets] / s.sum(1)).mean())
+
+
+def z_loss(logits: Array, targets: NDArray[np.int64], strength: float) -> float:
+    z = np.log(np.exp(logits).sum(1))
+    return float((z - logits[np.arange(len(z)), targets] + strength * z**2).mean())
+
+
 def update_ratio(w: Array, left: Array) -> float:
     return float(np.linalg.norm(left - w) / np.linalg.norm(w))
 

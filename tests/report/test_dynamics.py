@@ -15,7 +15,7 @@ from trimtab.report import render, render_dynamics
 from trimtab.report.gradients.dynamics import dynamics_sections
 from trimtab.report.palette import looks
 from trimtab.report.parts import Figure
-from trimtab.studies.summary import Dynamics, Summary
+from trimtab.studies.summary import AlarmRow, Dynamics, Summary
 
 
 def figures(found: list[Dynamics]) -> dict[str, Figure]:
@@ -101,3 +101,20 @@ def test_a_page_of_dynamics_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "h.html").exists()
     with pytest.raises(ValueError, match="no rows"):
         render(make_summary().model_copy(update={"rows": []}), tmp_path / "h.html")
+
+
+def test_alarms_stand_on_the_time_line_and_in_a_table() -> None:
+    found = make_dynamics(("sgd",), (0,), steps=60)
+    alarm = AlarmRow(
+        step=found[0].steps[1], kind="gradient", action="skip", text="step 9: norm is 5; the step is not taken"
+    )
+    guarded = [found[0].model_copy(update={"alarms": [alarm]})]
+    plain, marked = figures(found)["dynamics-std"], figures(guarded)["dynamics-std"]
+    (cross,) = [trace for trace in marked.states[""] if trace.get("marker", {}).get("symbol") == "x"]
+    assert cross["x"] == [found[0].steps[1]]
+    assert cross["y"] == [found[0].std[1]]
+    assert cross["text"] == [alarm.text]
+    assert len(marked.states[""]) == len(plain.states[""]) + 1
+    (section,) = [one for one in dynamics_sections(guarded, looks(["sgd"], "sgd")) if one.name == "dynamics-alarms"]
+    assert section.tables[0].rows[0][-1].text == "norm is 5; the step is not taken"
+    assert not [one for one in dynamics_sections(found, looks(["sgd"], "sgd")) if one.name == "dynamics-alarms"]

@@ -4,6 +4,8 @@ from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.asam import ASAM
 from trimtab.optimizers.cram import CrAM
 from trimtab.optimizers.diffgrad import DiffGrad
+from trimtab.optimizers.learning_rates import SpectralRate, learning_rate_from_spectrum, scale_learning_rate
+from trimtab.optimizers.momentum_reset import MomentumReset
 from trimtab.optimizers.muon import Muon
 from trimtab.optimizers.projected import SGDP, AdamP
 from trimtab.optimizers.sam import SAM
@@ -16,9 +18,13 @@ __all__ = [
     "Alarm",
     "CrAM",
     "DiffGrad",
+    "MomentumReset",
     "Muon",
     "SAM",
     "SGDP",
+    "SpectralRate",
     "SpikeGuard",
     "TwoPassOptimizer",
+    "learning_rate_from_spectrum",
+    "scale_learning_rate",
 ]

@@ -18,6 +18,7 @@ from trimtab.levers import attached
 from trimtab.optimizers import snapshot
 from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.judging import Judging
+from trimtab.optimizers.scaled_rates import ScaledRates
 from trimtab.optimizers.usual import Usual
 from trimtab.parameters import Entry, unwrapped
 
@@ -120,7 +121,7 @@ class SpikeGuard:
         self._optimizer: Callable[[], torch.optim.Optimizer | None] = lambda: None
         self._model: nn.Module | None = None
         self._before: list[tuple[Entry, Tensor]] = []
-        self._rates: list[tuple[dict[str, Any], Any]] = []
+        self._rates = ScaledRates()
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -232,28 +233,18 @@ class SpikeGuard:
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Lower the learning rate where it must be, and keep the weights; called by `trimtab.attach`."""
-        self._restore_rates()
-        factor, optimizer = min(self._lowered, self._shorten), self._optimizer()
-        if factor < 1 and optimizer is not None:
-            self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
-            for group, rate in self._rates:
-                group["lr"] = rate * factor
+        self._rates.scale(self._optimizer(), min(self._lowered, self._shorten))
         self._before = []
         if "update" in self.judge:
             stepped = [entry for entry in parameters if entry.parameter.grad is not None and entry.computed is None]
             self._before = [(entry, local_part(entry.parameter).detach().clone()) for entry in stepped]
-
-    def _restore_rates(self) -> None:
-        for group, rate in self._rates:
-            group["lr"] = rate
-        self._rates = []
 
     # After the step
 
     @torch.no_grad()
     def after_step(self, parameters: Sequence[Entry]) -> None:
         """Judge the weights' change, and undo it where it must be; called by `trimtab.attach`."""
-        self._restore_rates()
+        self._rates.restore()
         before, self._before = self._before, []
         if before:
             self._judge_update(before, parameters)

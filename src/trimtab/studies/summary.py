@@ -162,6 +162,15 @@ class LayerDynamics(Record):
     non_finite: int = Field(description="NaN and infinite entries of all tracked steps")
 
 
+class AlarmRow(Record):
+    """An alarm of a guard."""
+
+    step: int = Field(description="optimizer step, counted from 0")
+    kind: str = Field(description="loss, gradient, update, dead, ranks, or the name of a watched signal")
+    action: str = Field(description="what was done: warn, skip, undo, lower_lr, rollback")
+    text: str = Field(description="all of it in a sentence")
+
+
 class Dynamics(Record):
     """How the gradients of one run went over training, in at most 120 points.
 
@@ -185,6 +194,7 @@ class Dynamics(Record):
         default={}, description="per point: what the transforms report, such as Autoscale's alpha"
     )
     layers: list[LayerDynamics] = Field(description="in the network's order")
+    alarms: list[AlarmRow] = Field(default=[], description="of a guarded run, in order")
     facts: DynamicsFacts
 
 

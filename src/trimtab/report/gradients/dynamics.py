@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trimtab.report.gradients.alarms import alarm_marks, alarms_section
 from trimtab.report.gradients.layers import against_section, layers_section
 from trimtab.report.heat import heat_section
 from trimtab.report.palette import Look
@@ -16,7 +17,29 @@ from trimtab.studies.statistics import baseline_of, estimate
 from trimtab.studies.summary import Dynamics
 
 TITLE = "Gradients over training"
-SIGNALS = {"norm": "norm before clipping", "factor": "clipping factor", "clipped": "share of units clipped"}
+SIGNALS = {
+    "norm": "norm before clipping",
+    "factor": "clipping factor",
+    "clipped": "share of units clipped",
+    "update_ratio": "update / weight, of each step",
+    "update_ratio_max": "largest update / weight of a tensor",
+    "update_ratio_min": "smallest update / weight of a tensor",
+    "nlm_cosine": "cosine of \u2212gradient and weights",
+    "nlm_cosine_max": "largest cosine of \u2212gradient and weight of a tensor",
+    "noise_scale": "gradient noise scale, examples",
+    "noise_signal": "|G|\u00b2 of the noise scale",
+    "noise_variance": "tr \u03a3 of the noise scale",
+    "softmax_collapse": "share of collapsed examples",
+    "activation_max": "largest activation",
+    "activation_outliers": "share of outlier channels, largest of a layer",
+    "activation_silent": "share of silent channels, largest of a layer",
+    "attention_logit": "greatest attention logit",
+    "attention_query_norm": "greatest norm of a query",
+    "attention_key_norm": "greatest norm of a key",
+    "loss_z": "loss, deviations above usual",
+    "gradient_z": "gradient norm, deviations above usual",
+    "update_z": "update norm, deviations above usual",
+}
 Points = list[tuple[int, list[float]]]
 
 
@@ -67,12 +90,14 @@ def _line(
 
 def _std_figure(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Look]) -> Figure:
     traces = [trace for method, runs in groups.items() for trace in _std_traces(method, runs, looks[method])]
+    traces += [trace for method, runs in groups.items() for trace in alarm_marks(method, runs, looks[method])]
     counts = [len(runs) for runs in groups.values()]
     return Figure(
         "dynamics-std",
         "Standard deviation of all tracked gradients together, as they come: before penalty and transforms. "
         + ("Lines are geometric means over seeds. " if max(counts) > 1 else "")
-        + _bands(counts),
+        + _bands(counts)
+        + (" Crosses: alarms of a guard." if any(run.alarms for runs in groups.values() for run in runs) else ""),
         {"": traces},
         {
             "xaxis": from_zero(traces),
@@ -183,7 +208,7 @@ def _signal_figures(groups: Mapping[str, list[Dynamics]], looks: Mapping[str, Lo
     return [
         _small(
             f"dynamics-signal-{place}", SIGNALS.get(name, name),
-            f"{SIGNALS.get(name, name)}, as the gradient transforms report it; mean over seeds.", groups, looks,
+            f"{SIGNALS.get(name, name)}, as levers and meters report it; mean over seeds.", groups, looks,
             lambda run, name=name: run.signals.get(name, []), join=_mean,  # type: ignore[misc]
         )
         for place, name in enumerate(names)
@@ -235,6 +260,6 @@ def dynamics_sections(found: Sequence[Dynamics], looks: Mapping[str, Look]) -> l
     curves = Section("dynamics", TITLE, [EXPLAINED], [_std_figure(groups, looks)], tables)
     sections = [
         curves, layers_section(groups, looks), against_section(groups, baseline_of(list(groups))), heat_section(groups),
-        _signals_section(groups, looks),
+        alarms_section(found), _signals_section(groups, looks),
     ]  # fmt: skip
     return [section for section in sections if section is not None]

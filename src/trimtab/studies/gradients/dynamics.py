@@ -21,7 +21,7 @@ from trimtab.runs.tracked import (
     tracked,
     update_ratios,
 )
-from trimtab.studies.summary import Dynamics, DynamicsFacts, LayerDynamics
+from trimtab.studies.summary import AlarmRow, Dynamics, DynamicsFacts, LayerDynamics
 
 
 def _counts(values: Matrix, bins: Sequence[slice]) -> list[int]:
@@ -49,6 +49,7 @@ def dynamics(
     *,
     method: str,
     seed: int,
+    alarms: Sequence[Mapping[str, Any]] = (),
 ) -> Dynamics | None:
     """A tracker's rows, drawn together; None when no gradients are among them.
 
@@ -56,6 +57,7 @@ def dynamics(
         columns: `GradientTracker.table()`, column by column.
         signal_columns: `signals_table()` in the same way, or None.
         method, seed: whose they are.
+        alarms: rows of `alarms.jsonl`.
     """
     own = tracked(columns, "gradients")
     if own is None:
@@ -98,6 +100,7 @@ def dynamics(
         non_finite=_counts(bad.sum(0), bins),
         signals={name: joined(values, bins) for name, values in signals.items()},
         layers=layers,
+        alarms=[AlarmRow(**{name: row[name] for name in ("step", "kind", "action", "text")}) for row in alarms],
         facts=DynamicsFacts(
             heterogeneity=rounded(float(median(spread))),
             fall=rounded(float(fall)),
@@ -130,6 +133,7 @@ def run_dynamics(folder: RunFolder, method: str) -> Dynamics | None:
         signals,
         method=method,
         seed=folder.recipe.seed,
+        alarms=folder.alarms(),
     )
 
 

@@ -1,0 +1,12 @@
+"""Losses: functions of a network's outputs and targets, one file each."""
+
+from trimtab.losses.stable_max import StableMaxCrossEntropy, stable_log_softmax, stable_max_cross_entropy
+from trimtab.losses.z_loss import ZLossCrossEntropy, z_loss
+
+__all__ = [
+    "StableMaxCrossEntropy",
+    "ZLossCrossEntropy",
+    "stable_log_softmax",
+    "stable_max_cross_entropy",
+    "z_loss",
+]
