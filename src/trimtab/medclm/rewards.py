@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checks import number
-from trimtab.medclm.boxes import format_named, matched
+from trimtab.medclm.boxes import format_named, share_found
 from trimtab.medclm.boxes.forms import Corners
 from trimtab.medclm.evaluation.metrics import closed
-from trimtab.medclm.evaluation.parsing import Reply, contains, parse_reply, words
+from trimtab.medclm.evaluation.parsing import Reply, contains, parse_reply, proper_boxes, words
 from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.texts.choices import SIDES
 from trimtab.medclm.texts.wording import NO_BOX, boxes_in
@@ -53,8 +53,8 @@ def text_of(completion: Completion) -> str:
     """
     if isinstance(completion, str):
         return completion
-    if isinstance(completion, Sequence) and all(isinstance(one, Mapping) for one in completion):
-        messages: list[Mapping[str, Any]] = list(completion)
+    messages: list[Any] = list(completion) if isinstance(completion, Sequence) else [completion]
+    if all(isinstance(one, Mapping) for one in messages):
         contents = [one.get("content") or "" for one in messages if one.get("role", "assistant") == "assistant"]
         parts = [[{"text": one}] if isinstance(one, str) else one for one in contents]
         return " ".join(str(piece.get("text") or "") for one in parts for piece in one)
@@ -214,18 +214,10 @@ def _grounded(
         if not wanted and not in_answer:
             found.append(None)
             continue
-        said = _proper(boxes_in(reply.answer)) if in_answer else list(reply.boxes[: len(wanted)])
-        if not wanted:
-            found.append(float(not said and words(reply.answer) == [NO_BOX]))
-            continue
-        values = matched(said, wanted, score)
-        kept = values if least is None else [float(value >= least) for value in values]
-        found.append(sum(kept) / max(len(said), len(wanted)))
+        said = proper_boxes(reply.answer) if in_answer else list(reply.boxes[: len(wanted)])
+        denied = bool(wanted) or words(reply.answer) == [NO_BOX]
+        found.append(share_found(said, wanted, score, least) if denied else 0.0)
     return found
-
-
-def _proper(boxes: Sequence[Corners]) -> list[Corners]:
-    return [box for box in boxes if box[0] < box[2] <= 1 and box[1] < box[3] <= 1]
 
 
 def _each(

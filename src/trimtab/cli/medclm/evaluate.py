@@ -14,13 +14,14 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.cli.progress import counting_progress
 from trimtab.inputs import named, read_json_mapping
+from trimtab.medclm.boxes import ModelBoxes, boxes_of
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.evaluation.benchmarks import load_benchmark
 from trimtab.medclm.evaluation.evaluate import Evaluation, write
 from trimtab.medclm.evaluation.evaluate import evaluate as evaluate_model
 from trimtab.medclm.evaluation.exports import lmms_eval, vlmevalkit
 from trimtab.medclm.evaluation.looking import verdict
-from trimtab.medclm.evaluation.questions import Question, questions_of
+from trimtab.medclm.evaluation.questions import Question, in_words_of, questions_of
 from trimtab.medclm.records import SplitName, Stage
 from trimtab.medclm.training.models import load_finished
 from trimtab.report.medclm.run import render_medclm_run
@@ -96,9 +97,12 @@ def measure(
     given: EvaluateArguments, data: Path, out: Path, asked: Sequence[Question], training: Sequence[Question]
 ) -> tuple[dict[str, str], Evaluation, Path | None]:
     """Evaluate and write; returns (what was evaluated, results, report page of a run)."""
+    boxes = boxes_of_run(given.run)
+    if boxes is not None and given.questions == "medclm":
+        asked = in_words_of(asked, DataSetFolder(data), boxes)
     model, processor = load_finished(given.run)
     with counting_progress("evaluate", quiet=given.output.silent) as progress:
-        found = evaluate_model(model, processor, asked, training, given.batch, progress, blank=given.blank)
+        found = evaluate_model(model, processor, asked, training, given.batch, progress, blank=given.blank, boxes=boxes)
     about = {"data": str(data), "questions": given.questions, "split": given.split, "model": str(given.run)}
     write(found, out, about)
     page = None
@@ -151,6 +155,14 @@ def held_out(
         if alone:
             return loaded.questions, []
         raise
+
+
+def boxes_of_run(run: Path) -> ModelBoxes | None:
+    """How the model of a run writes boxes, where it was trained in its own way; None for fractions."""
+    if not (run / "run.json").is_file():
+        return None
+    options = read_json_mapping(run / "run.json").get("options", {})
+    return boxes_of(run / "model") if options.get("boxes") == "model" else None
 
 
 def data_of(run: Path) -> Path:

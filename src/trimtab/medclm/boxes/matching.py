@@ -36,6 +36,25 @@ def generalized_iou(one: Corners, other: Corners) -> float:
     return overlap - (1 - union / (width * height))
 
 
+def share_found(
+    said: Sequence[Corners], gold: Sequence[Corners], score: str = "iou", least: float | None = None
+) -> float:
+    """The scores of `matched`, summed and divided by the larger number of boxes; without gold boxes 1 where none is said.
+
+    Args:
+        said, gold, score: as for `matched`.
+        least: count pairs with this score or more instead of summing scores.
+
+    >>> share_found([(0, 0, 1, 1), (4, 4, 5, 5)], [(0, 0, 1, 0.8)]), share_found([], [])
+    (0.4, 1.0)
+    """
+    if not gold:
+        return float(not said)
+    values = matched(said, gold, score)
+    kept = values if least is None else [float(value >= least) for value in values]
+    return sum(kept) / max(len(said), len(gold))
+
+
 def matched(said: Sequence[Corners], gold: Sequence[Corners], score: str = "iou") -> list[float]:
     """The scores of the pairing of said with gold boxes whose sum is greatest (Hungarian), one a pair.
 

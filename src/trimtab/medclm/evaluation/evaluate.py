@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.files import write_text
+from trimtab.medclm.boxes import ModelBoxes
 from trimtab.medclm.evaluation.generation import replies
 from trimtab.medclm.evaluation.majority import Majority, WithBoxNumbers
 from trimtab.medclm.evaluation.metrics import RULES, scores
@@ -28,7 +29,7 @@ SYSTEMS = {
 }
 PICTURES = {"model": "own", "text only": "other", "blank": "blank"}
 """Systems that are the model, and which pictures it is shown."""
-OPEN_AND_CLOSED = ("closed.1", "named.1", "exact.1", "f1.1", "recall.1")
+OPEN_AND_CLOSED = ("closed.1", "named.1", "exact.1", "f1.1", "recall.1", "boxes.1", "boxes50.1")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def evaluate(
     progress: Callable[[str, int], None] | None = None,
     *,
     blank: bool = False,
+    boxes: ModelBoxes | None = None,
 ) -> Evaluation:
     """Ask all questions of all systems and measure.
 
@@ -65,6 +67,7 @@ def evaluate(
         batch: questions at a time.
         progress: called with (system, questions done).
         blank: ask with grey pictures as well.
+        boxes: how the model writes boxes, if not as fractions.
 
     Raises:
         ValueError: no questions.
@@ -76,7 +79,9 @@ def evaluate(
         return None if progress is None else lambda done: progress(system, done)
 
     said = {
-        system: replies(model, processor, with_pictures(questions, which), batch=batch, progress=tell(system))
+        system: replies(
+            model, processor, with_pictures(questions, which), batch=batch, progress=tell(system), boxes=boxes
+        )
         for system, which in PICTURES.items()
         if blank or system != "blank"
     }

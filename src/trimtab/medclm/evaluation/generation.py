@@ -121,7 +121,7 @@ def replies(
             places = group[start : start + batch]
             chosen = [questions[place] for place in places]
             limit = most if chosen[0].reason else max(most // 4, 16)
-            prompts = [instruction(one.question, reason=one.reason) for one in chosen]
+            prompts = [instruction(one.worded or one.question, reason=one.reason) for one in chosen]
             pictures = [picture_of(one) for one in chosen]
             texts = generated(model, processor, prompts, pictures, limit)
             for place, text, picture in zip(places, texts, pictures, strict=True):

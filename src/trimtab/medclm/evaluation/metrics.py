@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from trimtab.medclm.boxes.matching import iou
-from trimtab.medclm.evaluation.parsing import Reply, contains, words
+from trimtab.medclm.boxes.matching import iou, share_found
+from trimtab.medclm.evaluation.parsing import Reply, contains, proper_boxes, words
 from trimtab.medclm.evaluation.questions import Question
 
 RULES = {
@@ -17,6 +17,9 @@ RULES = {
     "exact.1": "open questions: the words are the same (lower case, without punctuation and articles)",
     "f1.1": "open questions: harmonic mean of precision and recall of the words, counted with multiplicity",
     "recall.1": "open questions: share of the right answer's words that the answer has",
+    "boxes.1": "questions whose answer is boxes: intersection over union of the best pairing of the boxes said with the right "
+    "ones, summed, divided by the larger number of the two; where there are none, 1 for naming none",
+    "boxes50.1": "as boxes.1, each pair counting 1 with 0.5 or more, else 0",
     "box-given.1": "reasoning asked for and a box known: the reasoning quotes a box [x0, y0, x1, y1] in 0-1",
     "iou.1": "as box-given.1: intersection over union of the first box quoted with the gold box, 0 without one",
     "iou50.1": "as box-given.1: share with iou.1 of 0.5 or more",
@@ -69,7 +72,11 @@ def overlap(answer: str, gold: str) -> tuple[float, float]:
 def scores(question: Question, reply: Reply) -> dict[str, float]:
     """Rule id -> value in [0, 1], of the rules that apply to the question."""
     found: dict[str, float] = {}
-    if question.choices:
+    if question.answer_boxes is not None:
+        said = proper_boxes(reply.answer)
+        found["boxes.1"] = share_found(said, question.answer_boxes)
+        found["boxes50.1"] = share_found(said, question.answer_boxes, least=0.5)
+    elif question.choices:
         found["closed.1"] = closed(reply.answer, question)
     elif question.closed:
         found["named.1"] = named(reply.answer, question)

@@ -57,12 +57,21 @@ def parse_reply(text: str) -> Reply:
         thoughts, text = f"{thoughts} {_TAG.sub(' ', end[0])}".strip(), text[end.end() :]
     before, answer = _split(text)
     reasoning = _REASONING.sub("", before).strip("*_ \t\r\n") or thoughts
+    return Reply(reasoning, answer, tuple(proper_boxes(reasoning)))
+
+
+def proper_boxes(text: str) -> list[tuple[float, float, float, float]]:
+    """Boxes that a text quotes as [x0, y0, x1, y1] in 0-1 with x0 < x1 and y0 < y1, in order.
+
+    >>> proper_boxes("nodule [0.1, 0.2, 0.5, 0.6]; mass [1, 2, 3, 4]")
+    [(0.1, 0.2, 0.5, 0.6)]
+    """
     boxes = []
-    for found in _BOX.finditer(reasoning):
+    for found in _BOX.finditer(text):
         x0, y0, x1, y1 = (float(value) for value in found.groups())
         if x0 < x1 <= 1 and y0 < y1 <= 1:
             boxes.append((x0, y0, x1, y1))
-    return Reply(reasoning, answer, tuple(boxes))
+    return boxes
 
 
 def _split(text: str) -> tuple[str, str]:

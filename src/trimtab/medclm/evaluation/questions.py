@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
+from trimtab.medclm.boxes import ModelBoxes
+from trimtab.medclm.boxes.forms import Corners
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.records import Box, SplitName
+from trimtab.medclm.texts.asking import BOX_KINDS
 from trimtab.medclm.texts.choices import SIDES, YES_NO, choices_of
-from trimtab.medclm.training.rows import examples_of
+from trimtab.medclm.training.rows import as_written, examples_of
 
-__all__ = ["SIDES", "YES_NO", "Question", "choices_of", "questions_of"]
+__all__ = ["SIDES", "YES_NO", "Question", "choices_of", "in_words_of", "questions_of"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Question:
         reason: whether reasoning is asked for.
         draw: draw the box on the image.
         blank: show an even grey picture of the image's size.
+        answer_boxes: the right boxes of a question whose answer is boxes; empty where there are none, None of other questions.
+        worded: the question as the model is asked it, where it writes boxes in another way.
         box, organ, side: what grounding is held against; None where unknown.
     """
 
@@ -48,6 +54,8 @@ class Question:
     side: str | None = None
     closed: bool = False
     blank: bool = False
+    answer_boxes: tuple[Corners, ...] | None = None
+    worded: str = ""
 
 
 def questions_of(folder: DataSetFolder, splits: Iterable[SplitName], *, draw_boxes: bool = True) -> list[Question]:
@@ -68,6 +76,15 @@ def questions_of(folder: DataSetFolder, splits: Iterable[SplitName], *, draw_box
                 draw=draw_boxes and row.stage == "easy" and row.box is not None, box=row.box,
                 organ=host.organ if host is not None and host.organ != "unknown" else None,
                 side=host.side if host is not None and host.side in SIDES else None,
+                answer_boxes=tuple(one.box.corners for one in row.objects) if row.question_type in BOX_KINDS else None,
             )
         )  # fmt: skip
     return found
+
+
+def in_words_of(questions: Sequence[Question], folder: DataSetFolder, boxes: ModelBoxes) -> list[Question]:
+    """The questions of a built set, worded with every box as a model writes it."""
+    names = {one.name for one in questions}
+    examples = [one for one in examples_of(folder, get_args(SplitName)) if one.row.row_id in names]
+    worded = {one.row.row_id: one.row.question for one in as_written(folder, examples, boxes)}
+    return [replace(one, worded=worded[one.name]) for one in questions]

@@ -75,7 +75,7 @@ def _records(split: str, *, pictures: bool) -> dict[str, Any]:
     fields = []
     for name, kind in features().items():
         source: dict[str, Any] = {"fileObject": {"@id": f"data/{split}.parquet"}, "extract": {"column": name}}
-        field = {"@type": "cr:Field", "@id": f"{split}/{name}", "name": f"{split}/{name}"}
+        field: dict[str, Any] = {"@type": "cr:Field", "@id": f"{split}/{name}", "name": f"{split}/{name}"}
         inner = getattr(kind, "feature", None)
         if name == "image":
             if not pictures:
