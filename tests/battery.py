@@ -516,7 +516,21 @@ def gradient_reversal() -> tuple[Any, Any]:
     )
 
 
+def channels() -> tuple[Any, Any]:
+    net, weights = layers((8, 5), (4, 8))
+    smaller = create("channels", net, torch.zeros(1, 5, dtype=torch.float64), 0.4)
+    return list(smaller.model.parameters()), reference.channels(weights, 0.4)
+
+
+def depth_plan() -> tuple[Any, Any]:
+    costs = list(numbers(3, 6) ** 2)
+    plan = create("depth_plan", 6, lambda active: reference.skipped(active, costs), 4, keep_last=0)
+    return list(plan.metric), reference.depth(costs, 4)
+
+
 PROBES = (
+    Probe("channels", channels),
+    Probe("depth_plan", depth_plan),
     Probe("gradient_reversal", gradient_reversal),
     Probe("norm_match", norm_match),
     Probe("low_precision", low_precision),

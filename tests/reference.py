@@ -667,6 +667,23 @@ def sparse_gpt(w: Array, x: Array, sparsity: float, damping: float = 0.01) -> Ar
     return w
 
 
+def channels(w: Arrays, sparsity: float) -> Arrays:
+    """Two linear layers without the hidden units of smallest weights, in and out."""
+    score = (w[0] ** 2).sum(1) + (w[1] ** 2).sum(0)
+    kept = np.sort(np.argsort(score, kind="stable")[math.floor(sparsity * len(score) + 0.5) :])
+    return [w[0][kept], w[1][:, kept]]
+
+
+def skipped(active: Sequence[bool], costs: Sequence[float]) -> float:
+    """What it costs to leave layers out, where costs add up."""
+    return float(sum(cost for cost, stays in zip(costs, active, strict=True) if not stays))
+
+
+def depth(costs: Sequence[float], remove: int) -> list[float]:
+    """The least cost of leaving out 0, 1, .. layers: the smallest ones."""
+    return [float(np.sort(costs)[:count].sum()) for count in range(remove + 1)]
+
+
 def snip(w: Array, batches: Sequence[tuple[Array, Array]]) -> Array:
     """Of a linear layer under the mean squared error."""
     gradient: Array = np.mean([2 * (x @ w.T - y).T @ x / y.size for x, y in batches], axis=0)

@@ -144,6 +144,8 @@ LEVERS = index(
     Entry("grasp", "pruning", "trimtab.pruning:GraSP", "score: w (*) H g, what keeps the gradient flowing", "2002.07376", card="calibrated-scores"),
     Entry("sparse_gpt", "pruning", "trimtab.pruning:sparse_gpt", "layer by layer, the weights that stay making up for those that go", "2301.00774"),
     Entry("owl", "pruning", "trimtab.pruning:owl", "a sparsity for each layer: those with many outliers stay denser", "2310.05175", card="calibrated-scores"),
+    Entry("channels", "pruning", "trimtab.deploy:remove_channels", "channels taken out for good: a smaller, faster network", "2301.12900"),
+    Entry("depth_plan", "pruning", "trimtab.pruning:depth_plan", "which layers to skip, by dynamic programming over a measure", "2411.10606", card="channels"),
     Entry("recalibrate", "pruning", "trimtab.pruning:recalibrate", "BatchNorm statistics estimated anew after pruning", "1907.07684", card="recalibration"),
     Entry("adaptive", "schedule", "trimtab.curricula:Adaptive", "next stage when the loss has stopped falling", "ours", card="curricula"),
     Entry("released", "schedule", "trimtab.curricula:Released", "the rule of the released code of MedCLM", "2510.04477", card="curricula"),

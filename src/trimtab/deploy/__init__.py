@@ -1,5 +1,6 @@
 """What the pruned network becomes: a smaller file, a faster layer where one is to be had, an exported graph."""
 
+from trimtab.deploy.channels import SmallerNetwork, remove_channels
 from trimtab.deploy.compact_file import load_compact, save_compact
 from trimtab.deploy.compact_report import CompactReport, CompactRow
 from trimtab.deploy.csr_linear import CsrLinear
@@ -19,6 +20,7 @@ __all__ = [
     "Comparison",
     "CsrLinear",
     "LinearRow",
+    "SmallerNetwork",
     "SparseLinearReport",
     "StoreReport",
     "TensorRow",
@@ -29,6 +31,7 @@ __all__ = [
     "load_compact",
     "load_sparse",
     "measure_linear",
+    "remove_channels",
     "save_compact",
     "save_sparse",
     "sparse_metadata",

@@ -1,6 +1,7 @@
 """Pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
 
 from trimtab.pruning.ac_dc import ACDC
+from trimtab.pruning.depth import DepthPlan, depth_plan
 from trimtab.pruning.dynamic_sparse import DynamicSparse
 from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
@@ -25,6 +26,7 @@ __all__ = [
     "DEFAULT_RULE",
     "SCOPES",
     "SCORES",
+    "DepthPlan",
     "DynamicSparse",
     "GraSP",
     "GradualPruning",
@@ -38,6 +40,7 @@ __all__ = [
     "Taylor",
     "Wanda",
     "apply_masks",
+    "depth_plan",
     "erk_densities",
     "keep_masks",
     "masks_of",

@@ -1,0 +1,244 @@
+"""Which channels depend on each other, which may go, and a copy of the network without them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from trimtab.observe.multiply_adds import MultiplyAdds
+
+LAYERS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
+"""Layers whose channels can be the first of a group."""
+
+
+def graph_library() -> Any:
+    """torch-pruning; ImportError that says how to get it."""
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "removing channels needs torch-pruning, which knows which layers depend on each other: pip install "
+            "'trimtab[channels]'"
+        ) from error
+    return torch_pruning
+
+
+@dataclass(eq=False)
+class Group:
+    """Channels that go together: of a layer, and of all that follows from them."""
+
+    name: str
+    scores: list[float]
+    members: list[str]
+    gone: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """How many channels it has."""
+        return len(self.scores)
+
+
+# groups and their scores
+
+
+def importance_of(library: Any, score: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """What gives a number per channel of a group."""
+    if callable(score):
+        return score
+    kinds = library.importance
+    found: Callable[[Any], Tensor] = {
+        "magnitude": lambda: kinds.GroupMagnitudeImportance(p=2),
+        "bn_scale": lambda: kinds.BNScaleImportance(),
+        "fpgm": lambda: kinds.FPGMImportance(),
+        "taylor": lambda: kinds.GroupTaylorImportance(),
+        "random": lambda: kinds.RandomImportance(),
+    }[score]()
+    return found
+
+
+def _graph(library: Any, model: nn.Module, example: Tensor) -> Any:
+    """The dependency graph of a model; its parameters must require gradients while it is traced."""
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return library.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model).eval()
+    for (_, parameter), (_, original) in zip(twin.named_parameters(), model.named_parameters(), strict=True):
+        parameter.requires_grad_()
+        parameter.grad = None if original.grad is None else original.grad.clone()
+    return twin
+
+
+def _shapes(model: nn.Module, example: Tensor) -> list[torch.Size]:
+    with torch.no_grad():
+        return [leaf.shape for leaf in tree_leaves(model(example)) if isinstance(leaf, Tensor)]
+
+
+def find_groups(
+    library: Any, model: nn.Module, example: Tensor, importance: Callable[[Any], Tensor], ignore: Sequence[str]
+) -> tuple[list[Group], list[tuple[str, str]]]:
+    """Groups of channels that can go, with their scores, and layers whose channels stay, with the reasons."""
+    twin = _twin(model)
+    names = {id(module): name for name, module in twin.named_modules()}
+    expected = _shapes(twin, example)
+    graph = _graph(library, twin, example)
+    found, left_out = [], []
+    for group in graph.get_all_groups(root_module_types=LAYERS):
+        root = group[0].dep.target.module
+        name = names[id(root)]
+        modules = [dep.target.module for dep, _ in group]
+        members = list(dict.fromkeys(names[id(module)] for module in modules if id(module) in names))
+        reason = _reason(library, model, example, name, expected)
+        if any(fnmatchcase(member, pattern) for member in members for pattern in ignore):
+            reason = "named in ignore"
+        if any(getattr(module, "groups", 1) not in (1, getattr(module, "in_channels", 1)) for module in modules):
+            reason = "a grouped convolution in it: whole groups would have to go"
+        if reason is not None:
+            left_out.append((name, reason))
+            continue
+        scores = importance(group)
+        if scores is None:
+            left_out.append((name, "the score says nothing of its layers"))
+            continue
+        if scores.ndim != 1 or len(scores) != len(group[0].idxs):
+            raise ValueError(
+                f"the score of {name} must be one number for each of {len(group[0].idxs)} channels, got shape "
+                f"{tuple(scores.shape)}"
+            )
+        if bool(scores.isnan().any()):
+            raise ValueError(f"the score of {name} holds NaN in {int(scores.isnan().sum())} of {len(scores)} channels")
+        found.append(Group(name, scores.detach().double().tolist(), members))
+    return found, left_out
+
+
+def _reason(library: Any, model: nn.Module, example: Tensor, name: str, expected: list[torch.Size]) -> str | None:
+    """Why a group must stay: one channel is taken from a copy, and what then happens says it."""
+    twin = _twin(model)
+    layer = twin.get_submodule(name)
+    if (layer.out_channels if hasattr(layer, "out_channels") else layer.out_features) < 2:
+        return "it has one channel only"
+    try:
+        _take(library, twin, example, name, [0])
+        shapes = _shapes(twin, example)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        return f"the network breaks without one of its channels ({str(error).splitlines()[0][:120]})"
+    return None if shapes == expected else "its channels are those of the output"
+
+
+# which channels go
+
+
+def ranked(group: Group) -> list[tuple[int, float]]:
+    """Places and scores, smallest first, ties by position."""
+    return sorted(enumerate(group.scores), key=lambda pair: (pair[1], pair[0]))
+
+
+def order_of(groups: list[Group], min_kept: int) -> list[tuple[int, int]]:
+    """(group, channel) in the order in which they may go: all but the `min_kept` largest of each group."""
+    free = [
+        (score, at, place)
+        for at, group in enumerate(groups)
+        for place, score in ranked(group)[: max(0, group.size - min_kept)]
+    ]
+    return [(at, place) for _, at, place in sorted(free)]
+
+
+def short_of(groups: list[Group], count: int, min_kept: int) -> list[str]:
+    """Names of groups that would keep fewer than `min_kept` channels, were it by scores alone."""
+    every = sorted((score, at, place) for at, group in enumerate(groups) for place, score in enumerate(group.scores))
+    lost = [0] * len(groups)
+    for _, at, _ in every[:count]:
+        lost[at] += 1
+    return [group.name for group, gone in zip(groups, lost, strict=True) if group.size - gone < min_kept]
+
+
+def taken(groups: list[Group], order: list[tuple[int, int]], round_to: int) -> list[Group]:
+    """The groups, with these channels gone."""
+    for group in groups:
+        group.gone = []
+    for at, place in order:
+        groups[at].gone.append(place)
+    return rounded(groups, round_to)
+
+
+def rounded(groups: list[Group], round_to: int) -> list[Group]:
+    """Give channels back, last ones first, until what is left is a multiple."""
+    for group in groups:
+        left = group.size - len(group.gone)
+        wanted = min(group.size, -(-left // round_to) * round_to)
+        group.gone = group.gone[: group.size - wanted]
+    return groups
+
+
+def least_count(
+    library: Any, model: nn.Module, example: Tensor, groups: list[Group], order: list[tuple[int, int]], limit: float,
+    place: int, round_to: int,
+) -> int:  # fmt: skip
+    """How many channels of `order` must go at least for the count to be at most `limit`; by halving, each tried on a copy."""
+
+    def count(number: int) -> int:
+        return counts_of(smaller_network(library, model, example, taken(groups, order[:number], round_to)), example)[
+            place
+        ]
+
+    low, high = 0, len(order)
+    if count(high) > limit:
+        what = ("parameters", "multiply-adds")[place]
+        raise ValueError(
+            f"at most {limit:,.0f} {what} are asked for, and {count(high):,} stay when all {high} channels that may go are gone"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if count(middle) <= limit:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+# the smaller network
+
+
+def _take(library: Any, model: nn.Module, example: Tensor, name: str, gone: list[int], graph: Any = None) -> None:
+    graph = _graph(library, model, example) if graph is None else graph
+    layer = model.get_submodule(name)
+    group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=sorted(gone))
+    if not graph.check_pruning_group(group):
+        raise ValueError("a layer of the group would keep no channel")
+    group.prune()
+
+
+def smaller_network(library: Any, model: nn.Module, example: Tensor, groups: list[Group]) -> nn.Module:
+    """A copy without the channels that are gone."""
+    twin = _twin(model)
+    graph = _graph(library, twin, example)
+    for group in groups:
+        if group.gone:
+            _take(library, twin, example, group.name, group.gone, graph)
+    for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+        parameter.grad = None
+    return twin
+
+
+def counts_of(model: nn.Module, example: Tensor) -> tuple[int, int]:
+    """Parameters, and multiply-adds for one example."""
+    training = model.training
+    counter = MultiplyAdds(model)
+    model.eval()
+    try:
+        with torch.no_grad(), counter:
+            model(example[:1])
+    finally:
+        model.train(training)
+    return sum(p.numel() for p in model.parameters()), sum(count.dense for count in counter.booked.values())

@@ -1,0 +1,159 @@
+"""Channels that go for good: the same function where they were zero, exact budgets, what stays and why, refusals."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.pruning.nets import bits
+from trimtab.deploy import remove_channels
+from trimtab.models.cifar_resnet import resnet8
+
+pytest.importorskip("torch_pruning")
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    net = resnet8(10, 3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return net
+
+
+class Mixed(nn.Module):
+    """Depthwise and grouped convolutions, a concatenation, a flatten into a Linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.depthwise = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+        self.grouped = nn.Conv2d(10, 8, 1, groups=2)
+        self.last = nn.Conv2d(8, 5, 3, stride=4)
+        self.fc = nn.Linear(5 * 4 * 4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        x = torch.relu(self.grouped(torch.relu(self.depthwise(x))))
+        return self.fc(torch.relu(self.last(x)).flatten(1))
+
+
+def test_without_channels_that_were_zero_the_network_computes_the_same() -> None:
+    net = residual()
+    smaller = remove_channels(net, IMAGES, 0.4, score="random")
+    masked = copy.deepcopy(net).eval()
+    for name, members, _, _ in smaller.groups:
+        gone = smaller.removed[name]
+        for member in members:
+            module = masked.get_submodule(member)
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data[gone] = 0
+                module.bias.data[gone] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(smaller.model.eval()(IMAGES), masked(IMAGES), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(masked(IMAGES), net.eval()(IMAGES), atol=1e-2)
+
+
+def test_exactly_the_asked_number_goes_and_the_model_stays() -> None:
+    net = residual().train()
+    before = bits(net)
+    smaller = remove_channels(net, IMAGES, 0.5)
+    channels = sum(row[2] for row in smaller.groups)
+    assert sum(row[3] for row in smaller.groups) == channels - int(0.5 * channels + 0.5)
+    assert bits(net) == before
+    assert net.training
+    assert smaller.model.training
+    assert smaller.parameters[0] == sum(p.numel() for p in net.parameters())
+    assert smaller.parameters[1] == sum(p.numel() for p in smaller.model.parameters())
+    assert smaller.multiply_adds[1] < 0.5 * smaller.multiply_adds[0]
+    assert all(p.grad is None and p.requires_grad for p in smaller.model.parameters())
+    smaller.model(IMAGES).sum().backward()
+    assert "fc" in dict(smaller.left_out)
+    assert "stays: its channels are those of the output" in smaller.describe()
+    assert smaller.latency(2, budget=0.01).ratio > 0
+
+
+@pytest.mark.parametrize(("budget", "place"), [("parameters", 0), ("multiply_adds", 1)])
+def test_a_budget_is_met_by_the_fewest_channels(budget: Any, place: int) -> None:
+    net = residual()
+    smaller = remove_channels(net, IMAGES, 0.3, budget=budget)
+    before, after = (smaller.parameters, smaller.multiply_adds)[place]
+    assert after <= 0.7 * before
+    count = sum(row[2] - row[3] for row in smaller.groups)
+    total = sum(row[2] for row in smaller.groups)
+    one_less = remove_channels(net, IMAGES, (count - 1) / total)
+    assert (one_less.parameters, one_less.multiply_adds)[place][1] > 0.7 * before
+
+
+def test_layers_lose_alike_and_counts_are_rounded_on_demand() -> None:
+    net = residual()
+    alike = remove_channels(net, IMAGES, 0.3, scope="layer")
+    assert all(after == before - int(0.3 * before + 0.5) for _, _, before, after in alike.groups)
+    rounded = remove_channels(net, IMAGES, 0.3, scope="layer", round_to=8)
+    assert all(after % 8 == 0 and after >= before * 0.7 for _, _, before, after in rounded.groups)
+
+
+def test_concatenations_flattened_inputs_and_depthwise_layers_follow() -> None:
+    net = Mixed()
+    smaller = remove_channels(net, IMAGES, 0.5, scope="layer")
+    assert smaller.model(IMAGES).shape == (2, 7)
+    left, reasons = {row[0]: row[3] for row in smaller.groups}, dict(smaller.left_out)
+    assert left["last"] == 5 - 3
+    assert smaller.model.fc.in_features == 2 * 16
+    assert "fc" in reasons
+    assert {"left", "right", "grouped"} & reasons.keys(), "what reaches a grouped convolution stays"
+    assert all("group" in reasons[name] for name in ("left", "right", "grouped") if name in reasons)
+
+
+def test_a_group_keeps_its_last_channels_and_others_go_instead() -> None:
+    net = residual()
+
+    def score(group: Any) -> Tensor:  # the first block's channels are the least of all
+        size = len(group[0].idxs)
+        return torch.arange(size) * 1e-6 if size == 16 else 1 + torch.arange(size, dtype=torch.float32)
+
+    with pytest.warns(UserWarning, match=r"conv1.*others went instead"):
+        smaller = remove_channels(net, IMAGES, 0.5, score=score, min_kept=2)
+    assert min(row[3] for row in smaller.groups) == 2
+    assert sum(row[2] - row[3] for row in smaller.groups) == sum(row[2] for row in smaller.groups) // 2
+    assert smaller.kept_up
+    with pytest.raises(ValueError, match="would keep fewer than 2 channels: conv1"):
+        remove_channels(net, IMAGES, 0.5, score=score, min_kept=2, on_collapse="raise")
+
+
+def test_ignored_layers_stay() -> None:
+    smaller = remove_channels(residual(), IMAGES, 0.5, ignore=("conv1", "stages.2.*"))
+    reasons = dict(smaller.left_out)
+    assert reasons["conv1"] == "named in ignore"
+    assert smaller.model.conv1.out_channels == 16
+
+
+def test_bad_input_is_named_and_the_model_stays() -> None:
+    net = residual()
+    before = bits(net)
+    for settings, message in (
+        ({"sparsity": 1.0}, r"sparsity must lie in \[0, 1\)"),
+        ({"budget": "bytes"}, "budget must be one of"),
+        ({"score": "l1"}, "score must be one of"),
+        ({"scope": "row"}, "scope must be one of"),
+        ({"scope": "layer", "budget": "parameters"}, "needs scope 'global'"),
+        ({"min_kept": 0}, "min_kept must be"),
+        ({"score": lambda group: torch.full((len(group[0].idxs),), float("nan"))}, r"the score of \S+ holds NaN"),
+        ({"score": lambda group: torch.ones(3)}, "one number for each of"),
+        ({"sparsity": 0.99, "min_kept": 15}, "cannot go while each of"),
+        ({"sparsity": 0.99, "budget": "parameters", "min_kept": 15}, "stay when all"),
+        ({"ignore": ("*",)}, "has no group of channels that can go"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            remove_channels(net, IMAGES, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="example must be"):
+        remove_channels(net, torch.zeros(0, 3, 16, 16))
+    assert bits(net) == before
