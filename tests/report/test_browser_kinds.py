@@ -15,6 +15,7 @@ from tests.report.medclm_factory import write_audit, write_run
 from tests.report.precision_factory import precision_study
 from tests.report.test_curvature import landscape
 from tests.report.test_curvature import summary as curvature_summary
+from trimtab.medclm.reviews import load_review
 from trimtab.report import render, render_curvature, render_dynamics
 from trimtab.report.medclm.audit import render_audit
 from trimtab.report.medclm.run import render_medclm_run
@@ -281,8 +282,40 @@ def test_rows_are_marked_found_again_linked_and_exported(browser: Any) -> None:
     file = browser.folder / "downloads" / "marks.csv"
     wait(file.is_file, "the export")
     lines = file.read_text().splitlines()
-    assert lines[0] == "row,mark,image,question,answer,class,organ,side,stage,source"
-    assert [line.split(",")[:3] for line in lines[1:]] == [["1", "accepted", "a.png"], ["3", "rejected", "a.png"]]
+    assert lines[0] == "row,mark,comment,image,question,answer,class,organ,side,stage,source"
+    assert [line.split(",")[:4] for line in lines[1:]] == [
+        ["1", "accepted", "", "a.png"],
+        ["3", "rejected", "", "a.png"],
+    ]
+
+
+def test_a_review_with_comments_and_reviewer_is_exported_for_the_command(browser: Any) -> None:
+    look_as(browser, width=1400)
+    load(browser, "viewer")
+    script(browser, "localStorage.clear(); location.hash = ''; location.reload()")
+    wait(lambda: script(browser, "return document.documentElement.dataset.ready"), "drawing")
+    body = browser.find_element("css selector", "body")
+    body.send_keys("ajr")
+    body.send_keys("c")
+    browser.switch_to.active_element.send_keys('the box, "j" and a are too small')
+    assert script(browser, "return location.hash") == "#row=2"  # letters of a comment are no keys
+    browser.find_element("css selector", "#reviewer").send_keys("Ann B")
+    script(browser, "document.activeElement.blur()")
+    body.send_keys("jj")
+    browser.find_element("css selector", "textarea").send_keys("unsure")
+    browser.find_element("css selector", "#review").click()
+    file = browser.folder / "downloads" / "review-Ann-B.json"
+    wait(file.is_file, "the export")
+    review = load_review(file)
+    assert (review.reviewer, review.title, review.rows) == ("Ann B", "A set with a long title of its own", 30)
+    assert review.set == script(browser, "return data.set")
+    said = [(one.row, one.image, one.mark, one.comment) for one in review.judgements]
+    assert said == [
+        ("1", "a.png", "accepted", ""),
+        ("2", "a.png", "rejected", 'the box, "j" and a are too small'),
+        ("4", "a.png", "", "unsure"),
+    ]
+    assert review.marks() == {"1": "accepted", "2": "rejected"}
 
 
 def test_every_page_is_small_enough_to_mail(browser: Any) -> None:

@@ -12,6 +12,7 @@ COMMANDS = {
     "build": "detection boxes and organ masks -> questions, reasoning and answers",
     "check": "validate a built set: manifest, files, boxes, splits, every row",
     "view": "make the HTML viewer of a built set",
+    "reviews": "how far two reviewers of a set agree, from what its viewer exports",
     "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
     "publish": "make a built set ready for others: card, licence, Croissant, Parquet, shards",
     "rejoin": "put a release of annotations together with local pictures, by their hashes",

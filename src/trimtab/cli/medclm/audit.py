@@ -41,7 +41,7 @@ class AuditArguments:
     Examples:
         trimtab medclm audit RUN
         trimtab medclm audit FOLDER --data VQA --questions vqa_rad --out AUDIT
-        trimtab medclm audit NAME --server http://127.0.0.1:8000/v1 --data SET --out AUDIT
+        trimtab medclm audit NAME --server URL --data SET --out AUDIT
     """
 
     model: tyro.conf.Positional[str]

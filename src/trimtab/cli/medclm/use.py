@@ -18,6 +18,7 @@ from trimtab.medclm.building.dialects import Dialect
 from trimtab.medclm.building.exports import Target, rows_with_records
 from trimtab.medclm.building.exports import export as export_set
 from trimtab.medclm.records import Stage
+from trimtab.medclm.reviews import identity_of
 from trimtab.report.medclm.viewer import Shown, write_viewer
 
 
@@ -126,11 +127,13 @@ def write_view(folder: DataSetFolder, most: int = 20_000, title: str = "") -> Pa
                         "flags": ", ".join(row.flags),
                         "text by": f"{row.generator} ({row.prompt_id[:24]})",
                     },
+                    name=row.row_id,
                 )
             )
         return found
 
-    return write_viewer(folder.path / "view.html", rows(), title=title or folder.path.resolve().name, total=total)
+    name = title or folder.path.resolve().name
+    return write_viewer(folder.path / "view.html", rows(), name, total, identity_of(folder))
 
 
 @dataclass(frozen=True)

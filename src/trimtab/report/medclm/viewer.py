@@ -34,6 +34,7 @@ class Shown:
         question, reasoning, answer: the texts.
         facets: name of a filter -> value or values of this row.
         details: more facts, shown as a list.
+        name: of the row in its set, by which a review names it; "" takes its number in the page.
     """
 
     image: str
@@ -46,9 +47,10 @@ class Shown:
     answer: str
     facets: Mapping[str, str | Sequence[str]]
     details: Mapping[str, str]
+    name: str = ""
 
 
-def write_viewer(page: Path, rows: Sequence[Shown], title: str, total: int | None = None) -> Path:
+def write_viewer(page: Path, rows: Sequence[Shown], title: str, total: int | None = None, identity: str = "") -> Path:
     """Write the page, and the masks in pieces into a folder beside it (PAGE's name with ".masks"); returns the page.
 
     Args:
@@ -56,6 +58,7 @@ def write_viewer(page: Path, rows: Sequence[Shown], title: str, total: int | Non
         rows: what to show, in order.
         title: shown at the top.
         total: rows of the whole set, if the page has only a part of them.
+        identity: of the set, which its reviews carry; "" makes one of what is shown.
 
     Raises:
         ValueError: there are no rows.
@@ -85,8 +88,9 @@ def write_viewer(page: Path, rows: Sequence[Shown], title: str, total: int | Non
                 row.answer,
                 [row.facets[name] for name in names],
                 list(row.details.values()),
+                row.name or str(number),
             ]
-            for row in rows
+            for number, row in enumerate(rows, start=1)
         ],
         "details": list(rows[0].details),
     }
@@ -95,6 +99,7 @@ def write_viewer(page: Path, rows: Sequence[Shown], title: str, total: int | Non
     template = environment.get_template("viewer.html.j2")
     # Only the page's own script runs. The data cannot hold the number, being what it is made of; equal rows, equal pages.
     nonce = hashlib.sha256(json.dumps([title, data]).encode()).hexdigest()[:32]
+    data["set"] = identity or nonce
     html = template.render(title=title, total=total or len(rows), data=data, themes=THEMES, nonce=nonce)
     write_text(page, html)
     return page
