@@ -146,6 +146,10 @@ ROWS = (
         sharded=JUDGED),
     *(Row("sgdp", reference.sgdp, {"momentum": 0.9, "weight_decay": 0.01, "delta": 2.0, **more}, label, **DENSE_STEPS,
           sharded=JUDGED) for label, more in (("", {}), ("nesterov", {"nesterov": True, "dampening": 0.1}))),
+    *(Row("classp", reference.classp, {"lr": 0.05, "threshold": threshold, "power": power, "scaling": scaling}, label,
+          **DENSE_STEPS, other={"half": {"threshold": 0.0, "eps": 1e-2}, "train": {"threshold": 0.0}})
+      for label, threshold, power, scaling in (("", 1e-3, 1.0, True), ("square", 1e-4, 2.0, True),
+                                               ("first", 1e-3, 1.0, False))),
     Row("sam", reference.sam, {"rho": 0.2}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("asam", reference.asam, {"rho": 0.5, "eta": 0.02}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("cram", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
@@ -188,6 +192,9 @@ ROWS = (
           other={"train": {"threshold": 1e-3, "decay": 0.0, "judge": ("loss", "gradient", "update")}})
       for policy, threshold in (("skip", 0.4), ("lower_lr", 0.3))),
     Row("momentum_reset", reference.momentum_reset, {"every": 2, "warmup": 2}, "", "all", sparse=RIGHT, complex=RIGHT),
+    *(Row("radius", reference.radius, {"target": 0.02, "mode": mode}, mode, "all", sharded="does not take sharded weights",
+          sparse="saw no forward pass", complex=r"acts on real weights, odd\.weight is torch\.complex128")
+      for mode in ("cap", "set")),
     Row("ema", reference.as_it_was, {"decay": 0.7, "warmup": False}, sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("ema", reference.as_it_was, {"decay": 0.9}, "warmup", sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("mean_weights", reference.as_it_was, {"start": 0.4, "every": 2}, sparse=RIGHT, complex=RIGHT,
@@ -445,6 +452,12 @@ class Attending(nn.Module):
         return nn.functional.scaled_dot_product_attention(self.query, self.key, self.values).sum()
 
 
+def batch_size() -> tuple[Any, Any]:
+    parts = 0.3 + numbers(2, 8, 5)
+    schedule = create("batch_size", 4, 100_000, test="augmented", theta=0.2, nu=0.3)
+    return schedule.update(torch.from_numpy(parts), examples=4), reference.batch_size(parts, 4, 0.2, 0.3)
+
+
 def of_loss(name: str, **given: Any) -> tuple[Any, Any]:
     logits, targets = 3 * numbers(3, 12, 5), numbers(4, 12, 5).argmax(1)
     found = create(name, **given)(torch.from_numpy(logits), torch.from_numpy(targets))
@@ -551,6 +564,14 @@ PROBES = (
     Probe("hard_only", lambda: (shares("hard_only"), reference.hard_only(18))),
     Probe("reverse", lambda: (shares("reverse", epochs=18), reference.reverse(18))),
     Probe("curriculum", curriculum),
+    Probe(
+        "pixel_clip",
+        lambda: (
+            create("pixel_clip", torch.from_numpy(numbers(3, 2, 3, 4, 4)), 0.5),
+            reference.vector_clip(numbers(3, 2, 3, 4, 4), 0.5),
+        ),
+    ),
+    Probe("batch_size", batch_size),
     Probe("stable_max", lambda: of_loss("stable_max")),
     Probe("z_loss", lambda: of_loss("z_loss", strength=0.3)),
     Probe(

@@ -175,6 +175,7 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
     for step in steps:
         gradient = gradient_at(step)
         home = None if row is None else row.home
+        base["inputs"] = batch(step)[0].numpy()
         g = base["g"] = gradient(w)
         if row is not None and home == "optimizer":
             w = row.reference(w, g, memory, **row.given)

@@ -372,6 +372,41 @@ def spike_guard(
     return [a + share * one for a, one in zip(w, change, strict=True)]
 
 
+def classp(
+    w: Arrays, g: Arrays, memory: Memory, lr: float, threshold: float, power: float = 1.0, eps: float = 1e-5, **given: Any
+) -> Arrays:  # fmt: skip
+    total = memory.get("G", [0 * one for one in w])
+    if not given.get("scaling", True):
+        memory["G"] = [a + np.abs(b) ** power for a, b in zip(total, g, strict=True)]
+        return [a - lr * b for a, b in zip(w, g, strict=True)]
+    g = [b * (b**2 > threshold) for b in g]
+    total = memory["G"] = [a + np.abs(b) ** power for a, b in zip(total, g, strict=True)]
+    return [a - lr * b / (eps + c) ** (1 / power) for a, b, c in zip(w, g, total, strict=True)]
+
+
+def radius(w: Arrays, left: Arrays, memory: Memory, target: float, mode: str = "cap", **given: Any) -> Arrays:
+    change = [b - a for a, b in zip(w, left, strict=True)]
+    hidden = np.tanh(memory["inputs"] @ w[0].T + w[1])
+    moved = (1 - hidden**2) * (memory["inputs"] @ change[0].T + change[1])
+    along = moved @ w[2].T + hidden @ change[2].T + change[3]
+    r = (along.max(1) - along.min(1)).max() / math.pi
+    factor = target / r if mode == "set" else min(1.0, target / r)
+    return [a + factor * b for a, b in zip(w, change, strict=True)]
+
+
+def vector_clip(g: Array, limit: float) -> Array:
+    return np.asarray(g * np.minimum(1, limit / np.abs(g).max(1, keepdims=True)))
+
+
+def batch_size(parts: Array, examples: int, theta: float, nu: float) -> int:
+    mean = parts.mean(0)
+    signal = (mean**2).sum()
+    inner = parts @ mean
+    across = parts - inner[:, None] * mean / signal
+    needed = [inner.var(ddof=1) / theta**2 / signal**2, across.var(0, ddof=1).sum() / nu**2 / signal]
+    return int(np.ceil(examples * max(needed)))
+
+
 def momentum_reset(w: Arrays, left: Arrays, memory: Memory, every: int, warmup: int) -> Arrays:
     done = memory.get("done", 0)
     since, memory["done"] = done % every + 1, done + 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab.curricula.adaptive import Adaptive
 from trimtab.curricula.base import STAGES, Decision, StageScheduler
+from trimtab.curricula.batch_size import AdaptiveBatchSize, NoiseTest, noise_test
 from trimtab.curricula.fixed import EasyOnly, HardOnly, Linear, Mixed, Reverse
 from trimtab.curricula.loss import row_losses, weighted_cross_entropy
 from trimtab.curricula.released import Released
@@ -19,12 +20,14 @@ from trimtab.curricula.spans import SpanWeights, Tokens
 __all__ = [
     "STAGES",
     "Adaptive",
+    "AdaptiveBatchSize",
     "CurriculumSampler",
     "Decision",
     "EasyOnly",
     "HardOnly",
     "Linear",
     "Mixed",
+    "NoiseTest",
     "Released",
     "Reverse",
     "SpanWeights",
@@ -32,6 +35,7 @@ __all__ = [
     "Tokens",
     "create",
     "names",
+    "noise_test",
     "row_losses",
     "weighted_cross_entropy",
 ]

@@ -13,10 +13,13 @@ from trimtab.gradients.norm_growth import NormGrowthLimiter
 from trimtab.gradients.norm_match import NormMatch
 from trimtab.gradients.perpendicular import PerpendicularGradient
 from trimtab.gradients.reversal import GradientReversal
+from trimtab.gradients.vector_clip import ActivationClip, clip_vectors_
 from trimtab.gradients.z_score import ZScore
 from trimtab.gradients.zclip import ZClip
 
 __all__ = [
+    "ActivationClip",
+    "clip_vectors_",
     "AdaGC",
     "AdaptiveClip",
     "Autoscale",

@@ -2,6 +2,8 @@
 
 from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.asam import ASAM
+from trimtab.optimizers.classp import CLASSP
+from trimtab.optimizers.convergence_radius import ConvergenceRadius
 from trimtab.optimizers.cram import CrAM
 from trimtab.optimizers.diffgrad import DiffGrad
 from trimtab.optimizers.learning_rates import SpectralRate, learning_rate_from_spectrum, scale_learning_rate
@@ -16,6 +18,8 @@ __all__ = [
     "ASAM",
     "AdamP",
     "Alarm",
+    "CLASSP",
+    "ConvergenceRadius",
     "CrAM",
     "DiffGrad",
     "MomentumReset",
