@@ -168,3 +168,39 @@ def test_bad_requests_are_refused(folder, tmp_path):
         ModelBoxes.named("qwen2.5").seen(1, 300)
     with pytest.raises(ValueError, match="boxes must be one of"):
         export(folder, "trl", tmp_path, dialect="qwen2")
+
+
+def test_a_models_folder_decides_format_and_resizing(folder, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    row, _, _ = next(found for found in rows_with_records(folder) if found[0].stage == "easy")
+
+    def first(family, **processor):
+        (model / "config.json").write_text(json.dumps({"model_type": family}))
+        (model / "preprocessor_config.json").write_text(json.dumps(processor))
+        entries = _entries(export(folder, "trl", tmp_path / "out", model=model))
+        return next(one["prompt"][0]["content"][1]["text"] for one in entries if one["row_id"] == row.row_id)
+
+    qwen = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "merge_size": 2}
+    for least, side in ((56 * 56, 56), (112 * 112, 112)):  # the same picture of 40 x 40, seen at two sizes
+        wanted = str(list(row.box.pixels(side, side)))
+        assert wanted in first("qwen2_5_vl", **qwen, size={"shortest_edge": least, "longest_edge": 12845056})
+    assert str(list(row.box.pixels(1000, 1000))) in first(
+        "qwen3_vl", **qwen, size={"shortest_edge": 9, "longest_edge": 99999}
+    )
+    x0, y0, x1, y1 = row.box.pixels(1000, 1000)
+    assert str([y0, x0, y1, x1]) in first(
+        "gemma3", image_processor_type="Gemma3ImageProcessor", size={"height": 8, "width": 8}
+    )
+    for family, kind, said in (
+        ("llava", "CLIPImageProcessor", "family 'llava' writes boxes is not known"),
+        ("qwen3_vl", "LlavaNextImageProcessor", "image processor LlavaNextImageProcessor: how it resizes is not known"),
+        ("florence2", "CLIPImageProcessor", "do_center_crop: the model does not see the whole picture"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            first(family, image_processor_type=kind, size={"height": 8, "width": 8})
+    first("gemma3", image_processor_type="Gemma3ImageProcessor", size={"height": 8, "width": 8})
+    with pytest.raises(ValueError, match="whose own are 'gemma'"):
+        export(folder, "trl", tmp_path / "out", dialect="qwen3", model=model)
+    with pytest.raises(ValueError, match="leave the dialect and the model out"):
+        export(folder, "coco", tmp_path / "out", model=model)

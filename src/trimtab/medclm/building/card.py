@@ -56,6 +56,8 @@ def card(
         "Hard has no reasoning and is the partner of a lesion of another patient (flag `anchor=`).",
         "* Boxes are fractions of the image's size, x0 y0 x1 y1. Images carry no marks. Sides are the patient's.",
         "* `reasoning_span` and `answer_span` are character offsets in `target`, ends exclusive.",
+        "* `objects` are the lesions that a row speaks of; `steps` are the sentences of its reasoning, each with the objects "
+        "that it is about.",
         f"* {terms}",
         "",
         "## Limits",

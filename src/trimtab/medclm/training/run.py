@@ -64,7 +64,8 @@ def train(
     if file.is_file():
         found: dict[str, Any] = {"processes": 1, **read_json_mapping(file)}
         with named(file):
-            there, state = dict(found["options"]), found["state"]
+            there, state = {**asdict(TrainOptions()), **found["options"]}, found["state"]
+        found["options"] = there  # an option that did not exist yet had the value that it has when it is not given
         if any(found.get(key) != value for key, value in wanted.items()):
             changed = [key for key, value in asdict(options).items() if there.get(key) != value]
             what = ", ".join(changed) or "data, levers or number of processes"
