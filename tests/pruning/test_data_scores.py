@@ -394,7 +394,7 @@ def test_sparsity_by_name() -> None:
         ({}, {}, "empty mapping"),
         ({"stem.*": 0.5}, {"scope": "global"}, "needs scope 'layer' or 'row'"),
         ({"stem.*": 0.5}, {"scope": "erk"}, "needs scope 'layer' or 'row'"),
-        ({"stem.*": 0.5}, {"pattern": "2:4"}, "fixes the sparsity"),
+        ({"stem.*": 0.5}, {"pattern": "2:4", "indivisible": "leave_out"}, "fixes the sparsity"),
     ],
 )
 def test_wrong_sparsities_by_name(sparsity: dict[str, float], more: dict[str, Any], message: str) -> None:

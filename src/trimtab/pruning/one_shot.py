@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from trimtab.parameters import Rule
 from trimtab.parameters.reparametrised import Reparametrised
+from trimtab.pruning.collapse import OnCollapse
 from trimtab.pruning.layer_sparsity import Sparsity
 from trimtab.pruning.patterns import Indivisible
 from trimtab.pruning.pruned import Pruned
@@ -76,6 +77,7 @@ def one_shot(
     keep_first: bool = False,
     keep_last: bool = False,
     indivisible: Indivisible = "refuse",
+    on_collapse: OnCollapse = "warn",
 ) -> Pruned:
     """Zero the least important weights of `model` in place; exactly `floor(sparsity * n + 0.5)` of the n prunable ones.
 
@@ -107,6 +109,9 @@ def one_shot(
             of its names.
         indivisible: "refuse" (default [ours]): a weight whose input axis is no multiple of the pattern's M is an error that
             names it; "leave_out": it stays dense, with the reason in `Pruned.left_out`.
+        on_collapse: where scope "global" would take all weights of a layer while others keep some: "warn" (default) names it,
+            "raise" refuses, "keep" takes others instead, so that 0.1 % of every tensor stays and at least one weight; the
+            count is exact all the same.
 
     Returns:
         A `Pruned`: masks, counts, thresholds, what was left out and why, `undo()`. It holds a copy of the dense weights
@@ -136,6 +141,7 @@ def one_shot(
         keep_first=keep_first,
         keep_last=keep_last,
         indivisible=indivisible,
+        on_collapse=on_collapse,
     )
     wanted = plan.check_sparsity(sparsity)
     removal = plan.removals([wanted], plan.weights).at(0)
@@ -154,6 +160,7 @@ def sweep(
     keep_first: bool = False,
     keep_last: bool = False,
     indivisible: Indivisible = "refuse",
+    on_collapse: OnCollapse = "warn",
 ) -> Generator[Pruned, None, None]:
     """Put `model` into one pruned state after the other, each from the dense weights; leave it as it was.
 
@@ -187,6 +194,7 @@ def sweep(
         keep_first=keep_first,
         keep_last=keep_last,
         indivisible=indivisible,
+        on_collapse=on_collapse,
     )
     wanted = [plan.check_sparsity(sparsity) for sparsity in sparsities]
     if not wanted:

@@ -14,6 +14,7 @@ from trimtab.collectives import is_sharded
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, no_axis, select, total_elements
 from trimtab.parameters.kinds import check_has_values
 from trimtab.parameters.wrappers import is_sharding_wrapper
+from trimtab.pruning.collapse import OnCollapse, guarded
 from trimtab.pruning.data_scores import DataScore
 from trimtab.pruning.layer_sparsity import Sparsity, by_layer
 from trimtab.pruning.patterns import (
@@ -68,9 +69,11 @@ class SelectionPlan:
         keep_first: bool,
         keep_last: bool,
         indivisible: Indivisible = "refuse",
+        on_collapse: OnCollapse = "warn",
         reason_against: Callable[[Entry], str | None] | None = None,
     ) -> None:
         one_of("indivisible", indivisible, ("refuse", "leave_out"))
+        self.on_collapse: OnCollapse = one_of("on_collapse", on_collapse, ("warn", "keep", "raise"))  # type: ignore[assignment]
         self.score, self.pattern, self.seed = checked_score(score), pattern, seed
         self.groups = parse_pattern(pattern)
         if scope not in (None, *SCOPES, ROW):
@@ -266,7 +269,16 @@ class RemovalSequence:
             return Removal(masks, [float("nan")] * len(masks))
         found: dict[int, tuple[Tensor, float]] = {}
         for positions, threshold in self.table[number]:
-            masks = smallest_masks([self.scores[position] for position in positions], threshold, absolute=self.absolute)
+            scores = [self.scores[position] for position in positions]
+            masks = smallest_masks(scores, threshold, absolute=self.absolute)
+            masks = guarded(
+                [self.plan.chosen[position] for position in positions],
+                scores,
+                masks,
+                threshold.count,
+                self.plan.on_collapse,
+                absolute=self.absolute,
+            )
             for position, mask in zip(positions, masks, strict=True):
                 found[position] = (mask, threshold.value)
         return Removal([found[p][0] for p in range(len(found))], [found[p][1] for p in range(len(found))])
