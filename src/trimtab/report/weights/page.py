@@ -86,7 +86,7 @@ def _study(summary: Summary, place: int) -> dict[str, Any]:
 def render(summary: Summary | Sequence[Summary], path: Path) -> Path:
     """Write the report of one or more studies: a single HTML file that needs no network.
 
-    plotly's cartesian bundle is packed into it once (about 0.7 MB), whatever the number of figures and studies. Labels,
+    plotly's script is packed into it once (about 0.5 MB), whatever the number of figures and studies. Labels,
     notes and recipes are escaped wherever they stand. What a summary does not hold is left out with a sentence saying so.
 
     Args:
