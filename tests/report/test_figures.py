@@ -89,6 +89,25 @@ def test_latex_is_booktabs_with_the_best_in_bold_by_the_paired_test() -> None:
         make_summary(("sgd",), recalibrated=False).to_latex(recalibrated=True)
 
 
+def test_latex_of_formats_and_of_curvature() -> None:
+    text = precision_study().to_latex(caption="Tiny_net")
+    assert r"Tiny\_net. Number formats; mean" in text
+    full, *others = [line for line in text.splitlines() if line.endswith(r"\\") and "&" in line][1:]
+    assert full.startswith("full & $")
+    assert full.endswith(r"& -- \\")  # nothing to be held against
+    assert any(line.endswith(r"& -- & -- \\") for line in others)  # diverged on every seed
+    finished = [line for line in others if "--" not in line]
+    assert all(line.count(r"\pm") == 2 for line in finished)
+    assert all("$+" in line or "$-" in line for line in finished)
+    found = curvature_summary()
+    lines = [line for line in found.to_latex().splitlines() if line.endswith(r"\\")]
+    sparsities = {row.sparsity for row in found.rows}
+    assert all(line.count("&") == len(sparsities) for line in lines)
+    own = [row.eigenvalues[0] for row in found.rows if (row.method, row.sparsity) == (found.rows[0].method, 0.0)]
+    assert f"${sum(own) / len(own):.3g}" in next(line for line in lines if line.startswith(found.rows[0].method))
+    assert r"\mathbf" not in found.to_latex()
+
+
 def objects() -> dict[str, Any]:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
