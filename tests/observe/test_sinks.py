@@ -135,3 +135,49 @@ def test_a_run_tells_the_settings_of_the_levers_that_act(tmp_path: Path, monkeyp
     assert (config["cram.rho"], config["l1@head.strength"]) == (0.2, 1e-3)
     assert "sgd.lr" in config
     assert "var.strength" not in config
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt(), "KILLED"), (ValueError("lost"), "FAILED")]
+)
+def test_how_a_run_ended_is_told(
+    error: BaseException | None, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To MLflow by its status, to wandb by its exit code, to a sink of one's own by `finish`."""
+    told: list[Any] = []
+
+    class Own(trimtab.observe.sinks.Sink):
+        def write(self, values: dict[str, float], step: int) -> None:
+            if error is not None:
+                raise error
+
+        def finish(self) -> None:
+            told.append("finish")
+
+    client = types.SimpleNamespace(set_terminated=lambda *given: told.append(given))
+    wandb = types.SimpleNamespace(finish=lambda **given: told.append(given))
+    sinks = {
+        "jsonl": Own(), "mlflow": trimtab.observe.sinks.MLflow(client, "7"), "wandb": trimtab.observe.sinks.WandB(wandb),
+    }  # fmt: skip
+    monkeypatch.setattr(sinking_module, "open_sink", lambda name, *_, **__: sinks[name])
+    monkeypatch.setattr(trimtab.observe.sinks.MLflow, "write", lambda *_: None)
+    monkeypatch.setattr(trimtab.observe.sinks.WandB, "write", lambda *_: None)
+    recipe = load_recipe("digits").with_settings({"epochs": 1, "data.limit_train": 64})
+    run = types.SimpleNamespace(
+        recipe=recipe.model_copy(update={"sink": ("mlflow", "wandb", "jsonl")}),
+        devices=types.SimpleNamespace(rank=0),
+        folder=types.SimpleNamespace(path=tmp_path),
+        watching=types.SimpleNamespace(tracker=None),
+        steering=types.SimpleNamespace(guards=()),
+    )
+
+    def whole() -> None:
+        with sinking_module.sinking(run) as sinking:  # type: ignore[arg-type]
+            sinking.epoch({"loss": 1.0}, 1)
+
+    if error is None:
+        whole()
+    else:
+        with pytest.raises(type(error)):
+            whole()
+    assert told == ["finish", {} if error is None else {"exit_code": 1}, ("7", status)]

@@ -49,6 +49,10 @@ class Sink(ABC):
     def finish(self) -> None:  # noqa: B027  (not every sink has something to close)
         """No more numbers will come."""
 
+    def close(self, error: BaseException | None = None) -> None:
+        """No more numbers will come, because the run ended or because of `error`; here `finish`, whatever the reason."""
+        self.finish()
+
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Hand on what is a finite number."""
         found = {
@@ -135,6 +139,10 @@ class WandB(Sink):
         """Close the run."""
         self.run.finish()
 
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the run, after an error as a failed one."""
+        self.run.finish() if error is None else self.run.finish(exit_code=1)
+
 
 class Trackio(Sink):
     """trackio, which keeps everything on this machine: what `trackio.init(...)` returned.
@@ -193,6 +201,11 @@ class MLflow(Sink):
     def finish(self) -> None:
         """Mark the run as finished."""
         self.client.set_terminated(self.run_id)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Mark the run as finished, killed (Ctrl-C) or failed."""
+        status = "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        self.client.set_terminated(self.run_id, status)
 
 
 def _tensorboard(folder: Path, project: str, name: str, config: Mapping[str, Any]) -> Sink:

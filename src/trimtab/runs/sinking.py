@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from trimtab.observe.sinks import Sink, open_sink
@@ -50,6 +51,10 @@ def _settings(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
+def _closed(sink: Sink, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    sink.close(error)
+
+
 @contextmanager
 def sinking(run: TrainingRun) -> Iterator[Sinking]:
     """Open the sinks of the recipe on the first process, let them follow the tracker, close them at the end."""
@@ -64,7 +69,7 @@ def sinking(run: TrainingRun) -> Iterator[Sinking]:
     with ExitStack() as closing:  # the last first: rows handed on, followers off, sinks finished
         for name in recipe.sink if run.devices.rank == 0 else ():
             sinks.append(open_sink(name, run.folder.path, project=recipe.name, run=title, config=config))
-            closing.callback(sinks[-1].finish)
+            closing.push(partial(_closed, sinks[-1]))
         if sinks and run.watching.tracker is not None:
             for sink in sinks:
                 closing.callback(sink.follow(run.watching.tracker))
