@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.test_precision import HereAndNow
 from trimtab.cli import COMMANDS, main
 from trimtab.deploy import load_sparse
 from trimtab.runs.recipe import load_recipe
@@ -79,6 +80,36 @@ def test_tracked_runs_have_dynamics_in_summary_report_and_their_own_page(
     assert [(run["method"], run["fall"]) for run in found["runs"]] == [("sgd", own.facts.fall)]
     assert [(row["layer"], row["first"]) for row in found["layers"]] == [(one.name, one.first) for one in own.layers]
     assert [(row["step"], row["std"]) for row in found["steps"]] == list(zip(own.steps, own.std, strict=True))
+
+
+def test_runs_are_compared_by_their_gradients_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.studies.comparison.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+    words = [
+        "compare",
+        "digits",
+        *SMALL,
+        "--epochs",
+        "1",
+        "--methods",
+        "sgd",
+        "autoscale",
+        "--seeds",
+        "0",
+        "--no-prune",
+    ]
+    assert main([*words, "--out", str(tmp_path / "study")]) == 2
+    assert "--track gradients" in capsys.readouterr().err
+    words += ["--track", "gradients", "--track-every", "2"]
+    assert main([*words, "--records", str(tmp_path / "kept"), "--out", str(tmp_path / "study")]) == 2
+    assert not (tmp_path / "study").exists()
+    capsys.readouterr()
+    assert main([*words, "--out", str(tmp_path / "study"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(run["method"], run["seed"]) for run in found["runs"]] == [("autoscale", 0), ("sgd", 0)]
+    assert Path(found["page"]) == tmp_path / "study" / "gradients.html"
+    assert not list(tmp_path.rglob("pruning-*.json"))
 
 
 def test_an_untracked_run_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

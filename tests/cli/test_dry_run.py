@@ -78,3 +78,50 @@ def test_fine_tuning_costs_its_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     )
     (one,) = module.estimate([Variant("sgd", recipe)], [tmp_path], ("validation", "test"))
     assert one.prune_seconds == pytest.approx(4 * 3 * 5 * one.step_seconds)  # epochs, dense and two sparsities, steps
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dry") / "run"
+    assert (
+        main(["train", "digits", *SMALL, "--epochs", "1", "--model.name", "digits_cnn", "--out", str(out), "--quiet"])
+        == 0
+    )
+    return out
+
+
+@pytest.mark.parametrize(
+    ("words", "times", "writes"),
+    [
+        (["prune", "RUN"], [3], "pruning-test.json"),
+        (["prune", "RUN", "--sparsities", "0.7", "--finetune", "2"], [2], "pruning-test-other.json"),
+        # 1 + 3 probes of each of 4 weights; before and after, the least taken away, 8 halvings; before and after
+        (["compress", "RUN"], [1 + 3 * 4, 2 + 1 + 8, 2], "export/digits-sgd-compact.safetensors"),
+        (["compress", "RUN", "--bits", "4"], [2, 2], "export/digits-sgd-compact.safetensors"),
+        (["curvature", "RUN", "--sparsities", "0,0.5", "--examples", "64"], [2 * (60 + 15 + 2 * 16 + 2 * 3)], "curvature"),
+        (["curvature", "RUN", "--sparsities", "0", "--landscape", "--examples", "64"], [113, 17**2], "curvature"),
+    ],
+)  # fmt: skip
+def test_what_a_finished_run_would_be_measured_for(
+    words: list[str], times: list[int], writes: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    words = [str(run) if word == "RUN" else word for word in words]
+    assert main([*words, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [part["times"] for part in found["parts"]] == times
+    assert all(part["seconds"] > 0 for part in found["parts"])
+    assert found["seconds"] == pytest.approx(sum(part["times"] * part["seconds"] for part in found["parts"]))
+    assert Path(found["writes"]) == run / writes
+    assert main([*words, "--dry-run"]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_the_demo_says_what_it_would_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.cli.demo_command.METHODS", ("sgd",))
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--dry-run", "--json"]) == 0
+    assert [(one["label"], one["runs"]) for one in json.loads(capsys.readouterr().out)["runs"]] == [("sgd", 3)]
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import pytest
 
 from trimtab.cli import main
 from trimtab.registry import LEVERS, TRAINED, of_home
+from trimtab.runs.commented import commented
 from trimtab.runs.recipe import load_recipe
 
 SMALL = ["--epochs", "1", "--data.limit-train", "130", "--quiet"]
@@ -50,7 +51,23 @@ def test_show_prints_defaults_and_what_the_name_fixes(capsys: pytest.CaptureFixt
     assert "rho 0.15 step length of the perturbation" in text
     assert "plus True fixed by the name" in text
     assert main(["show", "crma"]) == 2
-    assert "unknown lever 'crma'; did you mean cram" in capsys.readouterr().err
+    assert "no lever or recipe 'crma'; did you mean cram" in capsys.readouterr().err
+
+
+def test_show_of_a_recipe_prints_what_new_would_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "cifar10-resnet8"]) == 0
+    text = capsys.readouterr().out
+    recipe = load_recipe("cifar10-resnet8")
+    assert commented(recipe) in text
+    assert text.startswith("cifar10-resnet8: ")
+    file = tmp_path / "own.yaml"
+    recipe.with_settings({"epochs": 3}).write(file)
+    assert main(["show", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epochs"] == 3
+    assert main(["show", "cifar10-resnet88"]) == 2
+    assert "did you mean cifar10-resnet8" in capsys.readouterr().err
+    assert main(["show", "none.yaml"]) == 2
+    assert "none.yaml" in capsys.readouterr().err
 
 
 def test_levers_by_their_flags(tmp_path: Path) -> None:

@@ -9,13 +9,17 @@ from typing import Annotated
 
 import tyro
 
+from trimtab.cli import gradients_command
 from trimtab.cli.arguments import Output
 from trimtab.cli.console import print_json
 from trimtab.cli.dry_run import show_cost
 from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
+from trimtab.studies.prune_run import Split
 from trimtab.studies.study_file import study_variants
-from trimtab.studies.variants import default_study, variants
+from trimtab.studies.variants import Variant, default_study, variants
+
+SPLITS: tuple[Split, ...] = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,18 @@ class CompareArguments:
     """Threads of each; default the cores divided among the jobs."""
     cost_steps: int = 20
     """Steps of each method to time for the cost figure."""
+    prune: bool = True
+    """Prune and measure the runs; --no-prune (with --track gradients): only train them and make the page of gradients."""
     dry_run: bool = False
     """Say what would run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def _check_unpruned(given: CompareArguments, runs: Sequence[Variant]) -> None:
+    if not all({"gradients", "updates", "weights"} & set(one.recipe.track) for one in runs):
+        raise ValueError("--no-prune needs something else to compare: give --track gradients with it")
+    if given.records is not None:
+        raise ValueError("--records keep what pruning a run gave; leave them out with --no-prune")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -67,17 +80,22 @@ def run(arguments: Sequence[str]) -> int:
         if study is None
         else study_variants(study, recipe, given.seeds, str(given.study))
     )
+    if not given.prune:
+        _check_unpruned(given, runs)
     folder = given.out or default_study(Path("runs") / recipe.name, recipe, runs)
     if given.dry_run:
         paths = [folder / "runs" / one.folder for one in runs]
-        return show_cost(runs, paths, ("validation", "test"), given.jobs, output, records)
+        return show_cost(runs, paths, SPLITS if given.prune else (), given.jobs, output, records)
     outcomes = run_study(
-        runs, folder, jobs=given.jobs, threads=given.threads, splits=("validation", "test"), quiet=output.silent,
+        runs, folder, jobs=given.jobs, threads=given.threads, splits=SPLITS if given.prune else (), quiet=output.silent,
         records=records, contrasts=() if study is None else study.contrasts,
     )  # fmt: skip
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):
         return 1
+    if not given.prune:
+        gradients_command.show([folder / "runs"], folder, output, layers=False)
+        return 1 if failed else 0
     measure_once(runs, folder, given.cost_steps, records)
     summary = write_report(folder, folder, name=recipe.name, records=records)
     best = write_best(folder, folder, records)

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from trimtab import deploy, pruning
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.dry_run import Part, show_parts, timed
 from trimtab.datasets import DataSet
+from trimtab.deploy import compact_choice, compact_search
+from trimtab.deploy.compact_job import job_of
 from trimtab.deploy.store_format import COMPACT_KEY, METADATA_KEY
 from trimtab.runs.evaluation import Quality, evaluate
 from trimtab.runs.loading import batches_of, load_data, trained_model
@@ -60,6 +63,8 @@ class CompressArguments:
     """The file; default RUN/export/NAME-compact.safetensors, and NAME-compact.safetensors beside a file."""
     root: str | None = None
     """Where the data lie, if not where the recipe says."""
+    dry_run: bool = False
+    """Say what would be measured and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -146,6 +151,16 @@ def _settings(given: CompressArguments, metric: Metric = METRICS["accuracy"]) ->
     return {"budget_bytes": budget, "max_drop": drop, "bits": bits, "sparsity": sparsity}
 
 
+def _out(given: CompressArguments) -> Path:
+    """Where the file goes."""
+    if given.out is not None:
+        return given.out
+    if given.source.is_file():
+        return given.source.with_name(f"{given.source.stem}-compact.safetensors")
+    recipe = RunFolder(given.source).recipe
+    return given.source / "export" / f"{recipe.name}-{safe_name(recipe.method)}-compact.safetensors"
+
+
 def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, Any]]:
     """Of a file: without data."""
     file, settings = given.source, _settings(given)
@@ -156,8 +171,7 @@ def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, di
             f"{file} is a file, so nothing can be measured: give --budget, or one of --bits and --sparsity"
         )
     state: dict[str, Tensor] = _state_of(file)
-    out = given.out or file.with_name(f"{file.stem}-compact.safetensors")
-    return deploy.save_compact(state, out, **settings), {}
+    return deploy.save_compact(state, _out(given), **settings), {}
 
 
 def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, Any]]:
@@ -171,7 +185,7 @@ def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dic
     before = measured.test(measured.model)
     report = deploy.save_compact(
         measured.model,
-        given.out or given.source / "export" / f"{recipe.name}-{safe_name(recipe.method)}-compact.safetensors",
+        _out(given),
         **settings,
         loss=measured.loss,
         quality=measured.quality,
@@ -195,9 +209,38 @@ def _in_words(test: dict[str, Any], report: deploy.CompactReport) -> str:
     return f"test {metric.word} {told}: {kept} in {sizes}"
 
 
+def _show_cost(given: CompressArguments) -> int:
+    """How often the network is measured, timed once each; quantising and writing are not counted."""
+    out = _out(given)
+    if given.source.is_file():
+        return show_parts([Part("choice by squared error; nothing is measured", 1, 0.0)], out, given.output)
+    measured = _Measured(RunFolder(given.source), given.root)
+    settings = _settings(given, measured.metric)
+    weights = len(job_of(measured.model, None, "auto", None).axes)
+    ready = timed(lambda: measured.recalibrate(measured.model), 1) if given.recalibrate else 0.0
+    searched = settings["budget_bytes"] is not None or settings["max_drop"] is not None
+    halvings = 0 if settings["max_drop"] is None else 1 + compact_search.HALVINGS
+    parts = [
+        Part(
+            f"{measured.metric.word} on the {measured.split} split",
+            2 + halvings,
+            ready + timed(lambda: measured.quality(measured.model)),
+        ),
+        Part(f"{measured.metric.word} on the test split", 2, timed(lambda: measured.test(measured.model))),
+    ]
+    if searched:
+        each = len(compact_choice.PROBES)
+        what = f"loss on {len(measured.drawn.validation):,} training images, {each} for each of {weights} weights"
+        times = 1 + weights * each
+        parts.insert(0, Part(what, times, ready + timed(lambda: measured.loss(measured.model))))
+    return show_parts(parts, out, given.output)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, choose, write."""
     given = parse(CompressArguments, arguments, "compress")
+    if given.dry_run:
+        return _show_cost(given)
     report, test = (_compressed_file if given.source.is_file() else _compressed_run)(given)
     if given.output.json:
         fields = dataclasses.asdict(report) | {"path": str(report.path), "ratio": report.ratio, "test": test}

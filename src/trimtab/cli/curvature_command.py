@@ -13,6 +13,7 @@ import tyro
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.dry_run import Part, show_parts
 from trimtab.cli.progress import measuring_progress
 from trimtab.report import render_curvature
 from trimtab.report.weights.terminal import curvature_table
@@ -20,7 +21,7 @@ from trimtab.runs.machine import hardware, versions
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.comparison import run_folders
 from trimtab.studies.curvature.conclusions import curvature_headline
-from trimtab.studies.curvature.measuring import MeasuredRun
+from trimtab.studies.curvature.measuring import LANDSCAPE_POINTS, MeasuredRun
 from trimtab.studies.curvature.records import (
     CurvatureRow,
     CurvatureSettings,
@@ -56,6 +57,8 @@ class CurvatureArguments:
     """Where the data lie, if not where the recipes say."""
     out: Path | None = None
     """Where curvature.json, curvature.html and the measurements go; default FIRST_RUN/curvature."""
+    dry_run: bool = False
+    """Say what would be measured and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -102,6 +105,18 @@ def measured_landscapes(runs: Sequence[MeasuredRun], *, silent: bool) -> list[La
     return found
 
 
+def _show_cost(runs: Sequence[MeasuredRun], given: CurvatureArguments, out: Path) -> int:
+    """What is not kept yet, in products with the Hessian, timed on the first run."""
+    networks = sum(not run.is_kept(sparsity) for run in runs for sparsity in given.measure.sparsities)
+    product, loss = runs[0].costs()
+    what = f"products with the Hessian, for {networks} networks"
+    parts = [Part(what, networks * given.measure.most_products, product)]
+    if given.landscape:
+        methods = len({run.label for run in runs})
+        parts.append(Part(f"losses on a plane, for {methods} methods", methods * LANDSCAPE_POINTS**2, loss))
+    return show_parts(parts, out, given.output)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse, measure, show."""
     given = parse(CurvatureArguments, _numbers_apart(arguments), "curvature")
@@ -114,6 +129,8 @@ def run(arguments: Sequence[str]) -> int:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"method {twice[0]}, seed {twice[1]} occurs in several of these folders; measure them apart")
+    if given.dry_run:
+        return _show_cost(runs, given, out)
     found = measured(runs, given)
     rows = [one.row for one in found]
     landscapes = measured_landscapes(runs, silent=given.output.silent) if given.landscape else []

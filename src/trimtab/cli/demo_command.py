@@ -12,6 +12,7 @@ import tyro
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
+from trimtab.cli.dry_run import show_cost
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
 from trimtab.runs.recipe import load_recipe
 from trimtab.studies.variants import variants
@@ -36,6 +37,8 @@ class DemoArguments:
     """Seeds."""
     jobs: int = min(os.cpu_count() or 1, 2)
     """Runs side by side."""
+    dry_run: bool = False
+    """Say what would be run and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -44,6 +47,9 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(DemoArguments, arguments, "demo")
     recipe = load_recipe("digits")
     runs = variants(recipe, METHODS, given.seeds)
+    if given.dry_run:
+        paths = [given.out / "runs" / one.folder for one in runs]
+        return show_cost(runs, paths, ("validation", "test"), given.jobs, given.output)
     if not given.output.silent:
         console.print(
             f"{len(METHODS)} methods x {len(given.seeds)} seeds on {recipe.data.name} ({recipe.model.name}), pruned at "

@@ -1,9 +1,10 @@
-"""What `--dry-run` says: which runs, and what they would cost here."""
+"""What `--dry-run` says: which runs or measurements, and what they would cost here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich import box
@@ -51,4 +52,51 @@ def show_cost(
         "busy as it is now; nothing was written",
         highlight=False,
     )
+    return 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Measurements of one kind.
+
+    Attributes:
+        what: in words.
+        times: how often, at most.
+        seconds: of one.
+    """
+
+    what: str
+    times: int
+    seconds: float
+
+
+def timed(call: Callable[[], object], repeats: int = 2) -> float:
+    """Seconds of a call, the fastest of some."""
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def show_parts(parts: Sequence[Part], out: Path, output: Output) -> int:
+    """Print what would be measured and written; measures nothing more, writes nothing."""
+    total = sum(part.times * part.seconds for part in parts)
+    if output.json:
+        print_json({"parts": [asdict(part) for part in parts], "seconds": total, "writes": str(out)})
+        return 0
+    table = Table(title="what would be done", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("what", overflow="fold")
+    for name in ("times", "ms each", "in all"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in parts:
+        table.add_row(
+            Text(part.what), f"{part.times:,}", f"{1000 * part.seconds:.3g}", duration(part.times * part.seconds)
+        )
+    console.print(table)
+    console.print(
+        f"at most about {duration(total)}, from one of each on this machine as busy as it is now", highlight=False
+    )
+    console.print(f"would write {out}; nothing was written", soft_wrap=True, markup=False, highlight=False)
     return 0

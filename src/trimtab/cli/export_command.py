@@ -25,7 +25,7 @@ from trimtab.studies.variants import safe_name
 @dataclass(frozen=True)
 class ExportArguments:
     """Prunes a copy of a finished run's network and writes it; the run is not changed. Says what got smaller, what
-    got faster, and what did not.
+    got faster, and what did not. For a file of fewest bytes: trimtab compress.
 
     Examples:
         trimtab export runs/digits/sgd/seed0 --sparsity 0.9
@@ -39,7 +39,7 @@ class ExportArguments:
     """Fraction of the prunable weights to remove; default 0.9, or what the recipe's N:M pattern fixes; 0: dense."""
     to: tuple[Literal["sparse", "onnx", "program", "reader"], ...] = ("sparse",)
     """sparse: small file (load_sparse or the reader opens it); onnx: dense ONNX; program: torch.export; reader: one Python file
-    that opens sparse files with NumPy and safetensors alone."""
+    that opens sparse and compact files with NumPy and safetensors alone; compact files themselves: trimtab compress RUN."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Folder for the files; default RUN/export, and the terminal for the reader alone."""
     recalibrate: bool = True

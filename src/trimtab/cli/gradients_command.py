@@ -137,9 +137,14 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(GradientsArguments, arguments, "gradients")
     if not given.runs:
         raise ValueError("name at least one tracked run: trimtab gradients RUN [RUN ...]")
-    pairs = tracked_runs(given.runs)
+    show(given.runs, given.out or given.runs[0], given.output, layers=given.layers)
+    return 0
+
+
+def show(folders: Sequence[Path], out: Path, output: Output, *, layers: bool = True) -> None:
+    """Print the tables of the tracked runs at or below the folders, and write their page into `out`."""
+    pairs = tracked_runs(folders)
     found = [dynamics for _, dynamics in pairs]
-    out = given.out or given.runs[0]
     recipe = pairs[0][0].recipe
     labels = list(dict.fromkeys(dynamics.method for dynamics in found))
     facts = [
@@ -157,13 +162,12 @@ def run(arguments: Sequence[str]) -> int:
         found, out / "gradients.html", name=f"{recipe.name}: gradients", headline=headline, facts=facts,
         recipe=recipe.to_yaml(),
     )  # fmt: skip
-    if given.output.json:
+    if output.json:
         print_json({"page": str(page), "headline": headline, **records_of(found)})
-        return 0
-    if given.layers and len(found) <= 4:
+        return
+    if layers and len(found) <= 4:
         for dynamics in found:
             console.print(layer_table(dynamics))
     console.print(facts_table(found))
     console.print(f"page: {page}", soft_wrap=True, markup=False)
     console.print(headline, soft_wrap=True, markup=False)
-    return 0

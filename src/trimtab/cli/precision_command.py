@@ -33,6 +33,7 @@ from trimtab.studies.precision.conclusions import in_words, quality
 from trimtab.studies.precision.logistic import Descent, descend, wanted_descents
 from trimtab.studies.precision.records import PrecisionStudy, gather, is_diverged
 from trimtab.studies.precision.variants import FormatStudy, format_variants
+from trimtab.studies.precision.verdict import verdicts, worst_words
 from trimtab.studies.statistics import Estimate
 
 
@@ -164,6 +165,20 @@ def format_table(study: PrecisionStudy) -> Table:
     return table
 
 
+def verdict_table(study: PrecisionStudy) -> Table:
+    """One row per format: whether it trains, and the layers that lose most of their gradient to rounding."""
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
+        caption="worst layers: rounded plainly, share of the non-zero gradient entries that became zero",
+    )  # fmt: skip
+    table.add_column("format", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    table.add_column("worst layers", overflow="fold")
+    for one in verdicts(study):
+        table.add_row(Text(one.format), Text(one.words), Text(worst_words(one)))
+    return table
+
+
 def gather_study(folder: Path, recipe: Recipe, study: FormatStudy, logistic: Sequence[Descent]) -> PrecisionStudy:
     """Everything below `folder`, with its headline."""
     runs, missing = gather(run_folders(folder / "runs"), folder, recipe, study)
@@ -200,6 +215,7 @@ def run(arguments: Sequence[str]) -> int:
         print_json(found.model_dump(mode="json", by_alias=True))
     else:
         console.print(format_table(found))
+        console.print(verdict_table(found))
         console.print(f"page: {page}", soft_wrap=True, markup=False)
         console.print(found.headline, soft_wrap=True, markup=False)
     return 1 if failed else 0

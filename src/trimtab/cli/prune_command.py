@@ -12,11 +12,15 @@ import tyro
 
 from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.dry_run import Part, show_parts
 from trimtab.report.weights.terminal import terminal_tables
+from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Pruning
+from trimtab.studies.estimate import estimate
 from trimtab.studies.prune_run import prune_run, pruned_file, read_pruned
 from trimtab.studies.statistics import sparsity_label
+from trimtab.studies.variants import Variant
 from trimtab.studies.weights.assemble import assemble
 
 
@@ -40,12 +44,23 @@ class PruneArguments:
     """Where the data lie, if not where the recipe says."""
     replace: bool = False
     """Let other settings than the recipe's replace what reports read; without it they go into pruning-SPLIT-other.json."""
+    dry_run: bool = False
+    """Say what would be measured and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def _study_of(run: Path) -> Path:
     """The study that holds the run, where there is one; else the run."""
     return next((folder for folder in run.parents if (folder / "study.json").is_file()), run)
+
+
+def _show_cost(recipe: Recipe, given: PruneArguments, file: Path) -> int:
+    """One row: the network pruned and measured at every sparsity, timed on one like it."""
+    (cost,) = estimate([Variant(recipe.method, recipe)], [given.run / "of-a-dry-run"], (given.split,))
+    points = len(recipe.pruning.sparsities) if recipe.pruning.pattern == "unstructured" else 1
+    tuned = f", each trained on for {recipe.pruning.finetune} epochs" if recipe.pruning.finetune else ""
+    what = f"sparsities and the dense network, measured on the {given.split} split{tuned}"
+    return show_parts([Part(what, points + 1, cost.prune_seconds / (points + 1))], file, given.output)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -63,6 +78,8 @@ def run(arguments: Sequence[str]) -> int:
     tuning = own.pruning.model_dump(include={"finetune", "finetune_rate"})  # which adds rows and changes none
     if given.pruning.model_copy(update=tuning) != own.pruning and not given.replace:
         file = file.with_name(f"{file.stem}-other.json")
+    if given.dry_run:
+        return _show_cost(recipe, given, file)
     note = None if given.output.silent else lambda text: errors.print(f"  {text}")
     result = prune_run(folder, recipe=recipe, label=label, split=given.split, report=note, file=file)
     if given.output.json:

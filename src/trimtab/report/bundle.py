@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 
 FILE = "plotly-trimtab.min.js.xz"
-"""plotly.js 4.1.1 from npm with scatter, bar, heatmap and contour, made by `.ci/plotly_bundle.sh` (MIT; its licence stands beside it)."""
+"""plotly.js 4.1.1 with scatter, bar, heatmap and contour, made by `.ci/plotly_bundle.sh` (MIT; its licence beside it)."""
 
 
 @cache

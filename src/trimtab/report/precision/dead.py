@@ -8,10 +8,9 @@ from typing import Any
 from trimtab.report.palette import SCALE, Look, on_scale, text_on
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, Tile, Verdict, plain
 from trimtab.studies.precision.records import PrecisionStudy
-from trimtab.studies.precision.verdict import FormatVerdict, dead_layers, verdict_words, verdicts
+from trimtab.studies.precision.verdict import FormatVerdict, dead_layers, verdict_words, verdicts, worst_words
 from trimtab.studies.statistics import Estimate
 
-WORST = 3
 WRITTEN = 160
 """Cells up to which each has its number written into it."""
 TITLE = "Where gradients die"
@@ -49,14 +48,11 @@ def _table(study: PrecisionStudy) -> Table:
     rows = []
     for one in verdicts(study):
         accuracy = one.quality.accuracy
-        worst = ", ".join(
-            f"{la.name.removesuffix('.weight')} {100 * la.dead:.0f} %" for la in one.worst[:WORST] if la.dead > 0
-        )
         rows.append(
             [
                 Cell(one.format), Cell(one.words, note="good" if one.trains else "bad"), Cell(one.label),
                 Cell("", None) if accuracy is None else Cell(f"{100 * accuracy.mean:.1f}", round(100 * accuracy.mean, 4)),
-                _points(one.quality.to_full), Cell(worst or ("none dies" if one.worst else "not metered")),
+                _points(one.quality.to_full), Cell(worst_words(one)),
             ]
         )  # fmt: skip
     head = [

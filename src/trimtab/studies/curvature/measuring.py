@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -94,6 +95,26 @@ class MeasuredRun:
         with self._pruned_to(sparsity) as recalibrated:
             found = self._measure(sparsity, recalibrated=recalibrated)
         write_text(file, json.dumps({"identity": identity, **found.model_dump(mode="json")}) + "\n")
+        return found
+
+    def is_kept(self, sparsity: float) -> bool:
+        """Whether `measure` would take this measurement from the results' folder."""
+        return kept_measurement(self._file(f"{100 * sparsity:.6g}"), self._identity(sparsity)) is not None
+
+    def costs(self) -> tuple[float, float]:
+        """Seconds of one product with the Hessian and of one loss, the second of two each."""
+        objective = objective_of(self.recipe, self.model, self._batches)
+        hessian = Hessian(objective)
+        vector = torch.ones_like(hessian.weights)
+
+        def second(call: Callable[[], float]) -> float:
+            call()
+            started = time.perf_counter()
+            call()
+            return time.perf_counter() - started
+
+        found = second(lambda: float((hessian @ vector).sum())), second(objective.loss)
+        hessian.release()
         return found
 
     def landscape(self, progress: Callable[[int, int], object] | None = None) -> Landscape:

@@ -71,6 +71,12 @@ SHORT: dict[object, str] = {
 }
 
 
+def worst_words(one: FormatVerdict, most: int = 3) -> str:
+    """The layers that lose most of their gradient when rounded plainly: `conv1 31 %, fc 12 %`."""
+    worst = ", ".join(f"{_short(layer.name)} {100 * layer.dead:.0f} %" for layer in one.worst[:most] if layer.dead > 0)
+    return worst or ("none dies" if one.worst else "not metered")
+
+
 def _help(setting: Setting) -> str:
     parts = [SHORT[value] for value in (setting.scaling, setting.rounding) if value in SHORT]
     parts += ["compensation"] if setting.compensated else []
