@@ -351,3 +351,27 @@ def test_boxes_of_other_formats_are_asked_for_and_read_as_such(blobs, tmp_path):
         texts = {body["messages"][0]["content"][1]["text"] for body in server.bodies}
     assert share(found, "real", "iou50.1") == 1
     assert all("[14, 28, 42, 56]" in text for text in texts)
+
+
+def test_questions_whose_answer_is_boxes_are_right_where_the_box_is_found(blobs, tmp_path):
+    asked = [
+        replace(
+            one, question="Where is the blob?", answer="blob", choices=(), reason=False, answer_boxes=(one.box.corners,)
+        )
+        for one in blobs
+        if one.box is not None
+    ]
+
+    def says(prompt, picture):
+        assert '"Answer: " and each box as label [x0, y0, x1, y1]' in prompt
+        box = picture.convert("L").point(lambda value: 255 * (value > 200)).getbbox() or (0, 0, 8, 8)
+        corners = ", ".join(f"{at / length:.4f}" for at, length in zip(box, picture.size * 2, strict=True))
+        return f"Answer: blob [{corners}]"
+
+    with served(says) as server:
+        found = audit(at(server), asked, tmp_path / "replies")
+    assert share(found, "real") == share(found, "real", "boxes50.1") == 1
+    assert measure(found, "vrs.1") == 1 - share(found, "shuffled", "boxes50.1") > 0.5
+    assert measure(found, "is.1") > 0.5
+    with pytest.raises(ValueError, match="no questions"):
+        audit(Scripted({}), asked, tmp_path / "replies", PLAIN)

@@ -22,11 +22,13 @@ from trimtab.medclm.evaluation.questions import SIDES, Question
 from trimtab.medclm.evaluation.tables import Measured, interval
 
 ANSWERS = {
-    "accuracy.1": "all questions: closed.1 or named.1 of closed ones, exact.1 of open ones",
+    "accuracy.1": "all questions: closed.1 or named.1 of closed ones, exact.1 of open ones, boxes50.1 of box answers",
     "lateral.1": "the right answer names one side: the answer names it, and not the other",
     "mirrored.1": "the right answer names one side: the answer names the other, and not the right one",
 }
 """Rules of a single reply, beside those of `evaluation.metrics`."""
+CORRECT = ("closed.1", "named.1", "exact.1", "boxes50.1")
+"""Of these rules each question has one, and that is its accuracy.1."""
 MEASURES = {
     "vrs.1": "Visual Reliance Score: accuracy.1 on the real image minus that on another patient's, question by question",
     "is.1": "Image Sensitivity: share of questions whose answer is another one on another patient's image; an answer is the "
@@ -83,7 +85,7 @@ def position(answer: str, question: Question) -> tuple[str, ...]:
 def replied(question: Question, reply: Reply) -> dict[str, float]:
     """Every rule of one reply: those of an evaluation, and `ANSWERS`."""
     found = scores(question, reply)
-    found["accuracy.1"] = next(found[rule] for rule in ("closed.1", "named.1", "exact.1") if rule in found)
+    found = {"accuracy.1": next(found[rule] for rule in CORRECT if rule in found), **found}
     right = [side for side in SIDES if side in words(question.answer)]
     if len(right) == 1:
         said = [side for side in SIDES if side in words(reply.answer)]

@@ -40,7 +40,8 @@ class AuditOptions:
     Attributes:
         form: "explained": the form of the reply is spelled out; "taught": as `trimtab medclm train` asks.
         ask: for reasoning as the set has it ("set"), always ("reasoning"), or never ("answer").
-        boxes: how reasoning about a known box shall quote it; None: boxes are neither asked for nor measured.
+        boxes: how reasoning about a known box shall quote it, and answers that are boxes are written; None: boxes are neither
+            asked for nor measured, and questions whose answer is boxes are left out.
         tokens: of a reply with reasoning; 0: 192 of a taught model, 1024 of others.
         limit: at most so many questions, spread evenly; 0 takes all.
 
@@ -72,8 +73,10 @@ class AuditOptions:
         if self.form == "taught":
             return instruction(text, reason=question.reason)
         listed = () if all(contains(text, choice) for choice in question.choices) else question.choices
-        how = self.boxes.format.convention if self.boxes is not None and question.box is not None else ""
-        return explained(text, listed, reason=question.reason, boxes=how)
+        how = "" if self.boxes is None else self.boxes.format.convention
+        answer = f"each box as {how}" if question.answer_boxes is not None else ""
+        place = how if question.box is not None and not answer else ""
+        return explained(text, listed, reason=question.reason, boxes=place, answer=answer)
 
     def _written(self, found: re.Match[str], question: Question) -> str:
         """A box that a question quotes in fractions, as the model writes boxes."""

@@ -61,6 +61,7 @@ def audit(
             were asked for.
     """
     options = options or AuditOptions()
+    questions = [one for one in questions if one.answer_boxes is None or options.boxes is not None]
     if not questions:
         raise ValueError("there are no questions to audit on")
     shown = {name: with_pictures(questions, which) for name, which in CONDITIONS.items()}

@@ -19,7 +19,7 @@ def instruction(question: str, *, reason: bool) -> str:
     return f"{question} {REASON_FIRST if reason else ANSWER_ONLY}"
 
 
-def explained(question: str, choices: Sequence[str] = (), *, reason: bool, boxes: str = "") -> str:
+def explained(question: str, choices: Sequence[str] = (), *, reason: bool, boxes: str = "", answer: str = "") -> str:
     """The question with the form of the reply spelled out (ours), for a model that was not trained on `instruction`.
 
     Args:
@@ -27,12 +27,13 @@ def explained(question: str, choices: Sequence[str] = (), *, reason: bool, boxes
         choices: the answers to choose from, none for an open question.
         reason: whether reasoning is asked for.
         boxes: how that shall quote the place it speaks of, "" for not at all.
+        answer: what the answer is, by default one of the choices or a few words.
 
     >>> print(explained("Is there a nodule?", ("yes", "no"), reason=False))
     Is there a nodule?
     Reply with one line, "Answer: " and one of: yes, no.
     """
-    said = f"one of: {', '.join(choices)}" if choices else "the answer in a few words"
+    said = answer or (f"one of: {', '.join(choices)}" if choices else "the answer in a few words")
     if not reason:
         return f'{question}\nReply with one line, "Answer: " and {said}.'
     place = f" Give the box of what you speak of: {boxes}." if boxes else ""

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from trimtab.medclm.audit.measures import CORRECT
 from trimtab.medclm.evaluation.looking import verdict
 from trimtab.medclm.evaluation.parsing import Reply, parse_reply
 from trimtab.report.medclm.curriculum import check_fractions
@@ -182,7 +183,7 @@ def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -
 def right(one: Mapping[str, Any], system: str = "model") -> bool:
     """Whether the answer is right."""
     found = one["scores"][system]
-    return bool(found.get("closed.1", found.get("named.1", found.get("exact.1", 0))) == 1)
+    return any(found.get(rule) == 1 for rule in CORRECT)
 
 
 def chosen_examples(
