@@ -26,8 +26,8 @@ class PublishArguments:
 
     Examples:
         trimtab medclm publish SET --out DIR --name chest-boxes --licence cc-by-4.0
-        trimtab medclm publish SET --out DIR --name chest-boxes --licence cc-by-4.0 --shards 1000
-        trimtab medclm publish SET --out DIR --name chest-boxes --licence cc-by-4.0 --annotations-only
+        trimtab medclm publish SET --out DIR --name N --licence mit --shards 1000
+        trimtab medclm publish SET --out DIR --name N --licence mit --annotations-only
     """
 
     folder: tyro.conf.Positional[Path]
@@ -73,6 +73,7 @@ class RejoinArguments:
     Examples:
         trimtab medclm rejoin RELEASE --images DIR --out SET
         trimtab medclm rejoin RELEASE --images DIR --out SET --leave-out
+        trimtab medclm rejoin RELEASE --images DIR --out SET --json
     """
 
     release: tyro.conf.Positional[Path]
