@@ -1,6 +1,7 @@
 """Every format written and read back, and what broken replies become."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,6 +111,17 @@ def test_exact_texts():
     assert said["internvl"] == (
         "<ref>nodule</ref><box>[[250, 500, 500, 1000]]</box>\n<ref>mass</ref><box>[[0, 100, 300, 200]]</box>"
     )
+
+
+def test_the_page_shows_each_format_as_it_is_written():
+    """docs/methods/medclm-boxes.md: name, models, and the box of its example."""
+    page = (Path(__file__).parents[3] / "docs/methods/medclm-boxes.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    objects = [("nodule", Box(x0=0.25, y0=0.5, x1=0.5, y1=1.0))]
+    for name, form in FORMATS.items():
+        assert all(model in rows[name] for model in form.models)
+        said = form.answer(objects, (756, 504)).removeprefix("```json\n[\n\t").removesuffix("\n]\n```")
+        assert said in rows[name]
 
 
 def test_boxes_of_one_label_share_it():

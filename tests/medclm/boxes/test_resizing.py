@@ -1,13 +1,16 @@
 """What each model's own image processor makes of a picture: where a marked box lands, to the pixel."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma4.image_processing_pil_gemma4 import (
     Gemma4ImageProcessorPil,
@@ -46,6 +49,26 @@ def test_budgeted_is_gemmas_own(width, height, tokens):
 def test_tiled_is_internvls_own(width, height, most):
     columns, rows = get_optimal_tiled_canvas((height, width), (448, 448), 1, most)
     assert Tiled(448, 1, most)(width, height) == (448 * columns, 448 * rows)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 140)] * 4), min_size=1, max_size=4), st.sampled_from([(301, 640), (777, 431)])
+)
+def test_florence_reads_what_is_written_for_it(quarters, size):
+    """Florence-2's own processor: the same steps for the same boxes, and its own reading of our answer."""
+    own, form = Florence2PostProcessor(None, SimpleNamespace(all_special_tokens=[])), format_named("florence2")
+    width, height = size
+    near = 0.3001  # no corner on the edge of a step
+    pixels = [(x + near, y + near, x + w + 2 + near, y + h + 2 + near) for x, y, w, h in quarters]
+    objects = [("nodule", Box.of_pixels(*one, width, height)) for one in pixels]
+    steps = own.quantize(torch.tensor(pixels, dtype=torch.float64), size).tolist()
+    assert steps == [list(form.numbers(box, size)) for _, box in objects]
+    read = own.parse_description_with_bboxes_from_text_and_spans(form.answer(objects, size), image_size=size)
+    ours = form.parse(form.answer(objects, size), size)
+    assert [one["cat_name"] for one in read] == [one.label for one in ours]
+    for theirs, one in zip(read, ours, strict=True):
+        x0, y0, x1, y1 = one.corners
+        assert np.abs(np.subtract(theirs["bbox"], (x0 * width, y0 * height, x1 * width, y1 * height))).max() <= 1.01
 
 
 def plane(found):
