@@ -204,7 +204,7 @@ def test_replies_without_boxes_stop_an_audit_that_asked_for_them_before_all_is_p
             audit(at(server), many, tmp_path / "replies")
         assert len(server.bodies) <= 20 + 2 * 3
         found = audit(at(server), many, tmp_path / "replies", PLAIN)
-    assert found.summary["left_out"]["IoU and Acc@0.5 of boxes"] == "no box is known or asked for"
+    assert found.summary["left_out"]["boxes: IoU and Acc@0.5"] == "no box is known or asked for"
     assert all("[x0" not in body["messages"][0]["content"][1]["text"] for body in server.bodies[-len(many) :])
 
 

@@ -141,7 +141,7 @@ def _left_out(questions: Sequence[Question], used: set[str], training: Sequence[
     reasoned = any(one.reason for one in questions)
     found = {}
     if "iou.1" not in used:
-        found["IoU and Acc@0.5 of boxes"] = (
+        found["boxes: IoU and Acc@0.5"] = (
             "no box is known or asked for" if reasoned else "no question asks for reasoning, which would quote it"
         )
     if "lateral.1" not in used and "side.1" not in used:

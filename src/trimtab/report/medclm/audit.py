@@ -33,6 +33,11 @@ LOOKS = {"real": look("model"), "shuffled": look("text only"), "blank": look("bl
 """As on the page of an evaluation."""
 SHOWN = ("accuracy", "closed", "f1", "iou", "iou50", "lateral", "agrees")
 """Rules of the figure, by their id without its number."""
+SHORT = {
+    "vrs": "VRS", "is": "IS", "blank-is": "IS, grey", "kept": "kept, grey", "claims": "claims", "hvrr": "HVRR",
+    "ungrounded": "of claims",
+}  # fmt: skip
+"""What the axis calls a measure; the table below the figure has its name."""
 EXAMPLES = 12
 
 
@@ -106,10 +111,11 @@ def _measures(summary: Mapping[str, Any]) -> Section:
     )  # fmt: skip
     ends = [value + more for value, more in zip(values, highs, strict=True)]
     ends += [value - less for value, less in zip(values, lows, strict=True)]
+    ticks = [SHORT[row["rule"].split(".")[0]] for row in rows]
     figure = Figure(
         "measures", "What hangs on the picture; whiskers are 95 % bootstrap intervals over patients.", {"": [trace]},
         {"yaxis": {"title": {"text": "%"}, "range": holding(ends, -4, 104)}, "height": 340,
-         "xaxis": {"tickvals": list(range(len(rows))), "ticktext": [rule_words(row["rule"]) for row in rows], "keep": True,
+         "xaxis": {"tickvals": list(range(len(rows))), "ticktext": ticks, "keep": True,
                    "range": [-0.5, len(rows) - 0.5], "zeroline": False, "showgrid": False}},
     )  # fmt: skip
     tables = [
