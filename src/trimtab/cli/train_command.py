@@ -17,8 +17,11 @@ from trimtab.cli.dry_run import show_cost
 from trimtab.cli.progress import training_progress
 from trimtab.cli.recipe_arguments import Fields, parse_with_recipe
 from trimtab.datasets.reading import reading_told
+from trimtab.runs.metric import metric_of
 from trimtab.runs.training import train
+from trimtab.studies.bearing import run_bearing, states_of
 from trimtab.studies.curvature.track import run_track
+from trimtab.studies.summary import BearingTrack
 from trimtab.studies.variants import Variant, default_run
 
 READING_EVERY = 5.0
@@ -57,6 +60,19 @@ def _validation(info: Mapping[str, Any]) -> str:
     return f"{info['validation_accuracy']:.2%}"
 
 
+def _borne(track: BearingTrack, info: Mapping[str, Any]) -> str:
+    """What the finished network bears, and what looking cost."""
+    metric = metric_of(info["task"])
+    last = {"dense": track.dense[-1]} | {state: values[-1] for state, values in states_of(track).items()}
+    told = ", ".join(f"{state} {'-' if value is None else metric.text(value)}" for state, value in last.items())
+    cost = (
+        ""
+        if track.cost is None
+        else f"; {len(track.epochs)} look{'s' * (len(track.epochs) > 1)}, {track.cost:.1%} of training's passes"
+    )
+    return f"bears on {track.images:,} validation examples ({metric.word}): {told}{cost}; in metrics.jsonl"
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse and train."""
     given = parse_with_recipe(TrainArguments, arguments, "train")
@@ -85,9 +101,13 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     tracked = result.gradients_folder.is_dir()
     curvature = run_track(result, recipe.method)
-    if ({"gradients", "weights", "updates"} & set(recipe.track) and not tracked) or (
-        "curvature" in recipe.track and curvature is None
-    ):
+    bearing = run_bearing(result, recipe.method)
+    lacking = (
+        ({"gradients", "weights", "updates"} & set(recipe.track) and not tracked)
+        or ("curvature" in recipe.track and curvature is None)
+        or ("bearing" in recipe.track and bearing is None)
+    )
+    if lacking:
         errors.print(f"{folder} was finished without tracking; choose another --out to track", soft_wrap=True)
     seen = f" ({info['validation_accuracy_views']:.2%} with {info['views']} views)" if "views" in info else ""
     if output.json:
@@ -101,6 +121,8 @@ def run(arguments: Sequence[str]) -> int:
         console.print(f"run folder: {folder}   next: trimtab prune {folder}", soft_wrap=True)
         if tracked:
             console.print(f"gradients: trimtab gradients {folder}", soft_wrap=True)
+        if bearing is not None:
+            console.print(_borne(bearing, info), soft_wrap=True)
         if curvature is not None:
             values = curvature.eigenvalues
             console.print(

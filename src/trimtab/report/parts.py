@@ -10,6 +10,7 @@ from typing import Any
 
 from trimtab.report.numerals import column
 from trimtab.report.palette import Look
+from trimtab.studies.sizes import UNITS
 from trimtab.studies.statistics import Estimate, sparsity_label
 
 MINUS = "\N{MINUS SIGN}"
@@ -252,17 +253,6 @@ def seeds_sentence(counts: Sequence[int], what: str = "Bands are") -> str:
         return "One seed: no interval."
     text = f"{what} 95 % Student's t intervals of the mean over {' or '.join(map(str, numbers))} seeds"
     return text + ("; where there is one seed there is no interval." if numbers[0] == 1 else ".")
-
-
-UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-
-
-def bytes_text(size: float) -> str:
-    """A file size in kB or MB (powers of ten)."""
-    for unit, scale in UNITS:
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} B"
 
 
 def bytes_column(sizes: Sequence[float]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
 import yaml
@@ -34,7 +34,7 @@ from trimtab.runs.views import Views
 AS_IF = 1000
 """Steps of an epoch while a recipe is read, which does not know the data: only for levers that count them."""
 TRACKED = (
-    "gradients", "weights", "updates", "curvature",
+    "gradients", "weights", "updates", "curvature", "bearing",
     "update_ratio", "nlm_cosine", "noise_scale", "softmax_collapse", "activations", "attention",
 )  # fmt: skip
 
@@ -83,7 +83,8 @@ class RecipeFields(Section):
     also moved by a pixel."""
     track: tuple[str, ...] = ()
     """Watch the gradients as they come (before penalty and transforms), and on request weights, updates, the curvature of the
-    loss, update_ratio, nlm_cosine, noise_scale, softmax_collapse, activations, attention."""
+    loss, bearing (what the network could bear), update_ratio, nlm_cosine, noise_scale, softmax_collapse, activations,
+    attention."""
     track_every: PositiveInt = 10
     """Optimizer steps between tracked ones."""
     sink: tuple[str, ...] = ()
@@ -92,6 +93,15 @@ class RecipeFields(Section):
     """Epochs between measurements of the curvature."""
     track_curvature_batch: PositiveInt = 1024
     """Training images on which the curvature is measured."""
+    track_bearing_every: PositiveInt | None = None
+    """Epochs between looks at what the network bears, counted back from the last; default the fewest that cost at most 3 % of
+    training."""
+    track_bearing_images: PositiveInt = 500
+    """Validation images (or windows of a text) on which that is measured, and training images for BatchNorm."""
+    track_bearing_sparsities: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.8, 0.9)
+    """Fractions of the weights to prune for it."""
+    track_bearing_bits: tuple[Annotated[int, Field(ge=2, le=16)], ...] = (4,)
+    """Bits to round the weights to for it."""
     data: Data = Data()
     model: Model = Model()
     schedule: Schedule = Schedule()

@@ -21,7 +21,8 @@ STATUSES = ("running", "interrupted", "finished")
 # Fields that say where, how often and what is watched, not which network: a run may be resumed with other values.
 INCIDENTAL = {
     "name", "device", "strategy", "checkpoint_every", "validate_every", "views", "track", "track_every",
-    "track_curvature_every", "sink", "track_curvature_batch", "pruning",
+    "track_curvature_every", "sink", "track_curvature_batch", "pruning", "track_bearing_every", "track_bearing_images",
+    "track_bearing_sparsities", "track_bearing_bits",
 }  # fmt: skip
 
 

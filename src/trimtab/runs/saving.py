@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def begin(run: TrainingRun) -> None:
         classes=run.data.num_classes,
         chance=run.data.chance,
         notes=list(run.data.notes),
+        **({} if run.watching.bearing is None else {"bearing": asdict(run.watching.bearing.plan)}),
     )
 
 

@@ -98,6 +98,9 @@ class Pruning(Section):
     """Also train each pruned network on for so many epochs, the removed weights kept at zero; 0 for not."""
     finetune_rate: PositiveFloat = 0.1
     """Learning rate at the start of fine-tuning, as a share of the recipe's; it falls by a cosine to zero."""
+    bits: tuple[Annotated[int, Field(ge=1, le=16)], ...] = ()
+    """Also write each of these networks as a file with so many bits for a weight, entropy-coded, and measure what it keeps: for
+    the figure of quality against bytes."""
     controls: bool = True
     """Also prune the baseline (sgd, adamw) at random and per layer, as controls."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trimtab.collectives import sum_over_ranks
 from trimtab.parameters.wrappers import unwrapped
@@ -20,7 +21,7 @@ from trimtab.runs.position import Position, Progress
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.steering import steer
-from trimtab.runs.stepper import Stepper
+from trimtab.runs.stepper import Batch, Stepper
 from trimtab.runs.stopping import StopRequest
 from trimtab.runs.watching import Watching
 
@@ -86,8 +87,9 @@ class TrainingRun:
             started, worked = time.perf_counter(), time.process_time()
             # Seeding each step makes dropout a function of (seed, step, rank): a resumed run draws the same masks.
             torch.manual_seed((recipe.seed * 1_000_003 + position.step) * 1009 + self.devices.rank)
-            self.stepper.set_learning_rate(position.step)
-            loss = self.stepper.step([next(stream) for _ in range(recipe.accumulate)])
+            rate = self.stepper.set_learning_rate(position.step)
+            batch = [next(stream) for _ in range(recipe.accumulate)]
+            loss = self._step(batch, rate)
             position.stepped(loss, time.perf_counter() - started, time.process_time() - worked)
             if position.step_in_epoch % REPORTED == 0 or position.at_end:
                 if position.at_end:
@@ -97,12 +99,20 @@ class TrainingRun:
                 report(
                     position.progress(recipe.epochs, total / position.step_in_epoch, self.watching.latest, self.metric)
                 )
-            if self.devices.any_rank(stop.asked):
+            if not position.at_end and self.devices.any_rank(stop.asked):
                 return False
         if position.epoch + 1 == recipe.epochs:
             self._finish_levers()
         position.end_epoch(self._row(position.epoch + 1))
         return True
+
+    def _step(self, batch: Batch, rate: float) -> Tensor:
+        """One step; the last of an epoch is looked at where the recipe asks for it."""
+        position = self.position
+        if position.step_in_epoch + 1 < position.steps_per_epoch:
+            return self.stepper.step(batch)
+        model = unwrapped(self.model)
+        return self.watching.last_step(position.epoch + 1, model, batch, rate, lambda: self.stepper.step(batch))
 
     def _finish_levers(self) -> None:
         """After the last step: what the levers do last, and BatchNorm statistics for the weights that they leave.

@@ -1,8 +1,8 @@
-"""What a recipe's `track` asks for: gradients, weights, updates and what meters measure at steps, curvature after epochs."""
+"""What a recipe's `track` asks for: gradients, weights, updates and meters at steps, curvature and bearing after epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from trimtab.observe import (
     UpdateRatio,
 )
 from trimtab.observe.tables import KINDS
+from trimtab.runs.bearing import Batch, Bearing
 from trimtab.runs.curvature_tracking import CurvatureTracking
 from trimtab.runs.parallel import Devices
 from trimtab.runs.recipe import Recipe
@@ -63,9 +64,11 @@ class Watching:
         tracker: None where nothing is tracked at steps.
         meters: what it records beside gradients, weights and updates.
         latest: what its last flush brought, for the display.
+        bearing: None where it is not tracked.
 
     Raises:
-        ValueError: curvature of sharded parameters, or of fewer images than ranks; a meter that finds nothing to look at.
+        ValueError: curvature or bearing of sharded parameters, curvature of fewer images than ranks, bearing of a network
+            without a weight to prune; a meter that finds nothing to look at.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Watching:
         if self.tracker is not None:
             self.tracker.subscribe(self._look)
         self._curvature = CurvatureTracking(recipe, data, devices) if "curvature" in recipe.track else None
+        self.bearing = Bearing(recipe, data, devices, model) if "bearing" in recipe.track else None
 
     def _look(self, rows: Any, signals: Any) -> None:
         self.latest = latest(columns_of(rows), signals.to_pydict()) or self.latest
@@ -96,11 +100,19 @@ class Watching:
         if self.tracker is not None:
             self.tracker.flush()
 
+    def last_step(self, epoch: int, model: nn.Module, batch: Batch, rate: float, step: Callable[[], Tensor]) -> Tensor:
+        """Take the last step before so many epochs are done, looking at it where that is due."""
+        if self.bearing is None or not self.bearing.due(epoch):
+            return step()
+        return self.bearing.around_step(model, batch, rate, step)
+
     def after_epoch(self, epoch: int, model: nn.Module) -> dict[str, Any]:
-        """What the row of `metrics.jsonl` has of the curvature after so many epochs; nothing where it is not due."""
-        if self._curvature is None or not self._curvature.due(epoch):
-            return {}
-        return self._curvature.measure(model)
+        """What the row of `metrics.jsonl` has of curvature and bearing after so many epochs; nothing where they are not due."""
+        row: dict[str, Any] = {}
+        for one in (self._curvature, self.bearing):
+            if one is not None and one.due(epoch):
+                row |= one.measure(model)
+        return row
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint keeps."""

@@ -28,10 +28,11 @@ from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder, changed
 from trimtab.runs.sections import Pruning
 from trimtab.studies.documents import Record
+from trimtab.studies.file_forms import Measuring, compact_rows, dense_rows
 from trimtab.studies.fine_tuning import fine_tune
 from trimtab.studies.pruning_score import pruning_choice
 from trimtab.studies.statistics import sparsity_label
-from trimtab.studies.summary import Histogram, Row, Storage
+from trimtab.studies.summary import FileRow, Histogram, Row, Storage
 from trimtab.studies.variants import run_label
 
 Split = Literal["validation", "test"]
@@ -43,6 +44,7 @@ class PrunedRun(Record):
     settings: dict[str, Any]
     rows: list[Row]
     storage: list[Storage]
+    files: list[FileRow] = Field(default=[], description="networks as files, where the settings ask for bits")
     histogram: Histogram
     left_out: dict[str, str]
     views: dict[str, float] | None = Field(
@@ -100,9 +102,18 @@ class _Measured:
         found = evaluate(self.model, self.batches, self.data.num_classes, views=self.recipe.views)
         return {"views": self.recipe.views, "accuracy": found.accuracy, "loss": found.loss}
 
+    def recalibrate(self, model: nn.Module) -> None:
+        """BatchNorm's statistics of a network, from the same batches each time."""
+        pruning.recalibrate(model, self.calibration, device=self.device)
+
+    def as_files(self, label: str, scratch: Path) -> Measuring:
+        """How networks are measured that were written as files."""
+        prepare = self.recalibrate if self.recalibrates else None
+        return Measuring(self.quality, prepare, label, self.recipe.seed, self.split, scratch)
+
     def recalibrated_quality(self) -> Quality:
         with _buffers_put_back(self.model):
-            pruning.recalibrate(self.model, self.calibration, device=self.device)
+            self.recalibrate(self.model)
             return self.quality()
 
 
@@ -218,6 +229,7 @@ def prune_run(
     model, section = measured.model, recipe.pruning
     rows: list[Row] = []
     storage: list[Storage] = []
+    files: list[FileRow] = []
     left_out: dict[str, str] = {}
     example = data.example().to(device)
     dense, views = measured.quality(), measured.quality_over_views()
@@ -238,6 +250,12 @@ def prune_run(
         rows.append(_row(recipe, label, split, quality, recalibrated=False, finetuned=section.finetune, **fields))
 
     with tempfile.TemporaryDirectory() as scratch:
+        forms = measured.as_files(label, Path(scratch))
+        if section.bits:
+            note(f"files of {', '.join(map(str, section.bits))} bits, dense")
+            stored_dense = save_sparse(model, forms.scratch / "network.safetensors")
+            files += dense_rows(model, dense, stored_dense.dense_bytes, forms)
+            files += compact_rows(model, 0.0, section.bits, forms)
         for score, scope in _combinations(section, plain=recipe.is_plain):
             control = (score, scope) != (section.score, section.scope)
             chosen: dict[str, Any] = {"score": score, "scope": scope}
@@ -271,6 +289,11 @@ def prune_run(
                     )
                 fields |= {"sparsity": pruned.sparsity, "sparsity_total": pruned.sparsity_total, **chosen}
                 add(measured.quality(), **fields)
+                if section.bits and stored is not None:
+                    note(f"files of {', '.join(map(str, section.bits))} bits, {sparsity_label(pruned.sparsity)}")
+                    quality = measured.recalibrated_quality() if measured.recalibrates else measured.quality()
+                    files.append(forms.row("sparse", pruned.sparsity, stored.sparse_bytes, quality))
+                    files += compact_rows(model, pruned.sparsity, section.bits, forms)
                 if section.finetune and not control:
                     add_fine_tuned(pruned.masks, **fields)
     weights = weight_distribution(model)
@@ -287,6 +310,7 @@ def prune_run(
         settings=settings,
         rows=rows,
         storage=storage,
+        files=files,
         histogram=histogram,
         left_out=left_out,
         views=views,

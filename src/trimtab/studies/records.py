@@ -19,11 +19,12 @@ from trimtab.runs.loading import load_data
 from trimtab.runs.metric import Metric, metric_of
 from trimtab.runs.recipe import Recipe, recipe_from
 from trimtab.runs.run_folder import RunFolder, changed, training_identity
+from trimtab.studies.bearing import run_bearing
 from trimtab.studies.curvature.track import run_track
 from trimtab.studies.documents import Document
 from trimtab.studies.gradients.dynamics import run_dynamics, without_curves
 from trimtab.studies.prune_run import PrunedRun, Split, asked, measured_as, pruned_file, read_pruned, unlike
-from trimtab.studies.summary import CurvatureTrack, Dynamics, Run
+from trimtab.studies.summary import BearingTrack, CurvatureTrack, Dynamics, Run
 from trimtab.studies.variants import Variant
 
 LIMIT = 50_000
@@ -49,6 +50,7 @@ class RunRecord(Document):
     measured: dict[Split, PrunedRun] = Field(min_length=1)
     dynamics: Dynamics | None = Field(default=None, description="of a tracked run")
     curvature: CurvatureTrack | None = Field(default=None, description="of a run whose curvature was tracked")
+    bearing: BearingTrack | None = Field(default=None, description="of a run whose bearing was tracked")
     left_out: list[str] = Field(default=[], description="what was left out to keep the file small")
 
     @model_validator(mode="after")
@@ -180,6 +182,7 @@ def record_of(folder: RunFolder, measured: Mapping[Split, PrunedRun]) -> RunReco
             measured=dict(measured),
             dynamics=run_dynamics(folder, label),
             curvature=run_track(folder, label),
+            bearing=run_bearing(folder, label),
         )
 
 

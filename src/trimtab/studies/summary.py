@@ -14,6 +14,7 @@ from trimtab.studies.latex import main_table
 from trimtab.studies.statistics import Entry, main_rows, sparsity_label, table
 
 SCHEMA = "trimtab.summary/1"
+Form = Literal["fp32", "bf16", "sparse", "compact"]
 Why = Literal["failed", "unfinished", "not started", "not measured"]
 
 
@@ -129,6 +130,25 @@ class Storage(Record):
     bound_bytes: int = Field(description="entropy bound: mask entropy plus the kept values")
 
 
+class FileRow(Record):
+    """One network as one file: its bytes, and the quality of the network that the file gives back."""
+
+    method: str
+    seed: int
+    split: Literal["validation", "test"] = "test"
+    form: Form = Field(
+        description="fp32: dense, as trained; bf16: weights in bfloat16; sparse: pruned, float32; compact: quantised and "
+        "entropy-coded, pruned or not"
+    )
+    sparsity: float = Field(ge=0, le=1, description="fraction of the prunable weights that is zero")
+    bits: int | None = Field(default=None, description="of a weight, where it has fewer than 32")
+    bytes: int
+    accuracy: float = Field(
+        description="as of the rows; BatchNorm re-estimated where there is any, but for the dense forms"
+    )
+    bits_per_byte: float | None = None
+
+
 class DynamicsFacts(Record):
     """A run's gradient dynamics in numbers, from every tracked step; null where there is nothing to compute it from."""
 
@@ -210,6 +230,30 @@ class CurvatureTrack(Record):
     sharpness: list[float] = Field(description="per point: rise of the loss after one step of SAM, rho 0.05")
 
 
+class BearingTrack(Record):
+    """What one run's network could bear while it trained."""
+
+    method: str
+    seed: int
+    images: int = Field(description="validation images or windows, the same at every point")
+    epochs: list[int] = Field(description="per point: epochs trained")
+    learning_rates: list[float] = Field(description="per point: of the epoch's last step")
+    dense: list[float | None] = Field(description="per point: quality in the study's metric, BatchNorm re-estimated")
+    sparsities: dict[str, list[float | None]] = Field(
+        description="by fraction of pruned weights, per point: quality pruned by global magnitude, BatchNorm re-estimated"
+    )
+    bits: dict[str, list[float | None]] = Field(description="by bits of a weight, per point: quality rounded")
+    critical: list[float | None] = Field(
+        description="per point: critical learning rate, the smallest along the last step that raises the loss of its batch"
+    )
+    critical_open: list[int] = Field(
+        description="per point: 1 where the critical learning rate is at least this, -1 where it is at most this, else 0"
+    )
+    cost: float | None = Field(
+        default=None, description="forward passes for all points as a share of training's passes, counted"
+    )
+
+
 class Summary(Document):
     """Everything a report shows. Written as `summary.json`."""
 
@@ -236,8 +280,10 @@ class Summary(Document):
     costs: list[Cost] = Field(default=[])
     latencies: list[Latency] = Field(default=[])
     storage: list[Storage] = Field(default=[])
+    files: list[FileRow] = Field(default=[], description="networks as files, where pruning.bits asks for it")
     dynamics: list[Dynamics] = Field(default=[], description="of the runs that were tracked")
     curvature: list[CurvatureTrack] = Field(default=[], description="of the runs whose curvature was tracked")
+    bearing: list[BearingTrack] = Field(default=[], description="of the runs whose bearing was tracked")
     notes: list[str] = Field(default=[], description="plain sentences that the report prints under the headline")
 
     @property

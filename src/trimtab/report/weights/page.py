@@ -12,7 +12,9 @@ from trimtab.report.page import as_article, as_yaml, write_page
 from trimtab.report.parts import STATES, Section, listed, series_of
 from trimtab.report.weights.accuracy import accuracy_section, controls_section
 from trimtab.report.weights.balance import balance_section
+from trimtab.report.weights.bearing import bearing_section
 from trimtab.report.weights.contrasts import contrasts_section
+from trimtab.report.weights.files import files_section
 from trimtab.report.weights.finetuned import fine_tuned_sections
 from trimtab.report.weights.records import results_section, runs_section
 from trimtab.report.weights.resources import cost_section, latency_section, storage_section
@@ -57,6 +59,9 @@ def study_sections(study: Study) -> list[Section]:
     sections[1:1] = [contrasts] if (contrasts := contrasts_section(study)) is not None else []
     sections += dynamics_sections(study.summary.dynamics, study.looks)
     sections += [track_section(study.summary.curvature, study.looks)] if study.summary.curvature else []
+    if (files := files_section(study)) is not None:
+        sections.insert([section.name for section in sections].index("storage"), files)
+    sections += [bearing] if (bearing := bearing_section(study)) is not None else []
     sections += [balance] if (balance := balance_section(study)) is not None else []
     return sections + [build(study) for build in AFTER]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from trimtab.report.parts import STATES, Cell, Section, Table, bytes_text, state_of
+from trimtab.report.parts import STATES, Cell, Section, Table, state_of
 from trimtab.report.weights.study import Study
+from trimtab.studies.sizes import bytes_text
 from trimtab.studies.statistics import (
     Entry,
     Field,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table, bytes_column, bytes_text, halvings, plain, sparsity_axis
+from trimtab.report.parts import Cell, Figure, Section, Table, bytes_column, halvings, plain, sparsity_axis
 from trimtab.report.traces import line
 from trimtab.report.weights.study import Study
+from trimtab.studies.sizes import bytes_text
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.summary import Latency
 

@@ -15,14 +15,17 @@ from trimtab.runs.machine import hardware, versions
 from trimtab.runs.recipe import SECTIONS, Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
 from trimtab.studies.contrasts import Contrast, judge
+from trimtab.studies.file_forms import files_headline, places
 from trimtab.studies.gradients.dynamics import without_curves
 from trimtab.studies.plan import PlannedRun, in_words, missing_runs
 from trimtab.studies.prune_run import PrunedRun, Split
 from trimtab.studies.records import RunRecord, folder_record, record_of
 from trimtab.studies.summary import (
+    BearingTrack,
     Cost,
     CurvatureTrack,
     Dynamics,
+    FileRow,
     Histogram,
     Latency,
     Row,
@@ -151,19 +154,24 @@ def assemble(
     _check_comparable({path: (record.resolved, record.measured[split]) for path, record in kept.items()})
     runs: list[Run] = []
     rows: list[Row] = []
+    files: list[FileRow] = []
     histograms: list[Histogram] = []
     storage: list[Storage] = []
     dynamics: list[Dynamics] = []
     curvature: list[CurvatureTrack] = []
+    bearing: list[BearingTrack] = []
     for path, record in kept.items():
         pruned = record.measured[split]
         rows += pruned.rows
+        files += pruned.files
         histograms.append(pruned.histogram)
         if record.dynamics is not None:
             repeated = any(item.method == record.label for item in dynamics)
             dynamics.append(without_curves(record.dynamics) if repeated else record.dynamics)
         if record.curvature is not None:
             curvature.append(record.curvature)
+        if record.bearing is not None:
+            bearing.append(record.bearing)
         storage += pruned.storage if not any(item.method == record.label for item in storage) else []
         runs.append(record.run(os.path.relpath(path, root)))
     twice = {(run.method, run.seed) for run in runs}
@@ -174,7 +182,7 @@ def assemble(
     metric, chance, remarks = first.task()
     plain = [record.label for record in kept.values() if record.resolved.is_plain]
     baseline = "sgd" if "sgd" in plain else (plain or [runs[0].method])[0]
-    return Summary(
+    summary = Summary(
         name=name or recipe.name,
         headline=". ".join(filter(None, (in_words(missing, len(runs)), headline(rows, metric.name, chance, baseline)))),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -191,10 +199,14 @@ def assemble(
         costs=list(costs),
         latencies=list(latencies),
         storage=storage,
+        files=files,
         dynamics=dynamics,
         curvature=curvature,
+        bearing=bearing,
         notes=[*_notes(list(kept.values()), split), *remarks],
     )
+    in_bytes = files_headline(places(summary), baseline, metric)
+    return summary.model_copy(update={"headline": f"{summary.headline} {in_bytes}."}) if in_bytes else summary
 
 
 def keep_measurements(folder: Path, costs: Sequence[Cost], latencies: Sequence[Latency]) -> None:
