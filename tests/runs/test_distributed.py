@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,32 @@ def torchrun(out: Path, *words: str, recipe: str = "digits") -> dict[str, torch.
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return load_file(out / "model.safetensors")
+
+
+def two_nodes(out: Path, *words: str) -> dict[str, torch.Tensor]:
+    """As `torchrun`, on two nodes of one process each that meet on the loopback, as two machines would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in (0, 1):
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1",
+            "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "trimtab", "train", "digits", "--epochs", "2",
+            "--data.limit-train", "320", "--data.batch-size", "32", "--device", "cpu", "--quiet", "--out", str(out), *words,
+        ]  # fmt: skip
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(text[-2000:] for text in said)
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_nodes_train_the_network_that_two_processes_of_one_train(tmp_path: Path, strategy: str) -> None:
+    one = torchrun(tmp_path / "one", "--strategy", strategy)
+    two = two_nodes(tmp_path / "two", "--strategy", strategy)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -49,10 +49,14 @@ class CompareArguments:
     """Folder that keeps one small file of every finished run; a run whose file is there is done."""
     out: Path | None = None
     """Folder of the study; default runs/NAME, with a mark of the recipe where runs of another lie there."""
-    jobs: int = 1
-    """Runs side by side."""
+    jobs: int | None = None
+    """Runs side by side; default 1, on a cluster as many as it has cores for."""
     threads: int | None = None
-    """Threads of each; default the cores divided among the jobs."""
+    """Threads of each; default the cores divided among the jobs, on a cluster 1."""
+    launcher: Literal["processes", "ray"] = "processes"
+    """Who does the runs: processes of this machine, or tasks of a Ray cluster whose machines share the folders."""
+    address: str | None = None
+    """Of a Ray cluster's head, HOST:PORT or auto; default RAY_ADDRESS, failing that a cluster of this machine."""
     cost_steps: int = 20
     """Steps of each method to time for the cost figure."""
     prune: bool = True
@@ -73,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     """Parse, run, report."""
     given, study = parse_with_study(CompareArguments, arguments, "compare")
     recipe, output, records = given.fields, given.output, given.records
-    if given.cost_steps < 1 or given.jobs < 1:
+    if given.cost_steps < 1 or (given.jobs is not None and given.jobs < 1):
         raise ValueError(f"--cost-steps and --jobs must be 1 or more, got {given.cost_steps} and {given.jobs}")
     runs = (
         variants(recipe, given.methods, given.seeds, parse_vary(given.vary))
@@ -85,10 +89,10 @@ def run(arguments: Sequence[str]) -> int:
     folder = given.out or default_study(Path("runs") / recipe.name, recipe, runs)
     if given.dry_run:
         paths = [folder / "runs" / one.folder for one in runs]
-        return show_cost(runs, paths, SPLITS if given.prune else (), given.jobs, output, records)
+        return show_cost(runs, paths, SPLITS if given.prune else (), given.jobs or 1, output, records)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=SPLITS if given.prune else (), quiet=output.silent,
-        records=records, contrasts=() if study is None else study.contrasts,
+        records=records, contrasts=() if study is None else study.contrasts, launcher=given.launcher, address=given.address,
     )  # fmt: skip
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if len(failed) == len(outcomes):

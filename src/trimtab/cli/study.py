@@ -31,24 +31,27 @@ from trimtab.studies.weights.assemble import (
     measure_latencies,
 )
 from trimtab.studies.weights.cost import measure_costs
+from trimtab.studies.workers import Launcher
 
 
 def run_study(
     variants: Sequence[Variant],
     folder: Path,
     *,
-    jobs: int,
+    jobs: int | None,
     splits: tuple[Split, ...],
     quiet: bool,
     threads: int | None = None,
     records: Path | None = None,
     contrasts: Sequence[Contrast] = (),
+    launcher: Launcher = "processes",
+    address: str | None = None,
 ) -> list[Outcome]:
     """Run the variants with a progress display; failures are printed."""
     with study_progress(quiet=quiet) as report:
         outcomes = compare(
             variants, folder, jobs=jobs, threads=threads, splits=splits, records=records, contrasts=contrasts,
-            report=report,
+            launcher=launcher, address=address, report=report,
         )  # fmt: skip
     for outcome in outcomes:
         if outcome.error is not None:

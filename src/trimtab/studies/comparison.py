@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import multiprocessing
-import os
-import signal
+import functools
 import time
 import traceback
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing.synchronize import Event
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from trimtab.checks import whole
 from trimtab.datasets.reading import reading_told
 from trimtab.files import HeldError, alone, write_text
 from trimtab.inputs import bad_input
@@ -31,6 +23,7 @@ from trimtab.studies.plan import write_plan
 from trimtab.studies.prune_run import PrunedRun, Split, prune_run
 from trimtab.studies.records import Records, record_of
 from trimtab.studies.variants import Variant
+from trimtab.studies.workers import Launcher, Workers, stop_asked, workers
 
 
 @dataclass(frozen=True)
@@ -65,16 +58,6 @@ class Standing:
     kept: int = 0
 
 
-_stop_asked: Event | None = None
-
-
-def _quiet_worker(threads: int, stop: Event) -> None:
-    global _stop_asked
-    _stop_asked = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # training installs its own handler; idle workers stay quiet
-    torch.set_num_threads(threads)
-
-
 def _progress_file(folder: Path) -> Path:
     return folder / ".progress"
 
@@ -90,7 +73,7 @@ def _work(variant: Variant, folder: Path, splits: tuple[Split, ...], records: Re
     Raises:
         HeldError: another process that shares the records is at this run.
     """
-    if _stop_asked is not None and _stop_asked.is_set():  # the pool hands out one run ahead
+    if stop_asked():  # a pool hands out one run ahead
         raise KeyboardInterrupt
     try:
         if records is None:
@@ -176,14 +159,16 @@ def compare(
     variants: Sequence[Variant],
     folder: Path,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     threads: int | None = None,
     splits: tuple[Split, ...] = ("test",),
     records: Path | None = None,
     contrasts: Sequence[Contrast] = (),
+    launcher: Launcher = "processes",
+    address: str | None = None,
     report: Callable[[Standing], None] | None = None,
 ) -> list[Outcome]:
-    """Train and prune every variant into `folder/runs/LABEL/seedN`, `jobs` at a time, in their order.
+    """Train and prune every variant into `folder/runs/LABEL/seedN`, `jobs` at a time, in their order, here or on a Ray cluster.
 
     Finished runs are kept, interrupted ones go on from their checkpoint. A failing run does not stop the others; its error
     is written to `error.txt` in its folder. Before the first run starts `folder/study.json` says which were asked for, so
@@ -195,36 +180,52 @@ def compare(
     Args:
         variants: what to run, in this order.
         folder: the study's folder.
-        jobs: processes side by side.
-        threads: of each job; default: the processor's cores divided among the jobs.
+        jobs: runs side by side; default 1, on a cluster as many as it has cores for.
+        threads: of each job; default: the processor's cores divided among the jobs, on a cluster 1.
         splits: what to measure the pruned networks on.
         records: folder of the runs' records (`trimtab.studies.records`).
         contrasts: what the report is to judge; written into `study.json` before the first run.
+        launcher: "processes" of this machine, or "ray": tasks of a cluster whose machines all see `folder`, the records and the
+            data under the same paths. A run whose machine is lost goes on elsewhere from its checkpoint.
+        address: of a Ray cluster's head, HOST:PORT or "auto"; default RAY_ADDRESS, failing that a cluster of this machine.
         report: called about twice a second with the `Standing`.
 
     Raises:
-        ValueError: `jobs` or `threads` is not positive, another process is running the study in this folder, or a record
-            is damaged or of another run; nothing is run then.
+        ValueError: `jobs` or `threads` is not positive, no cluster answers at the address, another process is running the study
+            in this folder, or a record is damaged or of another run; nothing is run then.
+        ImportError: launcher ray without Ray.
         KeyboardInterrupt: Ctrl-C; every run at work has left a checkpoint.
     """
-    whole("jobs", jobs, 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    each = max(1, cores // jobs) if threads is None else whole("threads", threads, 1)
+    if launcher == "ray":
+        folder, records = folder.absolute(), None if records is None else records.absolute()
+        variants = [_with_absolute_root(variant) for variant in variants]
     kept = None if records is None else Records(records)
     paths = {folder / "runs" / variant.folder: variant for variant in variants}
     left = {path: variant for path, variant in paths.items() if kept is None or kept.done(variant, splits) is None}
-    with alone(folder, "running the study in"):
-        write_plan(variants, folder, contrasts)
-        outcomes = _compare(left, len(paths) - len(left), jobs, each, splits, kept, report) if left else []
+    team = workers(launcher, jobs, threads, folder, address)
+    try:
+        with alone(folder, "running the study in"):
+            write_plan(variants, folder, contrasts)
+            outcomes = _compare(left, len(paths) - len(left), team, splits, kept, report) if left else []
+    finally:
+        team.close()
     errors = {outcome.folder: outcome.error for outcome in outcomes}
     return [Outcome(variant, path, errors.get(path)) for path, variant in paths.items()]
+
+
+def _with_absolute_root(variant: Variant) -> Variant:
+    """Where the data lie does not depend on the folder that a worker stands in."""
+    data = variant.recipe.data
+    if data.root is None:
+        return variant
+    data = data.model_copy(update={"root": str(Path(data.root).expanduser().absolute())})
+    return replace(variant, recipe=variant.recipe.model_copy(update={"data": data}))
 
 
 def _compare(
     paths: dict[Path, Variant],
     before: int,
-    jobs: int,
-    threads: int,
+    team: Workers,
     splits: tuple[Split, ...],
     records: Records | None,
     report: Callable[[Standing], None] | None,
@@ -234,49 +235,34 @@ def _compare(
     outcomes: list[Outcome] = []
     elsewhere: dict[Path, float] = {}
     kept = {path for path in paths if RunFolder(path).model_file.is_file()}
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with concurrent.futures.ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_quiet_worker, initargs=(threads, stop)
-    ) as pool:
-        pending = {pool.submit(_work, variant, path, splits, records): path for path, variant in paths.items()}
-        try:
-            while pending or elsewhere:
-                done, _ = concurrent.futures.wait(pending, 0.5, concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    path = pending.pop(future)
-                    try:
-                        error = future.result()
-                    except HeldError:
-                        elsewhere[path] = time.monotonic()
-                        continue
-                    except BrokenProcessPool:
-                        error = "a worker process was killed (out of memory?); run the same command again to go on"
-                    outcomes.append(Outcome(paths[path], path, error))
-                    if error is None:
-                        (path / "error.txt").unlink(missing_ok=True)
-                    else:
-                        with contextlib.suppress(OSError):
-                            write_text(path / "error.txt", error + "\n")
-                if report is not None:
-                    report(_standing(paths, outcomes, before, kept, elsewhere))
-                for path, since in list(elsewhere.items()):
-                    if len(pending) < jobs and time.monotonic() - since > WAIT:
-                        pending[pool.submit(_work, paths[path], path, splits, records)] = path
-                        del elsewhere[path]
-                if elsewhere and not pending:
-                    time.sleep(0.5)
-        except BaseException:
-            # Ctrl-C reaches the workers too (same process group) and they stop between steps; a signal that only the
-            # parent got is handed on.
-            stop.set()
-            workers = list((pool._processes or {}).values())  # noqa: SLF001  (no public way to end a pool's workers at once)
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in workers:
-                worker.terminate()
-            for worker in workers:
-                worker.join()
-            raise
+    work = {path: functools.partial(_work, variant, path, splits, records) for path, variant in paths.items()}
+    pending = {team.submit(work[path]): path for path in paths}
+    try:
+        while pending or elsewhere:
+            for job in team.finished(pending, 0.5) if pending else ():
+                path = pending.pop(job)
+                try:
+                    error = team.result(job)
+                except HeldError:
+                    elsewhere[path] = time.monotonic()
+                    continue
+                outcomes.append(Outcome(paths[path], path, error))
+                if error is None:
+                    (path / "error.txt").unlink(missing_ok=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        write_text(path / "error.txt", error + "\n")
+            if report is not None:
+                report(_standing(paths, outcomes, before, kept, elsewhere))
+            for path, since in list(elsewhere.items()):
+                if len(pending) < team.side_by_side and time.monotonic() - since > WAIT:
+                    pending[team.submit(work[path])] = path
+                    del elsewhere[path]
+            if elsewhere and not pending:
+                time.sleep(0.5)
+    except BaseException:
+        team.stop()
+        raise
     return outcomes
 
 
