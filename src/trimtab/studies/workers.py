@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib
 import logging
 import multiprocessing
 import os
@@ -159,7 +160,7 @@ class OnRay:
         address = address or os.environ.get("RAY_ADDRESS") or None
         _check_answers(address)
         try:
-            import ray
+            ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise ImportError("--launcher ray needs Ray: pip install 'trimtab[ray]'") from error
         self._ray = ray
