@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.runs.groups import end_of
-from trimtab.runs.objective import learning_rate_factor, task_loss
+from trimtab.runs.objective import each_byte, is_text, learning_rate_factor, task_loss
 from trimtab.runs.parallel import Devices
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.steering import Steering
@@ -103,7 +103,8 @@ class Stepper:
             with self.devices.gradients_reduced(self.model, last=position == len(batch) - 1):
                 with self.devices.autocast():
                     outputs = self.model(images)
-                self._see_outputs(outputs.detach(), targets)
+                seen = (outputs.detach(), targets)
+                self._see_outputs(*(each_byte(*seen) if is_text(targets) else seen))
                 loss = task_loss(
                     outputs, targets, label_smoothing=self.recipe.label_smoothing, dice_weight=self.recipe.dice_weight
                 ) / len(batch)
