@@ -146,6 +146,8 @@ def test_boxes_of_one_label_share_it():
         ("gemma", '[{"box_2d": [10, 20, -3, 40], "label": "a"}]', 0),
         ("paligemma", "<loc0010><loc0020><loc0300>", 0),
         ("internvl", "<ref>a</ref><box>[[1, 2, 300, 400], [5, 6", 1),
+        ("internvl", "blob[[1, 2, 300, 400], [5, 6, 70, 80]]", 2),
+        ("internvl", "seen [[1, 2]] and [[", 0),
         ("unit", "", 0),
         ("unit", "[0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4], [0.5, 0.5, 2.0, 2.0]", 2),
     ],

@@ -92,7 +92,9 @@ class Tagged(BoxFormat):
     convention = (
         "<ref>label</ref><box>[[x0, y0, x1, y1], ...]</box>, thousandths of the picture, boxes of one label together"
     )
-    _pair = re.compile(r"(?:<ref>(.*?)</ref>\s*)?<box>(.*?)(?:</box>|$)", re.DOTALL)
+    _pair = re.compile(
+        r"(?:<ref>(.*?)</ref>\s*)?(?:<box>(.*?)(?:</box>|$)|(\[\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*\s*\]))", re.DOTALL
+    )
 
     def grid(self, seen: Size) -> tuple[int, int]:
         """Thousandths."""
@@ -112,7 +114,7 @@ class Tagged(BoxFormat):
         return "\n".join(parts) or NO_BOX
 
     def parse(self, text: str, seen: Size) -> list[Found]:
-        """The tags, with or without `<ref>`."""
+        """The tags, with or without `<ref>`; lists of lists where a decoder has left the tags out."""
         return [one for match in self._pair.finditer(text) for one in self._boxes(match, seen)]
 
     def in_fractions(self, text: str, seen: Size) -> str:
@@ -125,5 +127,8 @@ class Tagged(BoxFormat):
         return re.sub(r"\]\n(?=[^\n]* \[)", "]; ", self._pair.sub(untagged, text))
 
     def _boxes(self, match: re.Match[str], seen: Size) -> list[Found]:
-        lists = (self.corners([float(value) for value in one.groups()], seen) for one in LIST.finditer(match[2]))
+        lists = (
+            self.corners([float(value) for value in one.groups()], seen)
+            for one in LIST.finditer(match[2] or match[3] or "")
+        )
         return [Found((match[1] or "").strip(), corners) for corners in lists if corners]
