@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.report.precision_factory import precision_study
 from trimtab.cli import main
-from trimtab.cli.precision_command import PrecisionArguments, study_of
+from trimtab.cli.console import console
+from trimtab.cli.precision_command import PrecisionArguments, study_of, verdict_table
 from trimtab.runs.recipe import Recipe
 from trimtab.studies.precision import logistic as logistic_study
 from trimtab.studies.precision.records import PrecisionStudy
@@ -195,3 +197,12 @@ def test_lists_take_commas_and_spaces() -> None:
     assert study.formats == ("e4m3", "e5m2", "int4")
     assert study.steps == (1.0, 2.5)
     assert study.scaling == ("none", "mx")
+
+
+def test_the_terminal_names_the_worst_layers_of_each_format(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print(verdict_table(precision_study()))
+    lines = capsys.readouterr().out.splitlines()
+    (worst,) = (line for line in lines if line.split()[:1] == ["e2m1"])
+    assert "first" in worst
+    assert " %" in worst
+    assert max(map(len, lines)) <= 80

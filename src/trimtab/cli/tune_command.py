@@ -179,7 +179,8 @@ def _first_proposals(
 
 def _searched(given: TuneArguments, base: Recipe, folder: Path) -> list[Outcome]:
     """Optuna proposes, the runs are made and measured, the score goes back; method after method."""
-    space, outcomes = parse_space(given.vary), []
+    space = parse_space(given.vary)
+    outcomes: list[Outcome] = []
 
     def score(method: str, settings: dict[str, Any]) -> float | None:
         made = _run(given, _runs_of(given, base, method, settings), folder)
