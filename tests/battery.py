@@ -452,6 +452,14 @@ class Attending(nn.Module):
         return nn.functional.scaled_dot_product_attention(self.query, self.key, self.values).sum()
 
 
+def lora_plus() -> tuple[Any, Any]:
+    net = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in ("lora_A", "lora_B", "head")})
+    groups = create("lora_plus", net, 0.01, 4.0)
+    return [[group["lr"], [name for name, _ in group["params"]]] for group in groups], [
+        [0.01, ["lora_A.weight", "head.weight"]], [0.04, ["lora_B.weight"]]
+    ]  # fmt: skip
+
+
 def batch_size() -> tuple[Any, Any]:
     parts = 0.3 + numbers(2, 8, 5)
     schedule = create("batch_size", 4, 100_000, test="augmented", theta=0.2, nu=0.3)
@@ -578,6 +586,7 @@ PROBES = (
         "scale_lr",
         lambda: ([create("scale_lr", 0.1, 32, 96, rule) for rule in ("linear", "sqrt")], [0.3, 0.1 * 3**0.5]),
     ),
+    Probe("lora_plus", lora_plus),
     Probe("spectral_lr", lambda: (create("spectral_lr", [-1.0, 4.0], safety=0.25).lr, 0.125)),
     Probe("span_weights", span_weights),
     Probe("gradient_tracker", gradient_tracker),

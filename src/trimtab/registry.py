@@ -162,6 +162,7 @@ LEVERS = index(
     Entry("z_loss", "loss", "trimtab.losses:ZLossCrossEntropy", "cross-entropy with the logarithm of its denominator held near zero", "2204.02311", card="z-loss"),
     Entry("batch_size", "schedule", "trimtab.curricula:AdaptiveBatchSize", "the batch grows when the gradient is mostly noise", "2402.11215", card="batch-size"),
     Entry("scale_lr", "schedule", "trimtab.optimizers:scale_learning_rate", "the learning rate for another batch size", "2006.09092", card="learning-rates"),
+    Entry("lora_plus", "schedule", "trimtab.optimizers:lora_plus_groups", "the second factor of an adapter learns faster than the first", "2402.12354", card="lora-plus"),
     Entry("spectral_lr", "schedule", "trimtab.optimizers:learning_rate_from_spectrum", "learning rate and momentum from the ends of the Hessian's spectrum", "2006.09092", card="learning-rates"),
     Entry("span_weights", "loss", "trimtab.curricula:SpanWeights", "cross-entropy weighted by text span", "2510.04477", card="curricula"),
     Entry("gradient_tracker", "observer", "trimtab.observe:GradientTracker", "statistics of gradients, weights and updates at every step", "2509.03677"),

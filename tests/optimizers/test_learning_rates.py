@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trimtab.optimizers import MomentumReset, learning_rate_from_spectrum, scale_learning_rate
+from trimtab.optimizers import (
+    MomentumReset,
+    learning_rate_from_spectrum,
+    lora_plus_groups,
+    scale_learning_rate,
+)
 
 
 def test_the_sheets_numbers() -> None:
@@ -48,3 +53,17 @@ def test_negative_eigenvalues_are_said_and_bad_input_is_refused() -> None:
         scale_learning_rate(0.1, 0, 2)
     with pytest.raises(ValueError, match=r"warmup must not be longer than every \(10\), got 11"):
         MomentumReset(10, 11)
+
+
+def test_adapters_without_both_factors_are_refused() -> None:
+    net = torch.nn.ModuleDict({"lora_A": torch.nn.Linear(2, 2), "lora_B": torch.nn.Linear(2, 2)})
+    net["lora_B"].requires_grad_(False)
+    with pytest.raises(
+        ValueError, match=r"no trained parameter of ModuleDict is a second factor .*such as lora_A.weight"
+    ):
+        lora_plus_groups(net, 0.1)
+    net.requires_grad_(True)
+    optimizer = torch.optim.AdamW(lora_plus_groups(net, 0.1, 2))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+    with pytest.raises(ValueError, match="ratio must be finite and 1 or more, got 0"):
+        lora_plus_groups(net, 0.1, 0.5)

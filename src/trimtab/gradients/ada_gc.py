@@ -13,7 +13,7 @@ from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.gradients.memory import NumberOfEach
 from trimtab.parameters import Entry, Rule
 from trimtab.tensors.norms import each_norm
-from trimtab.tensors.passes import local_gradients, shift_and_scale_
+from trimtab.tensors.passes import gradients_of, local_gradients, shift_and_scale_
 
 
 class AdaGC(GradientTransform):
@@ -89,7 +89,7 @@ class AdaGC(GradientTransform):
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Clip every gradient, and remember what is left."""
         gradients, names = local_gradients(chosen), [entry.name for entry in chosen]
-        owners = [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+        owners = gradients_of(chosen)
         norms = each_norm(gradients, owners)
         mean, steps = self._mean.read(names, norms.device), self._steps.read(names, norms.device)
         steps = steps.nan_to_num(0.0) + 1

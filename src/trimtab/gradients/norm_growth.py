@@ -13,7 +13,7 @@ from trimtab.gradients.base import GradientTransform
 from trimtab.gradients.memory import NumberOfEach
 from trimtab.parameters import Entry, Rule
 from trimtab.tensors.norms import each_norm, joint_norm
-from trimtab.tensors.passes import local_gradients, shift_and_scale_
+from trimtab.tensors.passes import gradients_of, local_gradients, shift_and_scale_
 
 Per = Literal["tensor", "global"]
 PER = ("tensor", "global")
@@ -86,7 +86,7 @@ class NormGrowthLimiter(GradientTransform):
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Limit every gradient, and remember what is left."""
         gradients = local_gradients(chosen)
-        owners = [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+        owners = gradients_of(chosen)
         each = self.per == "tensor"
         norms = each_norm(gradients, owners) if each else joint_norm(gradients, owners).unsqueeze(0)
         before = self._before.read([entry.name for entry in chosen] if each else [""], norms.device)

@@ -12,7 +12,7 @@ from trimtab.checks import below_one, flag, non_negative, one_of, positive, whol
 from trimtab.gradients.base import EVERY_TENSOR, GradientTransform
 from trimtab.parameters import Entry, Rule
 from trimtab.tensors.norms import joint_norm
-from trimtab.tensors.passes import local_gradients, shift_and_scale_
+from trimtab.tensors.passes import gradients_of, local_gradients, shift_and_scale_
 
 Bound = Literal["reciprocal", "mean", "fixed"]
 BOUNDS = ("reciprocal", "mean", "fixed")
@@ -107,7 +107,7 @@ class ZClip(GradientTransform):
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Scale the gradients of a spike, and learn from the norm."""
         gradients = local_gradients(chosen)
-        owners = [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+        owners = gradients_of(chosen)
         norm = joint_norm(gradients, owners)
         self._memory = self._memory.to(norm.device)
         steps, mean, variance = self._memory.unbind()

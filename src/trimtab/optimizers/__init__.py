@@ -7,6 +7,7 @@ from trimtab.optimizers.convergence_radius import ConvergenceRadius
 from trimtab.optimizers.cram import CrAM
 from trimtab.optimizers.diffgrad import DiffGrad
 from trimtab.optimizers.learning_rates import SpectralRate, learning_rate_from_spectrum, scale_learning_rate
+from trimtab.optimizers.lora_plus import lora_plus_groups
 from trimtab.optimizers.momentum_reset import MomentumReset
 from trimtab.optimizers.muon import Muon
 from trimtab.optimizers.projected import SGDP, AdamP
@@ -30,5 +31,6 @@ __all__ = [
     "SpikeGuard",
     "TwoPassOptimizer",
     "learning_rate_from_spectrum",
+    "lora_plus_groups",
     "scale_learning_rate",
 ]

@@ -167,10 +167,16 @@ class Muon(torch.optim.Optimizer):
             if group["matrices"]:
                 self._step_matrices(group)
             else:
-                rest = torch.optim.SGD([dict(group)], lr=group["lr"])
-                rest.state = self.state
-                rest.step()
+                self._step_rest(group)
         return loss
+
+    def _step_rest(self, group: Mapping[str, Any]) -> None:
+        """torch's SGD on these parameters: one object for all steps, lent the group's settings and the state of this one."""
+        sgd: torch.optim.SGD | None = self.__dict__.get("_sgd")  # a copy of this optimizer has none yet
+        if sgd is None:
+            sgd = self._sgd = torch.optim.SGD([torch.zeros(1)], lr=0.0)
+        sgd.param_groups, sgd.state = [{**sgd.defaults, **group}], self.state
+        sgd.step()
 
     def _step_matrices(self, group: Mapping[str, Any]) -> None:
         weights, kept = [], []

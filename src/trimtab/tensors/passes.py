@@ -68,6 +68,11 @@ def local_gradients(chosen: Sequence[Entry]) -> list[Tensor]:
     ]
 
 
+def gradients_of(chosen: Sequence[Entry]) -> list[Tensor]:
+    """The gradients themselves, sharded ones whole: the owners of what `local_gradients` gives, in its order."""
+    return [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+
+
 def flat_view(tensor: Tensor) -> Tensor:
     """`tensor` as a flat view in its own memory order, or itself where its layout has gaps.
 

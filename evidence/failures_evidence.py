@@ -1,0 +1,419 @@
+"""Ten failures put into healthy training: when does the guard say so, and what does each policy save?
+
+python evidence/failures_evidence.py               # all of it -> docs/evidence/failures.json (some minutes)
+python evidence/failures_evidence.py --steps 2     # every part for two steps, nothing written: does it run?
+python evidence/failures_evidence.py tables        # the JSON file's figures into the page
+
+Thresholds are the defaults of `SpikeGuard` and were fixed on other runs than these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from evidence_page import fill, table
+from torch import Tensor, nn
+
+import trimtab
+from trimtab.files import write_text
+from trimtab.observe import ActivationStatistics, AttentionStatistics, UpdateRatio
+from trimtab.optimizers import SpikeGuard
+
+FIGURES = Path(__file__).parent.parent / "docs" / "evidence" / "failures.json"
+HEALTHY, STEPS, AT, BATCH = 7000, 800, 500, 32
+SETUPS = ("mlp", "cnn", "transformer")
+BROKEN = ("mlp", "cnn")
+"""Set-ups into which the sudden failures are put."""
+LOST = 1.2
+"""The loss has left its band when its median over 25 steps is so many times what it was before the failure."""
+
+
+PAGE = """\
+# Evidence: ten failures and a guard
+
+Ten failures are put into healthy training on scikit-learn's digits with noise.
+[SpikeGuard](../methods/spike-guard.md) with its
+defaults: when does it say so, and what is left of the failure at the end? Data: [`failures.json`](failures.json), written by
+
+```sh
+python evidence/failures_evidence.py               # some CPU minutes
+python evidence/failures_evidence.py tables        # the figures into this page
+```
+
+Set-ups: an MLP with SGD and momentum, a CNN with BatchNorm and Adam, a transformer with AdamW; batches of 32, one seed.
+
+## Healthy steps
+
+<!-- healthy begins -->
+<!-- healthy ends -->
+
+## Sudden failures
+
+At step 500 of 800. Alarm: after the failing step. The other columns: test loss at the end,
+against the same run without the failure.
+
+<!-- sudden begins -->
+<!-- sudden ends -->
+
+## Slow failures
+
+From step 500 on. The loss has left its band when its median over 25 steps is 1.2 times what it was (BatchNorm: the test loss).
+
+<!-- slow begins -->
+<!-- slow ends -->
+"""
+"""The page, where there is none yet; what the figures come to is written into it by hand."""
+
+
+class Attention(nn.Module):
+    """Digits as eight tokens of eight pixels, two layers of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True, norm_first=True)
+        self.embed, self.place = nn.Linear(8, 32), nn.Parameter(0.02 * torch.randn(8, 32))
+        self.body, self.head = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(32, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the ten digits."""
+        found: Tensor = self.head(self.body(self.embed(images.reshape(-1, 8, 8)) + self.place).mean(1))
+        return found
+
+
+def network(setup: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network and the optimizer that suits it."""
+    if setup == "mlp":
+        net: nn.Module = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+        )
+        return net, torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    if setup == "cnn":
+        net = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Flatten(), nn.Linear(512, 10),
+        )  # fmt: skip
+        return net, torch.optim.Adam(net.parameters(), lr=1e-3)
+    net = Attention()
+    return net, torch.optim.AdamW(net.parameters(), lr=1e-3)
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and test part of scikit-learn's digits."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(data.target)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    return images[order[:1400]], labels[order[:1400]], images[order[1400:]], labels[order[1400:]]
+
+
+class Loop:
+    """Training of one set-up with a guard; `wrong(loop, step)` may change things before a step."""
+
+    def __init__(self, setup: str, policy: str, seed: int, *, meters: bool = False, quiet: bool = False) -> None:
+        torch.manual_seed(seed)
+        self.net, self.optimizer = network(setup)
+        self.guard = None if quiet else SpikeGuard(policy)  # type: ignore[arg-type]
+        watched: list[Any] = []
+        if meters:
+            watched = [UpdateRatio(every=5), ActivationStatistics(self.net, every=5)]
+            watched += [AttentionStatistics(self.net, every=5)] if setup == "transformer" else []
+        levers = [*watched, *([] if self.guard is None else [self.guard.watch(*watched)])]
+        trimtab.attach(self.optimizer, *levers, model=self.net)
+        self.images, self.labels, self.test_images, self.test_labels = digits()
+        self.draws = torch.Generator().manual_seed(seed)
+        self.losses: list[float] = []
+        self.scale = 1.0
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Images drawn at random, with noise of their own, so that the loss never falls to zero."""
+        at = torch.randint(0, len(self.labels), (BATCH,), generator=self.draws)
+        noise = torch.randn(BATCH, 1, 8, 8, generator=self.draws)
+        return self.images[at] + 0.5 * noise, self.labels[at]
+
+    def run(
+        self, steps: int, wrong: Callable[[Loop, int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> Loop:
+        """So many steps."""
+        for step in range(steps):
+            images, labels = self.batch()
+            if wrong is not None:
+                images, labels = wrong(self, step, images, labels)
+            self.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self.net(images), labels)
+            if self.guard is not None:
+                self.guard.see(loss)
+            (loss * self.scale).backward()
+            self.losses.append(loss.item())
+            self.optimizer.step()
+            for group in self.optimizer.param_groups:
+                group["lr"] = group.setdefault("own", group["lr"])
+            self.scale = 1.0
+        return self
+
+    @torch.no_grad()
+    def test_loss(self) -> float:
+        """On images with the same noise, always the same."""
+        self.net.eval()
+        noise = torch.randn(self.test_images.shape, generator=torch.Generator().manual_seed(1))
+        loss = nn.functional.cross_entropy(self.net(self.test_images + 0.5 * noise), self.test_labels).item()
+        self.net.train()
+        return loss
+
+
+def bad_batch(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return (50 * torch.randn(images.shape, generator=loop.draws), labels) if step == at else (images, labels)
+
+
+def rate_spike(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if step == at:
+        for group in loop.optimizer.param_groups:
+            group.setdefault("own", group["lr"])
+            group["lr"] *= 1000
+    return images, labels
+
+
+def loss_scale(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    loop.scale = 1000.0 if step == at else 1.0
+    return images, labels
+
+
+def label_burst(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return images, (labels + 1 + step % 9) % 10 if at <= step < at + 5 else labels
+
+
+def corruption(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    if step == at:
+        with torch.no_grad():
+            last = [one for one in loop.net.parameters() if one.ndim > 1][-1]
+            last[::2] *= 64  # a flipped bit of the exponent
+    return images, labels
+
+
+SUDDEN = {
+    "bad batch": bad_batch,
+    "rate spike": rate_spike,
+    "loss scale": loss_scale,
+    "label burst": label_burst,
+    "weight corruption": corruption,
+}
+
+
+def dead_layer(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Biases before the first ReLU sink, unit after unit falls silent."""
+    if step >= at:
+        with torch.no_grad():
+            loop.net[1].bias -= 0.02  # type: ignore[index,operator]
+    return images, labels
+
+
+def attention_logit(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys of the first layer grow by 1.5 % a step."""
+    if step >= at:
+        with torch.no_grad():
+            loop.net.body.layers[0].self_attn.in_proj_weight[:64] *= 1.015  # type: ignore[union-attr,index,operator]
+    return images, labels
+
+
+def batch_norm(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Running statistics of a momentum of 1: those of the last batch."""
+    if step == at:
+        for module in loop.net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+    return images, labels
+
+
+def stale_state(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Adam's second moment stands still and fades, as one that is no longer written."""
+    if step >= at:
+        for state in loop.optimizer.state.values():
+            state["exp_avg_sq"].mul_(0.97)
+    return images, labels
+
+
+SLOW = {
+    "dead layer": ("mlp", dead_layer),
+    "attention logit": ("transformer", attention_logit),
+    "BatchNorm momentum": ("cnn", batch_norm),
+    "stale optimizer state": ("transformer", stale_state),
+}
+
+
+def lost_at(losses: list[float], at: int) -> int | None:
+    """Steps after the failure until the median of 25 losses has left its band; None for never."""
+    usual = statistics.median(losses[max(0, at - 100) : at] or losses)
+    for step in range(at + 1, len(losses)):
+        if statistics.median(losses[max(at, step - 25) : step]) > LOST * usual:
+            return step - at
+    return None
+
+
+def healthy(setup: str, steps: int) -> dict[str, Any]:
+    """False alarms, of the guard alone."""
+    loop = Loop(setup, "warn", seed=100).run(steps)
+    assert loop.guard is not None
+    return {"setup": setup, "steps": steps, "alarms": [str(alarm) for alarm in loop.guard.alarms]}
+
+
+def sudden(setup: str, name: str, steps: int, at: int) -> dict[str, Any]:
+    """When it is said, and the test loss in the end with each policy."""
+    found: dict[str, Any] = {"failure": name, "setup": setup}
+    for policy in ("warn", "skip", "lower_lr", "rollback"):
+        loop = Loop(setup, policy, seed=7)
+        try:
+            loop.run(steps, lambda loop, step, images, labels: SUDDEN[name](loop, step, at, images, labels))
+        except FloatingPointError as error:
+            found[policy] = {"gave_up": str(error)}
+            continue
+        assert loop.guard is not None
+        first = [alarm for alarm in loop.guard.alarms if alarm.step >= at]
+        found[policy] = {
+            "test_loss": loop.test_loss(),
+            "alarm_after": first[0].step - at if first else None,
+            "alarm": str(first[0]) if first else "",
+        }
+    return found
+
+
+def slow(name: str, steps: int, at: int) -> dict[str, Any]:
+    """Steps from the failure to the alarm, and to the loss that leaves its band."""
+    setup, wrong = SLOW[name]
+    loop = Loop(setup, "warn", seed=7, meters=True)
+    test: list[float] = []
+
+    def going_wrong(loop: Loop, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if name == "BatchNorm momentum":
+            test.append(loop.test_loss())
+        return wrong(loop, step, at, images, labels)
+
+    loop.run(steps, going_wrong)
+    assert loop.guard is not None
+    first = [alarm for alarm in loop.guard.alarms if alarm.step >= at]
+    return {
+        "failure": name, "setup": setup, "alarm_after": first[0].step - at if first else None,
+        "alarm": str(first[0]) if first else "", "loss_lost_after": lost_at(test or loop.losses, at),
+    }  # fmt: skip
+
+
+def _rank(rank: int, folder: str, steps: int, at: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    warnings.simplefilter("ignore")
+    loop = Loop("mlp", "warn", seed=7, quiet=True)
+    loop.net = nn.parallel.DistributedDataParallel(loop.net)
+    guard = SpikeGuard("warn")
+    trimtab.attach(loop.optimizer, guard, model=loop.net)
+    loop.guard = guard
+    loop.draws.manual_seed(rank)
+
+    def drift(loop: Loop, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if rank == 1 and step >= at:
+            with torch.no_grad():
+                next(loop.net.parameters()).mul_(1.001)
+        return images, labels
+
+    loop.run(steps, drift)
+    first = [alarm for alarm in guard.alarms if alarm.step >= at and alarm.kind == "ranks"]
+    if rank == 0:
+        found = {
+            "failure": "rank divergence", "setup": "mlp, two processes", "alarm": str(first[0]) if first else "",
+            "alarm_after": first[0].step - at if first else None, "loss_lost_after": lost_at(loop.losses, at),
+        }  # fmt: skip
+        Path(folder, "found.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def ranks(steps: int, at: int) -> dict[str, Any]:
+    """One of two processes lets its weights grow by a thousandth a step."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.start_processes(_rank, args=(folder, steps, at), nprocs=2, start_method="spawn")
+        found: dict[str, Any] = json.loads(Path(folder, "found.json").read_text())
+        return found
+
+
+def measure(steps: int | None) -> dict[str, Any]:
+    """All of it; `steps` shortens every part."""
+    long, short, at = (HEALTHY, STEPS, AT) if steps is None else (steps, steps, steps // 2)
+    started = time.process_time()
+    clean = {setup: Loop(setup, "warn", seed=7).run(short).test_loss() for setup in SETUPS}
+    return {
+        "healthy": [healthy(setup, long) for setup in SETUPS],
+        "clean": clean,
+        "sudden": [sudden(setup, name, short, at) for name in SUDDEN for setup in (BROKEN if steps is None else ("cnn",))],
+        "slow": [*(slow(name, short, at) for name in SLOW), ranks(short, at)],
+        "steps": short, "at": at, "torch": torch.__version__, "process_seconds": round(time.process_time() - started, 1),
+    }  # fmt: skip
+
+
+def _after(value: int | None) -> str:
+    return "never" if value is None else "same step" if value == 0 else f"{value} steps"
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """The page's blocks."""
+    rows = []
+    for one in found["sudden"]:
+        clean = found["clean"][one["setup"]]
+        cells = []
+        for policy in ("warn", "skip", "lower_lr", "rollback"):
+            own = one[policy]
+            cells.append("gave up" if "gave_up" in own else f"{100 * (own['test_loss'] / clean - 1):+.1f} %")
+        rows.append([one["failure"], one["setup"], _after(one["warn"].get("alarm_after")), *cells])
+    head = ["failure", "set-up", "alarm", "warn", "skip", "lower_lr", "rollback"]
+    slow_rows = [
+        [
+            one["failure"],
+            one["setup"],
+            _after(one["alarm_after"]),
+            _after(one["loss_lost_after"]),
+            one["alarm"].partition(": ")[2],
+        ]
+        for one in found["slow"]
+    ]
+    healthy_rows = [[one["setup"], f"{one['steps']:,}", str(len(one["alarms"]))] for one in found["healthy"]]
+    return {
+        "sudden": table(head, rows),
+        "slow": table(
+            ["failure", "set-up", "first alarm after", "loss leaves its band after", "what it said"], slow_rows
+        ),
+        "healthy": table(["set-up", "healthy steps", "false alarms"], healthy_rows),
+    }
+
+
+def main() -> None:
+    """Measure, or write the page's tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("measure", "tables"), default="measure")
+    parser.add_argument("--steps", type=int, help="of every part, for a trial; nothing is written")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if given.what == "measure":
+        torch.set_num_threads(1)
+        found = measure(given.steps)
+        if given.steps is not None:
+            print(*tables(found).values(), sep="\n\n")
+            return
+        write_text(FIGURES, json.dumps(found, indent=1) + "\n")
+    page = FIGURES.with_suffix(".md")
+    if not page.exists():
+        write_text(page, PAGE)
+    fill(page, tables(json.loads(FIGURES.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
