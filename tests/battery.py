@@ -219,6 +219,9 @@ ROWS = (
     *(Row("movement", reference.movement, {**MOVED, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
           other={"half": {"initial": 0.05}, "train": {"end": 0.7}})
       for label, more in (("", {}), ("global", {"scope": "global"}))),
+    *(Row("low_rank", reference.low_rank, {"energy": 0.8, "every": 2, "nuclear": 0.1, "first_layer": "low_rank", **more}, label,
+          complex=LEFT_OUT, sharded=WHOLE, nan=SELECTS, finished=reference.low_rank_end, other={"half": {"energy": 1.0}})
+      for label, more in (("", {}), ("often", {"every": 1}))),
     *(Row("ac_dc", reference.ac_dc, {**PHASES, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
           finished=reference.pruned_end,
           other={"half": {"sparsity": 0.05}, "train": {"warm_up": 0.2, "phase": 0.2, "last_dense": 0.2, "last_sparse": 0.4}})

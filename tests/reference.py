@@ -613,6 +613,33 @@ def movement(
     return [np.where(mask, 0, x) for mask, x in zip(gone, dense, strict=True)]
 
 
+def projected(w: Array, energy: float) -> tuple[Array, Array]:
+    """The matrix of the smallest rank that holds so much of the squares, and what pulls its singular values down."""
+    u, s, v = np.linalg.svd(w, full_matrices=False)
+    r = 1 + int((np.cumsum(s**2) < energy * (s**2).sum() * (1 - 1e-12)).sum())
+    return (u[:, :r] * s[:r]) @ v[:r], u[:, :r] @ v[:r]
+
+
+def low_rank(
+    w: Arrays,
+    moved: Arrays,
+    memory: Memory,
+    energy: float,
+    every: int,
+    nuclear: float,
+    first_layer: str,
+    lr: float = 0.1,
+) -> Arrays:
+    t = memory["t"] = memory.get("t", 0) + 1
+    pull = memory.get("pull", [0 * one for one in w])
+    memory["v"] = [v + nuclear * one for v, one in zip(memory["v"], pull, strict=True)]
+    w = [b - lr * nuclear * one for b, one in zip(moved, pull, strict=True)]
+    due = [t % every == 0 and one.ndim > 1 for one in w]
+    found = [projected(one, energy) if now else (one, 0 * one) for now, one in zip(due, w, strict=True)]
+    memory["pull"] = [one for _, one in found]
+    return [one for one, _ in found]
+
+
 # at the end: the weights after every step -> the weights that are kept
 
 
@@ -627,6 +654,11 @@ def ema(steps: Sequence[Arrays], decay: float = 0.999, warmup: bool = True, buff
 def mean_weights(steps: Sequence[Arrays], start: float = 0.0, every: int = 1, buffers: str = "recalibrate") -> Arrays:
     counted = steps[math.floor(start * len(steps)) :: every]
     return [np.mean(each, axis=0) for each in zip(*counted, strict=True)]
+
+
+def low_rank_end(steps: Sequence[Arrays], energy: float, every: int, **settings: Any) -> Arrays:
+    last = len(steps) % every == 0
+    return [one if last or one.ndim < 2 else projected(one, energy)[0] for one in steps[-1]]
 
 
 def pruned_end(steps: Sequence[Arrays], sparsity: float, scope: str = "global", **settings: Any) -> Arrays:

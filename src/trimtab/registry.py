@@ -138,6 +138,7 @@ LEVERS = index(
     Entry("sr_ste", "after_step", "trimtab.pruning:NMDecay", "N:M along training, masked weights decayed", "2102.04010", {"method": "sr_ste"}, card="nm-decay"),
     Entry("soft_threshold", "after_step", "trimtab.pruning:SoftThreshold", "a learnt threshold for each layer, below which weights are zero", "2002.03231"),
     Entry("movement", "after_step", "trimtab.pruning:MovementPruning", "what moves towards zero goes, in fine-tuning", "2005.07683", card="movement-pruning"),
+    Entry("low_rank", "after_step", "trimtab.pruning:LowRankProjection", "weights projected to low rank now and then; two small layers in the end", "1812.02402"),
     Entry("low_precision", "precision", "trimtab.precision:LowPrecision", "gradients, weights, momentum, activations rounded to a number format", "2508.07142"),
     Entry("compensate", "precision", "trimtab.precision:Compensate", "step divided by the running shrinkage of the gradients", "2508.07142"),
     Entry("one_shot", "pruning", "trimtab.pruning:one_shot", "exact one-shot pruning: score, scope, pattern", "ours", card="one-shot-pruning"),

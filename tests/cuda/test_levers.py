@@ -27,6 +27,7 @@ SETTINGS = {
     "sr_ste": {"sr_ste.begin": 0.0, "sr_ste.strength": 0.1, "sr_ste.indivisible": "leave_out"},
     "soft_threshold": {"soft_threshold.init": -3.0},
     "movement": {"movement.begin": 0.2, "movement.end": 1.0, "movement.every": 1},
+    "low_rank": {"low_rank.every": 2, "low_rank.energy": 0.7},
     "ac_dc": {"ac_dc.warm_up": 0.2, "ac_dc.phase": 0.2, "ac_dc.last_dense": 0.2, "ac_dc.last_sparse": 0.4},
 }  # fmt: skip
 """So strong that five steps show them."""

@@ -49,12 +49,12 @@ class Group:
 # groups and their scores
 
 
-def importance_of(library: Any, score: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+def importance_of(library: Any, score: str | Callable[[Any], Tensor]) -> Callable[[Any], Tensor | None]:
     """What gives a number per channel of a group."""
     if callable(score):
         return score
     kinds = library.importance
-    found: Callable[[Any], Tensor] = {
+    found: Callable[[Any], Tensor | None] = {
         "magnitude": lambda: kinds.GroupMagnitudeImportance(p=2),
         "bn_scale": lambda: kinds.BNScaleImportance(),
         "fpgm": lambda: kinds.FPGMImportance(),
@@ -85,7 +85,7 @@ def _shapes(model: nn.Module, example: Tensor) -> list[torch.Size]:
 
 
 def find_groups(
-    library: Any, model: nn.Module, example: Tensor, importance: Callable[[Any], Tensor], ignore: Sequence[str]
+    library: Any, model: nn.Module, example: Tensor, importance: Callable[[Any], Tensor | None], ignore: Sequence[str]
 ) -> tuple[list[Group], list[tuple[str, str]]]:
     """Groups of channels that can go, with their scores, and layers whose channels stay, with the reasons."""
     twin = _twin(model)
@@ -124,7 +124,7 @@ def find_groups(
 def _reason(library: Any, model: nn.Module, example: Tensor, name: str, expected: list[torch.Size]) -> str | None:
     """Why a group must stay: one channel is taken from a copy, and what then happens says it."""
     twin = _twin(model)
-    layer = twin.get_submodule(name)
+    layer: Any = twin.get_submodule(name)
     if (layer.out_channels if hasattr(layer, "out_channels") else layer.out_features) < 2:
         return "it has one channel only"
     try:

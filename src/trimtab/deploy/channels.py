@@ -97,7 +97,7 @@ class SmallerNetwork(Tabular):
         return "\n".join([*lines, repr(self)])
 
     def __repr__(self) -> str:
-        channels = [sum(row[place] for row in self.groups) for place in (2, 3)]
+        channels = [sum(row[2] for row in self.groups), sum(row[3] for row in self.groups)]
         return (
             f"SmallerNetwork({channels[0]:,} -> {channels[1]:,} channels in {len(self.groups)} groups; "
             f"{self.parameters[0]:,} -> {self.parameters[1]:,} parameters, "

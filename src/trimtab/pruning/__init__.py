@@ -1,12 +1,14 @@
 """Pruning: a score per weight, a scope to compare in, a pattern, exact counts; and what follows it."""
 
 from trimtab.pruning.ac_dc import ACDC
+from trimtab.pruning.decompose import Decomposed, decompose
 from trimtab.pruning.depth import DepthPlan, depth_plan
 from trimtab.pruning.dynamic_sparse import DynamicSparse
 from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.lora import merge_lora
+from trimtab.pruning.low_rank import LowRankProjection
 from trimtab.pruning.movement import MovementPruning
 from trimtab.pruning.nm_decay import NMDecay
 from trimtab.pruning.one_shot import one_shot, sweep
@@ -26,11 +28,13 @@ __all__ = [
     "DEFAULT_RULE",
     "SCOPES",
     "SCORES",
+    "Decomposed",
     "DepthPlan",
     "DynamicSparse",
     "GraSP",
     "GradualPruning",
     "KeepMasks",
+    "LowRankProjection",
     "MovementPruning",
     "NMDecay",
     "Pruned",
@@ -40,6 +44,7 @@ __all__ = [
     "Taylor",
     "Wanda",
     "apply_masks",
+    "decompose",
     "depth_plan",
     "erk_densities",
     "keep_masks",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.parameters.zeros import TRAINED_WEIGHTS, keep_zeros_, parts_gone
@@ -101,6 +102,8 @@ class AlongTraining(ABC):
         self._optimizer, self._entries = optimizer, parameters
         if self._gone:  # of a state that was loaded before
             self._take(self._gone)
+        if not any(is_lazy(entry.parameter) for entry in parameters):
+            self._chosen(parameters)  # what does not fit is said now, not after the first step
         if self.steps == 0 and self._due_at_start():
             with torch.no_grad():
                 self._act(self._chosen(parameters))

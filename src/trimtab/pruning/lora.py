@@ -119,8 +119,8 @@ def merge_lora(model: nn.Module, masks: Mapping[str, Tensor] | None = None) -> M
     rows = []
     for name, layer in layers.items():
         weight, product = layer.base_layer.weight, products[name]
-        mask = given.get(f"{name}.weight")
-        kept = weight != 0 if mask is None else mask.to(weight.device)
+        own = given.get(f"{name}.weight")
+        kept = weight != 0 if own is None else own.to(weight.device)
         whole = torch.linalg.vector_norm(product, dtype=torch.float32)
         off = torch.linalg.vector_norm(product.masked_fill(kept, 0), dtype=torch.float32)
         weight.add_(product.masked_fill_(~kept, 0)).masked_fill_(~kept, 0)
