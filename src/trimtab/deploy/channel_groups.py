@@ -22,7 +22,7 @@ LAYERS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 def graph_library() -> Any:
     """torch-pruning; ImportError that says how to get it."""
     try:
-        import torch_pruning
+        import torch_pruning  # type: ignore[import-untyped]
     except ModuleNotFoundError as error:
         raise ImportError(
             "removing channels needs torch-pruning, which knows which layers depend on each other: pip install "
