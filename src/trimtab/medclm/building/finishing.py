@@ -54,7 +54,7 @@ def finish(
     def rows() -> Iterator[str]:
         for done, item in enumerate(journal_items(folder.work / "rows.jsonl")):
             if item["row"] is not None:
-                statistics.add_row(Row.model_validate(item["row"]))
+                statistics.add_row(Row.model_construct(**item["row"]))  # checked below, when the rows are read back
                 yield json.dumps({"image": item["image"], **item["row"]}, ensure_ascii=False)
             if progress is not None:
                 progress("finish", done + 1)
