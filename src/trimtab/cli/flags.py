@@ -191,6 +191,8 @@ def nearest(flag: str, names: Iterable[str]) -> list[str]:
     Example:
         >>> nearest("--sparsity", ["--pruning.sparsities", "--epochs"])
         ['--pruning.sparsities']
+        >>> nearest("--lr", ["--sgd.lr", "--adamw.lr", "--muon.lr"])
+        ['--sgd.lr', '--adamw.lr', '--muon.lr']
     """
     scored = []
     for name in names:
@@ -200,4 +202,8 @@ def nearest(flag: str, names: Iterable[str]) -> list[str]:
     best = max((score for score, _ in scored), default=0.0)
     within = 0.05 if "." in flag else 0.25  # without its section a name may be meant in several
     found = sorted((item for item in scored if item[0] >= max(0.7, best - within)), key=lambda item: -item[0])
-    return [name for _, name in found[:3]]
+    near = [name for _, name in found]
+    other = [
+        name for name in near[2:] if _last(name) not in {_last(one) for one in near[:2]}
+    ]  # not the same of three sections
+    return [*near[:2], *(other or near[2:])[:1]]

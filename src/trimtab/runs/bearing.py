@@ -151,7 +151,7 @@ class Bearing:
         self,
         model: nn.Module,
         batch: Batch,
-        parameters: list[Tensor],
+        parameters: Sequence[Tensor],
         before: list[Tensor],
         after: list[Tensor],
         s: float,

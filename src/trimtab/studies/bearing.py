@@ -89,7 +89,8 @@ def falls(tracks: Sequence[BearingTrack], metric: Metric) -> list[Fall]:
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for track in tracks:
-        start = max(range(len(track.epochs)), key=lambda place, rates=track.learning_rates: (rates[place], -place))
+        rates = track.learning_rates[: len(track.epochs)]
+        start = rates.index(max(rates))
         for state, values in states_of(track).items():
             own = lost(track, values, metric)
             early, late = own[start], own[-1]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class Measuring:
     prepare: Callable[[nn.Module], object] | None
     method: str
     seed: int
-    split: str
+    split: Literal["validation", "test"]
     scratch: Path
 
     def row(self, form: Form, sparsity: float, size: int, quality: Quality, bits: int | None = None) -> FileRow:
