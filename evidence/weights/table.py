@@ -52,7 +52,8 @@ def difference(own: str, other: str, found: Mapping[str, Seeds]) -> str:
         pairs = [[(seed, values[sparsity]) for seed, values in found[label].items()] for label in (own, other)]
         one = paired_difference(*pairs)
         cells.append("" if one is None else f"{one.mean:+.1f}" + ("" if one.half is None else f" ± {one.half:.1f}"))
-    return f"| {own} - {other} | | " + " | ".join(cells) + " |"
+    common = set(found[own]) & set(found[other])
+    return f"| {own} - {other} | {len(common)} | " + " | ".join(cells) + " |"
 
 
 def main(folder: Path, split: str = "validation", state: str = "recalibrated", *contrasts: str) -> None:
@@ -64,6 +65,8 @@ def main(folder: Path, split: str = "validation", state: str = "recalibrated", *
         print(line(label, seeds))
     for contrast in contrasts:
         own, _, other = contrast.partition(" - ")
+        if unknown := [label for label in (own, other) if label not in found]:
+            sys.exit(f"no record of {unknown[0]!r} in {folder}; there are {', '.join(found)}")
         print(difference(own, other, found))
 
 
