@@ -85,7 +85,7 @@ def test_tracked_runs_have_dynamics_in_summary_report_and_their_own_page(
 def test_runs_are_compared_by_their_gradients_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.studies.comparison.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+    monkeypatch.setattr("trimtab.studies.workers.concurrent.futures.ProcessPoolExecutor", HereAndNow)
     words = [
         "compare",
         "digits",

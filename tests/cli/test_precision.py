@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -9,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.report.precision_factory import precision_study
 from trimtab.cli import main
-from trimtab.cli.console import console
 from trimtab.cli.precision_command import PrecisionArguments, study_of, verdict_table
 from trimtab.runs.recipe import Recipe
 from trimtab.studies.precision import logistic as logistic_study
@@ -38,7 +39,7 @@ class HereAndNow(Executor):
 def one_process_and_short_descents() -> object:
     """`descend` with fewer steps, and no process started for a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trimtab.studies.comparison.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+        patch.setattr("trimtab.studies.workers.concurrent.futures.ProcessPoolExecutor", HereAndNow)
         defaults = dict(logistic_study.descend.__kwdefaults__ or {})
         patch.setattr(logistic_study.descend, "__kwdefaults__", defaults | {"steps": 40, "repetitions": 4})
         yield
@@ -199,9 +200,10 @@ def test_lists_take_commas_and_spaces() -> None:
     assert study.scaling == ("none", "mx")
 
 
-def test_the_terminal_names_the_worst_layers_of_each_format(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print(verdict_table(precision_study()))
-    lines = capsys.readouterr().out.splitlines()
+def test_the_terminal_names_the_worst_layers_of_each_format() -> None:
+    written = io.StringIO()
+    Console(file=written, width=80).print(verdict_table(precision_study()))
+    lines = written.getvalue().splitlines()
     (worst,) = (line for line in lines if line.split()[:1] == ["e2m1"])
     assert "first" in worst
     assert " %" in worst

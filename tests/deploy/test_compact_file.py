@@ -342,4 +342,4 @@ def test_the_command_line_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["compact_bytes"] <= 12_000
     assert Path(found["path"]).stat().st_size == found["compact_bytes"]
     assert {row["bits"] for row in found["rows"]} <= {3, 5}
-    assert {"before", "after"} == set(found["test"])
+    assert {"metric", "before", "after"} == set(found["test"])

@@ -108,7 +108,7 @@ def test_tune_asks_method_by_method_and_writes_the_best(
 def test_a_search_goes_on_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trimtab.studies.comparison.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+    monkeypatch.setattr("trimtab.studies.workers.concurrent.futures.ProcessPoolExecutor", HereAndNow)
     words = ["tune", "digits", *SMALL, "--methods", "l1", "--vary", "l1.strength=1e-6..1e-2"]
     words += ["--sampler", "optuna", "--out", str(tmp_path), "--json", "--records", str(tmp_path / "records")]
     assert main([*words, "--trials", "1"]) == 0

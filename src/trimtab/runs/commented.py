@@ -25,7 +25,7 @@ def commented(recipe: Recipe) -> str:
         >>> print("".join(commented(Recipe()).splitlines(keepends=True)[:4]), end="")
         # Name of the study.
         name: digits
-        # The levers in short: joined by +, such as var, l1+cram+ or adamw (`trimtab list levers`).
+        # The levers in short: joined by +, such as var, l1+cram+ or adamw (`trimtab list levers`); default the optimizer.
         method: sgd
     """
     data = recipe.model_dump(mode="json")

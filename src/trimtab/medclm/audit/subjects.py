@@ -106,7 +106,7 @@ class FolderModel:
     """
 
     def __init__(self, folder: Path, batch: int = 32) -> None:
-        from trimtab.medclm.training.models import FAMILIES, load_finished, model_folder
+        from trimtab.medclm.training.models import FAMILIES, load_finished, model_folder  # transformers
 
         whole("batch", batch, 1)
         self.name, self._batch = str(folder), batch
