@@ -34,7 +34,7 @@ class NewArguments:
     """What to start from, after the file: a shipped name (trimtab list recipes), a YAML file, or a run folder."""
     fields: Fields
     out: Path = Path("recipe.yaml")
-    """The file to write; it comes first: trimtab new FILE.yaml [RECIPE] [options]."""
+    """The file to write; it comes first, the recipe behind it."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 

@@ -135,8 +135,8 @@ def recalibrate(
 
     Raises:
         ValueError: the loader is empty (on every rank) or `batches` is not positive.
-        TypeError: a batch is something else, or lacks an input that `model.forward` needs.
-        After an error of any kind the statistics are as before.
+        TypeError: a batch is something else, or lacks an input that `model.forward` needs. After an error of any kind the
+            statistics are as before.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))

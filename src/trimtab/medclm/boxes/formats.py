@@ -48,16 +48,17 @@ def format_named(name: str) -> BoxFormat:
     Raises:
         ValueError: there is none.
 
-    >>> from trimtab.medclm.records import Box
-    >>> box = Box(x0=0.25, y0=0.5, x1=0.5, y1=1.0)
-    >>> for name in ("unit", "qwen2.5", "paligemma", "florence2", "internvl"):
-    ...     print(format_named(name).inline(box, (756, 504)))
-    [0.2500, 0.5000, 0.5000, 1.0000]
-    [189, 252, 378, 504]
-    <loc0512><loc0256><loc1023><loc0512>
-    <loc_250><loc_500><loc_500><loc_999>
-    <box>[[250, 500, 500, 1000]]</box>
-    >>> format_named("gemma").parse('[{"box_2d": [500, 250, 1000, 500], "label": "nodule"}]', (0, 0))
-    [Found(label='nodule', corners=(0.25, 0.5, 0.5, 1.0))]
+    Example:
+        >>> from trimtab.medclm.records import Box
+        >>> box = Box(x0=0.25, y0=0.5, x1=0.5, y1=1.0)
+        >>> for name in ("unit", "qwen2.5", "paligemma", "florence2", "internvl"):
+        ...     print(format_named(name).inline(box, (756, 504)))
+        [0.2500, 0.5000, 0.5000, 1.0000]
+        [189, 252, 378, 504]
+        <loc0512><loc0256><loc1023><loc0512>
+        <loc_250><loc_500><loc_500><loc_999>
+        <box>[[250, 500, 500, 1000]]</box>
+        >>> format_named("gemma").parse('[{"box_2d": [500, 250, 1000, 500], "label": "nodule"}]', (0, 0))
+        [Found(label='nodule', corners=(0.25, 0.5, 0.5, 1.0))]
     """
     return FORMATS[one_of("boxes", name, FORMATS)]
