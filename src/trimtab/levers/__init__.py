@@ -8,7 +8,7 @@ from trimtab.levers.attaching import attach, attached, show
 from trimtab.levers.handle import Handle
 from trimtab.levers.nonfinite import any_nonfinite, numbers_of, on_any_rank
 from trimtab.levers.protocol import Lever, members
-from trimtab.levers.wrappers import innermost
+from trimtab.levers.wrappers import innermost, takes_closure
 
 __all__ = [
     "Handle",
@@ -21,4 +21,5 @@ __all__ = [
     "numbers_of",
     "on_any_rank",
     "show",
+    "takes_closure",
 ]

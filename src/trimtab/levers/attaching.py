@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from trimtab.levers.handle import Handle, handles_on, live
 from trimtab.levers.nonfinite import Policy
 from trimtab.levers.protocol import Lever, members
-from trimtab.levers.wrappers import innermost
+from trimtab.levers.wrappers import innermost, takes_closure
 
 
 def attached(optimizer: torch.optim.Optimizer) -> tuple[Lever, ...]:
@@ -67,8 +66,7 @@ def _check(levers: tuple[Lever, ...], optimizers: Sequence[torch.optim.Optimizer
             raise ValueError(f"{lever!r} does not act on {len(optimizers)} optimizers at once: {reason}")
     if on_nonfinite == "skip":
         for optimizer in optimizers:
-            closure = inspect.signature(optimizer.step).parameters.get("closure")
-            if closure is not None and closure.default is inspect.Parameter.empty:
+            if takes_closure(optimizer):
                 raise ValueError(
                     f'on_nonfinite="skip" cannot undo a step of {type(optimizer).__name__}, which moves the weights while it '
                     'evaluates its closure; use "raise" or "pass"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -58,3 +59,15 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
             f"before {name} wraps it, or call super().__init__(params, defaults) in {name}.__init__"
         )
     return found
+
+
+def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's step cannot do without a closure, which it calls several times.
+
+    Example:
+        >>> weight = [torch.nn.Parameter(torch.zeros(1))]
+        >>> takes_closure(torch.optim.LBFGS(weight)), takes_closure(torch.optim.SGD(weight))
+        (True, False)
+    """
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -13,8 +13,9 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.checks import one_of, positive, whole
-from trimtab.collectives import is_distributed, is_sharded
+from trimtab.collectives import is_distributed
 from trimtab.parameters import Entry, unwrapped
+from trimtab.tensors.passes import refuse_sharded
 
 Mode = Literal["cap", "set", "observe"]
 MODES = ("cap", "set", "observe")
@@ -90,10 +91,7 @@ class ConvergenceRadius:
         for entry in parameters:
             if entry.parameter.is_complex():
                 raise TypeError(f"ConvergenceRadius acts on real weights, {entry.name} is {entry.parameter.dtype}")
-            if is_sharded(entry.parameter):
-                raise ValueError(
-                    f"ConvergenceRadius needs whole tensors and does not take sharded weights such as {entry.name}"
-                )
+        refuse_sharded("ConvergenceRadius needs", parameters)
         self._model = unwrapped(model)
         self._hook = self._model.register_forward_pre_hook(self._listen, with_kwargs=True)
         self._left = self.samples

@@ -9,20 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.collectives import is_sharded
 from trimtab.levers import Lever
 from trimtab.levers.protocol import observes
 from trimtab.optimizers.second_pass import RandomState
 from trimtab.parameters import Entry
 
 State = dict[str, Any]
-
-
-def refuse_sharded(what: str, parameters: Sequence[Entry]) -> None:
-    """ValueError where a parameter is sharded: a snapshot of one rank's parts cannot be saved and go on elsewhere."""
-    for entry in parameters:
-        if is_sharded(entry.parameter):
-            raise ValueError(f"{what} keeps whole tensors and does not take sharded weights such as {entry.name}")
 
 
 def buffers_of(model: nn.Module | None) -> dict[str, Tensor]:

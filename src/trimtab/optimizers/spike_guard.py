@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 from trimtab.checks import below_one, number, one_of, positive, some_of, whole
 from trimtab.collectives import local_part
-from trimtab.levers import attached
+from trimtab.levers import attached, takes_closure
 from trimtab.optimizers import snapshot
 from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.judging import Judging
 from trimtab.optimizers.scaled_rates import ScaledRates
 from trimtab.optimizers.usual import Usual
 from trimtab.parameters import Entry, unwrapped
+from trimtab.tensors.passes import refuse_sharded
 
 Policy = Literal["warn", "skip", "lower_lr", "rollback"]
 POLICIES = ("warn", "skip", "lower_lr", "rollback")
@@ -147,14 +147,13 @@ class SpikeGuard:
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Remember whose steps are judged; called by `trimtab.attach`."""
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if self.policy != "warn" and closure is not None and closure.default is inspect.Parameter.empty:
+        if self.policy != "warn" and takes_closure(optimizer):
             raise ValueError(
                 f"policy={self.policy!r} cannot undo a step of {type(optimizer).__name__}, which moves the weights while it "
                 'evaluates its closure; use "warn"'
             )
         if self.policy == "rollback":
-            snapshot.refuse_sharded(f"{type(self).__name__} with policy='rollback'", parameters)
+            refuse_sharded(f"{type(self).__name__} with policy='rollback' keeps", parameters)
         self._optimizer = weakref.ref(optimizer)  # which must not live on for its levers
         self._model = None if model is None else unwrapped(model)
         self._keep_buffers()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.levers import takes_closure
 from trimtab.parameters.kinds import reason_against_dtype
 
 
@@ -37,8 +37,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
             )
         if isinstance(base, OptimizerWrapper):
             raise TypeError(f"{name} cannot wrap {type(base).__name__}, which already takes two gradients per step")
-        closure = inspect.signature(base.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
+        if takes_closure(base):
             raise TypeError(f"{name} cannot wrap {type(base).__name__}, whose step needs a closure of its own")
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")

@@ -15,9 +15,9 @@ from trimtab.parameters import Entry, Judged, Rule, Source, entries
 from trimtab.parameters.zeros import TRAINED_WEIGHTS, set_zeros_, weight_now
 from trimtab.penalties.base import Penalty
 from trimtab.sparse import refuse_sparse
-from trimtab.tensors.passes import working_dtype
+from trimtab.tensors.passes import refuse_sharded, working_dtype
 from trimtab.tensors.selection import removed_count
-from trimtab.tensors.zeros import laid_like, refuse_sharded, smallest_or_refusal, weights_or_refusal
+from trimtab.tensors.zeros import laid_like, smallest_or_refusal, weights_or_refusal
 
 Ramp = Literal["cosine", "linear", "constant"]
 
@@ -123,7 +123,7 @@ class SAFE(Penalty):
 
     def _find(self, parameters: Source) -> list[Entry]:
         found, self.left_out = weights_or_refusal(self, parameters, self.rule)
-        refuse_sharded(self, found)
+        refuse_sharded(f"{type(self).__name__} selects over", found)
         return found
 
     def _smallest(self, named: Sequence[Entry], values: list[Tensor]) -> list[Tensor]:
@@ -223,7 +223,7 @@ class SAFE(Penalty):
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Refuse sharded weights; called by `trimtab.attach`."""
-        refuse_sharded(self, parameters)
+        refuse_sharded(f"{type(self).__name__} selects over", parameters)
 
     @torch.no_grad()
     def after_step(self, parameters: Sequence[Entry]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from trimtab.levers import takes_closure
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.parameters.zeros import TRAINED_WEIGHTS, keep_zeros_, parts_gone
 from trimtab.pruning.masks import Pairs
 from trimtab.sparse import refuse_sparse
-from trimtab.tensors.zeros import laid_like, refuse_sharded, weights_or_refusal
+from trimtab.tensors.passes import refuse_sharded
+from trimtab.tensors.zeros import laid_like, weights_or_refusal
 
 
 def of_run(fraction: float, total_steps: int) -> int:
@@ -98,7 +99,7 @@ class AlongTraining(ABC):
                 f"{self!r} cannot put the weights behind the mask back inside a step of {type(optimizer).__name__}, which "
                 "moves them while it evaluates its closure"
             )
-        refuse_sharded(self, parameters)
+        refuse_sharded(f"{type(self).__name__} selects over", parameters)
         self._optimizer, self._entries = optimizer, parameters
         if self._gone:  # of a state that was loaded before
             self._take(self._gone)
@@ -208,6 +209,14 @@ class AlongTraining(ABC):
                 )
         return chosen
 
+    def _without_first(self, chosen: list[Entry], kept: str) -> list[Entry]:
+        """The chosen ones but the network's first layer, which is left `kept`; ValueError where there is no other."""
+        first = min(chosen, key=lambda entry: entry.places[0])
+        self.left_out.append((first, f"first layer, left {kept} (first_layer)"))
+        if len(chosen) == 1:
+            raise ValueError(f"{self!r} finds no weight beside the first layer {first.name}, which is left {kept}")
+        return [entry for entry in chosen if entry is not first]
+
     def _keep(self, chosen: list[Entry]) -> None:
         for entry in chosen:
             if (gone := self._gone.get(entry.name)) is not None:
@@ -266,9 +275,3 @@ class AlongTraining(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
-
-
-def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer's step needs a closure, which it calls several times."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty

@@ -144,11 +144,7 @@ class DynamicSparse(MaskedTraining):
         chosen = super()._find(parameters)
         if self.first_layer == "sparse" or (self.first_layer, self.distribution) == ("as_published", "erk"):
             return chosen
-        first = min(chosen, key=lambda entry: entry.places[0])
-        self.left_out.append((first, "first layer, kept dense (first_layer)"))
-        if len(chosen) == 1:
-            raise ValueError(f"{self!r} finds nothing to prune beside the first layer {first.name}, which stays dense")
-        return [entry for entry in chosen if entry is not first]
+        return self._without_first(chosen, "dense")
 
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:

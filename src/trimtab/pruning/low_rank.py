@@ -123,11 +123,7 @@ class LowRankProjection(AlongTraining):
         chosen = super()._find(parameters)
         if self.first_layer == "low_rank":
             return chosen
-        first = min(chosen, key=lambda entry: entry.places[0])
-        self.left_out.append((first, "first layer, left whole (first_layer)"))
-        if len(chosen) == 1:
-            raise ValueError(f"{self!r} finds no weight beside the first layer {first.name}, which is left whole")
-        return [entry for entry in chosen if entry is not first]
+        return self._without_first(chosen, "whole")
 
     @torch.no_grad()
     def before_step(self, parameters: Sequence[Entry]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,26 @@ def _replaced(model: nn.Module, masked: list[tuple[Entry, Tensor]]) -> list[str]
     return [entry.name for entry, _ in masked if not there(entry)]
 
 
+def by_name(held: Sequence[Entry]) -> dict[str, Entry]:
+    """The weights that masks can be of, under each of their names; one that is computed from others counts as the product."""
+    return {name: entry for entry in computed_weights(held) for name in (entry.name, *entry.aliases)}
+
+
+def check_mask(name: str, mask: Tensor, weight: Tensor) -> None:
+    """That a mask is one of this weight.
+
+    Raises:
+        TypeError: it is not bool.
+        ValueError: it has another shape, or the weight is sharded.
+    """
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask {name!r} must be bool (True = stays), got {mask.dtype}")
+    if mask.shape != weight.shape:
+        raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its parameter {tuple(weight.shape)}")
+    if is_sharded(weight):
+        raise ValueError(f"{name} is sharded (DTensor); a mask of the whole tensor does not fit its parts")
+
+
 def zeroing(
     optimizer: torch.optim.Optimizer, masks: Mapping[str, Tensor], model: nn.Module | None
 ) -> tuple[Callable[[], None], Callable[[], Pairs]]:
@@ -42,7 +62,7 @@ def zeroing(
         raise ValueError(
             "the optimizer's parameters have no names; pass model=... or build it from model.named_parameters()"
         )
-    known = {name: entry for entry in computed_weights(held) for name in (entry.name, *entry.aliases)}
+    known = by_name(held)
     if strangers := [name for name in masks if name not in known]:
         raise ValueError(
             f"{len(strangers)} of {len(masks)} masks belong to no parameter of the optimizer: {_listed(strangers)}; it holds "
@@ -52,13 +72,8 @@ def zeroing(
     masked: list[tuple[Entry, Tensor]] = []
     alive: list[str] = []
     for name, mask in masks.items():
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask {name!r} must be bool (True = stays), got {mask.dtype}")
         weight = known[name].parameter
-        if mask.shape != weight.shape:
-            raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its parameter {tuple(weight.shape)}")
-        if is_sharded(weight):
-            raise ValueError(f"{name} is sharded (DTensor); a mask of the whole tensor does not fit its parts")
+        check_mask(name, mask, weight)
         gone = ~mask.to(weight.device)
         if bool(weight.detach().masked_fill(~gone, 0).count_nonzero()):
             alive.append(name)

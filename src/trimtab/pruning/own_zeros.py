@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import is_sharded
-from trimtab.parameters import PRUNABLE, Entry, Rule, Source, computed_weights, entries, select
+from trimtab.parameters import PRUNABLE, Entry, Rule, Source, entries, select
 from trimtab.parameters.zeros import set_zeros_, weight_now
+from trimtab.pruning.masks import by_name, check_mask
 
 
 @torch.no_grad()
@@ -49,24 +50,15 @@ def masks_of(model: Source, rule: Rule | None = None) -> dict[str, Tensor]:
 
 
 def _fitting(model: Source, masks: Mapping[str, Tensor]) -> list[tuple[Entry, Tensor]]:
-    held = entries(model)
-    known = {name: entry for entry in computed_weights(held) for name in (entry.name, *entry.aliases)}
+    known = by_name(entries(model))
     if strangers := [name for name in masks if name not in known]:
         raise ValueError(
             f"{len(strangers)} of {len(masks)} masks belong to no weight of the model: {', '.join(strangers[:5])}; its weights "
             f"are {', '.join(list(known)[:5])}, .."
         )
-    pairs = []
     for name, mask in masks.items():
-        entry = known[name]
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask {name!r} must be bool (True = stays), got {mask.dtype}")
-        if mask.shape != entry.parameter.shape:
-            raise ValueError(f"mask {name!r} has shape {tuple(mask.shape)}, its weight {tuple(entry.parameter.shape)}")
-        if is_sharded(entry.parameter):
-            raise ValueError(f"{name} is sharded (DTensor); a mask of the whole tensor does not fit its parts")
-        pairs.append((entry, mask))
-    return pairs
+        check_mask(name, mask, known[name].parameter)
+    return [(known[name], mask) for name, mask in masks.items()]
 
 
 @torch.no_grad()

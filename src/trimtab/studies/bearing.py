@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab.runs.metric import Metric
 from trimtab.runs.run_folder import RunFolder
+from trimtab.studies.documents import finite
 from trimtab.studies.statistics import Estimate, estimate
 from trimtab.studies.summary import BearingTrack
 
 SPARSITY, BITS = "bearing_sparsity_", "bearing_bits_"
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def run_bearing(folder: RunFolder, method: str) -> BearingTrack | None:
@@ -27,7 +23,7 @@ def run_bearing(folder: RunFolder, method: str) -> BearingTrack | None:
 
     def under(prefix: str) -> dict[str, list[float | None]]:
         names = [name for name in rows[-1] if name.startswith(prefix)]
-        return {name.removeprefix(prefix): [_finite(row.get(name)) for row in rows] for name in names}
+        return {name.removeprefix(prefix): [finite(row.get(name)) for row in rows] for name in names}
 
     return BearingTrack(
         method=method,
@@ -35,10 +31,10 @@ def run_bearing(folder: RunFolder, method: str) -> BearingTrack | None:
         images=rows[-1]["bearing_images"],
         epochs=[row["epoch"] for row in rows],
         learning_rates=[row["lr"] for row in rows],
-        dense=[_finite(row["bearing_dense"]) for row in rows],
+        dense=[finite(row["bearing_dense"]) for row in rows],
         sparsities=under(SPARSITY),
         bits=under(BITS),
-        critical=[_finite(row.get("critical_learning_rate")) for row in rows],
+        critical=[finite(row.get("critical_learning_rate")) for row in rows],
         critical_open=[int(row.get("critical_learning_rate_open", 0)) for row in rows],
         cost=folder.info().get("bearing", {}).get("cost"),
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 from trimtab.checks import hint, number
 from trimtab.runs.metric import METRICS, Metric, MetricName
 from trimtab.studies.documents import Record
-from trimtab.studies.statistics import Entry, Row, main_rows, paired_difference, sparsity_label, table
+from trimtab.studies.statistics import Entry, Row, estimate, main_rows, paired_difference, sparsity_label, table
 
 LEVEL = 0.05
 """Greatest corrected p at which a contrast counts as shown: the field's custom."""
@@ -113,12 +113,10 @@ def paired_p(differences: Sequence[float]) -> float:
     """
     from scipy import stats
 
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    std = math.sqrt(math.fsum((one - mean) ** 2 for one in differences) / (n - 1))
-    if std == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / (std / math.sqrt(n)), n - 1))
+    found = estimate(differences)
+    if not found.std:
+        return 1.0 if found.mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(found.mean) / (found.std / math.sqrt(found.n)), found.n - 1))
 
 
 def _values(entries: Sequence[Entry], label: str, contrast: Contrast) -> dict[int, float]:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from trimtab.files import write_text
 from trimtab.inputs import named, utf8
+
+
+def finite(value: Any) -> float | None:
+    """A number as JSON can hold it: None where it is not finite, or no number.
+
+    Example:
+        >>> finite(2), finite(math.nan), finite(None)
+        (2.0, None, None)
+    """
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 class Record(BaseModel):

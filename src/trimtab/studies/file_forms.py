@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from trimtab.deploy import load_compact, save_compact
 from trimtab.runs.evaluation import Quality
 from trimtab.runs.metric import Metric
+from trimtab.studies.documents import finite
 from trimtab.studies.sizes import bytes_text
 from trimtab.studies.statistics import Estimate, estimate, sparsity_label
 from trimtab.studies.summary import FileRow, Form, Summary
@@ -40,10 +40,9 @@ class Measuring:
 
     def row(self, form: Form, sparsity: float, size: int, quality: Quality, bits: int | None = None) -> FileRow:
         """One file."""
-        finite = quality.bits_per_byte is not None and math.isfinite(quality.bits_per_byte)
         return FileRow(
             method=self.method, seed=self.seed, split=self.split, form=form, sparsity=sparsity, bits=bits, bytes=size,
-            accuracy=quality.accuracy, bits_per_byte=quality.bits_per_byte if finite else None,
+            accuracy=quality.accuracy, bits_per_byte=finite(quality.bits_per_byte),
         )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder, changed
 from trimtab.runs.sections import Pruning
-from trimtab.studies.documents import Record
+from trimtab.studies.documents import Record, finite
 from trimtab.studies.file_forms import Measuring, compact_rows, dense_rows
 from trimtab.studies.fine_tuning import fine_tune
 from trimtab.studies.pruning_score import pruning_choice
@@ -117,21 +116,17 @@ class _Measured:
             return self.quality()
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _row(recipe: Recipe, label: str, split: Split, quality: Quality, **fields: Any) -> Row:
     return Row(
         method=label,
         seed=recipe.seed,
         split=split,
         accuracy=quality.accuracy,
-        loss=_finite(quality.loss),
+        loss=finite(quality.loss),
         top5=quality.top5,
         iou=quality.iou,
-        bits_per_byte=_finite(quality.bits_per_byte),
-        perplexity=_finite(quality.perplexity),
+        bits_per_byte=finite(quality.bits_per_byte),
+        perplexity=finite(quality.perplexity),
         **fields,
     )
 

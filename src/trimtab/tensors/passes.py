@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.collectives import local_part
+from trimtab.collectives import is_sharded, local_part
 from trimtab.parameters import Entry
 from trimtab.tensors.chunks import layout_of
 
@@ -71,6 +71,16 @@ def local_gradients(chosen: Sequence[Entry]) -> list[Tensor]:
 def gradients_of(chosen: Sequence[Entry]) -> list[Tensor]:
     """The gradients themselves, sharded ones whole: the owners of what `local_gradients` gives, in its order."""
     return [entry.parameter.grad for entry in chosen if entry.parameter.grad is not None]
+
+
+def refuse_sharded(what: str, parameters: Sequence[Entry]) -> None:
+    """ValueError, with the name, where a weight is sharded (DTensor); `what` says who does what with whole tensors."""
+    for entry in parameters:
+        if is_sharded(entry.parameter):
+            raise ValueError(
+                f"{what} whole tensors and does not take sharded weights (DTensor), such as {entry.name}; train replicated "
+                "(DDP)"
+            )
 
 
 def flat_view(tensor: Tensor) -> Tensor:

@@ -7,20 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trimtab.collectives import is_sharded
 from trimtab.parameters import Entry, Rule, Source
 from trimtab.parameters.zeros import weights_for_zeros
 from trimtab.tensors.selection import kth_threshold, smallest_masks
-
-
-def refuse_sharded(lever: object, parameters: Sequence[Entry]) -> None:
-    """ValueError, with the name, where a weight is sharded (DTensor)."""
-    for entry in parameters:
-        if is_sharded(entry.parameter):
-            raise ValueError(
-                f"{type(lever).__name__} selects over whole tensors and does not take sharded weights (DTensor), such as "
-                f"{entry.name}; train replicated (DDP)"
-            )
 
 
 def weights_or_refusal(lever: object, parameters: Source, rule: Rule) -> tuple[list[Entry], list[tuple[Entry, str]]]:

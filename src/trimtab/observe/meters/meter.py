@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import whole
-from trimtab.parameters import Entry, Judged, Rule
+from trimtab.parameters import Entry, Judged, Rule, rule_or
 
 
 class Meter(ABC):
@@ -86,3 +86,23 @@ class Picked:
         rule = replace(self.rule, frozen=True)
         listed = self._judged(parameters, lambda given: [one for one in given if rule.reason_against(one) is None])
         return [one for one in listed if one.parameter.grad is not None and one.parameter.grad.layout is torch.strided]
+
+
+class EachTensor(Meter):
+    """A meter with one number for each tensor that a rule picks.
+
+    Args:
+        every: as of `Meter`.
+        rule: which tensors count. Default `Rule(role="any")`: trainable, at least two dimensions [ours].
+    """
+
+    def __init__(self, every: int | Callable[[int], bool] = 1, rule: Rule | None = None) -> None:
+        super().__init__(every)
+        self.rule = rule_or(rule, Rule(role="any"))
+        self._picked = Picked(self.rule)
+        self._names: list[str] = []
+        self._each: Tensor | None = None
+
+    def layers(self) -> dict[str, float]:
+        """The number of each tensor in the last step that was looked at; waits for the device."""
+        return {} if self._each is None else dict(zip(self._names, self._each.tolist(), strict=True))

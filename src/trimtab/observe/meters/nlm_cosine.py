@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.observe.meters.meter import Meter, Picked
-from trimtab.parameters import Entry, Rule, rule_or
+from trimtab.observe.meters.meter import EachTensor
+from trimtab.parameters import Entry
 from trimtab.tensors.norms import each_norm, each_product
 
 
-class NLMCosine(Meter):
+class NLMCosine(EachTensor):
     """Naive loss minimisation: `cos(-g, w)` of the gradient with the weights, of all tensors together and of each.
 
     Near 1 a step of gradient descent does nothing but make the weights longer, which lowers the loss of a network that fits its
@@ -37,13 +37,6 @@ class NLMCosine(Meter):
         {'weight': 0.6}
     """
 
-    def __init__(self, every: int | Callable[[int], bool] = 1, rule: Rule | None = None) -> None:
-        super().__init__(every)
-        self.rule = rule_or(rule, Rule(role="any"))
-        self._picked = Picked(self.rule)
-        self._names: list[str] = []
-        self._each: Tensor | None = None
-
     def measure(self, parameters: Sequence[Entry]) -> dict[str, Tensor]:
         """The cosines."""
         picked = self._picked(parameters)
@@ -58,7 +51,3 @@ class NLMCosine(Meter):
         whole = (lengths[0].square().sum() * lengths[1].square().sum()).sqrt()
         # a tensor of zeros points nowhere
         return {"nlm_cosine": -products.sum() / whole, "nlm_cosine_max": self._each.nan_to_num(-1.0).amax()}
-
-    def layers(self) -> dict[str, float]:
-        """The cosine of each tensor in the last step that was looked at; waits for the device."""
-        return {} if self._each is None else dict(zip(self._names, self._each.tolist(), strict=True))

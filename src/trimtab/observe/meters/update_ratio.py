@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from trimtab.collectives import local_part
-from trimtab.observe.meters.meter import Meter, Picked
-from trimtab.parameters import Entry, Rule, rule_or
+from trimtab.observe.meters.meter import EachTensor
+from trimtab.parameters import Entry, Rule
 from trimtab.tensors.norms import each_norm
 
 
-class UpdateRatio(Meter):
+class UpdateRatio(EachTensor):
     """Update-to-weight ratio: `||w_after - w_before|| / ||w_before||`, of all tensors together and of each.
 
     Around 1e-3 in networks that train well; a layer far above the others is about to run away, one far below does not learn.
@@ -40,12 +40,8 @@ class UpdateRatio(Meter):
     """
 
     def __init__(self, every: int | Callable[[int], bool] = 1, rule: Rule | None = None) -> None:
-        super().__init__(every)
-        self.rule = rule_or(rule, Rule(role="any"))
-        self._picked = Picked(self.rule)
+        super().__init__(every, rule)
         self._before: list[tuple[Entry, Tensor]] = []
-        self._names: list[str] = []
-        self._each: Tensor | None = None
 
     def measure(self, parameters: Sequence[Entry]) -> dict[str, Tensor]:
         """Remember the weights."""
@@ -69,7 +65,3 @@ class UpdateRatio(Meter):
             "update_ratio_max": known.nan_to_num(-torch.inf).amax(),
             "update_ratio_min": known.nan_to_num(torch.inf).amin(),
         }
-
-    def layers(self) -> dict[str, float]:
-        """The ratio of each tensor in the last step that was looked at; waits for the device."""
-        return {} if self._each is None else dict(zip(self._names, self._each.tolist(), strict=True))
