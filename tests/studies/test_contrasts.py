@@ -138,6 +138,9 @@ def test_the_page_shows_them_below_the_main_figure() -> None:
     assert sections[1].name == "contrasts"
     (table,) = sections[1].tables
     assert [row[0].text for row in table.rows] == ["var \N{MINUS SIGN} sgd", "x \N{MINUS SIGN} sgd"]
+    exact = judged[0].model_copy(update={"p": 0.042895, "corrected": 3e-5})
+    (shown,) = study_sections(Study(summary.model_copy(update={"contrasts": [exact]})))[1].tables
+    assert [cell.text for cell in shown.rows[0][-3:-1]] == ["0.043", "< 0.0001"]
     assert [row[-1].text for row in table.rows] == [
         "gain" if judged[0].shown else "not told from zero",
         "not judged: too few seeds in common",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from trimtab.report.parts import MINUS, Cell, Section, Table, number, spread
+from trimtab.report.parts import MINUS, Cell, Section, Table, spread
 from trimtab.report.weights.study import Study
 from trimtab.studies.contrasts import LEVEL, Judged
 from trimtab.studies.statistics import Estimate, sparsity_label
 
 HEAD = ["contrast", "at", "state", "seeds", "difference", "interval", "p", "corrected p", "verdict"]
+
+SMALL = 1e-4
+"""p values below this are written as such: how far below says little with five seeds."""
 
 
 def _row(one: Judged) -> list[Cell]:
@@ -30,10 +33,17 @@ def _row(one: Judged) -> list[Cell]:
         *start,
         difference,
         Cell(ends),
-        number(one.p, 2),
-        number(one.corrected, 2),
+        _p(one.p),
+        _p(one.corrected),
         Cell(mark or "not told from zero"),
     ]
+
+
+def _p(value: float | None) -> Cell:
+    """A p value with two digits, each row with its own; small ones as a bound."""
+    if value is None:
+        return Cell("", None)
+    return Cell(f"{value:.2g}" if value >= SMALL else f"< {SMALL:.4f}", value)
 
 
 def contrasts_section(study: Study) -> Section | None:
