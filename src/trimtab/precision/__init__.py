@@ -1,11 +1,13 @@
 """Number formats: what a tensor becomes in few bits, exactly."""
 
+from trimtab.precision.blocks import MX, Block
 from trimtab.precision.compensate import Compensate
 from trimtab.precision.format import FORMATS, Format, describe, named
 from trimtab.precision.lever import LowPrecision
 from trimtab.precision.meter import ShrinkageMeter
+from trimtab.precision.nvfp4 import NVFP4
 from trimtab.precision.quantize import quantize
-from trimtab.precision.scaling import MX, Block, PerChannel, PerTensor, Scaling
+from trimtab.precision.scaling import PerChannel, PerTensor, Scaling
 from trimtab.precision.shrinkage import Shrinkage, shrinkage, shrinkage_sums
 from trimtab.precision.straight_through import StraightThrough, full_precision
 
@@ -16,6 +18,7 @@ __all__ = [
     "Format",
     "LowPrecision",
     "MX",
+    "NVFP4",
     "PerChannel",
     "PerTensor",
     "Scaling",

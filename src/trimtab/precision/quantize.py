@@ -79,8 +79,9 @@ def quantize(
     if x.numel() == 0:
         return result if out is None else out
     grouping = scaling or PerTensor()
+    whole = None if scaling is None else scaling.of_tensor(x, format)
     if overflow == "raise":
-        _refuse(x, format, rounding, grouping, scaled=scaling is not None)
+        _refuse(x, format, rounding, scaling, whole)
     policy: Overflow = "saturate"
     if overflow != "raise" and (scaling is None or scaling.overflows):
         policy = overflow
@@ -92,25 +93,20 @@ def quantize(
     dtype = arithmetic_dtype(format, x.dtype, scaling)
     size = min(_chunk(x.device), max(x.numel(), 1024))
     rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size)
-    whole = None
-    if isinstance(scaling, PerTensor):
-        whole = scaling.from_absmax(absmax(x.reshape(1, -1)).to(dtype), format, x.dtype)
     for source, target in _pieces(x, result, grouping, size, ordered=rounding == "stochastic"):
-        rows = grouping.rows(source)
+        rows = grouping.grouped(source)
         direct = _overlap(rows, source) and rows.is_contiguous() and target.is_contiguous()
         if not direct and _overlap(rows, source):
             rows = rows.clone(memory_format=torch.contiguous_format)
-        places = grouping.rows(target) if direct else rows
+        places = grouping.grouped(target) if direct else rows
         together = max(size // rows.shape[1], 1)
         for row in range(0, rows.shape[0], together):
             one, other = rows[row : row + together], places[row : row + together]
-            scale = whole
-            if scaling is not None and whole is None:
-                scale = scaling.from_absmax(absmax(one).to(dtype), format, x.dtype)
+            scales = None if scaling is None else scaling.of_rows(one, format, dtype, whole, generator)
             for start in range(0, rows.shape[1], size):
-                rounder(one[:, start : start + size], other[:, start : start + size], scale)
+                rounder(one[:, start : start + size], other[:, start : start + size], scales)
         if not direct:
-            target.copy_(grouping.unrows(rows, source.shape))
+            target.copy_(grouping.ungrouped(rows, source.shape))
     return result if out is None else out
 
 
@@ -160,14 +156,15 @@ def _check(
     one_of("rounding", rounding, get_args(Rounding))
     one_of("overflow", overflow, get_args(OverflowPolicy))
     if scaling is not None and not isinstance(scaling, Scaling):
-        raise TypeError(f"scaling must be None, PerTensor, PerChannel, Block or MX, got {scaling!r}")
-    may_saturate = scaling is not None and scaling.rule in ("floor", "even")
-    if may_saturate and rounding == "stochastic" and overflow == "saturate":
-        warnings.warn(
-            f"stochastic rounding is biased under {scaling!r}: the largest entries of a group may saturate, and their mean is "
-            "then not x; rule='ceil' or 'power_of_two' cannot saturate",
-            stacklevel=4,  # quantize's caller; no_grad's wrapper lies between
-        )
+        raise TypeError(f"scaling must be None, PerTensor, PerChannel, Block, MX, NVFP4 or Delayed, got {scaling!r}")
+    if scaling is not None:
+        scaling.check(format)
+        if rounding == "stochastic" and overflow == "saturate" and scaling.biases:
+            warnings.warn(
+                f"stochastic rounding is biased under {scaling!r}: the largest entries of a group may saturate, and their mean "
+                f"is then not x; {scaling.biases}",
+                stacklevel=4,  # quantize's caller; no_grad's wrapper lies between
+            )
     if overflow == "inf" and not format.infinities:
         raise ValueError(f"format {format.name!r} has no infinity; overflow may be saturate, nan or raise")
     if not format.fits(x.dtype):
@@ -179,16 +176,19 @@ def _check(
         )
 
 
-def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, *, scaled: bool) -> None:
+def _refuse(x: Tensor, format: Format, rounding: Rounding, scaling: Scaling | None, whole: Tensor | None) -> None:
     """ValueError where overflow="raise" says so; looks at the largest magnitude of each group only."""
-    largest = absmax(grouping.rows(grouping.lines(x))).to(torch.float64)
+    grouping = scaling or PerTensor()
+    rows = grouping.grouped(grouping.lines(x))
+    largest = absmax(rows).to(torch.float64)
     if not bool(largest.isfinite().all()):
         what = "NaN" if bool(largest.isnan().any()) else "an infinity"
         raise ValueError(f"x has {what}, which overflow='raise' refuses for format {format.name!r}")
-    if scaled:
-        if not grouping.overflows:
+    if scaling is not None:
+        if not scaling.overflows:
             return
-        largest = largest / grouping.from_absmax(largest, format, x.dtype)
+        scales = scaling.of_rows(rows, format, torch.float64 if x.dtype == torch.float64 else torch.float32, whole)
+        largest = largest / scales.decode if scales.encode is None else largest * scales.encode
     step = 2.0 ** (format.max_exponent - format.mantissa)
     if format.exponent == 0:
         step = 1.0
@@ -200,6 +200,6 @@ def _refuse(x: Tensor, format: Format, rounding: Rounding, grouping: Scaling, *,
     }[rounding]
     if bool(above.any()):
         raise ValueError(
-            f"x has magnitudes up to {float(largest.max()):g}{' after scaling' if scaled else ''}, above the largest number "
+            f"x has magnitudes up to {float(largest.max()):g}{' after scaling' if scaling else ''}, above the largest number "
             f"of format {format.name!r}, {format.max:g}, and overflow='raise'"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.precision.format import FORMATS, Format
-from trimtab.precision.scaling import Scaling
+from trimtab.precision.scaling import Scales, Scaling
 
 Rounding = Literal["nearest", "toward_zero", "stochastic"]
 Overflow = Literal["saturate", "inf", "nan"]
@@ -37,7 +37,7 @@ def flushes_subnormals() -> bool:
 
 
 class Rounder:
-    """Rounds chunks of at most `size` numbers: `target <- scale * round(source / scale)`.
+    """Rounds chunks of at most `size` numbers: `target <- decode * round(encode * source)`.
 
     With q the step of the format at x, `q = 2^(max(floor(log2 |x|), min_exponent) - mantissa)`, the rounded number is
     `q * R(x / q)`; q is a power of two taken from the exponent bits of x, so both operations with it are exact. R is
@@ -76,13 +76,17 @@ class Rounder:
             self._buffers[name] = torch.empty(self._size, dtype=self.dtype, device=self._device)
         return self._buffers[name][: like.numel()].view(like.shape)
 
-    def __call__(self, source: Tensor, target: Tensor, scale: Tensor | None = None) -> None:
-        """Round `source` into `target` (same shape, contiguous; may be the same); scale broadcasts to the shape."""
+    def __call__(self, source: Tensor, target: Tensor, scales: Scales | None = None) -> None:
+        """Round `source` into `target` (same shape, contiguous; may be the same); the scales broadcast to the shape."""
         x = source
         if x.dtype != self.dtype:
             x = self._buffer("x", source).copy_(source)
-        if scale is not None:
-            x = torch.div(x, scale, out=self._buffer("x", source))
+        if scales is not None:
+            scaled = self._buffer("x", source)
+            if scales.encode is None:
+                x = torch.div(x, scales.decode, out=scaled)
+            else:
+                x = torch.mul(x, scales.encode, out=scaled)
         # straight into the target where nothing in it is needed any more
         direct = target.dtype == self.dtype and target.data_ptr() != x.data_ptr()
         value = target if direct else self._buffer("value", x)
@@ -90,8 +94,8 @@ class Rounder:
             self._native(x, value, self._cast[: x.numel()].view(x.shape))
         else:
             self._round(x, value, self._buffer("step", x))
-        if scale is not None:
-            value.mul_(scale)
+        if scales is not None:
+            value.mul_(scales.decode)
             if self.overflow == "saturate":
                 limit = torch.finfo(target.dtype).max
                 value.clamp_(-limit, limit)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from trimtab.checks import one_of, whole
+from trimtab.checks import one_of
 from trimtab.parameters import Entry
 from trimtab.precision.format import Format, named
 
 Rule = Literal["absmax", "power_of_two", "floor", "even", "ceil"]
+
+
+class Scales(NamedTuple):
+    """What one group, or each of several, is brought into range by; both broadcast to the rows.
+
+    Attributes:
+        decode: what a rounded number is multiplied by.
+        encode: what a number is multiplied by before it is rounded. None: it is divided by `decode`.
+    """
+
+    decode: Tensor
+    encode: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,16 @@ class Scaling:
         """Whether x / s can lie above the format's largest number."""
         return self.rule not in ("absmax", "power_of_two")
 
+    @property
+    def biases(self) -> str | None:
+        """Why stochastic rounding under this scaling is biased, and what is not; None where it is unbiased."""
+        if self.rule not in ("floor", "even"):
+            return None
+        return "rule='ceil' or 'power_of_two' cannot saturate"
+
+    def check(self, format: Format) -> None:
+        """ValueError where this scaling cannot bring numbers into the range of the format."""
+
     def lowest_exponent(self, dtype: torch.dtype, format: Format) -> int:
         """Exponent of the smallest scale."""
         return -1022 if dtype == torch.float64 else -126
@@ -58,27 +79,52 @@ class Scaling:
         return x if x.ndim else x.view(1)
 
     def pads(self, lines: Tensor) -> bool:
-        """Whether `rows` of these lines has to fill up a group."""
+        """Whether `grouped` of these lines has to fill up a group."""
         return False
 
-    def rows(self, lines: Tensor) -> Tensor:
+    def grouped(self, lines: Tensor) -> Tensor:
         """The lines, or some of them, with one group per row; a view where it can be."""
         raise NotImplementedError
 
-    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows`, for lines of the shape given."""
+    def ungrouped(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `grouped`, for lines of the shape given."""
         raise NotImplementedError
+
+    def of_tensor(self, x: Tensor, format: Format) -> Tensor | None:
+        """What the groups' scales depend on beside their own entries, shape (1, 1); None (default): nothing."""
+        return None
+
+    def of_rows(
+        self,
+        rows: Tensor,
+        format: Format,
+        dtype: torch.dtype,
+        whole: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Scales:
+        """The scales of some rows of a tensor, shape (rows, 1).
+
+        Args:
+            rows: one group in each, in the tensor's own dtype.
+            format: of the elements.
+            dtype: to compute in, float32 or float64.
+            whole: what `of_tensor` said.
+            generator: for scales that are rounded at random.
+        """
+        return Scales(self.from_absmax(absmax(rows).to(dtype), format, rows.dtype))
 
     def scales(self, x: Tensor, format: str | Format) -> Tensor:
         """The scales of the groups of `x` in float32 (float64 for float64), in the order of the rows; shape (groups,).
 
         Example:
-            >>> MX().scales(torch.tensor([1.0, -6.0]), "e2m1")
+            >>> PerTensor().scales(torch.tensor([1.0, -6.0]), "e2m1")
             tensor([1.])
         """
-        rows = self.rows(self.lines(x.detach()))
+        rows = self.grouped(self.lines(x.detach()))
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return self.from_absmax(absmax(rows).to(wide), named(format), x.dtype).squeeze(-1)
+        format = named(format)
+        self.check(format)
+        return self.of_rows(rows, format, wide, self.of_tensor(x.detach(), format)).decode.squeeze(-1)
 
     def from_absmax(self, largest: Tensor, format: Format, carrier: torch.dtype) -> Tensor:
         """The scales for the largest magnitudes given (float32 or float64), elementwise, of a tensor of dtype `carrier`."""
@@ -111,13 +157,29 @@ class PerTensor(Scaling):
         tensor([ 0.0100, -0.0033])
     """
 
-    def rows(self, lines: Tensor) -> Tensor:
+    def grouped(self, lines: Tensor) -> Tensor:
         """One row."""
         return lines.reshape(1, -1)
 
-    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows`."""
+    def ungrouped(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `grouped`."""
         return rows.view(shape)
+
+    def of_tensor(self, x: Tensor, format: Format) -> Tensor:
+        """The largest magnitude."""
+        return absmax(x.reshape(1, -1))
+
+    def of_rows(
+        self,
+        rows: Tensor,
+        format: Format,
+        dtype: torch.dtype,
+        whole: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Scales:
+        """The one scale; the row may be a part of the tensor."""
+        largest = absmax(rows) if whole is None else whole
+        return Scales(self.from_absmax(largest.to(dtype), format, rows.dtype))
 
 
 @dataclass(frozen=True)
@@ -139,9 +201,9 @@ class PerChannel(Scaling):
         dims = (0,) if self.dim is None else (self.dim,) if isinstance(self.dim, int) else self.dim
         if not dims:
             return x.unsqueeze(0)
-        return x.movedim([_dimension(dim, x) for dim in dims], list(range(len(dims))))
+        return x.movedim([dimension(dim, x) for dim in dims], list(range(len(dims))))
 
-    def rows(self, lines: Tensor) -> Tensor:
+    def grouped(self, lines: Tensor) -> Tensor:
         """One row for each channel."""
         first = len(self.dim) if isinstance(self.dim, tuple) and self.dim else 1
         return lines.reshape(math.prod(lines.shape[:first]), -1)
@@ -152,85 +214,9 @@ class PerChannel(Scaling):
             return self
         return replace(self, dim=tuple(axis for axis in (entry.stack_axis, entry.output_axis) if axis is not None))
 
-    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows`."""
+    def ungrouped(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `grouped`."""
         return rows.view(shape)
-
-
-@dataclass(frozen=True)
-class Block(Scaling):
-    """One scale for each run of `size` entries along dimension `dim` (default the last).
-
-    Where `size` does not divide the length, the last block is shorter: as if zeros followed, which are cut off again.
-
-    Example:
-        >>> Block(size=2).scales(torch.tensor([6.0, 1.0, 3.0]), "e2m1")
-        tensor([1.0000, 0.5000])
-    """
-
-    size: int = 32
-    dim: int = -1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("size of a block", self.size, 1)
-
-    def lines(self, x: Tensor) -> Tensor:
-        """The dimension of the blocks last; a single line becomes one of many."""
-        lines = x.movedim(_dimension(self.dim, x), -1)
-        return lines if x.ndim > 1 else lines.unsqueeze(0)
-
-    def pads(self, lines: Tensor) -> bool:
-        """Whether the last block of a line is shorter."""
-        return lines.shape[-1] % self.size > 0
-
-    def rows(self, lines: Tensor) -> Tensor:
-        """One row for each block; the last of a line is filled with zeros."""
-        if short := -lines.shape[-1] % self.size:
-            lines = F.pad(lines, (0, short))
-        return lines.reshape(-1, self.size)
-
-    def unrows(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `rows`."""
-        length = shape[-1] + -shape[-1] % self.size
-        return rows.view([*shape[:-1], length])[..., : shape[-1]]
-
-
-@dataclass(frozen=True)
-class MX(Block):
-    """The microscaling formats of the Open Compute Project (MX 1.0, arXiv 2310.10537): 32 entries share an e8m0 scale.
-
-    e8m0 holds 2^-127 to 2^127; scales beyond are set to the nearer of the two. MXINT8's elements are k / 64 (int8 k; intN:
-    k / 2^(N - 2)): of the whole numbers k that are rounded here the scale is 2^-6 times the shared one. `rule` is "floor"
-    (default, the specification's), "even", "ceil" or "power_of_two"; `Scaling` has the formulas.
-
-    Example:
-        >>> from trimtab.precision import quantize
-        >>> quantize(torch.tensor([0.01, -0.0035]), "e2m1", scaling=MX())
-        tensor([ 0.0117, -0.0039])
-    """
-
-    rule: Rule = field(default="floor", kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rule == "absmax":
-            raise ValueError(
-                "an MX scale is a power of two: rule must be floor, even, ceil or power_of_two, got 'absmax'"
-            )
-
-    def lowest_exponent(self, dtype: torch.dtype, format: Format) -> int:
-        """-127 of the shared scale, whatever the dtype; less what an integer element implies."""
-        return -127 - _implied(format)
-
-    def highest_exponent(self, dtype: torch.dtype, format: Format) -> int:
-        """127 of the shared scale, whatever the dtype; less what an integer element implies."""
-        return 127 - _implied(format)
-
-
-def _implied(format: Format) -> int:
-    """Integer elements of an MX block are fractions below 2: the exponent of their step, sign reversed."""
-    return format.mantissa - 1 if format.exponent == 0 else 0
 
 
 def absmax(rows: Tensor) -> Tensor:
@@ -242,7 +228,8 @@ def absmax(rows: Tensor) -> Tensor:
     return torch.cat([part.abs().amax(-1, keepdim=True) for part in torch.split(rows, together)])
 
 
-def _dimension(dim: int, x: Tensor) -> int:
+def dimension(dim: int, x: Tensor) -> int:
+    """The dimension counted from the front; ValueError where the tensor has none such."""
     if not x.ndim:
         raise ValueError("a tensor without dimensions (one number) has no channels or blocks; PerTensor() fits it")
     if not -x.ndim <= dim < x.ndim:

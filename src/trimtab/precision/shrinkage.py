@@ -15,7 +15,7 @@ from torch import Tensor
 from trimtab.collectives import local_part
 from trimtab.precision.format import Format
 from trimtab.precision.rounding import arithmetic_dtype
-from trimtab.precision.scaling import Scaling, absmax
+from trimtab.precision.scaling import Scaling
 
 PIECE_CPU, PIECE_GPU = 1 << 16, 1 << 22
 """Elements summed at a time, so that their float64 copies stay small (measured)."""
@@ -101,9 +101,9 @@ def shrinkage_sums(
         total[1:] += torch.stack([count.double() for count in counts])
     total[0] = original.numel()
     if format is not None and scaling is not None and scaling.overflows and original.numel():
-        rows = scaling.rows(scaling.lines(original))
-        largest = absmax(rows).to(arithmetic_dtype(format, original.dtype, scaling))
-        limit = scaling.from_absmax(largest, format, original.dtype).double() * format.max
+        rows = scaling.grouped(scaling.lines(original))
+        dtype = arithmetic_dtype(format, original.dtype, scaling)
+        limit = scaling.of_rows(rows, format, dtype, scaling.of_tensor(original, format)).decode.double() * format.max
         total[SUMS.index("overflow")] = (rows.abs().double() > limit).sum()
     return total
 
