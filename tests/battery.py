@@ -540,6 +540,14 @@ def gradient_reversal() -> tuple[Any, Any]:
     )
 
 
+def hard_concrete() -> tuple[Any, Any]:
+    alpha, u = 3 * numbers(3, 7), np.random.default_rng(4).random(7)
+    gate = create("hard_concrete", 7).double()
+    gate.alpha.data = torch.from_numpy(alpha)
+    found = gate.sample(torch.from_numpy(u)), gate.eval()(), gate.penalty()
+    return found, reference.hard_concrete(alpha, u)
+
+
 def channels() -> tuple[Any, Any]:
     net, weights = layers((8, 5), (4, 8))
     smaller = create("channels", net, torch.zeros(1, 5, dtype=torch.float64), 0.4)
@@ -553,6 +561,7 @@ def depth_plan() -> tuple[Any, Any]:
 
 
 PROBES = (
+    Probe("hard_concrete", hard_concrete),
     Probe("channels", channels),
     Probe("depth_plan", depth_plan),
     Probe("gradient_reversal", gradient_reversal),

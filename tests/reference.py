@@ -873,3 +873,16 @@ def host(box: tuple[int, int, int, int], masks: Mapping[str, NDArray[np.bool_]])
     parts = {organ: float(mask[y0:y1, x0:x1].mean()) for organ, mask in masks.items()}
     organ = max(parts, key=lambda name: parts[name])
     return organ, parts[organ]
+
+
+def hard_concrete(alpha: Array, u: Array) -> tuple[Array, Array, float]:
+    """Drawn gates, those without noise, and how many are open in the mean."""
+
+    def stretched(s: Array) -> Array:
+        return np.clip(1.2 * s - 0.1, 0, 1)
+
+    def sigmoid(x: Array) -> Array:
+        return 1 / (1 + np.exp(-x))
+
+    drawn = stretched(sigmoid((np.log(u + 1e-8) - np.log(1 - u + 1e-8) + alpha) / 0.83))
+    return drawn, stretched(sigmoid(alpha)), sigmoid(alpha - 0.83 * np.log(0.1 / 1.1)).sum()

@@ -5,6 +5,7 @@ from trimtab.deploy.compact_file import load_compact, save_compact
 from trimtab.deploy.compact_report import CompactReport, CompactRow
 from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.export import export_onnx, export_program
+from trimtab.deploy.gated import remove_gated
 from trimtab.deploy.latency import BreakEven, break_even, measure_linear
 from trimtab.deploy.sparse_linear import LinearRow, SparseLinearReport, to_sparse_linear
 from trimtab.deploy.sparse_reader import load_sparse, sparse_metadata
@@ -32,6 +33,7 @@ __all__ = [
     "load_sparse",
     "measure_linear",
     "remove_channels",
+    "remove_gated",
     "save_compact",
     "save_sparse",
     "sparse_metadata",

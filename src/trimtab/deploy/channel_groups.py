@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,24 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from trimtab.observe.multiply_adds import MultiplyAdds
-
-LAYERS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
-"""Layers whose channels can be the first of a group."""
-
-
-def graph_library() -> Any:
-    """torch-pruning; ImportError that says how to get it."""
-    try:
-        import torch_pruning  # type: ignore[import-untyped]
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "removing channels needs torch-pruning, which knows which layers depend on each other: pip install "
-            "'trimtab[channels]'"
-        ) from error
-    return torch_pruning
+from trimtab.pruning.graph import LAYERS, dependency_graph, outputs_of, take_channels, twin_of
 
 
 @dataclass(eq=False)
@@ -64,34 +47,18 @@ def importance_of(library: Any, score: str | Callable[[Any], Tensor]) -> Callabl
     return found
 
 
-def _graph(library: Any, model: nn.Module, example: Tensor) -> Any:
-    """The dependency graph of a model; its parameters must require gradients while it is traced."""
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return library.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(model).eval()
-    for (_, parameter), (_, original) in zip(twin.named_parameters(), model.named_parameters(), strict=True):
-        parameter.requires_grad_()
-        parameter.grad = None if original.grad is None else original.grad.clone()
-    return twin
-
-
 def _shapes(model: nn.Module, example: Tensor) -> list[torch.Size]:
-    with torch.no_grad():
-        return [leaf.shape for leaf in tree_leaves(model(example)) if isinstance(leaf, Tensor)]
+    return [leaf.shape for leaf in outputs_of(model, example)]
 
 
 def find_groups(
     library: Any, model: nn.Module, example: Tensor, importance: Callable[[Any], Tensor | None], ignore: Sequence[str]
 ) -> tuple[list[Group], list[tuple[str, str]]]:
     """Groups of channels that can go, with their scores, and layers whose channels stay, with the reasons."""
-    twin = _twin(model)
+    twin = twin_of(model)
     names = {id(module): name for name, module in twin.named_modules()}
     expected = _shapes(twin, example)
-    graph = _graph(library, twin, example)
+    graph = dependency_graph(library, twin, example)
     found, left_out = [], []
     for group in graph.get_all_groups(root_module_types=LAYERS):
         root = group[0].dep.target.module
@@ -123,12 +90,12 @@ def find_groups(
 
 def _reason(library: Any, model: nn.Module, example: Tensor, name: str, expected: list[torch.Size]) -> str | None:
     """Why a group must stay: one channel is taken from a copy, and what then happens says it."""
-    twin = _twin(model)
+    twin = twin_of(model)
     layer: Any = twin.get_submodule(name)
     if (layer.out_channels if hasattr(layer, "out_channels") else layer.out_features) < 2:
         return "it has one channel only"
     try:
-        _take(library, twin, example, name, [0])
+        take_channels(library, twin, example, name, [0])
         shapes = _shapes(twin, example)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         return f"the network breaks without one of its channels ({str(error).splitlines()[0][:120]})"
@@ -209,22 +176,13 @@ def least_count(
 # the smaller network
 
 
-def _take(library: Any, model: nn.Module, example: Tensor, name: str, gone: list[int], graph: Any = None) -> None:
-    graph = _graph(library, model, example) if graph is None else graph
-    layer = model.get_submodule(name)
-    group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=sorted(gone))
-    if not graph.check_pruning_group(group):
-        raise ValueError("a layer of the group would keep no channel")
-    group.prune()
-
-
 def smaller_network(library: Any, model: nn.Module, example: Tensor, groups: list[Group]) -> nn.Module:
     """A copy without the channels that are gone."""
-    twin = _twin(model)
-    graph = _graph(library, twin, example)
+    twin = twin_of(model)
+    graph = dependency_graph(library, twin, example)
     for group in groups:
         if group.gone:
-            _take(library, twin, example, group.name, group.gone, graph)
+            take_channels(library, twin, example, group.name, group.gone, graph)
     for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(original.requires_grad)
         parameter.grad = None

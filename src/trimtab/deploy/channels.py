@@ -14,7 +14,6 @@ from trimtab.checks import below_one, one_of, whole
 from trimtab.deploy.channel_groups import (
     counts_of,
     find_groups,
-    graph_library,
     importance_of,
     least_count,
     order_of,
@@ -26,6 +25,7 @@ from trimtab.deploy.channel_groups import (
 )
 from trimtab.deploy.timing import Comparison, compare_twice
 from trimtab.frames import Tabular
+from trimtab.pruning.graph import graph_library
 from trimtab.tensors.selection import removed_count
 
 Budget = Literal["channels", "parameters", "multiply_adds"]

@@ -4,8 +4,10 @@ from trimtab.pruning.ac_dc import ACDC
 from trimtab.pruning.decompose import Decomposed, decompose
 from trimtab.pruning.depth import DepthPlan, depth_plan
 from trimtab.pruning.dynamic_sparse import DynamicSparse
+from trimtab.pruning.gates import Gates, gate_channels, gate_heads
 from trimtab.pruning.gradient_scores import GraSP, Snip, Taylor
 from trimtab.pruning.gradual import GradualPruning
+from trimtab.pruning.hard_concrete import HardConcreteGate, match_output_loss
 from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.lora import merge_lora
 from trimtab.pruning.low_rank import LowRankProjection
@@ -31,8 +33,10 @@ __all__ = [
     "Decomposed",
     "DepthPlan",
     "DynamicSparse",
+    "Gates",
     "GraSP",
     "GradualPruning",
+    "HardConcreteGate",
     "KeepMasks",
     "LowRankProjection",
     "MovementPruning",
@@ -47,8 +51,11 @@ __all__ = [
     "decompose",
     "depth_plan",
     "erk_densities",
+    "gate_channels",
+    "gate_heads",
     "keep_masks",
     "masks_of",
+    "match_output_loss",
     "merge_lora",
     "one_shot",
     "owl",

@@ -1,0 +1,89 @@
+"""Which channels of a network depend on each other, as torch-pruning finds it from one forward pass; tried on copies."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+LAYERS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
+"""Layers whose channels can be the first of a group."""
+
+
+def graph_library() -> Any:
+    """torch-pruning; ImportError that says how to get it."""
+    try:
+        import torch_pruning  # type: ignore[import-untyped]
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "removing channels needs torch-pruning, which knows which layers depend on each other: pip install "
+            "'trimtab[channels]'"
+        ) from error
+    return torch_pruning
+
+
+def dependency_graph(library: Any, model: nn.Module, example: Tensor) -> Any:
+    """The dependency graph of a model; its parameters must require gradients while it is traced."""
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return library.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+
+
+def marked(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, known as one of gates, which a copy of the network does not take along."""
+    hook.of_gates = True  # type: ignore[attr-defined]
+    return hook
+
+
+def gate_hooks(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Every module with the number of a hook of gates."""
+    return [
+        (module, number)
+        for module in model.modules()
+        for number, hook in module._forward_pre_hooks.items()
+        if getattr(hook, "of_gates", False)
+    ]
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A copy without gates that evaluates, with parameters that require gradients and the gradients that are there."""
+    twin = copy.deepcopy(model).eval()
+    for module, number in gate_hooks(twin):
+        del module._forward_pre_hooks[number]
+    for (_, parameter), (_, original) in zip(twin.named_parameters(), model.named_parameters(), strict=True):
+        parameter.requires_grad_()
+        parameter.grad = None if original.grad is None else original.grad.clone()
+    return twin
+
+
+def outputs_of(model: nn.Module, example: Tensor) -> list[Tensor]:
+    """Every tensor of what the model puts out."""
+    with torch.no_grad():
+        return [leaf for leaf in tree_leaves(model(example)) if isinstance(leaf, Tensor)]
+
+
+def same_outputs(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether two networks put out the same, but for rounding: within 1e-4 of the largest number."""
+    return len(found) == len(expected) and all(
+        one.shape == other.shape
+        and torch.allclose(one.double(), other.double(), rtol=1e-4, atol=1e-4 * float(other.double().abs().amax()))
+        for one, other in zip(found, expected, strict=True)
+        if other.numel()
+    )
+
+
+def take_channels(
+    library: Any, model: nn.Module, example: Tensor, name: str, gone: list[int], graph: Any = None
+) -> None:
+    """Take these output channels of a layer from the model, and all that follows from them."""
+    graph = dependency_graph(library, model, example) if graph is None else graph
+    layer = model.get_submodule(name)
+    group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=sorted(gone))
+    if not graph.check_pruning_group(group):
+        raise ValueError("a layer of the group would keep no channel")
+    group.prune()
