@@ -116,7 +116,7 @@ def test_the_loss_is_the_squared_distance_for_each_example_and_the_teacher_gets_
     student, teacher = torch.ones(2, 3, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     loss = match_output_loss({"a": student, "b": [student]}, {"a": teacher, "b": [teacher]})
     loss.backward()
-    assert float(loss) == 6.0
+    assert loss.item() == 6.0
     assert teacher.grad is None
     with pytest.raises(ValueError, match=r"same shapes, got \[\(2, 3\)\] and \[\(3,\)\]"):
         match_output_loss(student, torch.zeros(3))
