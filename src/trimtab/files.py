@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,48 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
         if isinstance(error, OSError):
             raise OSError(errno_of(error), f"could not write {path}: {error.strerror or error}") from error
         error.add_note(f"while writing {path}")
+        raise
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a place for a new folder that is taken.
+
+    Raises:
+        ValueError: there is a file, or a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not empty; choose another folder")
+
+
+@contextmanager
+def folder_atomically(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` at the end; on any error it is removed and `folder` is as it was.
+
+    Raises:
+        ValueError: `folder` is taken already.
+        OSError: it could not be made.
+    """
+    check_free(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.parent / f".{folder.name}.{secrets.token_hex(4)}.part"
+        temporary.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, f"could not write {folder}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        check_free(folder)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(errno_of(error), f"could not write {folder}: {error.strerror or error}") from error
         raise
 
 

@@ -1,4 +1,4 @@
-"""`trimtab prune`: measure a finished run at many sparsities."""
+"""`trimtab prune`: measure a finished run at many sparsities, or prune the folder of a language model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from trimtab.cli import language_pruning
 from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.cli.dry_run import Part, show_parts
@@ -18,6 +19,7 @@ from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Pruning
 from trimtab.studies.estimate import estimate
+from trimtab.studies.language.folder import is_language_folder
 from trimtab.studies.prune_run import prune_run, pruned_file, read_pruned
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.variants import Variant
@@ -27,7 +29,8 @@ from trimtab.studies.weights.assemble import assemble
 @dataclass(frozen=True)
 class PruneArguments:
     """Prunes a finished run once at each sparsity, without retraining, and measures it with and without BatchNorm
-    recalibration, and on request after training on (--finetune). The run's network is not changed.
+    recalibration, and on request after training on (--finetune). The run's network is not changed. A folder of a
+    language model (transformers) has options of its own: trimtab prune MODEL --help.
 
     Examples:
         trimtab prune runs/digits/sgd/seed0
@@ -66,6 +69,8 @@ def _show_cost(recipe: Recipe, given: PruneArguments, file: Path) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Parse and measure."""
     first = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
+    if first is not None and is_language_folder(first):
+        return language_pruning.run(arguments)
     default = None if first is None else PruneArguments(first, RunFolder(first).recipe.pruning)
     given = parse(PruneArguments, arguments, "prune", default=default)
     check_first(given.run, first, "RUN", "prune")

@@ -7,6 +7,8 @@ from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.export import export_onnx, export_program
 from trimtab.deploy.gated import remove_gated
 from trimtab.deploy.latency import BreakEven, break_even, measure_linear
+from trimtab.deploy.macko import Macko, MackoReport, load_macko, macko_decode, macko_encode, save_macko
+from trimtab.deploy.semi_structured import SemiStructuredReport, check_semi_structured, to_semi_structured
 from trimtab.deploy.sparse_linear import LinearRow, SparseLinearReport, to_sparse_linear
 from trimtab.deploy.sparse_reader import load_sparse, sparse_metadata
 from trimtab.deploy.sparse_writer import save_sparse
@@ -21,22 +23,31 @@ __all__ = [
     "Comparison",
     "CsrLinear",
     "LinearRow",
+    "Macko",
+    "MackoReport",
+    "SemiStructuredReport",
     "SmallerNetwork",
     "SparseLinearReport",
     "StoreReport",
     "TensorRow",
     "VerdictRow",
     "break_even",
+    "check_semi_structured",
     "export_onnx",
     "export_program",
     "load_compact",
+    "load_macko",
     "load_sparse",
+    "macko_decode",
+    "macko_encode",
     "measure_linear",
     "remove_channels",
     "remove_gated",
     "save_compact",
+    "save_macko",
     "save_sparse",
     "sparse_metadata",
+    "to_semi_structured",
     "to_sparse_linear",
     "verdict",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.deploy import save_sparse
-from trimtab.files import replace_atomically, write_text
+from trimtab.files import check_free, replace_atomically, write_text
 from trimtab.inputs import read_json_mapping
 from trimtab.runs.metric import metric_of
 from trimtab.runs.recipe import Recipe
@@ -53,11 +53,6 @@ def _taken(source: Path, target: Path) -> None:
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.is_symlink() and any(fnmatch(file.name, name) for name in FILES):
             replace_atomically(target / file.name, partial(shutil.copyfile, file))
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; choose another folder")
 
 
 def _fill(folder: RunFolder, out: Path, sparsity: float | None, root: str | None, licence: str | None) -> None:
@@ -123,7 +118,7 @@ def push(
         raise ValueError(f"{folder.path} is not a finished run; train it first")
     client = None if hub is None else _hub()
     if hub is None:
-        _check_free(Path(to))
+        check_free(Path(to))
     elif hub["revision"]:
         raise ValueError(f"{to}: a push takes no revision; write hf://{hub['name']}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -153,7 +148,7 @@ def pull(source: str, out: Path | str) -> RunFolder:
         ImportError: the Hub is named and huggingface_hub is missing.
     """
     hub, target = _on_hub(source), Path(out)
-    _check_free(target)
+    check_free(target)
     with tempfile.TemporaryDirectory() as temporary:
         held = Path(source)
         if hub is not None:
