@@ -548,6 +548,16 @@ def hard_concrete() -> tuple[Any, Any]:
     return found, reference.hard_concrete(alpha, u)
 
 
+def mask_tuning() -> tuple[Any, Any]:
+    net, (weight,) = layers((3, 5))
+    scores, inputs, targets = 5e-3 + 1e-3 * numbers(3, 3, 5), numbers(1, 7, 5), numbers(2, 7, 3)
+    tuning = create("mask_tuning", net, include=("*",))
+    tuning.scores["0.weight"].data = torch.from_numpy(scores)
+    outputs = net(torch.from_numpy(inputs))
+    ((outputs - torch.from_numpy(targets)).square().sum() / 2 + tuning.penalty()).backward()
+    return (outputs, tuning.scores["0.weight"].grad), reference.mask_tuning(weight, scores, inputs, targets)
+
+
 def channels() -> tuple[Any, Any]:
     net, weights = layers((8, 5), (4, 8))
     smaller = create("channels", net, torch.zeros(1, 5, dtype=torch.float64), 0.4)
@@ -561,6 +571,7 @@ def depth_plan() -> tuple[Any, Any]:
 
 
 PROBES = (
+    Probe("mask_tuning", mask_tuning),
     Probe("hard_concrete", hard_concrete),
     Probe("channels", channels),
     Probe("depth_plan", depth_plan),

@@ -886,3 +886,9 @@ def hard_concrete(alpha: Array, u: Array) -> tuple[Array, Array, float]:
 
     drawn = stretched(sigmoid((np.log(u + 1e-8) - np.log(1 - u + 1e-8) + alpha) / 0.83))
     return drawn, stretched(sigmoid(alpha)), sigmoid(alpha - 0.83 * np.log(0.1 / 1.1)).sum()
+
+
+def mask_tuning(weight: Array, scores: Array, inputs: Array, targets: Array) -> tuple[Array, Array]:
+    """Outputs of a masked linear layer, and the gradient of half the squared error and the penalty by the scores."""
+    outputs = inputs @ (weight * (scores > 5e-3)).T
+    return outputs, (outputs - targets).T @ inputs * weight + 1e-4 * np.sign(scores)

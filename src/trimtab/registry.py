@@ -140,6 +140,7 @@ LEVERS = index(
     Entry("movement", "after_step", "trimtab.pruning:MovementPruning", "what moves towards zero goes, in fine-tuning", "2005.07683", card="movement-pruning"),
     Entry("low_rank", "after_step", "trimtab.pruning:LowRankProjection", "weights projected to low rank now and then; two small layers in the end", "1812.02402"),
     Entry("hard_concrete", "module", "trimtab.pruning:HardConcreteGate", "gates on heads and channels, learned to be exactly open or closed, then removed", "1712.01312", card="gates"),
+    Entry("mask_tuning", "module", "trimtab.pruning:MaskTuning", "a frozen network learns a task by leaving weights out, one bit each", "2307.15049"),
     Entry("low_precision", "precision", "trimtab.precision:LowPrecision", "gradients, weights, momentum, activations rounded to a number format", "2508.07142"),
     Entry("compensate", "precision", "trimtab.precision:Compensate", "step divided by the running shrinkage of the gradients", "2508.07142"),
     Entry("one_shot", "pruning", "trimtab.pruning:one_shot", "exact one-shot pruning: score, scope, pattern", "ours", card="one-shot-pruning"),

@@ -11,6 +11,8 @@ from trimtab.pruning.hard_concrete import HardConcreteGate, match_output_loss
 from trimtab.pruning.kept import KeepMasks, keep_masks
 from trimtab.pruning.lora import merge_lora
 from trimtab.pruning.low_rank import LowRankProjection
+from trimtab.pruning.mask_file import load_masks, save_masks
+from trimtab.pruning.mask_tuning import MaskTuning, layers_by_mask_gradient
 from trimtab.pruning.movement import MovementPruning
 from trimtab.pruning.nm_decay import NMDecay
 from trimtab.pruning.one_shot import one_shot, sweep
@@ -39,6 +41,7 @@ __all__ = [
     "HardConcreteGate",
     "KeepMasks",
     "LowRankProjection",
+    "MaskTuning",
     "MovementPruning",
     "NMDecay",
     "Pruned",
@@ -54,12 +57,15 @@ __all__ = [
     "gate_channels",
     "gate_heads",
     "keep_masks",
+    "layers_by_mask_gradient",
+    "load_masks",
     "masks_of",
     "match_output_loss",
     "merge_lora",
     "one_shot",
     "owl",
     "recalibrate",
+    "save_masks",
     "sparse_gpt",
     "sweep",
 ]
