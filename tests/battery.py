@@ -475,6 +475,55 @@ def of_loss(name: str, **given: Any) -> tuple[Any, Any]:
     return found, getattr(reference, name)(logits, targets, **given)
 
 
+LOSS_GRADIENTS = [numbers(seed, 3, 40) - 0.3 for seed in range(3)]
+
+
+def combiner(name: str, **given: Any) -> tuple[Any, Any]:
+    """Three steps of three losses."""
+    lever, memory = create(name, **given), dict[str, Any]()
+    found = [lever(torch.from_numpy(rows.copy())) for rows in LOSS_GRADIENTS]
+    return found, [getattr(reference, name)(rows, memory, **given) for rows in LOSS_GRADIENTS]
+
+
+def pcgrad() -> tuple[Any, Any]:
+    """Of two losses, whose order does not matter."""
+    return [create("pcgrad")(torch.from_numpy(rows[:2])) for rows in LOSS_GRADIENTS], [
+        reference.pcgrad(rows[:2]) for rows in LOSS_GRADIENTS
+    ]
+
+
+def gradient_dropout() -> tuple[Any, Any]:
+    lever = create("gradient_dropout", leak=0.2, seed=4)
+    draws, rows = torch.Generator().manual_seed(4), LOSS_GRADIENTS[0]
+    drawn = torch.rand(rows.shape[1], dtype=torch.float64, generator=draws).numpy()
+    return lever(torch.from_numpy(rows)), reference.gradient_dropout(rows, drawn, 0.2)
+
+
+def shared_or_own() -> tuple[Any, Any]:
+    """Output and the gradients of weights and scores."""
+    layer, (weight,) = layers((4, 6))
+    lever = create("shared_or_own", layer[0], ("one", "two"), generator=torch.Generator().manual_seed(0))
+    own, inputs, errors = numbers(5, 4, 6), numbers(6, 3, 6), numbers(7, 3, 4)
+    lever.own["two"].data = torch.from_numpy(own.copy())
+    outputs = lever(torch.from_numpy(inputs), task="two")
+    outputs.backward(torch.from_numpy(errors))
+    scores = lever.scores.detach().numpy()
+    found = outputs, lever.layer.weight.grad, lever.own["two"].grad, lever.scores.grad
+    return found, reference.shared_or_own(weight, own, scores, inputs, errors)
+
+
+def dynamics_weights() -> tuple[Any, Any]:
+    lever = create("dynamics_weights", decay=0.3)
+    return [lever(list(losses)) for losses in LOSSES], reference.dynamics_weights(LOSSES, 0.3, 3.0)
+
+
+def balance() -> tuple[Any, Any]:
+    """Terms and their gradients."""
+    values = torch.tensor([2.0, 0.5, 8.0], dtype=torch.float64, requires_grad=True)
+    terms = create("balance", list(values.square().unbind()), reference=1)
+    return (terms, torch.autograd.grad(sum(terms), values)[0]), (np.full(3, 0.25), 2 * 0.25 / values.detach().numpy())
+
+
 def attention() -> tuple[Any, Any]:
     query, key = (numbers(seed, 2, 3, 5, 4) for seed in (1, 2))
     net = Attending(query, key)
@@ -602,6 +651,22 @@ PROBES = (
             reference.vector_clip(numbers(3, 2, 3, 4, 4), 0.5),
         ),
     ),
+    Probe("balance", balance),
+    Probe(
+        "occurrence_weights",
+        lambda: (
+            create("occurrence_weights", [10, 1, 0, 4], power=0.5),
+            reference.occurrence_weights(np.array([10, 1, 0, 4.0]), 0.5),
+        ),
+    ),
+    Probe("dynamics_weights", dynamics_weights),
+    Probe("pcgrad", pcgrad),
+    Probe("cagrad", lambda: combiner("cagrad", c=0.4)),
+    Probe("gcond", lambda: combiner("gcond")),
+    Probe("similarity_momentum", lambda: combiner("similarity_momentum", gamma=0.97)),
+    Probe("equal_norm", lambda: combiner("equal_norm")),
+    Probe("gradient_dropout", gradient_dropout),
+    Probe("shared_or_own", shared_or_own),
     Probe("batch_size", batch_size),
     Probe("stable_max", lambda: of_loss("stable_max")),
     Probe("z_loss", lambda: of_loss("z_loss", strength=0.3)),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import optimize
 
 Array = NDArray[np.float64]
 Arrays = list[Array]
@@ -865,6 +866,99 @@ def section(w: Array, direction: Array, inputs: Array, targets: Array, coordinat
     """The mean squared error of a linear layer along a direction scaled, row by row, to the norm of the weights."""
     scale = np.linalg.norm(w, axis=1, keepdims=True) / np.linalg.norm(direction, axis=1, keepdims=True)
     return np.array([((inputs @ (w + a * scale * direction).T - targets) ** 2).mean() for a in coordinates])
+
+
+# several losses: one gradient of those in the rows of G
+
+
+def pcgrad(G: Array) -> Array:
+    a, b = G
+    return a + b - min(0, a @ b) * (b / (b @ b) + a / (a @ a))
+
+
+def cagrad(G: Array, memory: Memory, c: float) -> Array:
+    mean, w = G.mean(0), np.full(len(G), 1 / len(G))
+    radius = c * np.linalg.norm(mean)
+
+    def value(w: Array) -> float:
+        return float(mean @ (w @ G) + radius * np.linalg.norm(w @ G))
+
+    found = optimize.minimize(
+        value, w, bounds=[(0, 1)] * len(G), constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, tol=1e-15
+    )
+    best = found.x @ G
+    return mean + radius * best / np.linalg.norm(best)
+
+
+def equal_norm(G: Array, memory: Memory) -> Array:
+    sizes = np.linalg.norm(G, axis=1, keepdims=True)
+    return (sizes.mean() * G / sizes).sum(0)
+
+
+def similarity_momentum(G: Array, memory: Memory, gamma: float, betas: tuple[float, float] = (0.9, 0.99)) -> Array:
+    n, apart = np.linalg.norm(G, axis=1), ~np.eye(len(G), dtype=bool)
+    psi = (2 * np.outer(n, n) / (n[:, None] ** 2 + n**2))[apart].mean()
+    m = memory["m"] = betas[0] * memory.get("m", 0) + (1 - betas[0]) * G
+    new = (n.mean() / n) @ G if psi < gamma else (np.abs(m) * G).sum(0)
+    return new / np.linalg.norm(new) * np.linalg.norm(G.sum(0))
+
+
+def gradient_dropout(G: Array, drawn: Array, leak: float) -> Array:
+    positive = (1 + G.sum(0) / np.abs(G).sum(0)) / 2 > drawn
+    return (np.where((G > 0) == positive, 1, leak) * G).sum(0)
+
+
+def bend(w: Array, v: Array, critical: float = -0.8, main: float = -0.5) -> Arrays:
+    """A winner and a loser after the smooth rule; the weak threshold is 0."""
+    c = w @ v / np.linalg.norm(w) / np.linalg.norm(v)
+    a = np.pi / 2 * (c / main if c >= main else 1 + min(1, (c - main) / (critical - main)) ** 2)
+    return [w - np.sin(a) * (w @ v) / (v @ v) * v, v - np.sin(min(a, np.pi / 2)) * (w @ v) / (w @ w) * w]
+
+
+def gcond(G: Array, memory: Memory) -> Array:
+    V, n, won = G.copy(), np.linalg.norm(G, axis=1), memory.setdefault("won", [[] for _ in G])
+    memory["ema"] = 0.95 * memory.get("ema", n) + 0.05 * n
+    old = memory.get("old", 0 * G)
+    s = 0.8 * np.maximum(0, (G * old).sum(1) / n / np.maximum(np.linalg.norm(old, axis=1), 1e-9))
+    for _ in range(2 * len(G)):
+        U = V / np.linalg.norm(V, axis=1, keepdims=True)
+        c, i, j = min((U[i] @ U[j], i, j) for i in range(len(G)) for j in range(i + 1, len(G)))
+        if c < -1e-9:
+            first, second = judge(i, j, won, s, n / memory["ema"])
+            V[first], V[second] = bend(V[first], V[second])
+    memory["old"], memory["t"] = G, memory.get("t", 0) + 1
+    memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * V.sum(0)
+    return memory["m"] / (1 - 0.9 ** memory["t"])
+
+
+def judge(i: int, j: int, won: list[list[bool]], s: Array, strength: Array) -> tuple[int, int]:
+    """Winner and loser."""
+    tired = [won[k][-3:] == [True] * 3 for k in (i, j)]
+    score = [s[k] + 0.2 * strength[k] / (strength[i] + strength[j]) for k in (i, j)]
+    first = tired[0] if tired[0] != tired[1] else score[1] > score[0]
+    won[i].append(not first)
+    won[j].append(bool(first))
+    return (j, i) if first else (i, j)
+
+
+def shared_or_own(W: Array, own: Array, scores: Array, x: Array, errors: Array) -> Arrays:
+    m = (scores <= 0.5) * 1.0
+    dW = errors.T @ x
+    return [x @ (m * W + (1 - m) * own).T, m * dW, (1 - m) * dW, -(dW * (W - own)).sum(0, keepdims=True)]
+
+
+def occurrence_weights(counts: Array, power: float) -> Array:
+    w = np.array([0 if c == 0 else c**-power for c in counts])
+    return w * counts.sum() / (w @ counts)
+
+
+def dynamics_weights(losses: Sequence[Sequence[float]], decay: float, temperature: float) -> Arrays:
+    mean, least, found = np.array(losses[0]), np.array(losses[0]), []
+    for loss in map(np.array, losses):
+        mean, least = decay * mean + (1 - decay) * loss, np.minimum(least, loss)
+        x = np.exp(least / mean / temperature)
+        found.append(x - x.mean() + 1)
+    return found
 
 
 def host(box: tuple[int, int, int, int], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[str, float]:

@@ -1,6 +1,6 @@
-"""Callbacks for training loops of others: `trimtab.adapters.lightning` and `trimtab.adapters.hugging_face`.
+"""For libraries of others: callbacks for `lightning` and `hugging_face`, combiners from and for `torchjd`.
 
-Each needs its library: `pip install trimtab[lightning]`, `pip install trimtab[transformers]`. Nothing else in Trimtab
+Each needs its library: `pip install trimtab[lightning]`, `trimtab[transformers]`, `trimtab[torchjd]`. Nothing else in Trimtab
 imports them.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-__all__ = ["hugging_face", "lightning"]
+__all__ = ["hugging_face", "lightning", "torchjd"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,67 @@
+"""torchjd's aggregators as combiners of Trimtab, and Trimtab's combiners as aggregators of torchjd.
+
+Needs torchjd: `pip install trimtab[torchjd]`.
+
+Example:
+    >>> from torchjd.aggregation import Mean
+    >>> from trimtab.multitask import Combine, EqualNorm
+    >>> combine = Combine(torch.nn.Linear(2, 1), from_torchjd(Mean()))
+    >>> to_torchjd(EqualNorm())(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    tensor([2., 2.])
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
+
+from trimtab.multitask.base import Combiner, Tasks, Weighted
+
+
+class _FromWeighting(Weighted):
+    def __init__(self, weighting: Weighting) -> None:
+        self.weighting = weighting
+
+    def weights(self, products: Tensor) -> Tensor:
+        return self.weighting(products)
+
+
+class _FromAggregator(Combiner):
+    def __init__(self, aggregator: Aggregator) -> None:
+        self.aggregator = aggregator
+
+    def combine_(self, tasks: Tasks, products: Tensor) -> list[Tensor]:
+        found = self.aggregator(torch.stack([torch.cat([part.flatten() for part in task]) for task in tasks]))
+        parts = found.split([part.numel() for part in tasks[0]])
+        return [part.view_as(own) for part, own in zip(parts, tasks[0], strict=True)]
+
+
+class _Aggregator(Aggregator):
+    def __init__(self, combiner: Combiner) -> None:
+        super().__init__()
+        self.combiner = combiner
+
+    def forward(self, matrix: Tensor, /) -> Tensor:
+        return self.combiner(matrix)
+
+
+class _Weighting(Weighting):
+    def __init__(self, combiner: Weighted) -> None:
+        super().__init__()
+        self.combiner = combiner
+
+    def forward(self, gramian: Tensor, /) -> Tensor:
+        return self.combiner.weights(gramian.double().cpu()).to(gramian)
+
+
+def from_torchjd(rule: Aggregator | Weighting) -> Combiner:
+    """A combiner that does what torchjd's aggregator, or weighting of the Gramian, does."""
+    if isinstance(rule, GramianWeightedAggregator):
+        return _FromWeighting(rule.gramian_weighting)
+    return _FromWeighting(rule) if isinstance(rule, Weighting) else _FromAggregator(rule)
+
+
+def to_torchjd(combiner: Combiner) -> Aggregator:
+    """An aggregator that does what the combiner does; by products alone, as `autogram` takes it, where that is enough."""
+    return GramianWeightedAggregator(_Weighting(combiner)) if isinstance(combiner, Weighted) else _Aggregator(combiner)

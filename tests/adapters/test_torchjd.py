@@ -1,0 +1,79 @@
+"""torchjd both ways: its aggregators in Combine, our combiners in its place; the same numbers on both sides."""
+
+from __future__ import annotations
+
+import doctest
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.waves import wave
+
+pytest.importorskip("torchjd")
+import torchjd.aggregation as jd
+from torchjd import autojac
+
+from trimtab.adapters import torchjd as adapter
+from trimtab.multitask import CAGrad, Combine, EqualNorm, GCond, GradientDropout, PCGrad
+
+ROWS = wave(3, 12, seed=2) - 0.2
+
+
+@pytest.mark.parametrize("rule", [jd.Mean(), jd.Sum(), jd.MGDA(), jd.IMTLG(), jd.TrimmedMean(1)], ids=str)
+def test_a_combiner_of_torchjds_rule_gives_its_result(rule: Any) -> None:
+    torch.testing.assert_close(adapter.from_torchjd(rule)(ROWS), rule(ROWS))
+
+
+@pytest.mark.parametrize("combiner", [PCGrad(), CAGrad(), EqualNorm(), GradientDropout(), GCond()], ids=repr)
+def test_an_aggregator_of_our_rule_gives_its_result(combiner: Any) -> None:
+    aggregator = adapter.to_torchjd(type(combiner)())
+    assert isinstance(aggregator, jd.Aggregator)
+    torch.testing.assert_close(aggregator(ROWS), combiner(ROWS))
+
+
+def test_our_pcgrad_of_two_losses_is_theirs() -> None:
+    torch.testing.assert_close(PCGrad()(ROWS[:2]), jd.PCGrad()(ROWS[:2]))
+
+
+def net_and_losses() -> tuple[torch.nn.Linear, list[Tensor]]:
+    torch.manual_seed(0)
+    net = torch.nn.Linear(4, 1)
+    outputs = net(torch.randn(8, 4))
+    return net, [(outputs - aim).square().mean() for aim in (1.0, -2.0, 0.5)]
+
+
+@pytest.mark.parametrize("rule", [jd.MGDA(), jd.TrimmedMean(1)], ids=str)
+def test_combine_with_their_rule_equals_their_backward_with_it(rule: Any) -> None:
+    net, losses = net_and_losses()
+    Combine(net, adapter.from_torchjd(rule)).backward(losses)
+    theirs, losses = net_and_losses()
+    autojac.backward(losses)
+    autojac.jac_to_grad(theirs.parameters(), rule)
+    for one, other in zip(net.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_their_backward_with_our_rule_equals_combine_with_it() -> None:
+    net, losses = net_and_losses()
+    Combine(net, CAGrad()).backward(losses)
+    theirs, losses = net_and_losses()
+    autojac.backward(losses)
+    autojac.jac_to_grad(theirs.parameters(), adapter.to_torchjd(CAGrad()))
+    for one, other in zip(net.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_a_weighted_combiner_goes_by_the_gramian_alone() -> None:
+    aggregator = adapter.to_torchjd(PCGrad())
+    assert isinstance(aggregator, jd.GramianWeightedAggregator)
+    weights = aggregator.gramian_weighting((ROWS @ ROWS.T).float())
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.double() @ ROWS, PCGrad()(ROWS), rtol=1e-5, atol=1e-5)
+
+
+def test_its_example_runs() -> None:
+    result = doctest.testmod(adapter, globs={**vars(adapter)})
+    assert result.attempted
+    assert not result.failed
