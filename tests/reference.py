@@ -873,7 +873,8 @@ def section(w: Array, direction: Array, inputs: Array, targets: Array, coordinat
 
 def pcgrad(G: Array) -> Array:
     a, b = G
-    return a + b - min(0, a @ b) * (b / (b @ b) + a / (a @ a))
+    found: Array = a + b - min(0, a @ b) * (b / (b @ b) + a / (a @ a))
+    return found
 
 
 def cagrad(G: Array, memory: Memory, c: float) -> Array:
@@ -887,12 +888,14 @@ def cagrad(G: Array, memory: Memory, c: float) -> Array:
         value, w, bounds=[(0, 1)] * len(G), constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, tol=1e-15
     )
     best = found.x @ G
-    return mean + radius * best / np.linalg.norm(best)
+    joined: Array = mean + radius * best / np.linalg.norm(best)
+    return joined
 
 
 def equal_norm(G: Array, memory: Memory) -> Array:
     sizes = np.linalg.norm(G, axis=1, keepdims=True)
-    return (sizes.mean() * G / sizes).sum(0)
+    found: Array = (sizes.mean() * G / sizes).sum(0)
+    return found
 
 
 def similarity_momentum(G: Array, memory: Memory, gamma: float, betas: tuple[float, float] = (0.9, 0.99)) -> Array:
@@ -900,12 +903,14 @@ def similarity_momentum(G: Array, memory: Memory, gamma: float, betas: tuple[flo
     psi = (2 * np.outer(n, n) / (n[:, None] ** 2 + n**2))[apart].mean()
     m = memory["m"] = betas[0] * memory.get("m", 0) + (1 - betas[0]) * G
     new = (n.mean() / n) @ G if psi < gamma else (np.abs(m) * G).sum(0)
-    return new / np.linalg.norm(new) * np.linalg.norm(G.sum(0))
+    found: Array = new / np.linalg.norm(new) * np.linalg.norm(G.sum(0))
+    return found
 
 
 def gradient_dropout(G: Array, drawn: Array, leak: float) -> Array:
     positive = (1 + G.sum(0) / np.abs(G).sum(0)) / 2 > drawn
-    return (np.where((G > 0) == positive, 1, leak) * G).sum(0)
+    found: Array = (np.where((G > 0) == positive, 1, leak) * G).sum(0)
+    return found
 
 
 def bend(w: Array, v: Array, critical: float = -0.8, main: float = -0.5) -> Arrays:
@@ -928,7 +933,8 @@ def gcond(G: Array, memory: Memory) -> Array:
             V[first], V[second] = bend(V[first], V[second])
     memory["old"], memory["t"] = G, memory.get("t", 0) + 1
     memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * V.sum(0)
-    return memory["m"] / (1 - 0.9 ** memory["t"])
+    found: Array = memory["m"] / (1 - 0.9 ** memory["t"])
+    return found
 
 
 def judge(i: int, j: int, won: list[list[bool]], s: Array, strength: Array) -> tuple[int, int]:
@@ -949,7 +955,8 @@ def shared_or_own(W: Array, own: Array, scores: Array, x: Array, errors: Array) 
 
 def occurrence_weights(counts: Array, power: float) -> Array:
     w = np.array([0 if c == 0 else c**-power for c in counts])
-    return w * counts.sum() / (w @ counts)
+    found: Array = w * counts.sum() / (w @ counts)
+    return found
 
 
 def dynamics_weights(losses: Sequence[Sequence[float]], decay: float, temperature: float) -> Arrays:

@@ -12,6 +12,8 @@ Example:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
@@ -20,7 +22,7 @@ from trimtab.multitask.base import Combiner, Tasks, Weighted
 
 
 class _FromWeighting(Weighted):
-    def __init__(self, weighting: Weighting) -> None:
+    def __init__(self, weighting: Weighting[Any]) -> None:
         self.weighting = weighting
 
     def weights(self, products: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ class _FromAggregator(Combiner):
 
     def combine_(self, tasks: Tasks, products: Tensor) -> list[Tensor]:
         found = self.aggregator(torch.stack([torch.cat([part.flatten() for part in task]) for task in tasks]))
-        parts = found.split([part.numel() for part in tasks[0]])
+        parts = torch.split(found, [part.numel() for part in tasks[0]])
         return [part.view_as(own) for part, own in zip(parts, tasks[0], strict=True)]
 
 
@@ -46,7 +48,7 @@ class _Aggregator(Aggregator):
         return self.combiner(matrix)
 
 
-class _Weighting(Weighting):
+class _Weighting(Weighting[Any]):
     def __init__(self, combiner: Weighted) -> None:
         super().__init__()
         self.combiner = combiner
@@ -55,7 +57,7 @@ class _Weighting(Weighting):
         return self.combiner.weights(gramian.double().cpu()).to(gramian)
 
 
-def from_torchjd(rule: Aggregator | Weighting) -> Combiner:
+def from_torchjd(rule: Aggregator | Weighting[Any]) -> Combiner:
     """A combiner that does what torchjd's aggregator, or weighting of the Gramian, does."""
     if isinstance(rule, GramianWeightedAggregator):
         return _FromWeighting(rule.gramian_weighting)

@@ -136,7 +136,7 @@ class Combine:
     def __repr__(self) -> str:
         return f"Combine({type(self.model).__name__}, {self.combiner!r})"
 
-    def _check(self, losses: Sequence[Tensor | None], more: bool) -> None:  # noqa: FBT001  (private)
+    def _check(self, losses: Any, more: bool) -> None:  # noqa: FBT001  (private)
         if isinstance(losses, Tensor) or len(losses) < 2:
             raise ValueError(f"losses must be a list of two or more, got {losses!r}")
         if self._tasks and len(losses) != len(self._tasks):

@@ -201,7 +201,7 @@ class GCond(Combiner):
             return math.pi
         if cosine >= main:
             return math.pi / 2 * (1 - (cosine - main) / (weak - main))
-        return math.pi / 2 * (1 + ((cosine - main) / (critical - main)) ** self.power)
+        return float(math.pi / 2 * (1 + ((cosine - main) / (critical - main)) ** self.power))
 
     def _smoothed(self, found: list[Tensor]) -> list[Tensor]:
         if not self._mean:

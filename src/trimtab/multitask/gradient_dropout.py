@@ -57,7 +57,7 @@ class GradientDropout(Combiner):
             if flats[0].data_ptr() != parts[0].data_ptr():  # a layout with gaps: no flat view
                 self._pass_(parts)
                 continue
-            for pieces in zip(*(flat.split(limit) for flat in flats), strict=True):
+            for pieces in zip(*(torch.split(flat, limit) for flat in flats), strict=True):
                 self._pass_(pieces)
         return list(tasks[0])
 
