@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pruning.nets import Small, Tied, bits
 from trimtab.parameters import PRUNABLE, Entry, Rule, select
 from trimtab.pruning import GraSP, Snip, Taylor, Wanda, one_shot, owl, sparse_gpt, sweep
 from trimtab.pruning.calibration import Calibration, stages
 from trimtab.pruning.layer_inputs import as_matrix, from_matrix, input_rows
+from trimtab.pruning.selection_plan import SelectionPlan
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -151,6 +153,37 @@ def test_one_pass_takes_the_dense_inputs() -> None:
     before = net.blocks[0].up.weight.detach().clone()
     pruned = one_shot(net, 0.5, score=Wanda([inputs], propagate=False))
     assert torch.equal(~pruned.masks["blocks.0.up.weight"], published(before, dense, 0.5))
+
+
+class Reads(TorchDispatchMode):
+    """Counts the operations that read a weight, those of the network's own passes apart."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.place, self.found = weight.untyped_storage().data_ptr(), []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [one for one in args if isinstance(one, Tensor) and one.untyped_storage().data_ptr() == self.place]
+        if (
+            given
+            and not operation.is_view
+            and operation._schema.name not in ("aten::detach", "aten::mm", "aten::addmm")
+        ):
+            self.found.append(operation._schema.name)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_pass_and_two_reads_of_the_weights_are_enough() -> None:
+    net, data = Tower(3, 8), [torch.randn(5, 6) for _ in range(4)]
+    passes = []
+    net.register_forward_hook(lambda *given: passes.append(1))
+    how: dict[str, Any] = {"scope": None, "pattern": "unstructured", "rule": None, "seed": 0}
+    counted = Reads(net.stem.weight)
+    with counted:
+        plan = SelectionPlan(net, score=Wanda(data, propagate=False), keep_first=False, keep_last=False, **how)
+        plan.removals([0.5], plan.weights).at(0)
+    assert len(passes) == len(data)
+    assert counted.found == ["aten::sum", "aten::abs"]  # is there a NaN; the scores
 
 
 def test_steps_are_layers_or_blocks_in_the_order_of_use() -> None:

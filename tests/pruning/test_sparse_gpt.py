@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from tests.pruning.nets import Small, bits
 from tests.pruning.test_data_scores import Aside, Tower, numbers
@@ -96,6 +99,38 @@ def test_rounding_in_the_same_pass_equals_the_literal_form() -> None:
     net, coarse = nn.Linear(24, 10), 0.25
     sparse_gpt(net, [inputs.float()], 0.5, quantize=lambda column: (column / coarse).round() * coarse)
     assert torch.equal(net.weight / coarse, (net.weight / coarse).round())
+
+
+@pytest.mark.parametrize("how", [{"sparsity": 0.5}, {"groups": (2, 4)}])
+def test_a_layer_of_several_blocks_equals_the_literal_form(how: dict[str, Any]) -> None:
+    net, inputs = nn.Linear(288, 48).double(), correlated(500, 288)
+    expected = literal(net.weight, inputs, **how)
+    pattern = f"{how['groups'][0]}:{how['groups'][1]}" if "groups" in how else "unstructured"
+    sparse_gpt(net, [inputs], how.get("sparsity"), pattern=pattern)
+    assert float((net.weight.detach() - expected).abs().max()) < 1e-6 * float(expected.abs().max())
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Most bytes that were allocated at once, counted by PyTorch's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "how"),
+    [(256, {"sparsity": 0.5}), (1024, {"sparsity": 0.5}), (1024, {"pattern": "2:4"}), (2048, {"pattern": "2:4"})],
+)
+def test_memory_is_three_gram_matrices(outputs: int, how: dict[str, Any]) -> None:
+    """Beside the copy for `undo` and the masks (a byte for each weight), which are what is asked for."""
+    net = nn.Sequential(nn.Linear(1024, outputs, bias=False), nn.Linear(outputs, 8, bias=False))
+    data = [torch.randn(16, 1024) for _ in range(2)]
+    rule = Rule(include=("0.weight",))
+    peak = peak_bytes(lambda: sparse_gpt(net, data, by="layer", rule=rule, **how))
+    weight, gram = net[0].weight.numel(), 4 * 1024**2
+    assert peak - 4 * weight - weight <= 3.02 * gram
+    assert peak - 4 * weight >= 2 * gram  # what is measured is there
 
 
 def test_float32_is_near_the_literal_form() -> None:

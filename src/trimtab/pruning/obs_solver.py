@@ -35,30 +35,32 @@ class RowGrid:
 
 
 def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
-    """The upper Cholesky factor of `(gram + damping mean(diagonal) I)^-1`; `gram` is damped in place.
+    """The upper Cholesky factor of `(gram + damping mean(diagonal) I)^-1`, in the place of `gram`.
 
-    Where float32 does not reach, the damping is raised tenfold up to three times, and a warning says so.
+    Where float32 does not reach, the damping is raised tenfold up to three times, and a warning says so. At no time are there
+    more than three matrices of its size.
 
     Raises:
         ValueError: not even then.
     """
     diagonal = gram.diagonal()
-    factor: Tensor
     mean, plain = diagonal.mean(), diagonal.clone()
     for raised in range(RAISES + 1):
         diagonal.copy_(plain + damping * 10**raised * mean)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if not int(failed):
-            inverse = torch.cholesky_inverse(factor)
-            _, failed = torch.linalg.cholesky_ex(inverse, upper=True, out=(factor, failed))
-            if not int(failed) and bool(factor.diagonal().isfinite().all()):
-                if raised:
-                    warnings.warn(
-                        f"{name}: the Gram matrix of its inputs is not positive with damping {damping:g}; "
-                        f"{damping * 10**raised:g} was used. More calibration data help",
-                        stacklevel=4,
-                    )
-                return factor
+        lower, failed = torch.linalg.cholesky_ex(gram)
+        if int(failed):
+            continue
+        torch.cholesky_inverse(lower, out=gram)
+        torch.linalg.cholesky_ex(gram, upper=True, out=(gram, failed))
+        if not int(failed) and bool(diagonal.isfinite().all()):
+            if raised:
+                warnings.warn(
+                    f"{name}: the Gram matrix of its inputs is not positive with damping {damping:g}; "
+                    f"{damping * 10**raised:g} was used. More calibration data help",
+                    stacklevel=4,
+                )
+            return gram
+        torch.mm(lower, lower.T, out=gram)  # as it was, for the next damping
     raise ValueError(
         f"{name}: the Gram matrix of its inputs cannot be inverted, not even with damping {damping * 10**RAISES:g}; give more "
         "calibration data or a larger damping"
@@ -105,14 +107,16 @@ def solve_(
     for start, end in _blocks(columns, block):
         inside = factor[start:end, start:end]
         spread = inside.diagonal()
-        work = weight[:, start:end].T.contiguous()  # columns are read and changed one after the other
-        errors = torch.empty_like(work)
-        mask = torch.zeros_like(work, dtype=torch.bool)
         if groups is None:
             count = removed_count(sparsity, rows * end) - removed_count(sparsity, rows * start)
             scores = (weight[:, start:end] / spread).square_()
             (found,) = smallest_masks([scores], *kth_threshold([scores], [count]))
+            del scores
             mask = found.T.contiguous()
+        else:
+            mask = torch.zeros((end - start, rows), dtype=torch.bool, device=weight.device)
+        work = weight[:, start:end].T.contiguous()  # columns are read and changed one after the other
+        errors = torch.empty_like(work)
         for column in range(end - start):
             if groups is not None and column % groups[1] == 0:
                 part = slice(column, column + groups[1])

@@ -176,20 +176,27 @@ def _prune_(
     block: int,
     quantize: int | Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
-    """Change the weight in place; True where it went."""
-    matrix = as_matrix(entry, entry.parameter.detach()).to(gram.dtype, copy=True)
+    """Change the weight in place; True where it went.
+
+    A weight of the Gram's dtype that lies as a matrix is worked on where it is; others are copied.
+    """
+    weight = entry.parameter.detach()
+    matrix = as_matrix(entry, weight)
+    placed = matrix.dtype == gram.dtype and matrix.is_contiguous() and matrix.data_ptr() == weight.data_ptr()
+    matrix = matrix if placed else matrix.to(gram.dtype, copy=True)
     order: Tensor | None = None
     if groups is not None and entry.parameter.ndim > 2:  # groups of a convolution run over its input channels
         channels = entry.parameter.shape[1]
         order = torch.arange(matrix.shape[1], device=gram.device).view(channels, -1).T.flatten()
-        matrix, gram = matrix[:, order], gram[order][:, order]
+        matrix, gram, placed = matrix[:, order], gram[order][:, order], False
     gone = solve_(
         matrix, gram, sparsity=sparsity, groups=groups, damping=damping, block=block, quantize=quantize, name=entry.name
     )
-    if not bool(matrix.isfinite().all()):
+    if not bool(matrix.sum().isfinite()) and not bool(matrix.isfinite().all()):  # a finite sum proves it without memory
         raise ValueError(f"{entry.name} holds NaN or infinite values after its columns were made up for")
     if order is not None:
         back = order.argsort()
         matrix, gone = matrix[:, back], gone[:, back]
-    entry.parameter.copy_(from_matrix(entry, matrix))
+    if not placed:
+        weight.copy_(from_matrix(entry, matrix))
     return from_matrix(entry, gone)
