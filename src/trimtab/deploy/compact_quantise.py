@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trimtab.checks import below_one, one_of, whole
 from trimtab.deploy.one_file_reader import as_array, rounded_bits
+from trimtab.tensors.selection import kth_threshold, removed_count, smallest_masks
 
 Floats = npt.NDArray[np.float32]
 Scales = Literal["auto", "channel", "tensor"]
@@ -56,15 +57,10 @@ def _rounded_up(scales: Floats) -> Floats:
 
 def _pruned(flat: Floats, sparsity: float) -> Floats:
     """A copy with `floor(sparsity n + 0.5)` zeros at least: the smallest magnitudes, first ones first among equals."""
-    flat = flat.copy()
-    count = int(sparsity * flat.size + 0.5)
-    if count:
-        sizes = np.abs(flat)
-        threshold = np.partition(sizes, count - 1)[count - 1]
-        below = sizes < threshold
-        flat[below] = 0
-        flat[np.flatnonzero(sizes == threshold)[: count - int(below.sum())]] = 0
-    return flat
+    sizes = [torch.from_numpy(flat)]
+    (threshold,) = kth_threshold(sizes, [removed_count(sparsity, flat.size)], absolute=True)
+    (zeros,) = smallest_masks(sizes, threshold, absolute=True)
+    return np.where(zeros.numpy(), np.float32(0), flat)
 
 
 def _numbers(rows: Floats, scales: Floats, bits: int) -> Floats:

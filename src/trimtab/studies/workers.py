@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import importlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -21,13 +19,12 @@ import torch
 from trimtab.checks import one_of, whole
 from trimtab.files import HeldError
 from trimtab.inputs import CODE_VARIABLE
+from trimtab.ray_cluster import join, wanted_address
 
 Launcher = Literal["processes", "ray"]
 LAUNCHERS = ("processes", "ray")
 RETRIES = 5
 """Machines that may be lost under one run before it counts as failed [ours]."""
-PATIENCE = 10.0
-"""Seconds within which a cluster's address must answer [ours]."""
 Work = Callable[[], str | None]
 """One run: the error text, if any; HeldError where another process is at it. It must pickle."""
 Job = Any
@@ -145,8 +142,7 @@ class OnRay:
     """Tasks of a Ray cluster. A run whose machine is lost is done again on another, from its checkpoint in the shared folder.
 
     Args:
-        address: `HOST:PORT` of the cluster's head, "auto" for the one that this machine belongs to; None for the environment's
-            RAY_ADDRESS, failing that a cluster of this machine alone.
+        address: as `ray_cluster.wanted_address` gives it.
         jobs: side by side at most; None for as many as the cluster has cores for.
         threads: of each; None for 1.
         folder: of the study, which every machine must see.
@@ -157,16 +153,8 @@ class OnRay:
     """
 
     def __init__(self, address: str | None, jobs: int | None, threads: int | None, folder: Path) -> None:
-        address = address or os.environ.get("RAY_ADDRESS") or None
-        _check_answers(address)
-        try:
-            ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise ImportError("--launcher ray needs Ray: pip install 'trimtab[ray]'") from error
+        ray, self._begun = join(address)
         self._ray = ray
-        self._begun = not ray.is_initialized()
-        if self._begun:
-            _connect(ray, address)
         each = 1 if threads is None else whole("threads", threads, 1)
         total = int(ray.cluster_resources().get("CPU", 1))
         self.side_by_side = jobs or max(1, total // each)
@@ -207,37 +195,6 @@ class OnRay:
         self.close()
 
 
-def _check_answers(address: str | None) -> None:
-    """That something listens there; Ray itself would try for minutes.
-
-    Raises:
-        ValueError: no address, or nothing answers.
-    """
-    if address in (None, "auto", "local"):
-        return
-    assert address is not None
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise ValueError(f"the address of a Ray cluster is HOST:PORT, auto or local, got {address!r}")
-    try:
-        socket.create_connection((host, int(port)), PATIENCE).close()
-    except OSError as error:
-        raise ValueError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}); start one with `ray start --head` there"
-        ) from None
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in (None, "local"):
-        quiet["include_dashboard"] = False
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"no Ray cluster answers at {address or 'this machine'}: {reason}") from None
-
-
 def workers(launcher: str, jobs: int | None, threads: int | None, folder: Path, address: str | None = None) -> Workers:
     """The workers asked for.
 
@@ -254,9 +211,8 @@ def workers(launcher: str, jobs: int | None, threads: int | None, folder: Path, 
     one_of("launcher", launcher, LAUNCHERS)
     if jobs is not None:
         whole("jobs", jobs, 1)
+    address = wanted_address(launcher, address)
     if launcher == "ray":
         return OnRay(address, jobs, threads, folder)
-    if address is not None:
-        raise ValueError(f"address {address!r} is of a Ray cluster; give launcher ray with it")
     jobs = jobs or 1
     return Processes(jobs, max(1, cores() // jobs) if threads is None else whole("threads", threads, 1))

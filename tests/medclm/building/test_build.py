@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.medclm.samples import source
+from trimtab.cli import main
 from trimtab.files import alone
 from trimtab.medclm.building import DataSetFolder, build
 from trimtab.medclm.building.checking import check
+from trimtab.medclm.building.preparing import OnText
 from trimtab.medclm.texts import TemplateGenerator
 
 
@@ -213,6 +220,69 @@ def test_ray_gives_the_same_rows(tmp_path):
         ray.shutdown()
     here, there = (sorted(_texts(tmp_path / name)["rows.jsonl"].splitlines()) for name in ("local", "ray"))
     assert here == there
+
+
+@dataclass(frozen=True)
+class StuckOn(OnText):
+    """Never done with an image on one node, which leaves word that it has begun."""
+
+    node: str
+    word: Path
+
+    def __call__(self, item: str) -> str:
+        import ray
+
+        if ray.get_runtime_context().get_node_id() == self.node:
+            self.word.touch()
+            time.sleep(600)
+        return super().__call__(item)
+
+
+@pytest.mark.slow
+def test_a_build_on_two_nodes_ends_with_the_same_rows_though_one_is_killed_at_its_images(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    options = source(tmp_path / "source", images=40)
+    build(options, tmp_path / "local")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
+    word = tmp_path / "begun"
+    killed = threading.Event()
+
+    def kill():
+        while not word.exists():
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+        killed.set()
+
+    monkeypatch.setattr("trimtab.medclm.building.launchers.BLOCK", 4)
+    monkeypatch.setattr(
+        sys.modules["trimtab.medclm.building.build"], "OnText", lambda one: StuckOn(one, node.node_id, word)
+    )
+    try:
+        threading.Thread(target=kill, daemon=True).start()
+        build(options, tmp_path / "ray", launcher="ray", address=cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert killed.is_set()
+    assert _texts(tmp_path / "ray") == _texts(tmp_path / "local")
+
+
+def test_an_address_of_a_cluster_that_does_not_answer_is_refused_before_anything_is_written(tmp_path, capsys):
+    options = source(tmp_path / "source")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}"):
+        build(options, tmp_path / "out", launcher="ray", address=address)
+    with pytest.raises(ValueError, match="address 'a:1' is of a Ray cluster; give launcher ray"):
+        build(options, tmp_path / "out", address="a:1")
+    words = ["--detections", str(options.detections), "--images", str(options.images), "--out", str(tmp_path / "out")]
+    assert main(["medclm", "build", *words, "--launcher", "ray", "--address", "nowhere"]) == 2
+    assert "HOST:PORT, auto or local, got 'nowhere'" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_build_into_one_folder_is_refused_by_name(tmp_path):

@@ -81,6 +81,8 @@ class BuildArguments:
     """Processes for the images."""
     launcher: Literal["local", "ray"] = "local"
     """ray: the images as Ray Data tasks (needs trimtab[ray])."""
+    address: str | None = None
+    """Of a Ray cluster's head, HOST:PORT or auto; default RAY_ADDRESS, failing that a cluster of this machine."""
     strict: bool = False
     """Exit with code 1 if anything was rejected."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
@@ -109,6 +111,7 @@ def build(arguments: Sequence[str]) -> int:
         generator=_generator(given),
         workers=given.workers,
         launcher=given.launcher,
+        address=given.address,
         concurrency=given.chat.concurrency if given.generator == "chat" else 1,
     )
     return 1 if given.strict and result.statistics["rejected"]["all"] else 0
@@ -122,12 +125,13 @@ def build_and_show(
     generator: Generator | None = None,
     workers: int = 1,
     launcher: Literal["local", "ray"] = "local",
+    address: str | None = None,
     concurrency: int = 1,
 ) -> BuildResult:
     """Build with a progress bar and print what came out; arguments as for `building.build`, by default texts by template."""
     generator = generator or TemplateGenerator()
     with counting_progress("build", quiet=output.silent) as progress:
-        result = build_set(options, out, generator, workers, launcher, concurrency, progress)
+        result = build_set(options, out, generator, workers, launcher, concurrency, progress, address)
     statistics = result.statistics
     if output.json:
         print_json({"out": str(out), **statistics})

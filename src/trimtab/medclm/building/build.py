@@ -27,6 +27,7 @@ from trimtab.medclm.rules import host_rules, warn_unlisted
 from trimtab.medclm.splits import split_of, without_leaks
 from trimtab.medclm.texts.generator import Generator
 from trimtab.medclm.texts.template import TemplateGenerator
+from trimtab.ray_cluster import wanted_address
 
 Progress = Callable[[str, int], None]
 
@@ -47,6 +48,7 @@ def build(
     launcher: Launcher = "local",
     concurrency: int = 1,
     progress: Progress | None = None,
+    address: str | None = None,
 ) -> BuildResult:
     """Build the data set in `out`, or go on with it.
 
@@ -63,12 +65,14 @@ def build(
         launcher: "ray" runs the images as Ray Data tasks instead.
         concurrency: texts at a time, for generators that wait for a server.
         progress: called with the name of the step and the number of items done.
+        address: of a Ray cluster's head, `HOST:PORT`, "auto" or "local"; default RAY_ADDRESS, failing that "local".
 
     Raises:
-        ValueError: an option is wrong; `out` holds another data set; a source changed since the build began; nothing
-            usable is left.
+        ValueError: an option is wrong; nothing answers at the address; `out` holds another data set; a source changed since
+            the build began; nothing usable is left.
         FileNotFoundError: a source is missing.
     """
+    address = wanted_address(launcher, address)
     generator = generator or TemplateGenerator()
     folder = DataSetFolder(out)
     reader = readers.create(options.format, **options.reader)
@@ -87,7 +91,7 @@ def build(
         )
         try:
             items = _split(reader.read(options.detections, options.images), options)
-            labels = _prepare(folder, preparation, items, options, workers, launcher, progress)
+            labels = _prepare(folder, preparation, items, options, workers, launcher, address, progress)
             left_out = write_rows(folder, options, labels, generator, concurrency, progress)
             usage: Mapping[str, Any] = getattr(generator, "usage", dict)()
             statistics = finish(folder, manifest, left_out, usage, embed=options.embed, progress=progress)
@@ -163,6 +167,7 @@ def _prepare(
     options: BuildOptions,
     workers: int,
     launcher: Launcher,
+    address: str | None,
     progress: Progress | None,
 ) -> list[str]:
     """The step "images"; returns the classes found."""
@@ -171,7 +176,7 @@ def _prepare(
         with Journal(path, every=16) as journal:
             rest = islice(items, journal.lines, None)
             if launcher == "ray":
-                results = run_ray(OnText(preparation), map(as_text, rest), folder.work / "ray")
+                results = run_ray(OnText(preparation), map(as_text, rest), folder.work / "ray", address)
             else:
                 results = (found.model_dump_json() for found in run_local(preparation, rest, workers))
             for text in results:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
-import logging
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from trimtab.checks import whole
+from trimtab.ray_cluster import join
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -19,6 +20,8 @@ R = TypeVar("R")
 Launcher = Literal["local", "ray"]
 CHUNK = 8
 """Items sent to a process at once."""
+BLOCK = 256
+"""Items of one Ray Data task, and what is done again when its machine is lost."""
 
 
 def run_local(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -71,20 +74,34 @@ def _windowed(pool: Executor, function: Callable[[T], R], items: Iterable[T], wi
             future.cancel()
 
 
-def run_ray(function: Callable[[str], str], items: Iterable[str], spool: Path) -> Iterator[str]:
-    """`function` of each item as Ray Data tasks, in order, on the cluster that `ray.init` finds (or a local one).
+def run_ray(
+    function: Callable[[str], str], items: Iterable[str], spool: Path, address: str | None = None
+) -> Iterator[str]:
+    """`function` of each item as Ray Data tasks, in order, on a cluster; what a lost machine was at is done again elsewhere.
 
     The items are written to the folder `spool` first, so that Ray reads them as a stream; `spool`, the images and the output
     must be on storage that all nodes see.
 
+    Args:
+        function: of an item; it must pickle.
+        items: texts.
+        spool: a folder for them.
+        address: as `ray_cluster.wanted_address` gives it.
+
     Raises:
         ImportError: Ray is not installed.
+        ValueError: no cluster answers at the address.
     """
+    ray, begun = join(address)
     try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ImportError("--launcher ray needs Ray: pip install 'trimtab[ray]'") from error
+        yield from _mapped(ray, function, items, spool)
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _mapped(ray: Any, function: Callable[[str], str], items: Iterable[str], spool: Path) -> Iterator[str]:
+    importlib.import_module("ray.data")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -93,13 +110,11 @@ def run_ray(function: Callable[[str], str], items: Iterable[str], spool: Path) -
         old.unlink()
     iterator = iter(items)
     number = 0
-    while block := list(itertools.islice(iterator, 256)):
+    while block := list(itertools.islice(iterator, BLOCK)):
         pq.write_table(pa.table({"item": block}), spool / f"{number:06d}.parquet")
         number += 1
     if number == 0:
         return
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
