@@ -120,7 +120,8 @@ class Autoscale(GradientTransform):
             return torch.full_like(sigma, self._alpha_of_function(self.scale, sigma.item()))
         if self._memory is None:
             self._memory = sigma.new_zeros(2)
-        steps, reference = self._memory.to(sigma.device)
+        self._memory = self._memory.to(sigma.device)  # a resumed one may come from elsewhere
+        steps, reference = self._memory
         usable = torch.isfinite(sigma)
         steps = torch.where(usable, steps + 1, steps)
         first = steps == 1

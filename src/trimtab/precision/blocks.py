@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trimtab.checks import whole
 from trimtab.precision.format import Format
-from trimtab.precision.scaling import Rule, Scales, Scaling, absmax, dimension
+from trimtab.precision.scaling import Rule, Scales, Scaling, absmax, dimension, divided
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,7 +141,7 @@ class MX(Block):
         if not self.unbiased:
             return Scales(scale)
         room = format.max / math.ldexp(2.0, format.max_exponent)
-        return Scales(scale / room, room / scale)
+        return Scales(divided(scale, room), room / scale)
 
     def lowest_exponent(self, dtype: torch.dtype, format: Format) -> int:
         """-127 of the shared scale, whatever the dtype; less what an integer element implies."""

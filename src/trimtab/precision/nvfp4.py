@@ -12,7 +12,7 @@ from trimtab.checks import one_of
 from trimtab.precision.blocks import Block
 from trimtab.precision.format import Format, named
 from trimtab.precision.rounding import Rounder
-from trimtab.precision.scaling import Scales, absmax
+from trimtab.precision.scaling import Scales, absmax, divided
 
 LARGEST_SCALE = 448.0
 HEADROOM_SCALE = 256.0
@@ -109,7 +109,7 @@ class NVFP4(Block):
         return scales
 
     def _scales(self, largest: Tensor, whole: Tensor, top: float, dtype: torch.dtype) -> Scales:
-        wanted = (largest * (whole * (torch.ones_like(whole) / top))).clamp_(max=LARGEST_SCALE)
+        wanted = (largest * (whole * divided(torch.ones_like(whole), top))).clamp_(max=LARGEST_SCALE)
         stored = round_scale(wanted, self.scale_rounding)
         return decoded(stored, whole, dtype)
 

@@ -93,6 +93,8 @@ def quantize(
     dtype = arithmetic_dtype(format, x.dtype, scaling)
     size = min(_chunk(x.device), max(x.numel(), 1024))
     rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size)
+    if rounder.fused is not None and rounding != "stochastic":
+        size = x.numel()  # one kernel that needs no buffers
     for source, target in _pieces(x, result, grouping, size, ordered=rounding == "stochastic"):
         rows = grouping.grouped(source)
         direct = _overlap(rows, source) and rows.is_contiguous() and target.is_contiguous()

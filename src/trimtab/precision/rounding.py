@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trimtab.precision.cuda_rounding import CudaRounding
 from trimtab.precision.format import FORMATS, Format
 from trimtab.precision.scaling import Scales, Scaling
 
@@ -67,17 +68,28 @@ class Rounder:
         native = NATIVE.get(format) if rounding == "nearest" and dtype == torch.float32 and overflow != "nan" else None
         self._device = device
         self._size = size
-        self._cast = torch.empty(size, dtype=native, device=device) if native else None
+        self._native_dtype = native
         self._buffers: dict[str, Tensor] = {}
         self._left = 0
+        self.fused = (
+            CudaRounding.of(format, rounding, overflow, self.lowest, self.highest, device)
+            if dtype == torch.float32
+            else None
+        )
 
     def _buffer(self, name: str, like: Tensor) -> Tensor:
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(self._size, dtype=self.dtype, device=self._device)
+        if name not in self._buffers or self._buffers[name].numel() < like.numel():
+            dtype = self._native_dtype if name == "native" else self.dtype
+            self._buffers[name] = torch.empty(max(self._size, like.numel()), dtype=dtype, device=self._device)
         return self._buffers[name][: like.numel()].view(like.shape)
 
     def __call__(self, source: Tensor, target: Tensor, scales: Scales | None = None) -> None:
         """Round `source` into `target` (same shape, contiguous; may be the same); the scales broadcast to the shape."""
+        encode, decode = (None, None) if scales is None else (scales.encode, scales.decode)
+        if self.fused is not None and self.fused.takes(source, target, encode, decode):
+            uniform = self._uniform(source) if self.rounding == "stochastic" else None
+            self.fused(source, target, encode, decode, uniform)
+            return
         x = source
         if x.dtype != self.dtype:
             x = self._buffer("x", source).copy_(source)
@@ -90,8 +102,8 @@ class Rounder:
         # straight into the target where nothing in it is needed any more
         direct = target.dtype == self.dtype and target.data_ptr() != x.data_ptr()
         value = target if direct else self._buffer("value", x)
-        if self._cast is not None:
-            self._native(x, value, self._cast[: x.numel()].view(x.shape))
+        if self._native_dtype is not None:
+            self._native(x, value, self._buffer("native", x))
         else:
             self._round(x, value, self._buffer("step", x))
         if scales is not None:

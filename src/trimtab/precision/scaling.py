@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.checks import one_of
 from trimtab.parameters import Entry
+from trimtab.precision.cuda_rounding import largest_of_rows
 from trimtab.precision.format import Format, named
 
 Rule = Literal["absmax", "power_of_two", "floor", "even", "ceil"]
@@ -130,7 +131,7 @@ class Scaling:
         """The scales for the largest magnitudes given (float32 or float64), elementwise, of a tensor of dtype `carrier`."""
         dtype = torch.float64 if carrier == torch.float64 else torch.float32
         if self.rule == "absmax":
-            scale = (largest / format.max).clamp_min_(math.ldexp(1.0, self.lowest_exponent(dtype, format)))
+            scale = divided(largest, format.max).clamp_min_(math.ldexp(1.0, self.lowest_exponent(dtype, format)))
         else:
             # in float64 no float32 is subnormal: its exponent bits are floor(log2), and adding below them rounds up
             one = 1 << 52
@@ -224,8 +225,15 @@ def absmax(rows: Tensor) -> Tensor:
     if rows.shape[0] == 1:
         low, high = torch.aminmax(rows)
         return torch.maximum(low.neg(), high).view(1, 1)
-    together = max((1 << 17) // rows.shape[1], 1)
+    if (found := largest_of_rows(rows)) is not None:
+        return found
+    together = max((1 << (17 if rows.device.type == "cpu" else 26)) // rows.shape[1], 1)
     return torch.cat([part.abs().amax(-1, keepdim=True) for part in torch.split(rows, together)])
+
+
+def divided(tensor: Tensor, number: float) -> Tensor:
+    """`tensor / number`, rounded once on every device: by a number a GPU multiplies with its inverse, which is rounded twice."""
+    return tensor / torch.full_like(tensor, number)
 
 
 def dimension(dim: int, x: Tensor) -> int:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.tensors.cuda_selection import order_statistics
+
 PIECE = 1 << 20  # elements worked on at a time on a CPU: integers and masks of one piece stay near the cache
 PIECE_ON_DEVICE = 1 << 25  # elements at a time elsewhere: few launches, still bounded memory
 DIGIT = 16  # bits resolved by one histogram
@@ -177,6 +179,10 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
     for count in counts:
         if not 0 <= count <= total:
             raise ValueError(f"count must be between 0 and {total}, the number of scores; got {count}")
+    ranks = sorted(set(counts) - {0})
+    if ranks and (numbers := order_statistics(scores, ranks, absolute=absolute)) is not None:
+        known = {rank: Threshold(value, below, rank - below) for rank, (value, below) in zip(ranks, numbers, strict=True)}
+        return [known.get(count, Threshold(0.0, 0, 0)) for count in counts]
     dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
     shift = (64 if dtype == torch.float64 else 32) - DIGIT
     histogram, signed = _first_histogram(scores, dtype, shift, absolute=absolute)
@@ -220,28 +226,41 @@ def smallest_masks(scores: Sequence[Tensor], threshold: Threshold, *, absolute: 
     if threshold.count == 0:
         return [torch.zeros(score.shape, dtype=torch.bool, device=score.device) for score in scores]
     wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
-    remaining = threshold.ties
-    masks = []
-    for score in scores:
-        mask = torch.empty(score.shape, dtype=torch.bool, device=score.device)
+    masks = [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in scores]
+    places = []
+    for score, mask in zip(scores, masks, strict=True):
         size = PIECE if score.device.type == "cpu" else PIECE_ON_DEVICE
-        for piece, out in zip(torch.split(score.reshape(-1), size), torch.split(mask.view(-1), size), strict=True):
-            piece = piece.to(wide)
-            piece = piece.abs() if absolute else piece
-            torch.lt(piece, threshold.value, out=out)
-            if remaining:
-                equal = piece == threshold.value
-                found = int(equal.count_nonzero())
-                if found > remaining:
-                    out[equal.nonzero().view(-1)[:remaining]] = True
-                else:
-                    out |= equal
-                remaining -= min(found, remaining)
-        masks.append(mask)
-    selected = sum(int(mask.count_nonzero()) for mask in masks)
+        places += zip(torch.split(score.reshape(-1), size), torch.split(mask.view(-1), size), strict=True)
+
+    def values(piece: Tensor) -> Tensor:
+        piece = piece.to(wide)
+        return piece.abs() if absolute else piece
+
+    equals = []
+    for piece, out in places:
+        piece = values(piece)
+        torch.lt(piece, threshold.value, out=out)
+        equals.append((piece == threshold.value).count_nonzero())
+    remaining = threshold.ties
+    for (piece, out), found in zip(places, _numbers(equals), strict=True):
+        if found and remaining:
+            equal = values(piece) == threshold.value
+            if found > remaining:
+                out[equal.nonzero().view(-1)[:remaining]] = True
+            else:
+                out |= equal
+            remaining -= min(found, remaining)
+    selected = sum(_numbers([mask.count_nonzero() for mask in masks]))
     if selected != threshold.count:
         raise ValueError(f"the threshold selects {threshold.count} scores, here {selected}: other scores than it is of")
     return masks
+
+
+def _numbers(counts: Sequence[Tensor]) -> list[int]:
+    """Counts of any devices, read with one wait where they share one."""
+    if len({count.device for count in counts}) > 1:
+        return [int(count) for count in counts]
+    return torch.stack(list(counts)).tolist() if counts else []
 
 
 def smallest_in_groups(scores: Tensor, keep: int, group: int, axis: int) -> Tensor:
