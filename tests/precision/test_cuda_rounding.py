@@ -38,9 +38,7 @@ def test_the_kernel_rounds_as_torch_does(run, name, overflow, rounding):
         pytest.skip("the format has no infinity")
     x = numbers()
     x = x if rounding != "stochastic" else x.flatten()[:65536].reshape(-1, 64)
-    rounder = Rounder(
-        format, rounding, overflow, torch.Generator().manual_seed(0), torch.float32, x.device, x.numel()
-    )
+    rounder = Rounder(format, rounding, overflow, torch.Generator().manual_seed(0), torch.float32, x.device, x.numel())
     expected, found = torch.empty_like(x), torch.empty_like(x)
     rounder(x, expected)
     again = Rounder(format, rounding, overflow, torch.Generator().manual_seed(0), torch.float32, x.device, x.numel())

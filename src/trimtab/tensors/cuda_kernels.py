@@ -42,7 +42,9 @@ def _compiled(source: str, name: str, index: int) -> Kernel | None:
         with torch.cuda.device(device):
             return Kernel(compile_kernel(source, name), device)
     except Exception as error:  # no NVRTC, a driver of another age: slower, not wrong
-        warnings.warn(f"the kernel {name} cannot be compiled here ({error}); torch's operations do its work", stacklevel=2)
+        warnings.warn(
+            f"the kernel {name} cannot be compiled here ({error}); torch's operations do its work", stacklevel=2
+        )
         return None
 
 

@@ -47,7 +47,9 @@ extern "C" __global__ void count_digits(
 """
 
 
-def order_statistics(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: bool) -> list[tuple[float, int]] | None:
+def order_statistics(
+    scores: Sequence[Tensor], counts: Sequence[int], *, absolute: bool
+) -> list[tuple[float, int]] | None:
     """Of each count the score of that rank (from 1) and how many are smaller; exact.
 
     Args:

@@ -181,7 +181,9 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
             raise ValueError(f"count must be between 0 and {total}, the number of scores; got {count}")
     ranks = sorted(set(counts) - {0})
     if ranks and (numbers := order_statistics(scores, ranks, absolute=absolute)) is not None:
-        known = {rank: Threshold(value, below, rank - below) for rank, (value, below) in zip(ranks, numbers, strict=True)}
+        known = {
+            rank: Threshold(value, below, rank - below) for rank, (value, below) in zip(ranks, numbers, strict=True)
+        }
         return [known.get(count, Threshold(0.0, 0, 0)) for count in counts]
     dtype = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
     shift = (64 if dtype == torch.float64 else 32) - DIGIT
