@@ -36,7 +36,7 @@ def test_every_rank_is_that_of_a_sort(here, seed, absolute):
     given = scores(seed)
     joined = torch.cat([score.flatten() for score in given])
     ordered = (joined.abs() if absolute else joined).sort().values
-    counts = list(range(1, len(ordered) + 1, 7)) + [len(ordered)]
+    counts = [*range(1, len(ordered) + 1, 7), len(ordered)]
     found = order_statistics(given, counts, absolute=absolute)
     assert found is not None
     for rank, (value, below) in zip(counts, found, strict=True):

@@ -232,7 +232,7 @@ def absmax(rows: Tensor) -> Tensor:
 
 
 def divided(tensor: Tensor, number: float) -> Tensor:
-    """`tensor / number`, rounded once on every device: by a number a GPU multiplies with its inverse, which is rounded twice."""
+    """`tensor / number` rounded once on every device: a GPU would multiply with the inverse, which is rounded itself."""
     return tensor / torch.full_like(tensor, number)
 
 

@@ -35,8 +35,9 @@ extern "C" __global__ void count_digits(
       nan |= (bits & 0x7FFFFFFFu) > 0x7F800000u;
       if (absolute || bits == 0x80000000u) bits &= 0x7FFFFFFFu;
       const unsigned key = absolute ? bits : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+      const unsigned digit = (key >> shift) & (bins - 1);
       for (int one = 0; one < wanted; one++)
-        if (known == 32 || (key >> known) == (unsigned)prefixes[one]) atomicAdd(own + one * bins + ((key >> shift) & (bins - 1)), 1u);
+        if (known == 32 || (key >> known) == (unsigned)prefixes[one]) atomicAdd(own + one * bins + digit, 1u);
     }
   }
   if (nan) counts[wanted * bins] = 1;
