@@ -607,6 +607,19 @@ def mask_tuning() -> tuple[Any, Any]:
     return (outputs, tuning.scores["0.weight"].grad), reference.mask_tuning(weight, scores, inputs, targets)
 
 
+def binarize() -> tuple[Any, Any]:
+    net, (weight,) = layers((3, 5))
+    lever, gradient = create("binarize", ends=True, o_end=2.5), numbers(4, 3, 5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    attach(optimizer, lever, model=net)
+    lever.set_progress(0.7)
+    binary = net[0].weight.detach().clone()
+    net[0].weight.grad = torch.from_numpy(gradient.copy())
+    optimizer.step()
+    o = 1 + (1 - np.cos(np.pi * 0.7 / 2)) * 1.5
+    return (binary, net[0].weight.grad), reference.binarize(weight, gradient, o)
+
+
 def channels() -> tuple[Any, Any]:
     net, weights = layers((8, 5), (4, 8))
     smaller = create("channels", net, torch.zeros(1, 5, dtype=torch.float64), 0.4)
@@ -620,6 +633,7 @@ def depth_plan() -> tuple[Any, Any]:
 
 
 PROBES = (
+    Probe("binarize", binarize),
     Probe("mask_tuning", mask_tuning),
     Probe("hard_concrete", hard_concrete),
     Probe("channels", channels),

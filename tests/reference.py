@@ -993,3 +993,11 @@ def mask_tuning(weight: Array, scores: Array, inputs: Array, targets: Array) -> 
     """Outputs of a masked linear layer, and the gradient of half the squared error and the penalty by the scores."""
     outputs = inputs @ (weight * (scores > 5e-3)).T
     return outputs, (outputs - targets).T @ inputs * weight + 1e-4 * np.sign(scores)
+
+
+def binarize(weight: Array, gradient: Array, o: float) -> tuple[Array, Array]:
+    """Binary weights, and the gradient by the full ones."""
+    size, signs = np.abs(weight), np.where(weight >= 0, 1.0, -1.0)
+    near, far = size <= 0.1, size > 1.5
+    slope = np.where(near, 0.1 ** (1 / o) / 0.1, np.maximum(size, 0.1) ** ((1 - o) / o) / o) * ~far
+    return size.mean() * signs, size.mean() * gradient * slope + (gradient * signs).mean() * np.sign(weight)

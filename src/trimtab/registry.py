@@ -143,6 +143,7 @@ LEVERS = index(
     Entry("mask_tuning", "module", "trimtab.pruning:MaskTuning", "a frozen network learns a task by leaving weights out, one bit each", "2307.15049"),
     Entry("low_precision", "precision", "trimtab.precision:LowPrecision", "gradients, weights, momentum, activations rounded to a number format", "2508.07142"),
     Entry("compensate", "precision", "trimtab.precision:Compensate", "step divided by the running shrinkage of the gradients", "2508.07142"),
+    Entry("binarize", "precision", "trimtab.precision:Binarize", "weights, and on demand activations, of one bit; the gradient by ReSTE", "2308.06689"),
     Entry("one_shot", "pruning", "trimtab.pruning:one_shot", "exact one-shot pruning: score, scope, pattern", "ours", card="one-shot-pruning"),
     Entry("wanda", "pruning", "trimtab.pruning:Wanda", "score: magnitude times the norm of the weight's input", "2306.11695", card="calibrated-scores"),
     Entry("snip", "pruning", "trimtab.pruning:Snip", "score: |w g|, sensitivity of the loss to a connection", "1810.02340", card="calibrated-scores"),

@@ -1,5 +1,7 @@
 """Number formats: what a tensor becomes in few bits, exactly."""
 
+from trimtab.precision.binarize import Binarize
+from trimtab.precision.binary import estimated_slope
 from trimtab.precision.blocks import MX, Block
 from trimtab.precision.compensate import Compensate
 from trimtab.precision.format import FORMATS, Format, describe, named
@@ -12,6 +14,7 @@ from trimtab.precision.shrinkage import Shrinkage, shrinkage, shrinkage_sums
 from trimtab.precision.straight_through import StraightThrough, full_precision
 
 __all__ = [
+    "Binarize",
     "Block",
     "Compensate",
     "FORMATS",
@@ -26,6 +29,7 @@ __all__ = [
     "ShrinkageMeter",
     "StraightThrough",
     "describe",
+    "estimated_slope",
     "full_precision",
     "named",
     "quantize",

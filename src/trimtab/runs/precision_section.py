@@ -5,9 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from trimtab.precision import MX, Block, Compensate, LowPrecision, PerChannel, PerTensor, Scaling, ShrinkageMeter, named
+from trimtab.precision import (
+    MX,
+    Binarize,
+    Block,
+    Compensate,
+    LowPrecision,
+    PerChannel,
+    PerTensor,
+    Scaling,
+    ShrinkageMeter,
+    named,
+)
+from trimtab.precision.binarize import NAME as BINARY
 from trimtab.precision.quantize import OverflowPolicy
 from trimtab.precision.rounding import Rounding
 from trimtab.precision.scaling import Rule
@@ -26,7 +38,7 @@ class Precision(Section):
     gradients: str | None = None
     """Format of the gradients that the optimizer steps with, such as e4m3, e5m2, e2m1, int4 or e3m4."""
     weights: str | None = None
-    """Format of the weights that the network computes with."""
+    """Format of the weights that the network computes with; binary: one bit, by the lever Binarize, with a scale of its own."""
     momentum: str | None = None
     """Format of the optimizer's momentum."""
     activations: str | None = None
@@ -54,10 +66,13 @@ class Precision(Section):
 
     @field_validator(*ROUNDED)
     @classmethod
-    def _known_format(cls, value: str | None) -> str | None:
+    def _known_format(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None or value == "none":
             return None
-        named(value)
+        if value == BINARY and info.field_name != "weights":
+            raise ValueError(f"{BINARY} is a format of weights alone, got it for {info.field_name}")
+        if value != BINARY:
+            named(value)
         return value
 
     @model_validator(mode="after")
@@ -65,6 +80,11 @@ class Precision(Section):
         for field, given in (("before_reduce", self.before_reduce), ("compensate", self.compensate != "none")):
             if given and self.gradients is None:
                 raise ValueError(f"{field} is about rounded gradients; give precision.gradients a format")
+        if self.weights == BINARY and (self.rounding, self.scaling, self.master) != ("nearest", "none", True):
+            raise ValueError(
+                f"weights: {BINARY} take signs times their mean magnitude, the full ones behind them; leave rounding, scaling "
+                "and master as they are"
+            )
         scaling_of(self)
         return self
 
@@ -91,20 +111,26 @@ def scaling_of(section: Precision) -> Scaling | None:
     return MX(section.block_size, rule=rule)
 
 
-def build_precision(section: Precision, seed: int, folder: Path | None) -> tuple[LowPrecision | Compensate, ...]:
-    """The levers of the section: the rounding and, where asked for, the compensation behind it; none where nothing is rounded.
+def build_precision(
+    section: Precision, seed: int, folder: Path | None, total_steps: int | None = None
+) -> tuple[LowPrecision | Compensate | Binarize, ...]:
+    """The levers of the section: the rounding, where asked for the compensation behind it, and binary weights.
 
     Args:
-        section: what to round.
+        section: what to round; none where nothing is.
         seed: of stochastic rounding.
         folder: the run folder for `shrinkage.parquet/`; None measures nothing.
+        total_steps: optimizer steps of the whole run, along which the estimator of binary weights changes.
     """
     if not section.rounds:
         return ()
+    binary = (Binarize(total_steps=total_steps),) if section.weights == BINARY else ()
+    if binary and not any(getattr(section, field) for field in ROUNDED if field != "weights"):
+        return binary
     metered = folder is not None and section.meter_every > 0
     lever = LowPrecision(
         section.gradients,
-        section.weights,
+        None if binary else section.weights,
         section.momentum,
         (section.activations, section.activation_gradients),
         rounding=section.rounding,
@@ -116,5 +142,5 @@ def build_precision(section: Precision, seed: int, folder: Path | None) -> tuple
         meter=ShrinkageMeter(section.meter_every, folder, overwrite=True) if metered else None,
     )
     if section.compensate == "none":
-        return (lever,)
-    return lever, Compensate(lever, granularity=section.compensate)
+        return (lever, *binary)
+    return (lever, Compensate(lever, granularity=section.compensate), *binary)

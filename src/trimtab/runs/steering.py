@@ -15,7 +15,7 @@ from trimtab.levers.protocol import call
 from trimtab.optimizers import SpikeGuard
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.penalties import Penalty
-from trimtab.precision import Compensate, LowPrecision
+from trimtab.precision import Binarize, Compensate, LowPrecision
 from trimtab.registry import find
 from trimtab.runs.groups import grouped, scale_rates
 from trimtab.runs.precision_section import build_precision
@@ -35,7 +35,7 @@ class Steering:
     base: torch.optim.Optimizer
     wrapper: TwoPassOptimizer | None
     levers: tuple[Any, ...]
-    precision: tuple[LowPrecision | Compensate, ...]
+    precision: tuple[LowPrecision | Compensate | Binarize, ...]
     handle: Handle
     parts: Mapping[str, Any]
     """Optimizer, wrapper and levers by their names in the recipe."""
@@ -128,7 +128,7 @@ def steer(
     parts = {recipe.base_name: base, **({wrapping[0]: wrapper} if wrapping else {})}
     levers = {name: recipe.build(name, **handed) for name in acting if name not in wrapping}
     chain = tuple(levers.values())
-    precision = build_precision(recipe.precision, recipe.seed, folder)
+    precision = build_precision(recipe.precision, recipe.seed, folder, handed.get("total_steps"))
     if tracker is not None:
         attach(optimizer, tracker, *meters, model=model)
         tracker.watch((*meters, *(lever for lever in chain if hasattr(lever, "signals")), *precision))

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trimtab.precision import PerChannel, Scaling, quantize
+from trimtab.precision.binarize import NAME as BINARY
 from trimtab.precision.logistic import LogisticRegression
 from trimtab.precision.rounding import Rounding
 from trimtab.precision.theory import expected_second_moment, fixed_step_bound
@@ -238,4 +239,5 @@ def wanted_descents(
         [('full', 'nearest', 'none'), ('e4m3', 'nearest', 'none'), ('e4m3', 'nearest', 'tensor')]
     """
     kinds = [kind for kind, named in (("none", "none" in scaling), ("tensor", set(scaling) - {"none"})) if named]
-    return [("full", "nearest", "none"), *((name, way, kind) for name in formats for way in rounding for kind in kinds)]
+    rounded = [name for name in formats if name != BINARY]  # no format of gradients
+    return [("full", "nearest", "none"), *((name, way, kind) for name in rounded for way in rounding for kind in kinds)]

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from trimtab.checks import positive
 from trimtab.precision import named
+from trimtab.precision.binarize import NAME as BINARY
 from trimtab.precision.rounding import Rounding
 from trimtab.runs.precision_section import ROUNDED, Precision, ScalingName
 from trimtab.runs.recipe import Recipe
@@ -48,7 +49,10 @@ class FormatStudy:
             if len(set(values)) < len(values):
                 raise ValueError(f"{what} holds a value twice: {', '.join(map(str, values))}")
         for name in self.formats:
-            named(name)
+            if name == BINARY and self.tensors != ("weights",):
+                raise ValueError(f"{BINARY} is a format of weights alone; tensors must be weights, got {self.tensors}")
+            if name != BINARY:
+                named(name)
         for what, allowed in (("rounding", get_args(Rounding)), ("scaling", get_args(ScalingName))):
             for word in getattr(self, what):
                 if word not in allowed:
