@@ -56,6 +56,7 @@ class Row:
         finished: what `Handle.finish` leaves, of the weights after every step; None where it leaves them as they are.
         steps: of the run, handed to a lever that names `total_steps`; 0 where it does not.
         network: whether its formula takes all matrices of the network, and a memory.
+        rated: whether a wrapper's formula also gives what the learning rate is multiplied by.
         nan: `RIGHT`, or the words that refuse a NaN weight, or `UNDONE` where such a step is undone.
     """
 
@@ -74,6 +75,7 @@ class Row:
     finished: Callable[..., Any] | None = None
     steps: int = 0
     network: bool = False
+    rated: bool = False
     nan: str = RIGHT
 
     @property
@@ -150,11 +152,16 @@ ROWS = (
           **DENSE_STEPS, other={"half": {"threshold": 0.0, "eps": 1e-2}, "train": {"threshold": 0.0}})
       for label, threshold, power, scaling in (("", 1e-3, 1.0, True), ("square", 1e-4, 2.0, True),
                                                ("first", 1e-3, 1.0, False))),
+    *(Row("fira", reference.fira, {"lr": 0.01, "rank": rank, **more}, label, **ADAMS, joint=True,
+          sharded="projects whole matrices and does not take sharded weights")
+      for label, rank, more in (("", 3, {"weight_decay": 0.1}), ("true", 2, {"residual": "true", "max_growth": 1.2}))),
     Row("sam", reference.sam, {"rho": 0.2}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("asam", reference.asam, {"rho": 0.5, "eta": 0.02}, sparse=NO_SPARSE, complex=NO_COMPLEX),
     Row("cram", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
     Row("cram", reference.cram, {**CRAM, "sparse_grad": False}, "dense", sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
     Row("cram+", reference.cram, CRAM, sparse=NO_SPARSE, complex=NO_COMPLEX, sharded=WHOLE),
+    *(Row("drift", reference.drift, {"power": power, "max_lr": most}, label, sparse=NO_SPARSE, complex=NO_COMPLEX, rated=True)
+      for label, power, most in (("", 0.5, 5.0), ("edge", 1.0, 50.0), ("capped", 1.0, 2.0))),
     Row("var", reference.var, {"eps": 1e-5}, complex=LEFT_OUT),
     Row("var", reference.var, {"form": "relative", "eps": 1e-5}, "relative", complex=LEFT_OUT),
     Row("var", reference.var, {"form": "as_printed", "eps": 1e-5}, "as_printed", complex=LEFT_OUT),
@@ -463,6 +470,62 @@ def lora_plus() -> tuple[Any, Any]:
     ]  # fmt: skip
 
 
+def mlp(inputs: int, width: int) -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, 2)).double()
+
+
+def mup() -> tuple[Any, Any]:
+    net, roles = mlp(3, 8), {"0.weight": "input", "0.bias": "input", "2.weight": "hidden", "2.bias": "input",
+                             "3.weight": "output", "3.bias": "fixed"}  # fmt: skip
+    found = [{name: group["lr"] for group in create("mup", net, mlp(3, 2), 0.1, kind) for name, _ in group["params"]}
+             for kind in ("adam", "sgd")]  # fmt: skip
+    expected = reference.mup(4)
+    return found, [{name: 0.1 * expected[roles[name]][at] for name in found[at]} for at in range(2)]
+
+
+def route_by_label() -> tuple[Any, Any]:
+    """Weights after a forget batch, and what the network gives once the forget part is cut out."""
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    parts = {"0.weight": slice(4, 6), "0.bias": [4, 5], "2.weight": (slice(None), slice(4, 6)), "2.bias": None}
+    lever, optimizer = create("route_by_label", parts), torch.optim.SGD(net.parameters(), lr=0.3)
+    inputs, before = torch.from_numpy(numbers(1, 7, 4)), [one.detach().numpy().copy() for one in net.parameters()]
+    handle = attach(optimizer, lever, model=net)
+    with lever.batch("forget"):
+        net(inputs).square().sum().backward()
+        gradients = [one.grad.numpy().copy() for one in net.parameters() if one.grad is not None]
+        optimizer.step()
+    handle.remove()
+    weights = reference.routed(before, gradients, "forget", 2, 0.3)
+    found = [one.detach().numpy().copy() for one in net.parameters()]
+    lever.ablate(net)
+    small = np.tanh(inputs.numpy() @ weights[0][:4].T + weights[1][:4]) @ weights[2][:, :4].T + weights[3]
+    return [*found, net(inputs)], [*weights, small]
+
+
+def tract() -> tuple[Any, Any]:
+    """More rows than inputs, and fewer."""
+    found, expected = [], []
+    for rows in (8, 3):
+        net, _ = layers((2, 5))
+        a, upstream = numbers(rows, rows, 5), numbers(rows + 1, rows, 2)
+        create("tract", net[0], 0.3)
+        net(torch.from_numpy(a)).backward(torch.from_numpy(upstream))
+        found.append(net[0].weight.grad)
+        expected.append(reference.tract(a, upstream, 0.3))
+    return found, expected
+
+
+def grad_norm_smooth() -> tuple[Any, Any]:
+    hessian, slope = np.diag([1.0, 10.0, 100.0]), numbers(4, 3)
+    x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer, matrix = create("grad_norm_smooth", [x]), torch.from_numpy(hessian)
+    for _ in range(3):
+        optimizer.step(lambda: x @ matrix @ x / 2 - torch.from_numpy(slope) @ x)
+    return (x, optimizer.gamma), reference.grad_norm_smooth(hessian, slope, 3)
+
+
 def batch_size() -> tuple[Any, Any]:
     parts = 0.3 + numbers(2, 8, 5)
     schedule = create("batch_size", 4, 100_000, test="augmented", theta=0.2, nu=0.3)
@@ -689,6 +752,10 @@ PROBES = (
         lambda: ([create("scale_lr", 0.1, 32, 96, rule) for rule in ("linear", "sqrt")], [0.3, 0.1 * 3**0.5]),
     ),
     Probe("lora_plus", lora_plus),
+    Probe("mup", mup),
+    Probe("route_by_label", route_by_label),
+    Probe("tract", tract),
+    Probe("grad_norm_smooth", grad_norm_smooth),
     Probe("spectral_lr", lambda: (create("spectral_lr", [-1.0, 4.0], safety=0.25).lr, 0.125)),
     Probe("span_weights", span_weights),
     Probe("gradient_tracker", gradient_tracker),

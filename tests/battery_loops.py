@@ -176,6 +176,7 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
         gradient = gradient_at(step)
         home = None if row is None else row.home
         base["inputs"] = batch(step)[0].numpy()
+        factor = 1.0
         g = base["g"] = gradient(w)
         if row is not None and home == "optimizer":
             w = row.reference(w, g, memory, **row.given)
@@ -183,11 +184,13 @@ def written_out(row: Row | None, steps: Sequence[int]) -> Iterator[Arrays]:
             continue
         if row is not None and home == "wrapper":
             g = row.reference(gradient, w, **row.given)
+            if row.rated:
+                g, factor = g
         elif row is not None and home == "penalty":
             g = penalised(row, w, g, strength_of(row), memory)
         elif row is not None and home == "transform":
             g = transformed(row, w, g, memory)
-        moved = plain(w, g, base, lr=RATE, momentum=MOMENTUM, weight_decay=0.0)
+        moved = plain(w, g, base, lr=RATE * factor, momentum=MOMENTUM, weight_decay=0.0)
         w = row.reference(w, moved, base, **row.given) if row is not None and home == "after_step" else moved
         yield w
 

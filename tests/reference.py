@@ -189,6 +189,21 @@ def norm_match(norms: Sequence[Array], beta: float = 0.9, max_factor: float = 10
     return factors
 
 
+def routed(w: Arrays, g: Arrays, label: str, units: int, rate: float) -> Arrays:
+    """Weights of a two-layer MLP (first with its bias, second with its bias) after a plain step with routed gradients."""
+    g = [one.copy() for one in g]
+    forgets = [np.arange(len(w[0])) >= len(w[0]) - units] * 2
+    if label == "forget":
+        g[0][~forgets[0]], g[1][~forgets[1]], g[2][:, ~forgets[0]], g[3][:] = 0, 0, 0, 0
+    return [a - rate * b for a, b in zip(w, g, strict=True)]
+
+
+def tract(a: Array, gradient: Array, strength: float) -> Array:
+    """`gradient` is of the outputs; a the inputs, by rows."""
+    solved: Array = gradient.T @ a @ np.linalg.inv(a.T @ a / len(a) + strength * np.eye(a.shape[1]))
+    return solved
+
+
 def gradient_reversal(g: Array, strength: float = 1.0) -> Array:
     return -strength * g
 
@@ -226,6 +241,21 @@ def cram(
     return [a + b for a, b in zip(h, g, strict=True)] if plus else h
 
 
+def drift(
+    gradient: Gradient, w: Arrays, power: float = 0.5, max_lr: float = 5.0, momentum: float = 0.9
+) -> tuple[Arrays, float]:
+    """The gradient itself, and what the learning rate is multiplied by."""
+
+    def norm(x: Arrays) -> float:
+        return math.sqrt(sum(float((one**2).sum()) for one in x))
+
+    g = gradient(w)
+    e = 0.01 / norm(g)
+    ahead = gradient([a + e * b for a, b in zip(w, g, strict=True)])
+    turned = norm([a - b for a, b in zip(ahead, g, strict=True)]) / e
+    return g, min(2 / (turned / norm(g)) ** power, max_lr) * (1 - momentum)
+
+
 # optimizers: weights and gradients -> weights
 
 
@@ -238,6 +268,30 @@ def sgd(
     memory["v"] = v
     steps = [b + momentum * new if nesterov else new for b, new in zip(g, v, strict=True)]
     return [a - lr * step for a, step in zip(w, steps, strict=True)]
+
+
+def grad_norm_smooth(H: Array, slope: Array, steps: int, gamma: float = 1.0) -> tuple[Array, float]:
+    """On the quadratic `x H x / 2 - slope x`, from zero."""
+
+    def f(x: Array) -> float:
+        return float(x @ H @ x / 2 - slope @ x)
+
+    x = np.zeros(len(slope))
+    for _ in range(steps):
+        g = H @ x - slope
+        while True:
+            regularised = np.linalg.norm(g) / (gamma + 1e-8)
+            new = x - np.linalg.solve(H + regularised * np.eye(len(x)), g)
+            if f(x) - f(new) >= np.linalg.norm(H @ new - slope) ** 2 / (8 * regularised):
+                break
+            gamma /= 2
+        x, gamma = new, 2 * gamma
+    return x, gamma
+
+
+def mup(width: float) -> dict[str, tuple[float, float]]:
+    """Factors of the learning rate, Adam's and SGD's, by role."""
+    return {"input": (1.0, width), "hidden": (1 / width, 1.0), "output": (1.0, width), "fixed": (1.0, 1.0)}
 
 
 def muon(
@@ -291,6 +345,33 @@ def diffgrad(
     memory |= {"t": t, "m": m, "v": v, "old": g}
     size = lr * math.sqrt(1 - b2**t) / (1 - b1**t)
     return [(1 - off) * a - size * x * b / (np.sqrt(c) + eps) for a, b, c, x in zip(w, m, v, xi, strict=True)]
+
+
+def adam_ratio(own: Memory, g: Array, lr: float, betas: tuple[float, float], eps: float) -> tuple[Array, float]:
+    """First moment over the root of the second, and the corrected rate that it is multiplied by."""
+    t = own["t"] = own.get("t", 0) + 1
+    own["m"], own["v"] = (b * own.get(k, 0 * g) + (1 - b) * g**p for k, b, p in zip("mv", betas, (1, 2), strict=True))
+    return own["m"] / (np.sqrt(own["v"]) + eps), lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+
+
+def fira(
+    w: Arrays, g: Arrays, memory: Memory, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
+    weight_decay: float = 0.0, rank: int = 128, alpha: float = 0.25, max_growth: float = 1.01, residual: str = "package",
+) -> Arrays:  # fmt: skip
+    def one(own: Memory, w: Array, G: Array) -> Array:
+        if G.ndim > 1 and len(G) < G.shape[1]:
+            return one(own, w.T, G.T).T
+        low = G.ndim > 1 and G.shape[1] > rank
+        Q = own.setdefault("Q", np.linalg.svd(G)[2][:rank]) if low else np.eye(G.shape[-1])
+        R = G @ Q.T
+        u, size = adam_ratio(own, R, lr, betas, eps)
+        if low:
+            S = G - (alpha if residual == "package" else 1.0) * R @ Q
+            S = S * (np.linalg.norm(u, axis=1) / (np.linalg.norm(R, axis=1) + 1e-8))[:, None]
+            u = alpha * u @ Q + norm_growth([S], [S], own.setdefault("limiter", {}), max_growth)[0]
+        return (1 - lr * weight_decay) * (w - size * u)
+
+    return [one(memory.setdefault(str(at), {}), a, b) for at, (a, b) in enumerate(zip(w, g, strict=True))]
 
 
 def perpendicular_step(w: Array, g: Array, u: Array, delta: float, wd_ratio: float, eps: float) -> tuple[Array, float]:

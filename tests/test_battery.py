@@ -384,7 +384,7 @@ def test_repr_names_the_lever_and_its_settings(row: Row) -> None:
     expected = type(training.optimizer if training.lever is None else training.lever).__name__
     assert text.startswith(expected)
     for name, value in row.settings.items():
-        words = [repr(value), *([f"{value:g}"] if isinstance(value, float) else [])]
+        words = [repr(value), str(value), *([f"{value:g}"] if isinstance(value, float) else [])]
         assert any(f"{name}{joint}{word}" in text for joint in ("=", ": ") for word in words), (name, text)
 
 

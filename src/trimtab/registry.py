@@ -13,11 +13,12 @@ from trimtab.checks import hint
 from trimtab.lazy import at
 
 Home = Literal[
-    "penalty", "transform", "wrapper", "optimizer", "after_step", "schedule", "sampler", "loss", "combiner", "policy_loss",
+    "penalty", "transform", "wrapper", "optimizer", "solver", "after_step", "schedule", "sampler", "loss", "combiner", "policy_loss",
     "worker", "pruning", "module", "precision", "observer", "data",
 ]  # fmt: skip
 HOMES: dict[Home, str] = {
     "optimizer": "takes the step",
+    "solver": "minimises the whole objective, its steps take all data",
     "wrapper": "takes the step twice: a second gradient elsewhere",
     "penalty": "adds a term to the loss, or its gradient before the step",
     "transform": "changes the gradient before the step",
@@ -102,10 +103,13 @@ LEVERS = index(
     Entry("adamp", "optimizer", "trimtab.optimizers:AdamP", "AdamW without the part of the step along scale-invariant weights", "2006.08217"),
     Entry("sgdp", "optimizer", "trimtab.optimizers:SGDP", "SGD without the part of the step along scale-invariant weights", "2006.08217", card="adamp"),
     Entry("classp", "optimizer", "trimtab.optimizers:CLASSP", "only large gradients move a weight, the less the more it has moved", "2405.09637"),
+    Entry("fira", "optimizer", "trimtab.optimizers:Fira", "Adam in a low-rank subspace, the rest of the gradient scaled alike", "2410.01623"),
+    Entry("grad_norm_smooth", "solver", "trimtab.optimizers:GradNormSmooth", "Newton's method regularised by the gradient's norm over a learned smoothness", "2506.13710"),
     Entry("sam", "wrapper", "trimtab.optimizers:SAM", "sharpness-aware minimisation", "2010.01412"),
     Entry("asam", "wrapper", "trimtab.optimizers:ASAM", "adaptive sharpness-aware minimisation", "2102.11600"),
     Entry("cram", "wrapper", "trimtab.optimizers:CrAM", "compression-aware minimisation", "2207.14200", {"plus": False}),
     Entry("cram+", "wrapper", "trimtab.optimizers:CrAM", "compression-aware minimisation with the plain gradient added", "2207.14200", {"plus": True}),
+    Entry("drift", "wrapper", "trimtab.optimizers:DriftLearningRate", "learning rate from how fast the gradient turns along itself", "2302.01952"),
     Entry("var", "penalty", "trimtab.penalties:VarianceAmplifier", "variance amplifying regularizer", "2511.14282"),
     Entry("l1", "penalty", "trimtab.penalties:L1", "sum of magnitudes", "Tibshirani 1996"),
     Entry("hoyer", "penalty", "trimtab.penalties:HoyerSquare", "Hoyer-Square, (sum |w|)^2 / sum w^2 per tensor", "1908.09979", card="hoyer-square"),
@@ -128,6 +132,8 @@ LEVERS = index(
     Entry("norm_match", "module", "trimtab.gradients:NormMatch", "gradients into the branches of a network brought to one size", "2307.16617"),
     Entry("gradient_reversal", "module", "trimtab.gradients:GradientReversal", "identity whose gradient is turned round", "1409.7495"),
     Entry("pixel_clip", "module", "trimtab.gradients:clip_vectors_", "gradient of a feature map bounded pixel by pixel, direction kept", "2310.12474", card="pixel-clip"),
+    Entry("route_by_label", "module", "trimtab.gradients:RouteByLabel", "the label of a batch says which parameters learn from it; a part can be cut out", "2512.05648"),
+    Entry("tract", "module", "trimtab.gradients:TrAct", "first layer's gradient solved against its inputs: its activations take the step", "2410.23970"),
     Entry("clip_norm", "transform", "trimtab.gradients:ClipNorm", "global norm of the gradient clipped", "1211.5063"),
     Entry("gradual", "after_step", "trimtab.pruning:GradualPruning", "gradual magnitude pruning along training, cubic or linear", "1710.01878", card="gradual-pruning"),
     Entry("progressive", "after_step", "trimtab.pruning:GradualPruning", "progressive magnitude pruning in one cycle: linear, global", "2606.12278", {"power": 1.0, "scope": "global"}, card="gradual-pruning"),
@@ -167,6 +173,7 @@ LEVERS = index(
     Entry("batch_size", "schedule", "trimtab.curricula:AdaptiveBatchSize", "the batch grows when the gradient is mostly noise", "2402.11215", card="batch-size"),
     Entry("scale_lr", "schedule", "trimtab.optimizers:scale_learning_rate", "the learning rate for another batch size", "2006.09092", card="learning-rates"),
     Entry("lora_plus", "schedule", "trimtab.optimizers:lora_plus_groups", "the second factor of an adapter learns faster than the first", "2402.12354", card="lora-plus"),
+    Entry("mup", "schedule", "trimtab.optimizers:mup_groups", "learning rates found on a narrow network, for the same one wider", "2203.03466"),
     Entry("spectral_lr", "schedule", "trimtab.optimizers:learning_rate_from_spectrum", "learning rate and momentum from the ends of the Hessian's spectrum", "2006.09092", card="learning-rates"),
     Entry("balance", "loss", "trimtab.losses:balance", "every term of an objective brought to the value of one", "1909.04868", card="loss-weights"),
     Entry("occurrence_weights", "loss", "trimtab.losses:occurrence_weights", "rare targets weigh more, the loss keeps its size", "2601.12863", card="loss-weights"),

@@ -13,6 +13,9 @@ from trimtab.gradients.norm_growth import NormGrowthLimiter
 from trimtab.gradients.norm_match import NormMatch
 from trimtab.gradients.perpendicular import PerpendicularGradient
 from trimtab.gradients.reversal import GradientReversal
+from trimtab.gradients.routed_parts import forget_heads, forget_units
+from trimtab.gradients.routing import RouteByLabel
+from trimtab.gradients.tract import TrAct, first_layer
 from trimtab.gradients.vector_clip import ActivationClip, clip_vectors_
 from trimtab.gradients.z_score import ZScore
 from trimtab.gradients.zclip import ZClip
@@ -31,6 +34,11 @@ __all__ = [
     "NormGrowthLimiter",
     "NormMatch",
     "PerpendicularGradient",
+    "RouteByLabel",
+    "TrAct",
     "ZClip",
     "ZScore",
+    "first_layer",
+    "forget_heads",
+    "forget_units",
 ]

@@ -6,10 +6,14 @@ from trimtab.optimizers.classp import CLASSP
 from trimtab.optimizers.convergence_radius import ConvergenceRadius
 from trimtab.optimizers.cram import CrAM
 from trimtab.optimizers.diffgrad import DiffGrad
+from trimtab.optimizers.drift import DriftLearningRate
+from trimtab.optimizers.fira import Fira, fira_groups
+from trimtab.optimizers.grad_norm_smooth import GradNormSmooth
 from trimtab.optimizers.learning_rates import SpectralRate, learning_rate_from_spectrum, scale_learning_rate
 from trimtab.optimizers.lora_plus import lora_plus_groups
 from trimtab.optimizers.momentum_reset import MomentumReset
 from trimtab.optimizers.muon import Muon
+from trimtab.optimizers.mup import mup_groups, mup_scale_
 from trimtab.optimizers.projected import SGDP, AdamP
 from trimtab.optimizers.sam import SAM
 from trimtab.optimizers.spike_guard import SpikeGuard
@@ -23,6 +27,9 @@ __all__ = [
     "ConvergenceRadius",
     "CrAM",
     "DiffGrad",
+    "DriftLearningRate",
+    "Fira",
+    "GradNormSmooth",
     "MomentumReset",
     "Muon",
     "SAM",
@@ -30,7 +37,10 @@ __all__ = [
     "SpectralRate",
     "SpikeGuard",
     "TwoPassOptimizer",
+    "fira_groups",
     "learning_rate_from_spectrum",
     "lora_plus_groups",
+    "mup_groups",
+    "mup_scale_",
     "scale_learning_rate",
 ]

@@ -79,6 +79,10 @@ class ForeachOptimizer(torch.optim.Optimizer):
         """Those of `held` that this group needs."""
         return self.held
 
+    def new_state(self, group: dict[str, Any], owner: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """States of these names before a parameter's first step: zeros like it."""
+        return {name: torch.zeros_like(owner, memory_format=torch.preserve_format) for name in names}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns what the closure gave."""
@@ -107,7 +111,7 @@ class ForeachOptimizer(torch.optim.Optimizer):
             memory = self.state[owner]
             if not memory:
                 memory["step"] = torch.zeros((), dtype=torch.float32)
-                memory.update({name: torch.zeros_like(owner, memory_format=torch.preserve_format) for name in names})
+                memory.update(self.new_state(group, owner, names))
             steps.append(memory["step"])
             key = int(memory["step"].item()) + 1, owner.device, owner.dtype
             found.setdefault(key, []).append(owner)

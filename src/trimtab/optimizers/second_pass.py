@@ -28,6 +28,8 @@ class Climbed:
     memory: Any
     scaled: bool
     finite: bool = True
+    single: bool = False
+    """Whether this step goes without the second pass."""
 
 
 class EarlierGradients:

@@ -42,12 +42,23 @@ class TwoPassOptimizer(OptimizerWrapper):
         self._random: RandomState | None = None
         self._climbed: Climbed | None = None
 
+    def _second_pass(self) -> bool:
+        """Whether this step takes a second gradient; else the first one is that of the step."""
+        return True
+
     def _perturb(self, parameters: list[Tensor], norm: float) -> Any:
         """Move the weights in place; what is returned comes back to `_final_gradient`."""
         raise NotImplementedError
 
     def _final_gradient(self, parameters: list[Tensor], memory: Any) -> None:
         """Turn the perturbed gradient, already unscaled, into the one of the step, in place."""
+
+    def _take_step(self, scaler: torch.amp.GradScaler | None) -> None:
+        """The base optimizer's step with the final gradient."""
+        if scaler is None:
+            self.base_optimizer.step()
+        else:
+            scaler.step(self.base_optimizer)
 
     def _touched(self) -> list[Tensor]:
         """Parameters that are trained, each once."""
@@ -157,8 +168,8 @@ class TwoPassOptimizer(OptimizerWrapper):
             grad_scaler: the scaler, where the loss was scaled; give it to `descend` too.
 
         Returns:
-            True when the weights moved; False when a gradient is not finite and the step will be skipped: the second pass may
-            be left out, `descend` must still be called.
+            True when the weights moved; False when a gradient is not finite and the step will be skipped, or when this step
+            takes no second gradient: the second pass is to be left out, `descend` must still be called.
 
         Raises:
             RuntimeError: the last `ascend` has not been followed by `descend` or `retreat`.
@@ -183,16 +194,21 @@ class TwoPassOptimizer(OptimizerWrapper):
             )
         scaler = _enabled(grad_scaler)
         random, self._random = self._random, None
-        parameters = self._touched()
-        if scaler is not None and (gradients := gradients_of(parameters)):
+        parameters, single = self._touched(), not self._second_pass()
+        if scaler is not None and single:
+            scaler.unscale_(self.base_optimizer)
+        elif scaler is not None and (gradients := gradients_of(parameters)):
             torch._foreach_mul_(gradients, 1.0 / scaler.get_scale())
         self._without_removed()
         norm = self._norm_or_none(parameters)
         if norm is None:
-            if scaler is not None:
+            if scaler is not None and not single:
                 scaler.unscale_(self.base_optimizer)  # finds the inf and remembers it for scaler.step and update
             self._refuse_or_warn(scaler, "gradient")
             self._climbed = Climbed(ExitStack(), None, scaled=scaler is not None, finite=False)
+            return False
+        if single:
+            self._climbed = Climbed(ExitStack(), None, scaled=scaler is not None, single=True)
             return False
         back = ExitStack()
         try:
@@ -238,24 +254,27 @@ class TwoPassOptimizer(OptimizerWrapper):
             if scaler is not None:
                 scaler.step(self.base_optimizer)  # skips: it has found the inf
             return False
-        with torch.no_grad():
-            parameters = self._touched()
-            if scaler is not None:
-                scaler.unscale_(self.base_optimizer)
-            if self._norm_or_none(parameters) is None:
-                self._refuse_or_warn(scaler, "gradient at the perturbed weights")
-                if scaler is not None:
-                    scaler.step(self.base_optimizer)
-                return False
-            self._final_gradient(parameters, climbed.memory)
+        if not climbed.single and not self._finish_gradient(scaler, climbed.memory):
+            return False
         if before_step is not None:
             before_step()
-        if scaler is None:
-            self.base_optimizer.step()
-        else:
-            scaler.step(self.base_optimizer)
+        self._take_step(scaler)
         self.steps += 1
         self.skipped_in_a_row = 0
+        return True
+
+    @torch.no_grad()
+    def _finish_gradient(self, scaler: torch.amp.GradScaler | None, memory: Any) -> bool:
+        """Make the gradient of the step of the perturbed one; False where that is not finite and the step is skipped."""
+        parameters = self._touched()
+        if scaler is not None:
+            scaler.unscale_(self.base_optimizer)
+        if self._norm_or_none(parameters) is None:
+            self._refuse_or_warn(scaler, "gradient at the perturbed weights")
+            if scaler is not None:
+                scaler.step(self.base_optimizer)
+            return False
+        self._final_gradient(parameters, memory)
         return True
 
     def retreat(self) -> None:
