@@ -151,7 +151,7 @@ def test_a_run_that_diverges_is_a_row_and_not_the_end(tmp_path: Path, capsys: py
         (["--formats", "e-4m3"], "unknown number format 'e-4m3'"),
         (["--formats", ","], "formats is empty"),
         (["--formats", "e4m3,e4m3"], "formats holds a value twice"),
-        (["--rounding", "up"], "rounding is one of nearest, toward_zero, stochastic, got 'up'"),
+        (["--rounding", "odd"], "rounding is one of nearest, ties_away, toward_zero, up, down, stochastic, got 'odd'"),
         (["--scaling", "row"], "scaling is one of none, tensor, channel, block, mx, got 'row'"),
         (["--tensors", "gradient"], "got 'gradient'"),
         (["--tensors", "weights", "--compensate"], "compensation is about rounded gradients"),

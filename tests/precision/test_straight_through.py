@@ -85,4 +85,4 @@ def test_repr_and_bad_input():
     with pytest.raises(ValueError, match="unknown number format"):
         StraightThrough("e4m3", "nothing")
     with pytest.raises(ValueError, match="rounding must be one of"):
-        StraightThrough("e4m3", rounding="up")
+        StraightThrough("e4m3", rounding="odd")

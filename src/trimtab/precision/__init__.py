@@ -4,7 +4,10 @@ from trimtab.precision.binarize import Binarize
 from trimtab.precision.binary import estimated_slope
 from trimtab.precision.blocks import MX, Block
 from trimtab.precision.compensate import Compensate
+from trimtab.precision.delayed import Delayed
+from trimtab.precision.eden import MSEden, ms_eden
 from trimtab.precision.format import FORMATS, Format, describe, named
+from trimtab.precision.hadamard import Hadamard
 from trimtab.precision.lever import LowPrecision
 from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.nvfp4 import NVFP4
@@ -17,10 +20,13 @@ __all__ = [
     "Binarize",
     "Block",
     "Compensate",
+    "Delayed",
     "FORMATS",
     "Format",
+    "Hadamard",
     "LowPrecision",
     "MX",
+    "MSEden",
     "NVFP4",
     "PerChannel",
     "PerTensor",
@@ -31,6 +37,7 @@ __all__ = [
     "describe",
     "estimated_slope",
     "full_precision",
+    "ms_eden",
     "named",
     "quantize",
     "shrinkage",

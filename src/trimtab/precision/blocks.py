@@ -45,6 +45,11 @@ class Block(Scaling):
         shown = [each for each in fields(self) if each.name in old or getattr(self, each.name) != each.default]
         return f"{type(self).__name__}({', '.join(f'{each.name}={getattr(self, each.name)!r}' for each in shown)})"
 
+    @property
+    def square(self) -> bool:
+        """Whether blocks are the same for a matrix and its transpose."""
+        return self.rows == self.size
+
     def lines(self, x: Tensor) -> Tensor:
         """The dimension of the blocks last; a single line becomes one of many."""
         dim = dimension(self.dim, x)

@@ -29,8 +29,7 @@ class Format:
         mantissa: bits of the mantissa, 0 to 52; with 0 a tie goes to the even code, as in IEEE P3109.
         bias: default `2^(exponent - 1) - 1`, as in IEEE 754.
         infinities: whether a code stands for infinity; it is the first above the largest number. Without mantissa bits
-            special codes take whole binades from the top: `Format("binary8p1", 7, 0, 64, infinities=True,
-            nan="negative_zero", signed_zero=False)`, of P3109, ends at 2^62.
+            special codes take whole binades from the top: `binary8p1` of P3109 ends at 2^62.
         nan: codes for NaN. "ieee": the largest exponent is kept for infinity and NaN. "all_ones": one code, the last.
             "negative_zero": the code that would be -0. "none": no code; a NaN put in stays NaN as a mark [ours].
         subnormals: False: numbers below the smallest normal round to zero or to it.
@@ -199,8 +198,9 @@ def named(name: str | Format) -> Format:
     """The format called `name`; a `Format` comes back as it is.
 
     Known are the names in `FORMATS` (e4m3, e3m2, e2m3 and e2m1 as the Open Compute Project defines them), `float16`,
-    `bfloat16`, `fp8` (e4m3), `fp6` (e3m2), `fp4` (e2m1), `int2` to `int16` (symmetric), and `eXmY` for X bits of exponent
-    and Y of mantissa, by default with IEEE 754's special codes. After it may stand `bN` (the bias) and one of `ieee`
+    `bfloat16`, `fp8` (e4m3), `fp6` (e3m2), `fp4` (e2m1), `int2` to `int16` (symmetric), `binary8p1` to `binary8p7` (IEEE
+    P3109: 8 bits of that precision, infinity in the last code, NaN in that of -0), and `eXmY` for X bits of exponent and Y of
+    mantissa, by default with IEEE 754's special codes. After it may stand `bN` (the bias) and one of `ieee`
     (`e4m3ieee`), `fn` (no infinity, one NaN), `fnuz` (no infinity, no -0, one NaN; bias one larger than IEEE's), `finite`
     (no special codes).
 
@@ -225,6 +225,10 @@ def named(name: str | Format) -> Format:
         if not 2 <= bits <= 16:
             raise ValueError(f"integer formats have 2 to 16 bits, got {name!r}")
         return _integer(bits)
+    if match := re.fullmatch(r"binary8p([1-7])", key):
+        precision = int(match[1])
+        bias = 2 ** (7 - precision)
+        return Format(key, 8 - precision, precision - 1, bias, infinities=True, nan="negative_zero", signed_zero=False)
     if match := _PATTERN.fullmatch(key):
         exponent, mantissa = int(match[1]), int(match[2])
         bias = None if match[3] is None else int(match[3])

@@ -16,6 +16,7 @@ from trimtab.precision.scaling import Scales, absmax, divided
 
 LARGEST_SCALE = 448.0
 HEADROOM_SCALE = 256.0
+CHUNK = 1 << 17
 _MAX = torch.finfo(torch.float32).max
 
 ScaleRounding = Literal["nearest", "up"]
@@ -75,7 +76,7 @@ class NVFP4(Block):
         """What is not biased, where this is."""
         return "NVFP4(scale_rounding='up') and MSEden do not saturate" if self.overflows else None
 
-    def check(self, format: Format) -> None:
+    def check(self, format: Format, rounding: str = "nearest") -> None:
         """ValueError for formats that four_over_six is not about."""
         if self.four_over_six and format != named("e2m1"):
             raise ValueError(
@@ -138,13 +139,18 @@ def round_scale(wanted: Tensor, rounding: ScaleRounding) -> Tensor:
 
 def _better(rows: Tensor, format: Format, dtype: torch.dtype, first: Scales, second: Scales) -> Scales:
     """Of two sets of scales, for each row those with the smaller squared error of rounding to nearest."""
-    wide = rows.to(dtype)
-    rounder = Rounder(format, "nearest", "saturate", None, dtype, rows.device, rows.numel())
-    errors = []
-    for scales in (first, second):
-        rounded = torch.empty_like(wide)
-        rounder(wide, rounded, scales)
-        errors.append((rounded.double() - wide).square_().sum(-1, keepdim=True))
-    take = errors[1] < errors[0]
-    pairs = [torch.where(take, theirs, ours) for ours, theirs in zip(first, second, strict=True)]
-    return Scales(*pairs)
+    together = max(CHUNK // rows.shape[1], 1)
+    rounder = Rounder(format, "nearest", "saturate", None, dtype, rows.device, together * rows.shape[1])
+    rounded = torch.empty(together, rows.shape[1], dtype=dtype, device=rows.device)
+    better = []
+    for start in range(0, len(rows), together):
+        wide = rows[start : start + together].to(dtype)
+        errors = []
+        for scales in (first, second):
+            rounder(wide, rounded[: len(wide)], scales.part(start, start + together))
+            errors.append((rounded[: len(wide)].double() - wide).square_().sum(-1, keepdim=True))
+        better.append(errors[1] < errors[0])
+    take = torch.cat(better)
+    assert first.encode is not None
+    assert second.encode is not None
+    return Scales(torch.where(take, second.decode, first.decode), torch.where(take, second.encode, first.encode))

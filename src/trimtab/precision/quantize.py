@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import one_of
+from trimtab.checks import whole as whole_number
 from trimtab.precision.format import Format, named
 from trimtab.precision.rounding import Overflow, Rounder, Rounding, arithmetic_dtype
 from trimtab.precision.scaling import PerTensor, Scaling, absmax
@@ -18,6 +19,7 @@ OverflowPolicy = Literal["saturate", "inf", "nan", "raise"]
 CARRIERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Elements rounded at a time: what stays in a processor's cache (measured), and on a GPU what keeps it busy.
 CHUNK_CPU, CHUNK_GPU = 1 << 17, 1 << 22
+SCALED_AT_ONCE = 16  # chunks whose scales are computed together: small operations, better few
 
 
 @torch.no_grad()
@@ -29,6 +31,7 @@ def quantize(
     scaling: Scaling | None = None,
     generator: torch.Generator | None = None,
     out: Tensor | None = None,
+    random_bits: int | None = None,
 ) -> Tensor:
     """`x` rounded to the numbers of `format`, in the dtype, shape and memory layout of `x`.
 
@@ -38,10 +41,11 @@ def quantize(
     Args:
         x: float64, float32, float16 or bfloat16, on any device; the format must fit into it.
         format: a `Format` or its name (`named`).
-        rounding: "nearest" (ties to even), "toward_zero", or "stochastic" (up with probability equal to the fraction of the
-            step, so that the mean is x between -max and max; numbers of the format stay as they are; scales that let the
-            largest entries saturate, by the rules "floor" (MX's default) and "even", bias these towards zero, with a
-            warning). Probabilities are multiples of 2^-25, of 2^-53 for float64.
+        rounding: "nearest" (ties to even), "ties_away", "toward_zero", "up", "down" (towards +-infinity), or "stochastic" (up
+            with probability equal to the fraction of the step, so that the mean is x between -max and max; numbers of the
+            format stay as they are; scales that let the largest entries saturate, by the rules "floor" (MX's default) and
+            "even" and in NVFP4's published form, bias these towards zero, with a warning). Probabilities are within 2^-18
+            for formats of up to 4 mantissa bits, else multiples of 2^-25, of 2^-53 for float64.
         overflow: what becomes of numbers that, rounded as if the exponent had no limit, lie above the largest: "saturate"
             gives the largest number with the sign of x, infinite x included; "inf" (only for formats that have it) and
             "nan" give these, but "inf" toward zero gives infinity for infinite x alone and else the largest number, as IEEE
@@ -55,6 +59,8 @@ def quantize(
         generator: for stochastic rounding; default torch's global one of the device. Numbers are drawn in the order of the
             elements, whatever the memory layout, so a seed gives the same result for every layout. float16 and bfloat16
             draw as float32 does.
+        random_bits: of each number that stochastic rounding draws, 1 to 24; probabilities are then multiples of
+            2^-random_bits, as in hardware. Default None: as many as the above says.
         out: where to write, of the shape, dtype and device of x; x itself rounds in place. Default: a new tensor.
 
     Returns:
@@ -74,6 +80,10 @@ def quantize(
     """
     format = named(format)
     _check(x, format, rounding, overflow, scaling, out)
+    if random_bits is not None:
+        whole_number("random_bits", random_bits, 1, 24)
+        if rounding != "stochastic":
+            raise ValueError(f"random_bits={random_bits} is about stochastic rounding, got rounding={rounding!r}")
     x = x.detach()
     result = torch.empty_like(x) if out is None else out.detach()
     if x.numel() == 0:
@@ -92,7 +102,7 @@ def quantize(
 
     dtype = arithmetic_dtype(format, x.dtype, scaling)
     size = min(_chunk(x.device), max(x.numel(), 1024))
-    rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size)
+    rounder = Rounder(format, rounding, policy, generator, dtype, x.device, size, count=x.numel(), bits=random_bits)
     if rounder.fused is not None and rounding != "stochastic":
         size = x.numel()  # one kernel that needs no buffers
     for source, target in _pieces(x, result, grouping, size, ordered=rounding == "stochastic"):
@@ -102,11 +112,16 @@ def quantize(
             rows = rows.clone(memory_format=torch.contiguous_format)
         places = grouping.grouped(target) if direct else rows
         together = max(size // rows.shape[1], 1)
-        for row in range(0, rows.shape[0], together):
-            one, other = rows[row : row + together], places[row : row + together]
-            scales = None if scaling is None else scaling.of_rows(one, format, dtype, whole, generator)
-            for start in range(0, rows.shape[1], size):
-                rounder(one[:, start : start + size], other[:, start : start + size], scales)
+        for first in range(0, rows.shape[0], SCALED_AT_ONCE * together):
+            some, where = (each[first : first + SCALED_AT_ONCE * together] for each in (rows, places))
+            scales = None if scaling is None else scaling.of_rows(some, format, dtype, whole, generator)
+            if scales is not None and x.device.type == "cpu":  # elsewhere asking would wait for the device
+                scales = scales._replace(fits=float(scales.decode.amax()) * format.max <= torch.finfo(x.dtype).max)
+            for row in range(0, len(some), together):
+                one, other = some[row : row + together], where[row : row + together]
+                own = None if scales is None else scales.part(row, row + together)
+                for start in range(0, rows.shape[1], size):
+                    rounder(one[:, start : start + size], other[:, start : start + size], own)
         if not direct:
             target.copy_(grouping.ungrouped(rows, source.shape))
     return result if out is None else out
@@ -160,7 +175,7 @@ def _check(
     if scaling is not None and not isinstance(scaling, Scaling):
         raise TypeError(f"scaling must be None, PerTensor, PerChannel, Block, MX, NVFP4 or Delayed, got {scaling!r}")
     if scaling is not None:
-        scaling.check(format)
+        scaling.check(format, rounding)
         if rounding == "stochastic" and overflow == "saturate" and scaling.biases:
             warnings.warn(
                 f"stochastic rounding is biased under {scaling!r}: the largest entries of a group may saturate, and their mean "
@@ -190,15 +205,23 @@ def _refuse(x: Tensor, format: Format, rounding: Rounding, scaling: Scaling | No
         if not scaling.overflows:
             return
         scales = scaling.of_rows(rows, format, torch.float64 if x.dtype == torch.float64 else torch.float32, whole)
-        largest = largest / scales.decode if scales.encode is None else largest * scales.encode
+        if scales.encode is None:
+            largest, rows = largest / scales.decode, rows / scales.decode
+        else:
+            largest, rows = largest * scales.encode, rows * scales.encode
     step = 2.0 ** (format.max_exponent - format.mantissa)
     if format.exponent == 0:
         step = 1.0
     odd = bool(format.largest_code % 2)
+    outward = largest > format.max
+    inward = largest >= format.max + step
     above = {
         "nearest": largest >= format.max + step / 2 if odd else largest > format.max + step / 2,
-        "toward_zero": largest >= format.max + step,
-        "stochastic": largest > format.max,
+        "ties_away": largest >= format.max + step / 2,
+        "toward_zero": inward,
+        "up": inward | (rows.amax(1, keepdim=True) > format.max),
+        "down": inward | (rows.amin(1, keepdim=True) < -format.max),
+        "stochastic": outward,
     }[rounding]
     if bool(above.any()):
         raise ValueError(

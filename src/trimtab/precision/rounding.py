@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from trimtab.precision.cuda_rounding import CudaRounding
+from trimtab.precision.draws import Draws
 from trimtab.precision.format import FORMATS, Format
 from trimtab.precision.scaling import Scales, Scaling
 
-Rounding = Literal["nearest", "toward_zero", "stochastic"]
+Rounding = Literal["nearest", "ties_away", "toward_zero", "up", "down", "stochastic"]
 Overflow = Literal["saturate", "inf", "nan"]
 
 NATIVE = {FORMATS["fp16"]: torch.float16, FORMATS["bf16"]: torch.bfloat16}
 EXPONENT_MASK = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
+FEW = 4
+"""Mantissa bits up to which a number counted in steps and a random part of a step add up exactly enough in float32."""
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -43,7 +46,9 @@ class Rounder:
     With q the step of the format at x, `q = 2^(max(floor(log2 |x|), min_exponent) - mantissa)`, the rounded number is
     `q * R(x / q)`; q is a power of two taken from the exponent bits of x, so both operations with it are exact. R is
     torch.round (ties to even; without mantissa bits to the even code), torch.trunc, or `floor(|v|) + [frac |v| > u]` with
-    the sign of v and u uniform in [0, 1].
+    the sign of v and u uniform in [0, 1]; torch.ceil, torch.floor, or `trunc(v +- 1/2)` for ties away from zero.
+
+    Where numbers have few bits, `v + u - 1/2` is rounded to nearest instead of compared, with u a multiple of 2^-19 in effect.
 
     Few passes over a chunk that stays in the processor's cache are what makes this fast: seven for rounding to nearest.
     Comparisons write 0 and 1 into floating-point buffers; torch's masks are several times slower on a CPU.
@@ -58,6 +63,9 @@ class Rounder:
         dtype: torch.dtype,
         device: torch.device,
         size: int,
+        *,
+        count: int = 0,
+        bits: int | None = None,
     ) -> None:
         self.format, self.rounding, self.overflow, self.generator = format, rounding, overflow, generator
         self.dtype = dtype
@@ -70,10 +78,13 @@ class Rounder:
         self._size = size
         self._native_dtype = native
         self._buffers: dict[str, Tensor] = {}
-        self._left = 0
+        self.bits, self.draws = bits, Draws(generator, device, max(count, 1))
+        # on a CPU alone, so that the kernel of a GPU and torch's operations there draw alike
+        few = dtype == torch.float32 and format.mantissa <= FEW and device.type == "cpu"
+        self._adds_up = bits is None and few
         self.fused = (
             CudaRounding.of(format, rounding, overflow, self.lowest, self.highest, device)
-            if dtype == torch.float32
+            if dtype == torch.float32 and bits is None
             else None
         )
 
@@ -108,7 +119,7 @@ class Rounder:
             self._round(x, value, self._buffer("step", x))
         if scales is not None:
             value.mul_(scales.decode)
-            if self.overflow == "saturate":
+            if self.overflow == "saturate" and not scales.fits:
                 limit = torch.finfo(target.dtype).max
                 value.clamp_(-limit, limit)
         if not direct:
@@ -134,6 +145,13 @@ class Rounder:
             value.round_()
         elif self.rounding == "toward_zero":
             value.trunc_()
+        elif self.rounding == "up":
+            value.ceil_()
+        elif self.rounding == "down":
+            value.floor_()
+        elif self.rounding == "ties_away":
+            half = 0.5 - torch.finfo(self.dtype).eps / 4  # 1/2 itself may round a sum up once too often
+            value.add_(torch.copysign(value.new_full((), half), value)).trunc_()
         else:
             self._stochastic(value)
         value.mul_(step)
@@ -141,9 +159,13 @@ class Rounder:
             torch.copysign(value, x, out=value)
         if self.overflow == "saturate":
             value.clamp_(-self.largest, self.largest)
-        elif self.overflow == "inf" and self.rounding == "toward_zero":
-            value.clamp_(-self.largest, self.largest)
-            torch.where(torch.isinf(x), x, value, out=value)
+        elif self.overflow == "inf" and self.rounding in ("toward_zero", "up", "down"):
+            # finite numbers become infinite only in the direction of the rounding
+            low = None if self.rounding == "down" else -self.largest
+            high = None if self.rounding == "up" else self.largest
+            value.clamp_(low, high)
+            beyond = torch.isinf(x) | (value.abs() > self.largest)
+            torch.where(beyond, torch.copysign(value.new_full((), math.inf), x), value, out=value)
         else:
             within = torch.abs(value, out=step).le_(self.largest)
             if self.overflow == "nan":
@@ -162,29 +184,28 @@ class Rounder:
         value.mul_(torch.where(even & (value.abs() == 1.5), 2 / 3, 1.0))
 
     def _stochastic(self, value: Tensor) -> None:
-        """Magnitudes: down to a whole number, then up with the probability of the part cut off."""
+        """Down to a whole number, then up with the probability of the part cut off; zeros have any sign."""
+        if self._adds_up:
+            # a number below 2^(FEW + 1) and one from -(1/2 - 2^-19) to 1/2 - 2^-19 add up without rounding to a tie
+            value.abs_().add_(self._words(value), alpha=2.0**-32 * (1 - 2.0**-17)).round_()
+            return
+        uniform = self._uniform(value)
         whole = torch.floor(value.abs_(), out=self._buffer("whole", value))
         value.sub_(whole)
-        value.gt_(self._uniform(value)).add_(whole)
+        (value.gt_(uniform) if self.bits is None else value.ge_(uniform)).add_(whole)
+
+    def _words(self, like: Tensor) -> Tensor:
+        """Whole numbers from -2^31 to 2^31, in floating point."""
+        return self._buffer("uniform", like).copy_(self.draws.take(like.numel()).view(like.shape))
 
     def _uniform(self, like: Tensor) -> Tensor:
-        """Uniform numbers, multiples of 2^-25 (float32) or 2^-53, drawn in the order of the elements.
+        """Uniform numbers from 0 to 1, drawn in the order of the elements: multiples of 2^-25 (float32) or 2^-53.
 
-        Whole 64-bit words of the generator's output, two float32 numbers from each: the quickest way to them on a CPU. Half
-        a word that is left over begins the next chunk.
+        With a number of random bits: the middles of 2^bits intervals.
         """
-        uniform = self._buffer("uniform", like)
-        if self.dtype == torch.float64:
-            return uniform.uniform_(generator=self.generator)
-        if "words" not in self._buffers:
-            self._buffers["words"] = torch.empty(self._size // 2 + 2, dtype=torch.int64, device=self._device)
-        words = self._buffers["words"]
-        halves = words.view(torch.int32)
-        first = 2 - self._left  # the half left over waits in front of the second word
-        count = (like.numel() - self._left + 1) // 2
-        words[1 : 1 + count].random_(-(2**63), None, generator=self.generator)
-        uniform.copy_(halves[first : first + like.numel()].view(like.shape))
-        self._left = 2 + 2 * count - (first + like.numel())
-        if self._left:
-            halves[1] = halves[1 + 2 * count]
-        return uniform.mul_(2.0**-32).add_(0.5)
+        if self.dtype == torch.float64 and self.bits is None:
+            return self._buffer("uniform", like).uniform_(generator=self.generator)
+        if self.bits is None:
+            return self._words(like).mul_(2.0**-32).add_(0.5)
+        words = self.draws.take(like.numel()).view(like.shape) >> (32 - self.bits)
+        return self._buffer("uniform", like).copy_(words).add_(0.5).mul_(2.0**-self.bits).add_(0.5)

@@ -23,10 +23,18 @@ class Scales(NamedTuple):
     Attributes:
         decode: what a rounded number is multiplied by.
         encode: what a number is multiplied by before it is rounded. None: it is divided by `decode`.
+        fits: known that no result lies beyond the largest number of the tensor's dtype.
     """
 
     decode: Tensor
     encode: Tensor | None = None
+    fits: bool = False
+
+    def part(self, first: int, end: int) -> Scales:
+        """Those of some rows; one scale is that of all."""
+        if len(self.decode) == 1:
+            return self
+        return Scales(self.decode[first:end], None if self.encode is None else self.encode[first:end], self.fits)
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,13 @@ class Scaling:
             return None
         return "rule='ceil' or 'power_of_two' cannot saturate"
 
-    def check(self, format: Format) -> None:
-        """ValueError where this scaling cannot bring numbers into the range of the format."""
+    @property
+    def random(self) -> bool:
+        """Whether the scales themselves draw random numbers."""
+        return False
+
+    def check(self, format: Format, rounding: str = "nearest") -> None:
+        """ValueError where this scaling is not for the format or the rounding."""
 
     def lowest_exponent(self, dtype: torch.dtype, format: Format) -> int:
         """Exponent of the smallest scale."""
@@ -94,6 +107,10 @@ class Scaling:
     def of_tensor(self, x: Tensor, format: Format) -> Tensor | None:
         """What the groups' scales depend on beside their own entries, shape (1, 1); None (default): nothing."""
         return None
+
+    def of_last(self, x: Tensor, format: Format) -> Tensor | None:
+        """The same of the tensor that was rounded last, x, without remembering it."""
+        return self.of_tensor(x, format)
 
     def of_rows(
         self,
@@ -228,7 +245,16 @@ def absmax(rows: Tensor) -> Tensor:
     if (found := largest_of_rows(rows)) is not None:
         return found
     together = max((1 << (17 if rows.device.type == "cpu" else 26)) // rows.shape[1], 1)
-    return torch.cat([part.abs().amax(-1, keepdim=True) for part in torch.split(rows, together)])
+    buffer = torch.empty_like(rows[:together], memory_format=torch.contiguous_format)
+    return torch.cat([_row_max(torch.abs(part, out=buffer[: len(part)])) for part in torch.split(rows, together)])
+
+
+def _row_max(rows: Tensor) -> Tensor:
+    """Largest of each row; short ones are halved first, since torch reduces only long ones quickly."""
+    while 4 < rows.shape[1] < 32 and rows.shape[1] % 2 == 0:
+        half = rows.shape[1] // 2
+        rows = torch.maximum(rows[:, :half], rows[:, half:])
+    return rows.amax(-1, keepdim=True)
 
 
 def divided(tensor: Tensor, number: float) -> Tensor:

@@ -100,10 +100,11 @@ def shrinkage_sums(
         )
         total[1:] += torch.stack([count.double() for count in counts])
     total[0] = original.numel()
-    if format is not None and scaling is not None and scaling.overflows and original.numel():
+    known = scaling is not None and scaling.overflows and not scaling.random  # drawn scales are not drawn again
+    if format is not None and scaling is not None and known and original.numel():
         rows = scaling.grouped(scaling.lines(original))
         dtype = arithmetic_dtype(format, original.dtype, scaling)
-        limit = scaling.of_rows(rows, format, dtype, scaling.of_tensor(original, format)).decode.double() * format.max
+        limit = scaling.of_rows(rows, format, dtype, scaling.of_last(original, format)).decode.double() * format.max
         total[SUMS.index("overflow")] = (rows.abs().double() > limit).sum()
     return total
 

@@ -113,7 +113,8 @@ class StraightThrough(nn.Module):
     def _round(self, x: Tensor, format: Format | None, rounding: Rounding, scaling: Scaling | None) -> Tensor:
         if format is None:
             return x.view_as(x)
-        generator = self._drawn_from(x.device) if rounding == "stochastic" and x.numel() else None
+        drawn = rounding == "stochastic" or (scaling is not None and scaling.random)
+        generator = self._drawn_from(x.device) if drawn and x.numel() else None
         return quantize(x, format, rounding, self.overflow, scaling, generator)
 
     def _drawn_from(self, device: torch.device) -> torch.Generator:

@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.checks import whole
 from trimtab.collectives import is_sharded, local_part, sum_over_ranks, sum_over_shards
 from trimtab.parameters import Entry, no_axis
+from trimtab.precision.delayed import Delayed
 from trimtab.precision.format import Format, named
 from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.quantize import OverflowPolicy, quantize
@@ -44,6 +45,10 @@ class TensorRounding:
             raise ValueError("LowPrecision rounds nothing; give gradients, weights, momentum or activations a format")
         for each in self.formats.values():  # bad settings are refused here, not in the first step
             quantize(torch.empty(0, dtype=torch.float64), each, rounding, overflow, scaling)
+        if isinstance(scaling, Delayed):
+            raise ValueError(
+                f"{scaling!r} remembers one tensor; LowPrecision rounds many: use it in `quantize`, one for each"
+            )
         if meter is not None and not isinstance(meter, ShrinkageMeter):
             raise TypeError(f"meter must be a ShrinkageMeter or None, got {meter!r}")
         self.rounding, self.overflow, self.scaling = rounding, overflow, scaling
@@ -101,7 +106,8 @@ class TensorRounding:
     ) -> Tensor:
         """The tensor in the format of its kind, drawing numbers that depend on the seed, the step and the rest."""
         generator = None
-        if self.rounding == "stochastic" and tensor.numel():
+        drawn = self.rounding == "stochastic" or (self.scaling is not None and self.scaling.random)
+        if drawn and tensor.numel():
             generator = self._random.begin(tensor.device, self.step, kind, name, *key)
         try:
             scaling = self.scaling if entry is None else self.scaling_of(entry)

@@ -1,0 +1,105 @@
+"""Delayed scaling: the scale comes from magnitudes of the steps before, so that one pass over the tensor is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from trimtab.checks import one_of, whole
+from trimtab.precision.format import Format
+from trimtab.precision.scaling import PerTensor, absmax
+
+Choice = Literal["max", "most_recent"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Delayed(PerTensor):
+    """One scale for the tensor, from the largest magnitudes that it had in the calls before (the older FP8 recipe).
+
+    With A_1, A_2, ... the largest magnitudes of the last `history` tensors,
+
+        s = 2^margin max_i A_i / max        or, by `choice="most_recent"`,        s = 2^margin A_last / max
+
+    and what has grown since beyond the range saturates. The first tensor, and one after zeros alone, has its own [ours].
+    Magnitudes that are not finite are not remembered, and a NaN stays by itself.
+
+    An object with a memory: one for each tensor that is rounded over and over, such as the weight of one layer. Its
+    `state_dict` goes into the checkpoint.
+
+    Args:
+        history: how many are remembered, default 1024 (TransformerEngine's).
+        margin: default 0.
+        choice: "max" (default) or "most_recent".
+
+    Example:
+        >>> from trimtab.precision import quantize
+        >>> scaling = Delayed(history=2)
+        >>> [quantize(torch.tensor([x]), "e2m1", scaling=scaling).item() for x in (6.0, 12.0, 12.0)]
+        [6.0, 6.0, 12.0]
+    """
+
+    history: int = 1024
+    margin: int = field(default=0, kw_only=True)
+    choice: Choice = field(default="max", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("history of delayed scaling", self.history, 1)
+        whole("margin of delayed scaling", self.margin)
+        one_of("choice", self.choice, get_args(Choice))
+        if self.rule not in ("absmax", "power_of_two"):
+            raise ValueError(f"delayed scaling has the rules absmax and power_of_two, got {self.rule!r}")
+        object.__setattr__(self, "_seen", torch.empty(0))
+
+    def __repr__(self) -> str:
+        return f"Delayed(rule={self.rule!r}, history={self.history}, margin={self.margin}, choice={self.choice!r})"
+
+    @property
+    def overflows(self) -> bool:
+        """Entries that have grown saturate."""
+        return True
+
+    @property
+    def biases(self) -> str | None:
+        """What is not biased."""
+        return "PerTensor() scales by the tensor itself"
+
+    @property
+    def seen(self) -> Tensor:
+        """The magnitudes remembered, oldest first."""
+        found: Tensor = self._seen  # type: ignore[attr-defined]
+        return found
+
+    def of_tensor(self, x: Tensor, format: Format) -> Tensor:
+        """The magnitude that the scale is made for; that of x is remembered for the next call."""
+        own = absmax(x.reshape(1, -1)).float()
+        seen = self.seen.to(own.device)
+        used = own if not seen.numel() else (seen[-1:] if self.choice == "most_recent" else seen.amax().view(1))
+        used = torch.where(used > 0, used, own)
+        own = own.view(1)
+        finite = torch.where(own.isfinite(), own, seen[-1:] if seen.numel() else torch.zeros_like(own))
+        object.__setattr__(self, "_seen", torch.cat([seen, finite])[-self.history :])
+        object.__setattr__(self, "_used", used.view(1, 1) * 2.0**self.margin)
+        return self.of_last(x, format)
+
+    def of_last(self, x: Tensor, format: Format) -> Tensor:
+        """The magnitude that the scale was last made for."""
+        found: Tensor = self._used  # type: ignore[attr-defined]
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """The magnitudes remembered."""
+        return {"seen": self.seen.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with those; ValueError where there are more than `history`."""
+        seen = torch.as_tensor(state["seen"], dtype=torch.float32)
+        if seen.ndim != 1 or len(seen) > self.history:
+            raise ValueError(
+                f"saved magnitudes must be a line of at most {self.history}, got shape {tuple(seen.shape)}"
+            )
+        object.__setattr__(self, "_seen", seen.clone())
