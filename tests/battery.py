@@ -695,6 +695,51 @@ def depth_plan() -> tuple[Any, Any]:
     return list(plan.metric), reference.depth(costs, 4)
 
 
+def of_tokens(name: str, **given: Any) -> tuple[Any, Any]:
+    """Sum over three rollouts of up to six tokens, and for gppo its gradient."""
+    logp, old, gain = numbers(1, 3, 6), numbers(2, 3, 6), numbers(3, 3, 6)
+    mask = np.arange(6)[None] < np.array([[6], [2], [4]])
+    leaf = torch.from_numpy(logp).requires_grad_()
+    value, _ = create(name, leaf, *map(torch.from_numpy, (old, gain, mask)), aggregate="sum", **given)
+    ratio = np.where(mask, np.exp(logp - old), 1)
+    found = getattr(reference, name)(ratio, gain * mask, **given)
+    return (value if name == "ppo" else (value, torch.autograd.grad(value, leaf)[0])), found
+
+
+def drpo() -> tuple[Any, Any]:
+    logp, lengths, right = numbers(1, 4, 5), np.array([5, 2, 3, 1]), np.array([True, False, True, False])
+    mask = np.arange(5)[None] < lengths[:, None]
+    rows = torch.from_numpy(logp)
+    loss, _ = create(
+        "drpo", rows, rows, torch.from_numpy(right.astype(float)), torch.from_numpy(mask), [0] * 4, tau=2.0, lam=0.5
+    )
+    return loss, reference.drpo((logp * mask).sum(1) / lengths, right, lengths / 5, 2.0, 0.5)
+
+
+def dynamic_dpo() -> tuple[Any, Any]:
+    rejected = np.array([0.5, -1.0, -4.0, 0.2])
+    policy = torch.tensor([0.1], dtype=torch.float64), torch.from_numpy(rejected)[None]
+    loss, _ = create("dynamic_dpo", *policy, *(torch.zeros_like(one) for one in policy), beta=0.7)
+    return loss, reference.dynamic_dpo(0.1, rejected, 0.7)
+
+
+def dot_lengths() -> tuple[Any, Any]:
+    lengths = np.array([90, 110] * 10 + [3000])
+    found = create("dot_lengths", torch.from_numpy(lengths), torch.ones(21), [0] * 21)
+    return found, reference.dot_lengths(lengths, 3.0, 32)
+
+
+def g2rl() -> tuple[Any, Any]:
+    features, rewards = numbers(1, 5, 3), np.array([1.0, 1, -1, 1, -1])
+    found, _ = create("g2rl", torch.from_numpy(features), torch.from_numpy(rewards), lam=0.7, cap=1.2)
+    return found, reference.g2rl(features, rewards, 0.7, 1.2)
+
+
+def of_rewards(name: str, which: int) -> tuple[Any, Any]:
+    rewards, groups = numbers(1, 7), [0, 1, 0, 1, 1, 0, 0]
+    return create(name, torch.from_numpy(rewards), groups, eps=0.1), reference.advantages(rewards, groups, 0.1)[which]
+
+
 PROBES = (
     Probe("binarize", binarize),
     Probe("mask_tuning", mask_tuning),
@@ -758,6 +803,15 @@ PROBES = (
     Probe("grad_norm_smooth", grad_norm_smooth),
     Probe("spectral_lr", lambda: (create("spectral_lr", [-1.0, 4.0], safety=0.25).lr, 0.125)),
     Probe("span_weights", span_weights),
+    Probe("ppo", lambda: of_tokens("ppo", low=0.3, high=0.4)),
+    Probe("gppo", lambda: of_tokens("gppo", low=0.3, high=0.4, dual=1.5)),
+    Probe("drpo", drpo),
+    Probe("group_advantage", lambda: of_rewards("group_advantage", 0)),
+    Probe("batch_advantage", lambda: of_rewards("batch_advantage", 1)),
+    Probe("dot_lengths", dot_lengths),
+    Probe("dynamic_dpo", dynamic_dpo),
+    Probe("void_turn_mask", lambda: (create("void_turn_mask", [["```ls```"], ["?", "```ls```"]]), [True, False])),
+    Probe("g2rl", g2rl),
     Probe("gradient_tracker", gradient_tracker),
     Probe("update_ratio", lambda: step_meter("update_ratio")),
     Probe("nlm_cosine", lambda: step_meter("nlm_cosine")),

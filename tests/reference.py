@@ -510,6 +510,58 @@ def z_loss(logits: Array, targets: NDArray[np.int64], strength: float) -> float:
     return float((z - logits[np.arange(len(z)), targets] + strength * z**2).mean())
 
 
+def gppo(r: Array, gain: Array, low: float, high: float, dual: float) -> tuple[float, Array]:
+    """Sum over tokens of ratio r, and its gradient by their log-probabilities."""
+    value = np.maximum(-gain * r, -gain * np.clip(r, 1 - low, 1 + high))
+    over = (gain < 0) & (value > -dual * gain)
+    return float(np.where(over, -dual * gain, value).sum()), np.where(over, 0, value)
+
+
+def ppo(r: Array, gain: Array, low: float, high: float) -> float:
+    return float(-np.minimum(gain * r, gain * np.clip(r, 1 - low, 1 + high)).sum())
+
+
+def drpo(scores: Array, right: NDArray[np.bool_], share: Array, tau: float, lam: float) -> float:
+    """Of one group; `share` is each rollout's length over the longest."""
+    w = np.exp((1 - share[right]) / lam)
+    against = tau * np.log(np.exp(scores[~right] / tau).mean())
+    return float(-(w * (scores[right] - against)).sum() / w.sum())
+
+
+def advantages(rewards: Array, groups: Sequence[int], eps: float) -> tuple[Array, Array]:
+    """Of GRPO and of DLER."""
+    by_group, off = np.zeros(len(rewards)), np.zeros(len(rewards))
+    for group in set(groups):
+        own = np.array(groups) == group
+        off[own] = rewards[own] - rewards[own].mean()
+        by_group[own] = off[own] / (rewards[own].std(ddof=1) + eps)
+    return by_group, off / (off.std() + eps)
+
+
+def dot_lengths(lengths: NDArray[np.int64], alpha: float, margin: int) -> NDArray[np.int64]:
+    """Of one group that is all right."""
+    limit = int(lengths.mean() + alpha * lengths.std(ddof=1))
+    return np.where(lengths - limit >= margin, limit, lengths)
+
+
+def dynamic_dpo(chosen: float, rejected: Array, beta: float) -> float:
+    """With some rejected answers above the chosen one, and a reference that finds all alike."""
+    near, easy = rejected[rejected >= chosen], rejected[rejected < chosen].mean()
+    up, down = chosen - near, near - easy
+    betas = beta * (1 + 0.5 * np.tanh((up - down - 2) / (np.abs(up) + np.abs(down))))
+    return float(np.log1p(np.exp(-(betas * (chosen - near)).mean())))
+
+
+def g2rl(phi: Array, rewards: Array, lam: float, cap: float) -> Array:
+    novelty = np.zeros(len(phi))
+    for i, one in enumerate(phi):
+        others = [j for j in range(len(phi)) if j != i]
+        w = np.exp(rewards[others]) / np.exp(rewards[others]).sum()
+        cosines = phi[others] @ one / np.linalg.norm(phi[others], axis=1) / np.linalg.norm(one)
+        novelty[i] = max(0.0, 1 - (w * cosines**2).sum())
+    return np.clip(rewards * (1 + lam * rewards * novelty), -cap, cap)
+
+
 def update_ratio(w: Array, left: Array) -> float:
     return float(np.linalg.norm(left - w) / np.linalg.norm(w))
 
