@@ -33,7 +33,6 @@ class Verl:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.losses: dict[str, Callable[..., Any]] = {}
         self.advantages: dict[str, Callable[..., Any]] = {}
-        monkeypatch.delitem(sys.modules, "trimtab.adapters.verl", raising=False)
         install(
             monkeypatch, "verl.trainer.ppo.core_algos", agg_loss=self.agg_loss,
             register_policy_loss=lambda name: lambda function: self.losses.setdefault(name, function),
@@ -77,7 +76,6 @@ class SkyRL:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.losses: dict[str, Callable[..., Any]] = {}
         self.advantages: dict[str, Callable[..., Any]] = {}
-        monkeypatch.delitem(sys.modules, "trimtab.adapters.skyrl", raising=False)
         install(
             monkeypatch, "skyrl.backends.skyrl_train.utils.ppo_utils",
             PolicyLossRegistry=SimpleNamespace(register=self.losses.__setitem__),
@@ -130,7 +128,6 @@ class PrimeRL:
     """One call for each sequence; the trainer sums and divides."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delitem(sys.modules, "trimtab.adapters.prime_rl", raising=False)
         install(monkeypatch, "prime_rl.trainer.rl.loss", LossInputs=LossInputs, LossOutputs=LossOutputs)
         install(monkeypatch, "prime_rl.orchestrator.advantage", AdvantageInputs=AdvantageInputs,
                 AdvantageOutputs=AdvantageOutputs)  # fmt: skip

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,9 @@ import torch
 from torch import Tensor
 
 import trimtab.adapters
+import trimtab.adapters.prime_rl
+import trimtab.adapters.skyrl
+import trimtab.adapters.verl
 from tests.adapters.policy_frameworks import AdvantageInputs, LossInputs, PrimeRL, SkyRL, Verl
 from tests.losses.test_cross_entropies import wave
 from trimtab.losses.policy import batch_advantage, gppo, group_advantage, ppo
@@ -49,7 +49,7 @@ def same(found: Tensor, wanted: Tensor) -> None:
 )
 def test_verl(monkeypatch: pytest.MonkeyPatch, name: str, mode: str, aggregate: str) -> None:
     verl = Verl(monkeypatch)
-    importlib.import_module("trimtab.adapters.verl").register_loss(name, LOSSES[name])
+    trimtab.adapters.verl.register_loss(name, LOSSES[name])
     wanted = expected(LOSSES[name], aggregate)
     same(gradient(lambda logp: verl.loss(name, mode, logp, OLD, GAIN, MASK)[0]), wanted)
     tokens, rows = int(MASK.sum()), len(MASK)  # in micro-batches, divided by the whole batch's counts
@@ -82,7 +82,7 @@ def test_verl(monkeypatch: pytest.MonkeyPatch, name: str, mode: str, aggregate: 
 )
 def test_skyrl(monkeypatch: pytest.MonkeyPatch, name: str, mode: str, aggregate: str) -> None:
     skyrl = SkyRL(monkeypatch)
-    importlib.import_module("trimtab.adapters.skyrl").register_loss(name, LOSSES[name])
+    trimtab.adapters.skyrl.register_loss(name, LOSSES[name])
     same(gradient(lambda logp: skyrl.loss(name, mode, logp, OLD, GAIN, MASK)[0]), expected(LOSSES[name], aggregate))
     _, numbers = skyrl.loss(name, mode, wave(3, 5, seed=1) - 1, OLD, GAIN, MASK)
     assert 0 < numbers["clip_ratio"] < 1
@@ -93,7 +93,7 @@ def test_skyrl(monkeypatch: pytest.MonkeyPatch, name: str, mode: str, aggregate:
 @pytest.mark.parametrize("name", LOSSES)
 def test_prime_rl(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     prime_rl = PrimeRL(monkeypatch)
-    ours = importlib.import_module("trimtab.adapters.prime_rl")
+    ours = trimtab.adapters.prime_rl
     settings = {"low": 0.1, "high": 0.1} if name == "ppo" else {}
     for scale, aggregate in ((int(MASK.sum()), "token"), (1, "sum")):
         found = gradient(
@@ -115,8 +115,8 @@ def test_advantages_in_all_three(monkeypatch: pytest.MonkeyPatch) -> None:
     by_token[:, 1] = rewards  # an outcome is the reward of the last token
     verl, skyrl, _ = Verl(monkeypatch), SkyRL(monkeypatch), PrimeRL(monkeypatch)
     for name, function in (("group", group_advantage), ("batch", batch_advantage)):
-        importlib.import_module("trimtab.adapters.verl").register_advantage(name, function)
-        importlib.import_module("trimtab.adapters.skyrl").register_advantage(name, function)
+        trimtab.adapters.verl.register_advantage(name, function)
+        trimtab.adapters.skyrl.register_advantage(name, function)
         wanted = function(rewards, index)
         called: dict[str, Any] = {
             "token_level_rewards": by_token,
@@ -131,20 +131,14 @@ def test_advantages_in_all_three(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.testing.assert_close(found, wanted[:, None] * mask)
             torch.testing.assert_close(returns, found)
         inputs = AdvantageInputs(rewards.reshape(2, 3), torch.full((2, 3), 2))
-        found = importlib.import_module("trimtab.adapters.prime_rl").advantage(inputs, name).advantages
+        found = trimtab.adapters.prime_rl.advantage(inputs, name).advantages
         torch.testing.assert_close(found, wanted.reshape(2, 3))
 
 
 @pytest.mark.parametrize("name", ["verl", "skyrl", "prime_rl"])
-def test_an_adapter_is_at_most_twenty_statements_and_names_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_an_adapter_is_at_most_twenty_statements(name: str) -> None:
     source = (Path(trimtab.adapters.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
     statements = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.stmt)]
     documented = [node for node in statements if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
     assert len(statements) - len(documented) <= 20
-    if importlib.util.find_spec(name) is None:
-        monkeypatch.delitem(sys.modules, f"trimtab.adapters.{name}", raising=False)
-        with pytest.raises(ImportError, match=r"needs|is not installed"):
-            importlib.import_module(f"trimtab.adapters.{name}")

@@ -1,4 +1,7 @@
-"""Policy losses and advantages in SkyRL: registered under a name that its configuration then uses."""
+"""Policy losses and advantages in SkyRL: registered under a name that its configuration then uses.
+
+Against the registries of `skyrl.backends.skyrl_train.utils.ppo_utils`; SkyRL is imported when something is registered.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-try:
-    from skyrl.backends.skyrl_train.utils.ppo_utils import AdvantageEstimatorRegistry, PolicyLossRegistry
-except ModuleNotFoundError as error:
-    raise ImportError("registering in SkyRL needs SkyRL itself: pip install skyrl") from error
-
 
 def register_loss(name: str, loss: Callable[..., Any], **settings: Any) -> None:
     """Register `ppo`, `gppo` or another loss of tokens: `trainer.algorithm.policy_loss_type=NAME`.
 
     SkyRL has scaled the advantages by its `loss_reduction` already, so that tokens are summed.
     """
+    from skyrl.backends.skyrl_train.utils.ppo_utils import PolicyLossRegistry
 
     def policy_loss(
         log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, config: Any, loss_mask: Tensor | None = None,
@@ -32,6 +31,7 @@ def register_loss(name: str, loss: Callable[..., Any], **settings: Any) -> None:
 
 def register_advantage(name: str, advantage: Callable[..., Tensor], **settings: Any) -> None:
     """Register `group_advantage` or `batch_advantage`: `trainer.algorithm.advantage_estimator=NAME`."""
+    from skyrl.backends.skyrl_train.utils.ppo_utils import AdvantageEstimatorRegistry
 
     def estimator(
         token_level_rewards: Tensor, response_mask: Tensor, index: Any, **others: Any

@@ -1,4 +1,7 @@
-"""Policy losses and advantages in verl: registered under a name that its configuration then uses."""
+"""Policy losses and advantages in verl: registered under a name that its configuration then uses.
+
+Against verl 0.6's `verl.trainer.ppo.core_algos`; verl is imported when something is registered.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-try:
-    from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
-except ModuleNotFoundError as error:
-    raise ImportError("registering in verl needs verl itself: pip install verl") from error
-
 
 def register_loss(name: str, loss: Callable[..., Any], **settings: Any) -> None:
     """Register `ppo`, `gppo` or another loss of tokens: `actor.policy_loss.loss_mode: NAME`; verl joins the tokens."""
+    from verl.trainer.ppo.core_algos import agg_loss, register_policy_loss
 
     def policy_loss(
         old_log_prob: Tensor, log_prob: Tensor, advantages: Tensor, response_mask: Tensor,
@@ -31,6 +30,7 @@ def register_loss(name: str, loss: Callable[..., Any], **settings: Any) -> None:
 
 def register_advantage(name: str, advantage: Callable[..., Tensor], **settings: Any) -> None:
     """Register `group_advantage` or `batch_advantage`: `algorithm.adv_estimator: NAME`."""
+    from verl.trainer.ppo.core_algos import register_adv_est
 
     def estimator(
         token_level_rewards: Tensor, response_mask: Tensor, index: Any, config: Any = None, **others: Any
