@@ -683,6 +683,20 @@ def binarize() -> tuple[Any, Any]:
     return (binary, net[0].weight.grad), reference.binarize(weight, gradient, o)
 
 
+def align() -> tuple[Any, Any]:
+    full, sparse = ([2 * numbers(seed + at, 4, 3) for at in range(2)] for seed in (1, 5))
+    found = create("align", list(map(torch.from_numpy, full)), list(map(torch.from_numpy, sparse)), weight=3.0)
+    return found, reference.align(full, sparse, 3.0)
+
+
+def magnitude_invariant() -> tuple[Any, Any]:
+    start, x = numbers(3, 2, 3), np.array([0.2, 0.9])
+    hyper = create("magnitude_invariant", 2, (7, 5), {"weight": torch.from_numpy(start)})
+    weights = [layer.weight.detach().numpy() for layer in hyper.h if isinstance(layer, nn.Linear)]
+    found = hyper(torch.from_numpy(x))["weight"].flatten()
+    return found, reference.magnitude_invariant(x, weights, start.ravel())
+
+
 def channels() -> tuple[Any, Any]:
     net, weights = layers((8, 5), (4, 8))
     smaller = create("channels", net, torch.zeros(1, 5, dtype=torch.float64), 0.4)
@@ -741,6 +755,8 @@ def of_rewards(name: str, which: int) -> tuple[Any, Any]:
 
 
 PROBES = (
+    Probe("align", align),
+    Probe("magnitude_invariant", magnitude_invariant),
     Probe("binarize", binarize),
     Probe("mask_tuning", mask_tuning),
     Probe("hard_concrete", hard_concrete),

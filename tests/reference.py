@@ -1134,3 +1134,16 @@ def binarize(weight: Array, gradient: Array, o: float) -> tuple[Array, Array]:
     near, far = size <= 0.1, size > 1.5
     slope = np.where(near, 0.1 ** (1 / o) / 0.1, np.maximum(size, 0.1) ** ((1 - o) / o) / o) * ~far
     return size.mean() * signs, size.mean() * gradient * slope + (gradient * signs).mean() * np.sign(weight)
+
+
+def align(full: list[Array], sparse: list[Array], weight: float) -> float:
+    gaps = [np.abs(one - other) for one, other in zip(full, sparse, strict=True)]
+    return 2 * weight * float(np.mean([np.where(gap < 1, gap**2 / 2, gap - 0.5).mean() for gap in gaps]))
+
+
+def magnitude_invariant(x: Array, weights: list[Array], start: Array) -> Array:
+    """Predicted parameters, of a perceptron without biases."""
+    found = np.concatenate([np.cos(np.pi / 2 * x), np.sin(np.pi / 2 * x)])
+    for place, weight in enumerate(weights):
+        found = weight @ (found if place == 0 else np.where(found > 0, found, 0.01 * found))
+    return start + found
