@@ -7,6 +7,7 @@ a `Row`; any other one a `Probe`, which computes the same thing twice.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -538,6 +539,7 @@ def of_loss(name: str, **given: Any) -> tuple[Any, Any]:
     return found, getattr(reference, name)(logits, targets, **given)
 
 
+PACKED = [5, 7, 5, 2, 4, 2, 5, 1, 6, 3, 3, 8]
 LOSS_GRADIENTS = [numbers(seed, 3, 40) - 0.3 for seed in range(3)]
 
 
@@ -585,6 +587,43 @@ def balance() -> tuple[Any, Any]:
     values = torch.tensor([2.0, 0.5, 8.0], dtype=torch.float64, requires_grad=True)
     terms = create("balance", list(values.square().unbind()), reference=1)
     return (terms, torch.autograd.grad(sum(terms), values)[0]), (np.full(3, 0.25), 2 * 0.25 / values.detach().numpy())
+
+
+def example_scores() -> tuple[Any, Any]:
+    """Mean error and times forgotten, over four epochs."""
+    lever, targets = create("example_scores", 6), numbers(9, 6, 3).argmax(1)
+    epochs = [4 * numbers(seed, 6, 3) for seed in range(4)]
+    for logits in epochs:
+        lever.see(torch.arange(6), torch.from_numpy(logits), torch.from_numpy(targets))
+        lever.end_epoch()
+    return [lever.values(name) for name in ("el2n", "forgetting")], reference.example_scores(epochs, targets)
+
+
+def batch_coreset() -> tuple[Any, Any]:
+    features = numbers(2, 12, 5)
+    found = create("batch_coreset", ratio=0.25, weights=True).choose(torch.from_numpy(features))
+    return (found.indices, found.weights), reference.batch_coreset(features, 3)
+
+
+def variance_sampler() -> tuple[Any, Any]:
+    rates, diversity = np.abs(numbers(1, 6)) % 1, np.abs(numbers(2, 6)) % 1
+    lever = create("variance_sampler", 6, mix=0.7)
+    lever.update(range(6), rates, diversity)
+    return lever.probabilities(), reference.variance_sampler(rates, diversity, 0.8, 0.2, 0.7)
+
+
+def beta_difficulty() -> tuple[Any, Any]:
+    """What is known of four questions after three updates with two of them."""
+    lever, tries = create("beta_difficulty", 4, prior=(2.0, 1.0)), [([0, 2], [3, 1], [1, 4]), ([1, 2], [0, 2], [5, 3])]
+    for ids, right, wrong in tries:
+        lever.update(ids, right, wrong)
+    return (lever.a, lever.b), reference.beta_difficulty(4, tries, (2.0, 1.0), 0.9, 0.99)
+
+
+def prior_bias() -> tuple[Any, Any]:
+    layer = torch.nn.Linear(3, 4).double()
+    create("prior_bias", layer, 0.02)
+    return layer.bias, np.full(4, math.log(0.02 / 0.98))
 
 
 def attention() -> tuple[Any, Any]:
@@ -798,6 +837,12 @@ PROBES = (
         ),
     ),
     Probe("dynamics_weights", dynamics_weights),
+    Probe("example_scores", example_scores),
+    Probe("batch_coreset", batch_coreset),
+    Probe("variance_sampler", variance_sampler),
+    Probe("beta_difficulty", beta_difficulty),
+    Probe("prior_bias", prior_bias),
+    Probe("pack", lambda: (create("pack", PACKED, 10), reference.pack(PACKED, 10))),
     Probe("pcgrad", pcgrad),
     Probe("cagrad", lambda: combiner("cagrad", c=0.4)),
     Probe("gcond", lambda: combiner("gcond")),

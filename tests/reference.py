@@ -1101,6 +1101,56 @@ def dynamics_weights(losses: Sequence[Sequence[float]], decay: float, temperatur
     return found
 
 
+# examples and their order
+
+
+def example_scores(epochs: Arrays, targets: NDArray[np.int64]) -> Arrays:
+    p = [np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in epochs]
+    errors = np.mean([np.linalg.norm(one - np.eye(p[0].shape[1])[targets], axis=1) for one in p], axis=0)
+    right = np.array([z.argmax(1) == targets for z in epochs])
+    falls = (right[:-1] & ~right[1:]).sum(0)
+    return [errors, np.where(right.any(0), falls, np.inf)]
+
+
+def batch_coreset(features: Array, count: int) -> Arrays:
+    d = np.abs(features[:, None] - features).sum(2)
+    likeness, chosen = d.max() - d, list[int]()
+    for _ in range(count):
+        gains = [likeness[[*chosen, j]].max(0).sum() if j not in chosen else -1 for j in range(len(d))]
+        chosen.append(int(np.argmax(gains)))
+    order = np.sort(chosen)
+    return [order, np.bincount(likeness[order].argmax(0), minlength=count)]
+
+
+def variance_sampler(p: Array, diversity: Array, alpha: float, beta: float, mix: float) -> Array:
+    score = alpha * p * (1 - p) + beta * diversity
+    found: Array = mix * score / score.sum() + (1 - mix) / len(p)
+    return found
+
+
+def beta_difficulty(
+    items: int, tries: Sequence[Sequence[Sequence[int]]], prior: tuple[float, float], seen: float, unseen: float
+) -> Arrays:
+    known = np.tile(np.array(prior)[:, None], items)
+    for ids, *outcomes in tries:
+        decay = np.array([seen if item in ids else unseen for item in range(items)])
+        known = np.array(prior)[:, None] + decay * (known - np.array(prior)[:, None])
+        known[:, ids] += outcomes
+    return list(known)
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        free = [capacity - sum(lengths[other] for other in one) for one in bins]
+        fits = [(room, at) for at, room in enumerate(free) if room >= lengths[row]]
+        if fits:
+            bins[min(fits)[1]].append(row)
+        else:
+            bins.append([row])
+    return bins
+
+
 def host(box: tuple[int, int, int, int], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[str, float]:
     """The organ that holds the largest part of a box (x0, y0, x1, y1, in pixels), and that part."""
     x0, y0, x1, y1 = box
