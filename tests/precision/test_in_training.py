@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 
 from tests.runs.tiny import tiny_recipe
 from trimtab.observe import read_table
-from trimtab.precision import quantize
+from trimtab.precision import Accumulator, Keep, quantize
 from trimtab.runs.position import Progress
+from trimtab.runs.precision_section import recipe_of
 from trimtab.runs.recipe import Recipe, load_recipe
-from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.run_folder import RunFolder, training_identity
 from trimtab.runs.steering import steer
 from trimtab.runs.training import train
 
@@ -62,6 +63,41 @@ def test_interrupted_and_resumed_leaves_the_same_network_and_rows(tmp_path: Path
     )
     assert sorted(set(one["step"])) == list(range(0, whole.info()["steps"], 3))
     assert set(one["kind"]) == {"gradients", "weights", "momentum_buffer"}
+
+
+def test_a_run_of_rounded_operands_goes_on_where_it_stopped_and_ends_in_full_precision(tmp_path: Path) -> None:
+    given = {"matmul": "nvfp4-all-layers", "matmul_until": 0.8, "meter_every": 5, "oscillation": 3}
+    wanted = recipe(**given)
+    whole = train(wanted, tmp_path / "whole")
+
+    def stop(progress: Progress) -> None:
+        if progress.epoch == 1:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        train(wanted, tmp_path / "parts", stop)
+    parts = train(wanted, tmp_path / "parts")
+    assert same_networks(whole, parts)
+    assert not same_networks(whole, train(recipe(**(given | {"matmul_until": 1.0})), tmp_path / "longer"))
+    keys = ["step", "kind", "layer"]
+    one, other = (read_table(run.shrinkage_folder).to_pandas().sort_values(keys) for run in (whole, parts))
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True), rtol=1e-12, atol=0)
+    assert max(one["step"]) == 35  # of 50 steps; from the 40th on nothing is rounded
+    assert {"fprop", "dgrad", "wgrad", "wgrad gradient"} < set(one["kind"])
+    row = one[(one["kind"] == "fprop weight") & (one["layer"] == "(global)") & (one["step"] == 35)]
+    assert 0 <= float(row["oscillating"].iloc[0]) < 1
+
+
+def test_the_section_says_what_the_recipe_of_operands_is() -> None:
+    section = recipe(
+        matmul="mxfp4-unbiased", matmul_keep="fc,conv*", matmul_accumulator="e8m13", matmul_promote=0
+    ).precision
+    found = recipe_of(section)
+    assert found is not None
+    assert (found.keep.names, found.accumulator) == (("fc", "conv*"), Accumulator("e8m13", 32, None))
+    assert recipe_of(recipe(matmul="nvfp4", matmul_keep="none").precision).keep == Keep()  # type: ignore[union-attr]
+    assert "matmul" not in training_identity(recipe(gradients="e4m3"))["precision"]
+    assert training_identity(recipe(matmul="mxfp8"))["precision"]["matmul"] == "mxfp8"
 
 
 def test_the_folder_holds_the_rounded_weights_and_rounding_changes_the_network(tmp_path: Path) -> None:
@@ -124,6 +160,8 @@ def test_the_step_takes_what_the_section_says(tmp_path: Path) -> None:
         ({"before_reduce": True, "weights": "e4m3"}, "precision.gradients"),
         ({"gradients": "e4m3", "scaling": "mx", "scaling_rule": "absmax"}, "power of two"),
         ({"gradients": "e4m3", "scaling_rule": "floor"}, "needs a scaling"),
+        ({"matmul": "nvfp5"}, "unknown recipe 'nvfp5'; did you mean nvfp4"),
+        ({"matmul": "mxfp8", "matmul_accumulator": "e99m1"}, "e99m1"),
         ({"gradient": "e4m3"}, "did you mean precision.gradients"),
     ],
 )

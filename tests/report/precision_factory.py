@@ -6,6 +6,7 @@ import math
 
 from trimtab.runs.recipe import Recipe
 from trimtab.studies.precision.logistic import Descent
+from trimtab.studies.precision.products import ProductError
 from trimtab.studies.precision.records import (
     FormatRun,
     LayerShrinkage,
@@ -50,6 +51,28 @@ def format_run(label: str, seed: int, accuracy: float | None, q: float | None = 
         test_accuracy=accuracy, test_loss=None if accuracy is None else 1.1 - accuracy,
         shrinkage=None if q is None else curves(q),
     )  # fmt: skip
+
+
+def with_products() -> PrecisionStudy:
+    """Four recipes of operands over two seeds, the first nearest to full precision."""
+    study = precision_study()
+    runs = [format_run("full", seed, 0.9) for seed in (0, 1)]
+    for place, label in enumerate(("mxfp8", "nvfp4", "mxfp4", "fp8-tensor")):
+        for seed in (0, 1):
+            products = [
+                ProductError(
+                    kind=kind, layer=layer, q=0.98, scale_bias=0.001, dead_zone=0.002, grid_noise=0.003,
+                    oscillating=0.1 if kind == "fprop weight" else None,
+                    loss_gap=(0.01 if layer == "first" else 0.03) if kind == "fprop" else None,
+                )
+                for kind in ("fprop", "wgrad", "fprop weight")
+                for layer in ("first", "last", "(global)")
+            ]  # fmt: skip
+            run = format_run(label, seed, 0.9 - 0.01 * place, 0.98)
+            losses = [2.0, run.train_loss[-1] + 0.1 * (place + 1)]
+            made = {"format": label, "products": products, "early_gap": 0.01 * place, "early_error": 0.4 - 0.1 * place}
+            runs.append(run.model_copy(update={**made, "train_loss": losses}))
+    return study.model_copy(update={"runs": runs})
 
 
 def descent(format: str, bound: bool = True) -> Descent:

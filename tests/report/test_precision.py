@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.report.precision_factory import LAYERS, format_run, precision_study
-from trimtab.cli.precision_command import format_table
+from tests.report.precision_factory import LAYERS, format_run, precision_study, with_products
+from trimtab.cli.precision_command import format_table, product_table
 from trimtab.report.palette import looks
 from trimtab.report.parts import Figure, Section
 from trimtab.report.precision.formats import middle, precision_sections
@@ -125,3 +125,33 @@ def test_the_middle_of_an_even_number_is_between_its_middle_two() -> None:
     assert middle([0.9, None, 0.1, 0.6, 0.2]) == pytest.approx(0.4)
     assert middle([3.0, 1.0, 2.0]) == 2.0
     assert middle([None]) is None
+
+
+def test_products_have_a_section_a_table_and_a_prediction(tmp_path: Path) -> None:
+    study = with_products()
+    section = sections(study)["products"]
+    assert "products" not in sections(precision_study())
+    parts, prediction = section.figures
+    assert traces(parts)["dead zone"]["x"] == [0.2] * 8
+    assert traces(prediction)["mxfp4"]["x"] == [pytest.approx(0.02)]
+    assert traces(prediction)["mxfp4"]["y"] == [pytest.approx(0.3)]
+    assert section.sentences[-2:] == [
+        "Rank correlation of the predicted rise of the loss early on with the measured gap: +1.00.",
+        "Rank correlation of the products' squared error early on with the measured gap: \N{MINUS SIGN}1.00.",
+    ]
+    rows = {row[0].text: [cell.text for cell in row] for row in section.tables[1].rows}
+    assert rows["nvfp4"][-1] == "last (75 %)"
+    layers = section.tables[2].rows
+    assert len(layers) == 4 * 3 * 2
+    assert [cell.text for cell in layers[4]][:3] == ["mxfp8", "fprop weight", "first"]
+    assert layers[4][7].text == "10"
+    page = render_precision(study, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "Products of rounded operands" in page
+    table = product_table(study)
+    assert table is not None
+    console = Console(width=160, record=True)
+    console.print(table)
+    text = console.export_text()
+    assert "rank correlation of predicted and measured gap +1.00" in text
+    assert re.search(r"nvfp4 +fprop +0.98 +0.1 +0.2 +0.3 +0.010", text)
+    assert product_table(precision_study()) is None

@@ -31,6 +31,7 @@ from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.comparison import run_folders
 from trimtab.studies.precision.conclusions import in_words, quality
 from trimtab.studies.precision.logistic import Descent, descend, wanted_descents
+from trimtab.studies.precision.prediction import agreement, parts_of, predictions
 from trimtab.studies.precision.records import PrecisionStudy, gather, is_diverged
 from trimtab.studies.precision.variants import FormatStudy, format_variants
 from trimtab.studies.precision.verdict import verdicts, worst_words
@@ -46,13 +47,14 @@ class PrecisionArguments:
         trimtab precision digits --formats fp16,e4m3,e2m1
         trimtab precision digits --formats e2m1,int4 --scaling none,mx
         trimtab precision digits --formats e4m3 --tensors gradients,weights
+        trimtab precision digits --formats mxfp8,mxfp4,nvfp4
     """
 
     recipe: tyro.conf.Positional[str]
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
     fields: Fields
     formats: tuple[str, ...] = ("fp16", "e4m3", "e5m2", "e2m1", "int4")
-    """Number formats; also eXmY and intN. Lists take spaces or commas."""
+    """Number formats, eXmY and intN; and recipes: nvfp4, mxfp4, mxfp8, fp8-deepseek, fp8-tensor."""
     rounding: tuple[str, ...] = ("nearest",)
     """nearest, toward_zero, stochastic: each with each format."""
     scaling: tuple[str, ...] = ("none",)
@@ -118,7 +120,7 @@ def kept_descents(folder: Path) -> list[Descent]:
 def measure_descents(folder: Path, study: FormatStudy) -> list[Descent]:
     """The logistic regressions of the study, and those of earlier calls; only what is missing is run."""
     found = kept_descents(folder)
-    for wanted in wanted_descents(study.formats, study.rounding, study.scaling):
+    for wanted in wanted_descents(study.of_tensors, study.rounding, study.scaling):
         if not any((one.format, one.rounding, one.scaling) == wanted for one in found):
             found.append(descend(*wanted))
             write_text(folder / "logistic.json", json.dumps([one.model_dump() for one in found]) + "\n")
@@ -162,6 +164,41 @@ def format_table(study: PrecisionStudy) -> Table:
             _number(median_of(runs, lambda own: own.dead_median), percent=True),
             _number(median_of(runs, lambda own: own.overflow_median), percent=True),
         )  # fmt: skip
+    return table
+
+
+def product_table(study: PrecisionStudy) -> Table | None:
+    """One row per recipe of operands: the errors of its products in their parts, and the loss they predict; None without."""
+    rows = [(label, parts) for label in study.labels if (parts := parts_of(study.of(label)))]
+    if not rows:
+        return None
+    gaps = {one.label: one for one in predictions(study)}
+    found = agreement(list(gaps.values()), lambda one: one.gap)
+    ranks = "" if found is None else f"; rank correlation of predicted and measured gap {found:+.2f}"
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
+        caption="bias, dead, noise: % of the squared norm of each product, all layers together, median over steps and seeds; "
+        "predicted: rise of the loss by forward rounding up to step 100, to first order; gap: of the training loss to full "
+        f"precision's in the last epoch{ranks}",
+    )  # fmt: skip
+    for name in ("recipe", "product"):
+        table.add_column(name, no_wrap=True)
+    for name in ("q", "bias", "dead", "noise", "predicted", "gap"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, parts in rows:
+        gap = gaps.get(label)
+        for place, (kind, numbers) in enumerate(parts.items()):
+            ends = (Text(""), Text(""))
+            if place == 0 and gap is not None:
+                ends = (_text(gap.gap, percent=False), _text(gap.measured, percent=False))
+            q, *shares = numbers
+            table.add_row(
+                Text(label if place == 0 else ""),
+                Text(kind),
+                _number(q),
+                *(_number(each, percent=True) for each in shares),
+                *ends,
+            )
     return table
 
 
@@ -216,6 +253,8 @@ def run(arguments: Sequence[str]) -> int:
     else:
         console.print(format_table(found))
         console.print(verdict_table(found))
+        if (products := product_table(found)) is not None:
+            console.print(products)
         console.print(f"page: {page}", soft_wrap=True, markup=False)
         console.print(found.headline, soft_wrap=True, markup=False)
     return 1 if failed else 0

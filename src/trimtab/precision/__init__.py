@@ -10,26 +10,36 @@ from trimtab.precision.format import FORMATS, Format, describe, named
 from trimtab.precision.hadamard import Hadamard
 from trimtab.precision.lever import LowPrecision
 from trimtab.precision.meter import ShrinkageMeter
+from trimtab.precision.named_recipes import RECIPES, recipe_named
 from trimtab.precision.nvfp4 import NVFP4
+from trimtab.precision.oscillation import Oscillation
 from trimtab.precision.quantize import quantize
+from trimtab.precision.recipes import Accumulator, Keep, Operand, Product, Recipe
 from trimtab.precision.scaling import PerChannel, PerTensor, Scaling
 from trimtab.precision.shrinkage import Shrinkage, shrinkage, shrinkage_sums
 from trimtab.precision.straight_through import StraightThrough, full_precision
 
 __all__ = [
     "Binarize",
+    "Accumulator",
     "Block",
     "Compensate",
     "Delayed",
     "FORMATS",
     "Format",
     "Hadamard",
+    "Keep",
     "LowPrecision",
     "MX",
     "MSEden",
     "NVFP4",
+    "Operand",
+    "Oscillation",
     "PerChannel",
     "PerTensor",
+    "Product",
+    "RECIPES",
+    "Recipe",
     "Scaling",
     "Shrinkage",
     "ShrinkageMeter",
@@ -40,6 +50,7 @@ __all__ = [
     "ms_eden",
     "named",
     "quantize",
+    "recipe_named",
     "shrinkage",
     "shrinkage_sums",
 ]

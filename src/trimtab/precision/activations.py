@@ -11,29 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from trimtab.inexact import RoundedBackward
 from trimtab.parameters import Entry
-from trimtab.parameters.layouts import is_linear
-from trimtab.parameters.wrappers import own_modules
+from trimtab.precision.layers import layers_of
 from trimtab.precision.straight_through import _Rounded
-
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 Round = Callable[[Tensor, str, str, str], Tensor]
 """(tensor, "forward" or "backward", name of the layer, "training" or "evaluation") -> rounded tensor."""
-
-
-_NOT_CALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
-
-
-def _is_matrix(parameter: Tensor) -> bool:
-    return sum(size > 1 for size in parameter.shape) > 1
 
 
 class ActivationHooks:
@@ -51,21 +33,9 @@ class ActivationHooks:
         self._round, self._active = round, active
         self._backward = backward
         self._hooks: list[RemovableHandle] = []
-        held: dict[int, list[Entry]] = {}
-        for entry in chosen:
-            for owner in entry.owners:
-                held.setdefault(id(owner), []).append(entry)
-        others: list[str] = []
-        for name, module in own_modules(model):
-            weights = [entry for entry in held.get(id(module), ()) if entry.role in ("weight", "unknown")]
-            # the projection inside nn.MultiheadAttention is never called itself
-            called = (isinstance(module, LAYERS) or is_linear(module)) and not isinstance(module, _NOT_CALLED)
-            if called and any(entry.parameter.ndim > 1 for entry in weights):
-                self._hooks.append(module.register_forward_hook(self._hook_of(name)))
-            elif not called and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
-                labels = [entry.name.removeprefix(f"{name}.") for entry in weights if _is_matrix(entry.parameter)]
-                if labels:
-                    others.append(f"{name or 'the model itself'} ({type(module).__name__}: {', '.join(labels)})")
+        layers, _, others = layers_of(model, chosen)
+        for name, module in layers.items():
+            self._hooks.append(module.register_forward_hook(self._hook_of(name)))
         if not self._hooks:
             raise ValueError(
                 f"activations are rounded at the outputs of Linear and convolution layers, and the rule picks the weight of "
@@ -73,10 +43,9 @@ class ActivationHooks:
             )
 
         if others:
-            more = f" and {len(others) - 8} more" if len(others) > 8 else ""
             warnings.warn(
                 "activations are rounded at the outputs of Linear and convolution layers; products with weights elsewhere are "
-                f"not: {'; '.join(others[:8])}{more}",
+                f"not: {others}",
                 stacklevel=2,
             )
 

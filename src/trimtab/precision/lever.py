@@ -1,4 +1,4 @@
-"""LowPrecision: training as if gradients, weights, momentum or activations were kept in few bits."""
+"""LowPrecision: training as if gradients, weights, momentum, activations or the operands of products were kept in few bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trimtab.checks import whole
 from trimtab.collectives import is_distributed, local_part
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.activations import ActivationHooks
@@ -18,7 +19,11 @@ from trimtab.precision.format import Format
 from trimtab.precision.master_weights import MasterWeights
 from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.momentum import FIRST_MOMENTS, momentum_buffers
+from trimtab.precision.named_recipes import recipe_named
+from trimtab.precision.operands import OperandRounding
+from trimtab.precision.product_layers import ProductLayers
 from trimtab.precision.quantize import OverflowPolicy
+from trimtab.precision.recipes import Recipe
 from trimtab.precision.rounding import Rounding
 from trimtab.precision.scaling import Scaling
 from trimtab.precision.shrinkage import Measured, shrinkage
@@ -28,7 +33,7 @@ FormatOrName = str | Format
 
 
 class LowPrecision:
-    """A lever that rounds gradients, weights, momentum and activations to number formats, each where it is asked to.
+    """A lever that rounds gradients, weights, momentum, activations and operands of products, each where it is asked to.
 
     In one step, with Q the rounding of `quantize`:
 
@@ -51,18 +56,28 @@ class LowPrecision:
             straight-through rounding; a pair (forward, backward) also rounds the gradients that come back there. Needs
             `attach(..., model=model)`. Products elsewhere (`nn.MultiheadAttention`, recurrent layers, fused experts, modules of
             your own) are not seen; a warning names them once.
-        rounding, overflow, scaling: as for `quantize`, of all of them.
+        matmul: a `Recipe` or its name ("nvfp4", "mxfp4", "mxfp8", "fp8-deepseek", "fp8-tensor"; `recipe_named`): how the layers
+            compute. Hardware rounds the operands of the products `Y = X W'`, `dX = dY W` and `dW = dY' X`, each along the
+            dimension it sums over, and so do Linear, convolutions (as products with patches), transformers' Conv1D and stacked
+            experts whose weight the rule picks; layers that the recipe keeps stand in `left_out`. Needs `attach(...,
+            model=model)`. Sums are taken in float32; under autocast operands and results have its dtype first. A contraction
+            that blocks do not divide is padded with zeros, exactly. Compiled graphs break at each layer.
+        total_steps: steps of the training; needed by a recipe that ends before (`until`).
+        oscillation: with a meter, share of the weight operand's entries that go back and forth within so many steps; 13 bytes
+            for each. Default 0: not watched.
+        rounding, overflow, scaling: as for `quantize`, of all but `matmul`, which says its own.
         master: whether the optimizer steps weights kept in full; one more copy of them.
         before_reduce: round each rank's gradient before the all-reduce, as quantised communication does, with noise of
             each rank's own; needs `attach(..., model=model)` with the DistributedDataParallel model. Under GradScaler the
             scaled gradient is what is sent and rounded. In one process without that wrapper the same as after.
         momentum_keys: names in the optimizer's state. Default "momentum_buffer", "exp_avg" [ours]: first moments; second
             moments ("exp_avg_sq") span twice the exponents and are rounded only when asked for.
-        seed: of stochastic rounding. Numbers are a function of seed, step, tensor and (before the reduction, and for shards
-            and activations) rank: a resumed run draws the same, and evaluating in between changes nothing.
+        seed: of stochastic rounding. Numbers are a function of seed, step, tensor and (before the reduction, and for shards,
+            activations and operands) rank: a resumed run draws the same, and evaluating in between changes nothing. Operands
+            that a recipe rounds stochastically in the forward pass take one number each from torch's global generator.
         rule: which tensors count. Default `Rule(role="any")`: trainable, at least two dimensions [ours], so biases and the
             scales of normalisation layers stay as they are; `Rule(min_ndim=0)` rounds everything.
-        meter: measures what rounding did to gradients, weights and momentum.
+        meter: measures what rounding did to gradients, weights, momentum and operands.
 
     Attributes:
         left_out: the tensors left as they are, each with the reason: the rule's, or no known channels for `PerChannel`.
@@ -72,7 +87,7 @@ class LowPrecision:
             format does not fit a tensor's dtype, scaling of a sharded tensor, no model where one is needed, LBFGS with
             weights; at a step: an optimizer without such buffers, sparse gradients, what overflow="raise" refuses.
 
-    Source: arXiv 2508.07142 (gradients); master weights: Micikevicius et al., arXiv 1710.03740.
+    Source: arXiv 2508.07142 (gradients); master weights: Micikevicius et al., arXiv 1710.03740; recipes say their own.
 
     Example:
         >>> import torch, trimtab
@@ -94,6 +109,9 @@ class LowPrecision:
         momentum: FormatOrName | None = None,
         activations: FormatOrName | tuple[FormatOrName | None, FormatOrName | None] | None = None,
         *,
+        matmul: str | Recipe | None = None,
+        total_steps: int | None = None,
+        oscillation: int = 0,
         rounding: Rounding = "nearest",
         overflow: OverflowPolicy = "saturate",
         scaling: Scaling | None = None,
@@ -107,12 +125,26 @@ class LowPrecision:
         forward, backward = activations if isinstance(activations, tuple) else (activations, None)
         formats = {"gradients": gradients, "weights": weights, "momentum": momentum}
         formats |= {"forward": forward, "backward": backward}
+        recipe = None if matmul is None else recipe_named(matmul)
+        if recipe is None and not any(each is not None for each in formats.values()):
+            raise ValueError(
+                "LowPrecision rounds nothing; give gradients, weights, momentum or activations a format, or matmul a recipe"
+            )
+        if recipe is not None and recipe.until < 1 and total_steps is None:
+            raise ValueError(f"recipe {recipe.name!r} ends after {recipe.until:g} of the training; give total_steps")
         if before_reduce and gradients is None:
             raise ValueError("before_reduce=True rounds gradients, and gradients is None; give it a format")
         if isinstance(momentum_keys, str) or not momentum_keys:
             raise TypeError(f"momentum_keys must be a tuple of names, got {momentum_keys!r}")
         self.rounding = TensorRounding(formats, rounding, overflow, scaling, seed, meter)
         self.formats = self.rounding.formats
+        self.matmul, self.total_steps = recipe, None if total_steps is None else whole("total_steps", total_steps, 1)
+        self.operands = None if recipe is None else OperandRounding(recipe, self.rounding, oscillation)
+        if oscillation and (recipe is None or recipe.fprop.second is None):
+            raise ValueError(
+                "oscillation watches the weights that matmul rounds in the forward pass; give it such a recipe"
+            )
+        self._products: ProductLayers | None = None
         self.master, self.before_reduce = master, before_reduce
         self.momentum_keys = tuple(momentum_keys)
         self.rule = rule_or(rule, Rule(role="any"))
@@ -145,6 +177,12 @@ class LowPrecision:
             raise ValueError("LBFGS evaluates its closure at several points of a step; weights cannot be rounded there")
         chosen = self._pick(parameters)
         try:
+            if self.operands is not None:
+                if model is None:
+                    raise ValueError("products are computed in the model's layers; give attach(..., model=model)")
+                self.operands.layers = []
+                self._products = ProductLayers(model, chosen, self.operands, self._in_few_bits)
+                self.left_out += self._products.left_out
             if {"forward", "backward"} & self.formats.keys():
                 if model is None:
                     raise ValueError("activations are rounded in the model; give attach(..., model=model)")
@@ -165,11 +203,13 @@ class LowPrecision:
         self._masters = MasterWeights()
         if self._hooks is not None:
             self._hooks.remove()
+        if self._products is not None:
+            self._products.remove()
         if self._reduction is not None:
             self._reduction.round = None
         if self.meter is not None:
             self.meter.flush()
-        self._optimizer = self._hooks = self._reduction = None
+        self._optimizer = self._hooks = self._reduction = self._products = None
         self._judged = Judged()
 
     @torch.no_grad()
@@ -197,8 +237,16 @@ class LowPrecision:
                 raise RuntimeError("momentum lies in the optimizer; use trimtab.attach(optimizer, lever)")
             for key, buffers in momentum_buffers(self._optimizer, chosen, self.momentum_keys).items():
                 self.rounding.round_("momentum", buffers, key)
+        if self.operands is not None and self._in_few_bits():
+            self.rounding.keep(self.operands.measured())
         self.rounding.end_step()
         self._round_weights(chosen)
+
+    def _in_few_bits(self) -> bool:
+        """Whether products that begin now are of rounded operands."""
+        assert self.matmul is not None
+        over = self.total_steps is not None and self.step >= self.matmul.until * self.total_steps
+        return not self._full and not (over and self.matmul.until < 1)
 
     def _pick(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks, judged once; ValueError when there is none, or one that cannot be rounded."""
@@ -210,6 +258,7 @@ class LowPrecision:
         ]
         chosen = [entry for entry, reason in reasons if reason is None]
         self.left_out = [(entry, reason) for entry, reason in reasons if reason is not None]
+        self.left_out += [] if self._products is None else self._products.left_out
         if not chosen:
             examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in reasons[:3])
             raise ValueError(
@@ -239,7 +288,7 @@ class LowPrecision:
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Within the block the model holds the masters and activations are not rounded; changes of the weights are kept.
+        """Within the block the model holds the masters and rounds no activation or operand; changes of the weights are kept.
 
         With master=False there is nothing more exact than the rounded weights, and they stay.
 
@@ -279,6 +328,7 @@ class LowPrecision:
             "master": self.master,
             "before_reduce": self.before_reduce,
             "momentum_keys": list(self.momentum_keys),
+            **({} if self.matmul is None else {"matmul": repr(self.matmul), "total_steps": self.total_steps}),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,7 +337,10 @@ class LowPrecision:
         if "weights" in self.formats and not self.master:
             weights = {entry.name: local_part(entry.parameter.detach()).clone() for entry in self._chosen}
         meter = None if self.meter is None else self.meter.state_dict()
-        return {"settings": self.settings(), **self.rounding.state_dict(), "weights": weights, "meter": meter}
+        kept = {"weights": weights, "meter": meter}
+        if self.operands is not None:
+            kept["operands"] = self.operands.state_dict()
+        return {"settings": self.settings(), **self.rounding.state_dict(), **kept}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -305,11 +358,15 @@ class LowPrecision:
         if self.master:
             self._round_weights(self._chosen)
         self.rounding.load_state_dict(state)  # what the rounding just measured was measured before
+        if self.operands is not None:
+            self.operands.load_state_dict(state.get("operands", {}))
         if self.meter is not None and state["meter"] is not None:
             self.meter.load_state_dict(state["meter"])
 
     def __repr__(self) -> str:
         parts = self.rounding.in_words()
+        if self.matmul is not None:
+            parts = [*([] if not self.formats else parts), f"matmul={self.matmul.name}"]
         parts += ["master=False"] if "weights" in self.formats and not self.master else []
         parts += ["before_reduce=True"] if self.before_reduce else []
         parts.append(f"min_ndim={self.rule.min_ndim}")

@@ -19,7 +19,9 @@ from trimtab.precision.scaling import Scaling
 
 PIECE_CPU, PIECE_GPU = 1 << 16, 1 << 22
 """Elements summed at a time, so that their float64 copies stay small (measured)."""
-SUMS = ("n", "nonzero", "kept", "overflow", "nan", "inf", "signal", "product", "error")
+SUMS = (
+    "n", "nonzero", "kept", "overflow", "nan", "inf", "signal", "product", "error", "lost", "watched", "oscillating", "loss",
+)  # fmt: skip
 """What `shrinkage_sums` gives, in this order."""
 
 
@@ -28,6 +30,13 @@ class Shrinkage(NamedTuple):
 
     With `q = <g~, g> / ||g||^2` the rounded tensor is `g~ = q g + e` and e is orthogonal to g (arXiv 2508.07142 has the model
     g~ = q g + e; that q is the projection is our reading, under which it does not mix noise in).
+
+    The squared error splits into three without remainder, each given relative to `||g||^2` (the three parts are those of
+    arXiv 2605.20402; the sums that tell them are ours): with D the entries that became zero, A the others, and `q_A` the
+    projection over A alone,
+
+        ||g~ - g||^2 = (1 - q_A)^2 ||g_A||^2 + ||g_D||^2 + ||g~_A - q_A g_A||^2
+                       scale bias              dead zone   grid noise
 
     Attributes:
         n: entries.
@@ -40,7 +49,14 @@ class Shrinkage(NamedTuple):
         overflow: fraction of the non-zero entries whose magnitude, divided by its scale, is above the format's largest
             number; infinities included.
         nan, inf: entries of g that are no number, or infinite; either makes the quantities from `norm` to `cosine` NaN
-            or infinite.
+            or infinite, and the split too.
+        scale_bias: what survives is too small or too large as a whole.
+        dead_zone: what became zero.
+        grid_noise: the rest, orthogonal to what survives.
+        oscillating: fraction of the entries whose rounded value goes back and forth (`Oscillation`); NaN where that is not
+            watched, null in a meter's table.
+        loss_gap: of what a layer puts out, by how much its rounded operands raise the loss, to first order: the loss's
+            gradient there times (rounded - exact output). Null in a meter's table for everything else.
     """
 
     n: Tensor
@@ -53,16 +69,22 @@ class Shrinkage(NamedTuple):
     overflow: Tensor
     nan: Tensor
     inf: Tensor
+    scale_bias: Tensor
+    dead_zone: Tensor
+    grid_noise: Tensor
+    oscillating: Tensor
+    loss_gap: Tensor
 
 
 @torch.no_grad()
 def shrinkage_sums(
     original: Tensor, rounded: Tensor, format: Format | None = None, scaling: Scaling | None = None
 ) -> Tensor:
-    """The sums behind `Shrinkage` in float64 on the tensors' device, without synchronisation; shape (9,), see `SUMS`.
+    """The sums behind `Shrinkage` in float64 on the tensors' device, without synchronisation; shape (13,), see `SUMS`.
 
     `signal = ||g||^2`, `error = ||g~ - g||^2` and `product = <g~ - g, g>`: differences are summed, not g~ itself, so that a
-    noise of 1e-6 of the signal is not lost.
+    noise of 1e-6 of the signal is not lost. `lost` is the signal of the entries that became zero; `watched`, `oscillating`
+    and `loss` are for those to fill in who know them.
 
     Args:
         original: g, any real floating-point dtype and shape.
@@ -97,8 +119,9 @@ def shrinkage_sums(
             wide.dot(wide),
             wide.dot(error),
             error.dot(error),
+            wide.dot(wide.mul(other == 0)),
         )
-        total[1:] += torch.stack([count.double() for count in counts])
+        total[1:-3] += torch.stack([count.double() for count in counts])
     total[0] = original.numel()
     known = scaling is not None and scaling.overflows and not scaling.random  # drawn scales are not drawn again
     if format is not None and scaling is not None and known and original.numel():
@@ -110,15 +133,19 @@ def shrinkage_sums(
 
 
 def shrinkage(sums: Tensor) -> Shrinkage:
-    """The quantities of `Shrinkage` from sums of shape (..., 9); NaN where 0 / 0, never a made-up number.
+    """The quantities of `Shrinkage` from sums of shape (..., 13); NaN where 0 / 0, never a made-up number.
 
     Example:
-        >>> shrinkage(torch.zeros(9)).projection
+        >>> shrinkage(torch.zeros(13)).projection
         tensor(nan, dtype=torch.float64)
     """
-    n, nonzero, kept, overflow, nan, inf, signal, product, error = sums.double().unbind(-1)
+    n, nonzero, kept, overflow, nan, inf, signal, product, error, lost, watched, oscillating, loss = (
+        sums.double().unbind(-1)
+    )
     alive = (signal + 2 * product + error).clamp(min=0)
     noise = (error - product * product / signal).clamp(min=0)
+    survivors = (signal - lost).clamp(min=0)  # of these <g~ - g, g> is product + lost: a lost entry's error is -g
+    bias = torch.where(survivors > 0, ((product + lost) / survivors).square(), 0.0)
     return Shrinkage(
         n=n,
         norm=signal.sqrt(),
@@ -130,6 +157,11 @@ def shrinkage(sums: Tensor) -> Shrinkage:
         overflow=overflow / nonzero,
         nan=nan,
         inf=inf,
+        scale_bias=(bias := survivors * bias / signal),
+        dead_zone=lost / signal,
+        grid_noise=(error / signal - lost / signal - bias).clamp(min=0),
+        oscillating=oscillating / watched,
+        loss_gap=loss,
     )
 
 
@@ -148,7 +180,7 @@ class Measured(NamedTuple):
     Attributes:
         step: number of the step, from 0.
         names: of the tensors.
-        sums: shape (len(names), 9).
+        sums: shape (len(names), 13).
     """
 
     step: int
@@ -157,5 +189,5 @@ class Measured(NamedTuple):
 
     @property
     def together(self) -> Tensor:
-        """Sums of all tensors together; shape (9,)."""
+        """Sums of all tensors together; shape (13,)."""
         return self.sums.sum(0)

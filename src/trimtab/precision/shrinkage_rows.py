@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 FOLDER = "shrinkage.parquet"
 COLUMNS = ("step", "layer", "kind", *Shrinkage._fields)
 COUNTS = ("n", "nan", "inf")
+OUTPUTS = "fprop"
+"""The kind of what layers put out, of which the loss's gradient is known."""
 
 
 class ShrinkageRows(Rows):
@@ -71,7 +74,12 @@ class ShrinkageRows(Rows):
             rows["kind"] += [kind] * (len(names) + 1) * len(steps)
             for field, values in found._asdict().items():
                 flat = values.flatten()
-                rows[field] += (flat.long() if field in COUNTS else flat).tolist()
+                numbers = (flat.long() if field in COUNTS else flat).tolist()
+                if field == "oscillating":  # null where it was not looked at
+                    numbers = [None if math.isnan(each) else each for each in numbers]
+                if field == "loss_gap" and kind != OUTPUTS:
+                    numbers = [None] * len(numbers)
+                rows[field] += numbers
         table = pa.table(rows, schema=self.schemas()[0])
         order = pa.table({"step": table["step"], "place": pa.array(range(table.num_rows))})
         return (table.take(pc.sort_indices(order, [("step", "ascending"), ("place", "ascending")])),)

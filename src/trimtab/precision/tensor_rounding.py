@@ -41,8 +41,6 @@ class TensorRounding:
         meter: ShrinkageMeter | None,
     ) -> None:
         self.formats = {kind: named(each) for kind, each in formats.items() if each is not None}
-        if not self.formats:
-            raise ValueError("LowPrecision rounds nothing; give gradients, weights, momentum or activations a format")
         for each in self.formats.values():  # bad settings are refused here, not in the first step
             quantize(torch.empty(0, dtype=torch.float64), each, rounding, overflow, scaling)
         if isinstance(scaling, Delayed):
@@ -68,12 +66,21 @@ class TensorRounding:
 
     def end_step(self) -> None:
         """Hand what was measured in this step to the meter, and begin the next."""
-        if self.meter is not None and self.meter.due(self.step):
+        if self.meter is not None and self.meters_now:
             self.meter.record(self._of_this_step())
         self.go_to(self.step + 1)
 
     def _of_this_step(self) -> dict[str, Measured]:
         return {kind: measured for kind, measured in self.found.items() if measured.step == self.step}
+
+    @property
+    def meters_now(self) -> bool:
+        """Whether the meter wants this step."""
+        return self.meter is not None and self.meter.due(self.step)
+
+    def keep(self, found: Mapping[str, Measured]) -> None:
+        """What others measured in this step, by kind."""
+        self.found |= found
 
     def check(self, entry: Entry) -> None:
         """ValueError where a format does not fit the dtype, a scaling the shape, or shards would be scaled apart."""
@@ -108,7 +115,7 @@ class TensorRounding:
         generator = None
         drawn = self.rounding == "stochastic" or (self.scaling is not None and self.scaling.random)
         if drawn and tensor.numel():
-            generator = self._random.begin(tensor.device, self.step, kind, name, *key)
+            generator = self.generator(tensor.device, kind, name, *key)
         try:
             scaling = self.scaling if entry is None else self.scaling_of(entry)
             return quantize(tensor, self.formats[kind], self.rounding, self.overflow, scaling, generator, out)
@@ -119,9 +126,20 @@ class TensorRounding:
         self, tensor: Tensor, kind: str, name: str, *key: object, out: Tensor | None = None, entry: Entry | None = None
     ) -> Tensor:
         """The same for what comes several times in a step: each time with other numbers."""
-        call = (kind, name, *key)
-        self._calls[call] = self._calls.get(call, -1) + 1
-        return self.quantize(tensor, kind, name, *key, self._calls[call], out=out, entry=entry)
+        return self.quantize(tensor, kind, name, *key, self.call(kind, name, *key), out=out, entry=entry)
+
+    def generator(self, device: torch.device, *key: object) -> torch.Generator:
+        """Random numbers that depend on the seed, the step and the key."""
+        return self._random.begin(device, self.step, *key)
+
+    def generator_anew(self, device: torch.device, *key: object) -> torch.Generator:
+        """The same for what comes several times in a step: each time other numbers."""
+        return self.generator(device, *key, self.call(*key))
+
+    def call(self, *key: object) -> int:
+        """How often this key came in this step before."""
+        self._calls[key] = self._calls.get(key, -1) + 1
+        return self._calls[key]
 
     def round_(self, kind: str, tensors: Sequence[tuple[Entry, Tensor]], label: str | None = None) -> None:
         """Round these tensors of entries in place, measuring what it does to them when the step is due.
@@ -163,7 +181,7 @@ class TensorRounding:
         self._keep("gradients", chosen, sum_over_ranks(sums))
 
     def _due(self, kind: str) -> bool:
-        if self.meter is not None and self.meter.due(self.step):
+        if self.meters_now:
             return True
         return kind == "gradients" and any(self.step % every == 0 for every in self.measure_every)
 

@@ -1,23 +1,27 @@
-"""The recipe's section `precision`: number formats of gradients, weights, momentum, activations, and the levers they make."""
+"""The recipe's section `precision`: number formats of gradients, weights, momentum, activations, operands, and their levers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from trimtab.precision import (
     MX,
+    Accumulator,
     Binarize,
     Block,
     Compensate,
+    Keep,
     LowPrecision,
     PerChannel,
     PerTensor,
+    Recipe,
     Scaling,
     ShrinkageMeter,
     named,
+    recipe_named,
 )
 from trimtab.precision.binarize import NAME as BINARY
 from trimtab.precision.quantize import OverflowPolicy
@@ -28,6 +32,8 @@ from trimtab.runs.section import Section
 ScalingName = Literal["none", "tensor", "channel", "block", "mx"]
 ROUNDED = ("gradients", "weights", "momentum", "activations", "activation_gradients")
 """Fields that name a format."""
+OF_PRODUCTS = ("matmul", "matmul_keep", "matmul_until", "matmul_accumulator", "matmul_step", "matmul_promote")
+"""Fields about operands."""
 
 
 class Precision(Section):
@@ -45,6 +51,20 @@ class Precision(Section):
     """Format of what Linear and convolution layers put out."""
     activation_gradients: str | None = None
     """Format of the gradients that come back there."""
+    matmul: str | None = None
+    """Recipe of layers' products: nvfp4, mxfp4, mxfp4-unbiased, quartet-ii, mxfp8, fp8-deepseek, fp8-tensor, bf16-operands."""
+    matmul_keep: tuple[str, ...] | None = None
+    """matmul: patterns of layers that stay in full precision, in place of the recipe's own; none keeps none."""
+    matmul_until: float = Field(default=1.0, gt=0, le=1)
+    """matmul: share of the training after which products are in full precision."""
+    matmul_accumulator: str | None = None
+    """matmul: format of the sums inside the products, such as e8m13; default float32."""
+    matmul_step: PositiveInt = 32
+    """matmul: products summed at once before the sum is rounded."""
+    matmul_promote: int = Field(default=128, ge=0)
+    """matmul: products after which a sum goes on in float32; 0 never."""
+    oscillation: int = Field(default=0, ge=0)
+    """matmul: meter the weights that go back and forth within so many steps; 0 does not."""
     rounding: Rounding = "nearest"
     """How numbers between two of the format are rounded."""
     overflow: OverflowPolicy = "saturate"
@@ -75,6 +95,30 @@ class Precision(Section):
             named(value)
         return value
 
+    @field_validator("matmul")
+    @classmethod
+    def _known_recipe(cls, value: str | None) -> str | None:
+        if value is None or value == "none":
+            return None
+        recipe_named(value)
+        return value
+
+    @field_validator("matmul_accumulator")
+    @classmethod
+    def _known_sums(cls, value: str | None) -> str | None:
+        if value is None or value == "none":
+            return None
+        named(value)
+        return value
+
+    @field_validator("matmul_keep", mode="before")
+    @classmethod
+    def _patterns(cls, value: Any) -> Any:
+        """`none`, and several in one word, since a flag and `--vary` take one."""
+        if isinstance(value, str):
+            value = [each.strip() for each in value.split(",")]
+        return [] if value in (["none"], ("none",)) else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Precision:
         for field, given in (("before_reduce", self.before_reduce), ("compensate", self.compensate != "none")):
@@ -86,12 +130,31 @@ class Precision(Section):
                 "and master as they are"
             )
         scaling_of(self)
+        recipe_of(self)
         return self
 
     @property
     def rounds(self) -> bool:
         """Whether anything is rounded."""
-        return any(getattr(self, field) is not None for field in ROUNDED)
+        return self.matmul is not None or any(getattr(self, field) is not None for field in ROUNDED)
+
+
+def recipe_of(section: Precision) -> Recipe | None:
+    """The recipe of the products that the section describes.
+
+    Example:
+        >>> recipe_of(Precision(matmul="mxfp4", matmul_keep=("fc",), matmul_until=0.9)).until
+        0.9
+    """
+    accumulator = None
+    if section.matmul_accumulator is not None:
+        accumulator = Accumulator(section.matmul_accumulator, section.matmul_step, section.matmul_promote or None)
+    if section.matmul is None:
+        return None
+    recipe = recipe_named(section.matmul)
+    if section.matmul_keep is not None:
+        recipe = recipe.replace(keep=Keep(section.matmul_keep))
+    return recipe.replace(until=section.matmul_until, accumulator=accumulator)
 
 
 def scaling_of(section: Precision) -> Scaling | None:
@@ -120,19 +183,24 @@ def build_precision(
         section: what to round; none where nothing is.
         seed: of stochastic rounding.
         folder: the run folder for `shrinkage.parquet/`; None measures nothing.
-        total_steps: optimizer steps of the whole run, along which the estimator of binary weights changes.
+        total_steps: optimizer steps of the whole run, along which the estimator of binary weights changes, and near whose end
+            products may be in full precision.
     """
     if not section.rounds:
         return ()
     binary = (Binarize(total_steps=total_steps),) if section.weights == BINARY else ()
-    if binary and not any(getattr(section, field) for field in ROUNDED if field != "weights"):
+    if binary and not any(getattr(section, field) for field in ("matmul", *ROUNDED) if field != "weights"):
         return binary
     metered = folder is not None and section.meter_every > 0
+    recipe = recipe_of(section)
     lever = LowPrecision(
         section.gradients,
         None if binary else section.weights,
         section.momentum,
         (section.activations, section.activation_gradients),
+        matmul=recipe,
+        total_steps=total_steps if recipe is not None and recipe.until < 1 else None,
+        oscillation=section.oscillation if metered and recipe is not None else 0,
         rounding=section.rounding,
         overflow=section.overflow,
         scaling=scaling_of(section),

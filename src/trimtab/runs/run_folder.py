@@ -15,6 +15,7 @@ from trimtab.files import alone, write_text
 from trimtab.inputs import read_json_lines, read_json_mapping, shortened
 from trimtab.registry import settings_name
 from trimtab.runs.checkpoint import load_checkpoint, save_checkpoint
+from trimtab.runs.precision_section import OF_PRODUCTS
 from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
 
 STATUSES = ("running", "interrupted", "finished")
@@ -32,7 +33,8 @@ def training_identity(recipe: Recipe) -> dict[str, Any]:
         mode="json", exclude=INCIDENTAL | {"method", "levers", "transforms", "optimizer", "suffixed"}
     )
     data["data"].pop("root")
-    data["precision"].pop("meter_every")
+    for field in ("meter_every", "oscillation", *(() if recipe.precision.matmul is not None else OF_PRODUCTS)):
+        data["precision"].pop(field)
     read = {settings_name(name) for name in recipe.used}
     for name in SECTIONS.keys() - read:
         data.pop(name)  # unread by this run

@@ -11,8 +11,10 @@ from trimtab.report.numerals import column
 from trimtab.report.palette import Look
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, number, plain, seeds_sentence, spread
 from trimtab.report.precision.dead import dead_section
+from trimtab.report.precision.products import products_section
 from trimtab.report.traces import SMALL, dots, from_zero, holding, line, shortened, whiskers
 from trimtab.studies.precision.conclusions import Compared, comparisons, quality
+from trimtab.studies.precision.prediction import middle
 from trimtab.studies.precision.records import FormatRun, PrecisionStudy, ShrinkageCurves
 from trimtab.studies.statistics import Estimate
 
@@ -39,12 +41,6 @@ def quality_cell(found: Estimate | None, *, percent: bool, signed: bool = False)
 def median_of(runs: Sequence[FormatRun], pick: Callable[[ShrinkageCurves], float | None]) -> float | None:
     """Median over seeds of a number of the curves; None where no seed has one."""
     return middle([pick(run.shrinkage) for run in runs if run.shrinkage is not None])
-
-
-def middle(values: Sequence[float | None]) -> float | None:
-    """Median of the numbers among `values`, the mean of the middle two where they are even in number, None of none."""
-    found = sorted(value for value in values if value is not None)
-    return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
 
 
 PICKED: tuple[Callable[[ShrinkageCurves], float | None], ...] = (
@@ -301,6 +297,6 @@ def precision_sections(study: PrecisionStudy, looks: Mapping[str, Look]) -> list
     )  # fmt: skip
     sections = [
         dead_section(study), quality_section, _shrinkage_section(study, looks), _noise_section(study, looks),
-        _layers_section(study), _comparisons_section(study),
+        products_section(study, looks), _layers_section(study), _comparisons_section(study),
     ]  # fmt: skip
     return [section for section in sections if section is not None]

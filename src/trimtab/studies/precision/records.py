@@ -33,12 +33,13 @@ from trimtab.studies.documents import Document, Record
 from trimtab.studies.latex import best_of, cell, escaped, framed, spread
 from trimtab.studies.plan import missing_runs, planned_runs
 from trimtab.studies.precision.logistic import Descent
+from trimtab.studies.precision.products import COLUMNS, ProductError, early, product_errors
 from trimtab.studies.precision.variants import BASELINE, FormatStudy, Setting, setting_of, step_field
 from trimtab.studies.statistics import estimate, paired_difference
 from trimtab.studies.summary import Missing
 
 SCHEMA = "trimtab.precision/1"
-COMPARED = {*ROUNDED, "rounding", "scaling", "compensate", "meter_every"}
+COMPARED = {*ROUNDED, "matmul", "rounding", "scaling", "compensate", "meter_every"}
 """Fields of the section `precision` in which the runs of one study may differ."""
 MEASURED = ("projection", "dead", "overflow", "noise_to_signal")
 
@@ -85,6 +86,13 @@ class FormatRun(Setting):
     test_accuracy: float | None
     test_loss: float | None
     shrinkage: ShrinkageCurves | None = Field(description="null where nothing was rounded or metered")
+    products: list[ProductError] = Field(default=[], description="of runs whose products have rounded operands")
+    early_gap: float | None = Field(
+        default=None, description="rise of the loss by forward rounding, to first order; median up to step 100"
+    )
+    early_error: float | None = Field(
+        default=None, description="squared error of the products over their squared norm; median up to step 100"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +130,7 @@ class PrecisionStudy(Document):
 
     def records(self) -> list[dict[str, Any]]:
         """One per run, with the fields of `FormatRun` but for the curves."""
-        return [run.model_dump(exclude={"shrinkage", "train_loss"}) for run in self.runs]
+        return [run.model_dump(exclude={"shrinkage", "train_loss", "products"}) for run in self.runs]
 
     def to_pandas(self) -> Any:
         """`records()` as a pandas frame; ImportError where pandas (extra `frames`) is not installed."""
@@ -178,10 +186,19 @@ class PrecisionStudy(Document):
 def shrinkage_curves(columns: dict[str, Any]) -> ShrinkageCurves | None:
     """A meter's rows on gradients, drawn together; None where there are none.
 
+    Of products with rounded operands q and noise are those of the weights' gradient, dead and overflow those of the gradient
+    operand that it is made of.
+
     Args:
         columns: `ShrinkageMeter.table()`, column by column.
     """
     own = tracked(columns, "gradients", MEASURED)
+    if own is None:
+        own = tracked(columns, "wgrad", MEASURED)
+        operand = tracked(columns, "wgrad gradient", MEASURED)
+        if own is not None and operand is not None:
+            for column in ("dead", "overflow"):
+                own.values[column], own.together[column] = operand.values[column], operand.together[column]
     if own is None:
         return None
     bins = consecutive(len(own.steps))
@@ -217,16 +234,17 @@ def shrinkage_curves(columns: dict[str, Any]) -> ShrinkageCurves | None:
     )
 
 
-def run_shrinkage(folder: RunFolder) -> ShrinkageCurves | None:
-    """The curves of a metered run, None of one that was not.
+def run_columns(folder: RunFolder) -> dict[str, Any]:
+    """What a metered run's meter found, column by column; nothing of one that was not metered.
 
     Raises:
         ValueError: the meter's files are damaged.
     """
     if not folder.shrinkage_folder.is_dir():
-        return None
+        return {}
     table = read_table(folder.shrinkage_folder)
-    return shrinkage_curves({name: table[name].to_numpy() for name in ("step", "layer", "kind", *MEASURED)})
+    wanted = dict.fromkeys(("step", "layer", "kind", *MEASURED, *COLUMNS))
+    return {name: table[name].to_numpy() for name in wanted if name in table.column_names}
 
 
 def quality_on_test(folder: RunFolder) -> dict[str, float]:
@@ -248,7 +266,7 @@ def quality_on_test(folder: RunFolder) -> dict[str, float]:
     model = trained_model(folder, data)
     outputs = Precision.model_validate(
         recipe.precision.model_dump() | {"gradients": None, "weights": None, "momentum": None, "compensate": "none"}
-        | {"activation_gradients": None, "before_reduce": False}
+        | {"activation_gradients": None, "before_reduce": False, "matmul": _matmul_at_the_end(recipe.precision)}
     )  # fmt: skip
     never_steps = torch.optim.SGD(model.parameters(), lr=0.0)
     with levers.attach(never_steps, *build_precision(outputs, recipe.seed, None), model=model):
@@ -256,6 +274,10 @@ def quality_on_test(folder: RunFolder) -> dict[str, float]:
     found = {"accuracy": quality.accuracy, "loss": quality.loss}
     write_text(file, json.dumps(found) + "\n")
     return found
+
+
+def _matmul_at_the_end(section: Precision) -> str | None:
+    return section.matmul if section.matmul_until == 1 else None
 
 
 def _common(recipe: Recipe) -> dict[str, Any]:
@@ -292,6 +314,8 @@ def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:
     setting = setting_of(recipe.precision, float(f"{_rate(recipe) / rate:.6g}"))
     tested = quality_on_test(folder) if folder.finished else {}
     last = rows[-1] if rows and folder.finished else {}
+    columns = run_columns(folder)
+    early_gap, early_error = early(columns)
     return FormatRun(
         label=setting.text(),
         **setting.model_dump(),
@@ -303,7 +327,10 @@ def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:
         validation_loss=last.get("validation_loss"),
         test_accuracy=tested.get("accuracy"),
         test_loss=tested.get("loss"),
-        shrinkage=run_shrinkage(folder),
+        shrinkage=shrinkage_curves(columns) if columns else None,
+        products=product_errors(columns),
+        early_gap=early_gap,
+        early_error=early_error,
     )
 
 
@@ -325,7 +352,8 @@ def gather(
     for folder in folders:
         found = _common(folder.recipe)
         section = folder.recipe.precision
-        if section.rounds and {field for field in ROUNDED if getattr(section, field)} != set(study.tensors):
+        tensors = {field for field in ROUNDED if getattr(section, field)}
+        if section.rounds and tensors != (set() if section.matmul else set(study.tensors)):
             raise ValueError(
                 f"{folder.path} rounds other tensors than {', '.join(study.tensors)}; choose another --out"
             )

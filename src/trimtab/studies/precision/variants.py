@@ -10,8 +10,9 @@ from typing import Any, get_args
 from pydantic import Field
 
 from trimtab.checks import positive
-from trimtab.precision import named
+from trimtab.precision import named, recipe_named
 from trimtab.precision.binarize import NAME as BINARY
+from trimtab.precision.named_recipes import is_recipe
 from trimtab.precision.rounding import Rounding
 from trimtab.runs.precision_section import ROUNDED, Precision, ScalingName
 from trimtab.runs.recipe import Recipe
@@ -27,7 +28,7 @@ class FormatStudy:
     """What is compared.
 
     Attributes:
-        formats: names of number formats.
+        formats: names of number formats, and of recipes for the operands of products.
         rounding, scaling: each with each format.
         compensate: also run each with the step divided by the running shrinkage of all gradients.
         tensors: what is rounded, fields of the recipe's section `precision`.
@@ -51,8 +52,8 @@ class FormatStudy:
         for name in self.formats:
             if name == BINARY and self.tensors != ("weights",):
                 raise ValueError(f"{BINARY} is a format of weights alone; tensors must be weights, got {self.tensors}")
-            if name != BINARY:
-                named(name)
+            if name != BINARY and not is_recipe(name):
+                _known(name)
         for what, allowed in (("rounding", get_args(Rounding)), ("scaling", get_args(ScalingName))):
             for word in getattr(self, what):
                 if word not in allowed:
@@ -65,15 +66,31 @@ class FormatStudy:
         for factor in self.steps:
             positive("a step factor", factor)
 
+    @property
+    def of_tensors(self) -> tuple[str, ...]:
+        """The formats among `formats`."""
+        return tuple(name for name in self.formats if not is_recipe(name))
+
     def labels(self) -> list[str]:
         """Names of the variants, in the order in which they run."""
         return list(dict.fromkeys(variant.label for variant in format_variants(Recipe(), self, [0])))
 
 
+def _known(name: str) -> None:
+    """ValueError where this is neither a format nor a recipe."""
+    try:
+        named(name)
+    except ValueError as error:
+        try:
+            recipe_named(name)
+        except ValueError as other:
+            raise ValueError(f"{error}. As a recipe: {other}") from None
+
+
 class Setting(Record):
     """In what the runs of one study differ, but for the seed."""
 
-    format: str = Field(description="number format, several joined by /; full: nothing is rounded")
+    format: str = Field(description="number format or recipe, several joined by /; full: nothing is rounded")
     rounding: Rounding = "nearest"
     scaling: ScalingName = "none"
     compensated: bool = Field(default=False, description="step divided by the running shrinkage")
@@ -133,7 +150,9 @@ def setting_of(section: Precision, step: float = 1.0) -> Setting:
         >>> setting_of(Precision(gradients="e2m1", scaling="mx", compensate="global"), 2.0).text()
         'e2m1, mx, compensated, step x2'
     """
-    formats = list(dict.fromkeys(value for field in ROUNDED if (value := getattr(section, field)) is not None))
+    formats = list(
+        dict.fromkeys(value for field in ("matmul", *ROUNDED) if (value := getattr(section, field)) is not None)
+    )
     return Setting(
         format="/".join(formats) or BASELINE, rounding=section.rounding, scaling=section.scaling,
         compensated=section.compensate != "none", step_factor=step,
@@ -146,7 +165,7 @@ def step_field(recipe: Recipe) -> str:
 
 
 def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) -> list[Variant]:
-    """Every run, seeds outermost: full precision with each step, then each format with each combination.
+    """Every run, seeds outermost: full precision with each step, then each format with each combination, each recipe as it is.
 
     What the recipe itself says in its section `precision` (overflow, master weights, blocks, autocast, metering) holds for
     the formats too.
@@ -157,6 +176,8 @@ def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) ->
     Example:
         >>> [v.label for v in format_variants(Recipe(), FormatStudy(("e4m3",), compensate=True), [0])]
         ['full', 'e4m3', 'e4m3, compensated']
+        >>> [v.label for v in format_variants(Recipe(), FormatStudy(("nvfp4", "e4m3")), [0])]
+        ['full', 'nvfp4', 'e4m3']
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be one or more, each once, got {list(seeds)}")
@@ -166,11 +187,17 @@ def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) ->
     section, leaf = field.split(".")
     rate = getattr(getattr(recipe, section), leaf)
     choices: list[tuple[dict[str, object], float]] = [({}, step) for step in study.steps]
-    combined = itertools.product(study.formats, study.rounding, study.scaling, (False, True)[: 1 + study.compensate])
-    for (name, rounding, scaling, compensate), step in itertools.product(combined, study.steps):
-        given: dict[str, object] = {f"precision.{tensor}": name for tensor in study.tensors}
-        given |= {"precision.rounding": rounding, "precision.scaling": scaling}
-        choices.append((given | ({"precision.compensate": "global"} if compensate else {}), step))
+    ways = tuple(itertools.product(study.rounding, study.scaling, (False, True)[: 1 + study.compensate]))
+    for name in study.formats:
+        own: list[dict[str, object]] = [{"precision.matmul": name}]
+        if not is_recipe(name):
+            own = [
+                {f"precision.{tensor}": name for tensor in study.tensors}
+                | {"precision.rounding": rounding, "precision.scaling": scaling}
+                | ({"precision.compensate": "global"} if compensate else {})
+                for rounding, scaling, compensate in ways
+            ]
+        choices += itertools.product(own, study.steps)
     found = []
     for seed in seeds:
         for given, step in choices:

@@ -1,0 +1,94 @@
+"""Whether what the meter says early tells how a run ends: predicted against measured gap of the loss, over recipes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trimtab.precision.operands import RESULTS
+from trimtab.studies.precision.conclusions import last_loss, paired
+from trimtab.studies.precision.products import PARTS
+from trimtab.studies.precision.records import FormatRun, PrecisionStudy
+from trimtab.studies.precision.variants import BASELINE
+from trimtab.studies.statistics import Estimate, estimate
+from trimtab.tables.rows import GLOBAL
+
+LEAST = 4
+"""Labels from which a rank correlation is told: of three numbers one in six orders is the same by chance [ours]."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One label whose products were metered.
+
+    Attributes:
+        label: its name.
+        gap: the predicted rise of the loss early in the runs, to first order, by forward rounding.
+        error: squared error of the products over their squared norm, early in the runs.
+        measured: training loss of the last epoch minus that of full precision with the same seed.
+    """
+
+    label: str
+    gap: Estimate | None
+    error: Estimate | None
+    measured: Estimate | None
+
+
+def _over_seeds(runs: Sequence[FormatRun], pick: Callable[[FormatRun], float | None]) -> Estimate | None:
+    values = [value for run in runs if (value := pick(run)) is not None]
+    return estimate(values) if values else None
+
+
+def predictions(study: PrecisionStudy) -> list[Predicted]:
+    """Labels with metered products, in the study's order."""
+    found = []
+    for label in study.labels:
+        runs = study.of(label)
+        if label != BASELINE and any(run.products for run in runs):
+            gap = _over_seeds(runs, lambda run: run.early_gap)
+            error = _over_seeds(runs, lambda run: run.early_error)
+            found.append(Predicted(label, gap, error, paired(study, label, BASELINE, last_loss)))
+    return found
+
+
+def parts_of(runs: Sequence[FormatRun]) -> dict[str, tuple[float | None, ...]]:
+    """By product, all layers together: q, scale bias, dead zone, grid noise; medians over the seeds, none where not metered."""
+    found: dict[str, tuple[float | None, ...]] = {}
+    for kind in RESULTS:
+        own = [one for run in runs for one in run.products if one.kind == kind and one.layer == GLOBAL]
+        if own:
+            found[kind] = tuple(middle([getattr(one, name) for one in own]) for name in ("q", *PARTS))
+    return found
+
+
+def middle(values: Sequence[float | None]) -> float | None:
+    """Median of the numbers among `values`, the mean of the middle two where they are even in number, None of none."""
+    found = sorted(value for value in values if value is not None)
+    return (found[(len(found) - 1) // 2] + found[len(found) // 2]) / 2 if found else None
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's: the correlation of the ranks, ties sharing the mean of theirs; None of constants or of too few numbers.
+
+    Example:
+        >>> rank_correlation([1, 2, 3, 9], [0, 1, 5, 6]), rank_correlation([1, 2], [2, 1]) is None
+        (1.0, True)
+    """
+    if len(one) < LEAST:
+        return None
+    ranks = []
+    for values in (np.asarray(one, dtype=float), np.asarray(other, dtype=float)):
+        ranks.append((values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2)
+    if any(np.ptp(values) == 0 for values in ranks):
+        return None
+    return round(float(np.corrcoef(*ranks)[0, 1]), 6)
+
+
+def agreement(found: Sequence[Predicted], pick: Callable[[Predicted], Estimate | None]) -> float | None:
+    """Rank correlation of a prediction with the measured gap, over the labels that have both."""
+    pairs = [
+        (own.mean, one.measured.mean) for one in found if (own := pick(one)) is not None and one.measured is not None
+    ]
+    return rank_correlation([first for first, _ in pairs], [second for _, second in pairs])
