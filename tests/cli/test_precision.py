@@ -208,3 +208,28 @@ def test_the_terminal_names_the_worst_layers_of_each_format() -> None:
     assert "first" in worst
     assert " %" in worst
     assert max(map(len, lines)) <= 80
+
+
+def test_recipes_of_operands_stand_among_the_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [
+        "digits",
+        *TINY,
+        "--formats",
+        "mxfp4-all-layers,e4m3",
+        "--seeds",
+        "0",
+        "--no-logistic",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(["precision", *given]) == 0
+    study = read(tmp_path)
+    assert study.labels == ["full", "mxfp4-all-layers", "e4m3"]
+    (run,) = study.of("mxfp4-all-layers")
+    assert run.early_gap is not None
+    assert run.shrinkage is not None
+    kinds = {one.kind for one in run.products}
+    assert {"fprop", "dgrad", "wgrad", "fprop activation", "wgrad gradient"} <= kinds
+    assert study.of("e4m3")[0].products == []
+    assert "Products of rounded operands" in (tmp_path / "precision.html").read_text(encoding="utf-8")
+    assert "mxfp4-all-layers" in capsys.readouterr().out

@@ -46,7 +46,6 @@ class PrecisionArguments:
     Examples:
         trimtab precision digits --formats fp16,e4m3,e2m1
         trimtab precision digits --formats e2m1,int4 --scaling none,mx
-        trimtab precision digits --formats e4m3 --tensors gradients,weights
         trimtab precision digits --formats mxfp8,mxfp4,nvfp4
     """
 
