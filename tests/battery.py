@@ -28,6 +28,7 @@ from trimtab.medclm.organs.rle import read_organs
 from trimtab.observe.curvature import Objective
 from trimtab.observe.landscape import random_directions
 from trimtab.parameters import Entry, select
+from trimtab.precision.randomness import Generators
 from trimtab.registry import LEVERS, Home, create
 
 RIGHT, LEFT_OUT, UNDONE = "right", "left out", "undone"
@@ -683,6 +684,53 @@ def binarize() -> tuple[Any, Any]:
     return (binary, net[0].weight.grad), reference.binarize(weight, gradient, o)
 
 
+def align() -> tuple[Any, Any]:
+    full, sparse = ([2 * numbers(seed + at, 4, 3) for at in range(2)] for seed in (1, 5))
+    found = create("align", list(map(torch.from_numpy, full)), list(map(torch.from_numpy, sparse)), weight=3.0)
+    return found, reference.align(full, sparse, 3.0)
+
+
+def magnitude_invariant() -> tuple[Any, Any]:
+    start, x = numbers(3, 2, 3), np.array([0.2, 0.9])
+    hyper = create("magnitude_invariant", 2, (7, 5), {"weight": torch.from_numpy(start)})
+    weights = [layer.weight.detach().numpy() for layer in hyper.h if isinstance(layer, nn.Linear)]
+    found = hyper(torch.from_numpy(x))["weight"].flatten()
+    return found, reference.magnitude_invariant(x, weights, start.ravel())
+
+
+def eight_bit_state() -> tuple[Any, Any]:
+    weight = nn.Parameter(torch.zeros(9, 8, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    attach(optimizer, create("eight_bit_state", block=16, min_size=1))
+    for gradient in GRADIENTS:
+        weight.grad = torch.from_numpy(gradient.copy())
+        optimizer.step()
+    return weight, reference.eight_bit_momentum(GRADIENTS, reference.dynamic_map(), 16)
+
+
+def frozen_codes() -> tuple[Any, Any]:
+    weight = numbers(6, 5, 7)
+    layer = create("frozen_codes", linear(weight), "int4")
+    return (layer.codes.flatten(1), layer.weight), reference.codes(weight, 7)
+
+
+def qzo() -> tuple[Any, Any]:
+    scale, target = nn.Parameter(torch.from_numpy(abs(numbers(2, 3, 1)) + 0.5)), torch.from_numpy(numbers(3, 3, 4))
+    optimizer, before = create("qzo", [scale], lr=0.1, clip=2.0), scale.detach().numpy().copy()
+    z = torch.randn((3, 1), generator=Generators(0).begin(scale.device, 0, 0, 0)).double()
+    slope = float((z * (scale.detach() - target)).sum())
+    optimizer.step(lambda: (scale - target).square().sum() / 2)
+    return scale, reference.zeroth_order(before, z.numpy(), slope, 0.1, 2.0, 1e-7)
+
+
+def subspace_history() -> tuple[Any, Any]:
+    iterates, gradient, history = numbers(1, 6, 5), numbers(2, 5), create("subspace_history", every=6, keep=0.7)
+    for iterate in iterates:
+        history.remember("w", torch.from_numpy(iterate))
+    found = history.project("w", torch.from_numpy(gradient))
+    return found, reference.subspace(iterates, gradient, 0.7, standardise=False)
+
+
 def channels() -> tuple[Any, Any]:
     net, weights = layers((8, 5), (4, 8))
     smaller = create("channels", net, torch.zeros(1, 5, dtype=torch.float64), 0.4)
@@ -697,6 +745,10 @@ def depth_plan() -> tuple[Any, Any]:
 
 PROBES = (
     Probe("binarize", binarize),
+    Probe("eight_bit_state", eight_bit_state),
+    Probe("frozen_codes", frozen_codes),
+    Probe("qzo", qzo),
+    Probe("subspace_history", subspace_history),
     Probe("mask_tuning", mask_tuning),
     Probe("hard_concrete", hard_concrete),
     Probe("channels", channels),

@@ -1082,3 +1082,67 @@ def binarize(weight: Array, gradient: Array, o: float) -> tuple[Array, Array]:
     near, far = size <= 0.1, size > 1.5
     slope = np.where(near, 0.1 ** (1 / o) / 0.1, np.maximum(size, 0.1) ** ((1 - o) / o) / o) * ~far
     return size.mean() * signs, size.mean() * gradient * slope + (gradient * signs).mean() * np.sign(weight)
+
+
+def align(full: list[Array], sparse: list[Array], weight: float) -> float:
+    gaps = [np.abs(one - other) for one, other in zip(full, sparse, strict=True)]
+    return 2 * weight * float(np.mean([np.where(gap < 1, gap**2 / 2, gap - 0.5).mean() for gap in gaps]))
+
+
+def magnitude_invariant(x: Array, weights: list[Array], start: Array) -> Array:
+    """Predicted parameters, of a perceptron without biases."""
+    found = np.concatenate([np.cos(np.pi / 2 * x), np.sin(np.pi / 2 * x)])
+    for place, weight in enumerate(weights):
+        found = weight @ (found if place == 0 else np.where(found > 0, found, 0.01 * found))
+    return start + found
+
+
+def block_codes(x: Array, book: Array, block: int) -> tuple[Array, Array]:
+    rows = np.pad(x, (0, -len(x) % block)).reshape(-1, block)
+    absmax = np.abs(rows).max(1)
+    scaled = (rows / absmax[:, None]).reshape(-1)[: len(x)]
+    above = np.clip(np.searchsorted(book, scaled), 1, len(book) - 1)
+    nearer = (book[above] - scaled < scaled - book[above - 1]).astype(int)
+    return above - 1 + nearer, absmax
+
+
+def zeroth_order(delta: Array, z: Array, d: float, lr: float, clip: float, floor: float) -> Array:
+    return np.maximum(delta - lr * np.clip(d, -clip, clip) * z, floor)
+
+
+def subspace(history: Array, g: Array, keep: float, *, standardise: bool) -> Array:
+    centred = history - history.mean(0)
+    if standardise:
+        deviation = centred.std(0)
+        centred = centred / np.where(deviation > 0, deviation, 1)
+    variance, directions = np.linalg.eigh(centred.T @ centred)
+    variance, directions = variance[::-1], directions[:, ::-1]
+    rank = int((np.cumsum(variance) / variance.sum() < keep * (1 - 1e-6)).sum()) + 1
+    return directions[:, :rank] @ (directions[:, :rank].T @ g)
+
+
+def dynamic_map() -> Array:
+    found = [0.0, 1.0]
+    for i in range(7):
+        bounds = np.linspace(0.1, 1, 2**i + 1)
+        middles = 10.0 ** (i - 6) * (bounds[1:] + bounds[:-1]) / 2
+        found += [*middles, *-middles]
+    return np.sort(np.array(found))
+
+
+def eight_bit_momentum(
+    gradients: Sequence[Array], book: Array, block: int, lr: float = 0.1, momentum: float = 0.9
+) -> Array:
+    w, v = 0 * gradients[0], 0 * gradients[0]
+    for g in gradients:
+        v = momentum * v + g
+        w = w - lr * v
+        codes, absmax = block_codes(v.ravel(), book, block)
+        v = (book[codes] * np.repeat(absmax, block)[: v.size]).reshape(v.shape)
+    return w
+
+
+def codes(weight: Array, top: int) -> tuple[Array, Array]:
+    scale = np.abs(weight).max(1, keepdims=True) / top
+    found = np.rint(weight / scale)
+    return found, found * scale

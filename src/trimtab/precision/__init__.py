@@ -1,12 +1,15 @@
 """Number formats: what a tensor becomes in few bits, exactly."""
 
+from trimtab.precision.adamw_8bit import AdamW8bit
 from trimtab.precision.binarize import Binarize
 from trimtab.precision.binary import estimated_slope
 from trimtab.precision.blocks import MX, Block
 from trimtab.precision.compensate import Compensate
 from trimtab.precision.delayed import Delayed
 from trimtab.precision.eden import MSEden, ms_eden
+from trimtab.precision.eight_bit_state import EightBitState
 from trimtab.precision.format import FORMATS, Format, describe, named
+from trimtab.precision.frozen_codes import FrozenCodes, freeze_codes
 from trimtab.precision.hadamard import Hadamard
 from trimtab.precision.lever import LowPrecision
 from trimtab.precision.meter import ShrinkageMeter
@@ -18,8 +21,16 @@ from trimtab.precision.recipes import Accumulator, Keep, Operand, Product, Recip
 from trimtab.precision.scaling import PerChannel, PerTensor, Scaling
 from trimtab.precision.shrinkage import Shrinkage, shrinkage, shrinkage_sums
 from trimtab.precision.straight_through import StraightThrough, full_precision
+from trimtab.precision.subspace_history import SubspaceHistory
+from trimtab.precision.zeroth_order import QuantizedZeroOrder
 
 __all__ = [
+    "FrozenCodes",
+    "QuantizedZeroOrder",
+    "SubspaceHistory",
+    "freeze_codes",
+    "AdamW8bit",
+    "EightBitState",
     "Binarize",
     "Accumulator",
     "Block",
