@@ -317,6 +317,34 @@ def test_a_wrapper_that_takes_two_gradients_is_guarded_too() -> None:
     assert own.alarms[0].step == 12
 
 
+def test_a_rollback_takes_a_wrappers_draws_back() -> None:
+    """CrAM draws its sparsity from a generator of its own."""
+    net, own = Net(), guard("rollback", every=5)
+    base = torch.optim.SGD(net.parameters(), lr=0.05)
+    cram = trimtab.optimizers.CrAM(base, rho=0.01, sparsities=(0.2, 0.5, 0.7), model=net)
+    trimtab.attach(cram, own, model=net)
+
+    def step(at: int, factor: float = 1.0) -> None:
+        def closure() -> Tensor:
+            cram.zero_grad()
+            loss = factor * nn.functional.cross_entropy(net(batch(at)[0]), batch(at)[1])
+            loss.backward()
+            return loss
+
+        cram.step(closure)
+
+    drawn = []
+    for at in range(13):
+        step(at)
+        drawn.append(cram.own_state()["generator"])
+    assert not torch.equal(drawn[10], drawn[12])
+    cram.skipped = 3
+    step(13, 1e4)
+    assert own.alarms[0].action == "rollback"
+    assert torch.equal(cram.own_state()["generator"], drawn[10])  # as when the snapshot was taken, in step 10
+    assert cram.skipped == 3
+
+
 # Ranks
 
 

@@ -192,11 +192,11 @@ class CrAM(TwoPassOptimizer):
             if parameter.grad is None:
                 parameter.grad = first
 
-    def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), "generator": self._generator.get_state()}
+    def own_state(self) -> dict[str, Any]:
+        return {**super().own_state(), "generator": self._generator.get_state()}
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        super().load_own_state(state)
         self._generator.set_state(state["generator"].cpu())
 
     def _settings(self) -> str:

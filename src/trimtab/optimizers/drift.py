@@ -132,11 +132,11 @@ class DriftLearningRate(TwoPassOptimizer):
         """`rate`, h as it is now, and `drift`, `||H g||` of the last look."""
         return {name: value for name in ("rate", "drift") if (value := getattr(self, name)) is not None}
 
-    def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), "rate": self.rate, "drift": self.drift}
+    def own_state(self) -> dict[str, Any]:
+        return {**super().own_state(), "rate": self.rate, "drift": self.drift}
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        super()._load_own_state(state)
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        super().load_own_state(state)
         self.rate, self.drift = state["rate"], state["drift"]
 
     def _settings(self) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab.levers import Lever
 from trimtab.levers.protocol import observes
 from trimtab.optimizers.second_pass import RandomState
+from trimtab.optimizers.wrapper import wrapper_around
 from trimtab.parameters import Entry
 
 State = dict[str, Any]
@@ -48,16 +49,19 @@ def take(
         step: which step it is before.
         parameters: whose weights.
         model: whose buffers.
-        optimizer: whose state; its rates and other settings stay with the loop that sets them.
+        optimizer: whose state, and that of a wrapper around it (CrAM's draws); its rates and other settings stay with the loop that sets them.
         levers: whose states, of those that do not only observe.
         but: the lever that keeps it.
     """
     devices = {entry.parameter.device for entry in parameters}
+    wrapper = wrapper_around(optimizer)
+    around = {} if wrapper is None else {k: v for k, v in wrapper.own_state().items() if k != "skipped"}  # which were skipped
     return {
         "step": step,
         "weights": {entry.name: entry.parameter.detach().clone() for entry in parameters},
         "buffers": {name: buffer.detach().clone() for name, buffer in buffers_of(model).items()},
         "optimizer": copy.deepcopy({k: v for k, v in optimizer.state_dict().items() if k != "param_groups"}),
+        "wrapper": copy.deepcopy(around),
         "levers": [copy.deepcopy(lever.state_dict()) for lever in _acting(levers, but)],
         "random": RandomState(devices).as_dict(),
     }
@@ -77,6 +81,9 @@ def restore(
     put_back(buffers_of(model), kept["buffers"])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({**copy.deepcopy(kept["optimizer"]), "param_groups": groups})
+    wrapper = wrapper_around(optimizer)
+    if wrapper is not None and kept.get("wrapper"):
+        wrapper.load_own_state(copy.deepcopy(kept["wrapper"]))
     for lever, state in zip(_acting(levers, but), kept["levers"], strict=True):
         lever.load_state_dict(copy.deepcopy(state))
     RandomState.from_dict(kept["random"]).restore()

@@ -298,15 +298,15 @@ class TwoPassOptimizer(OptimizerWrapper):
             warnings.warn(f"{found}; the step is skipped, as will every such step (this is said once)", stacklevel=3)
         show(self.base_optimizer)
 
-    def _own_state(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {"method": type(self).__name__, "steps": self.steps, "skipped": self.skipped}
 
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.steps, self.skipped = int(state["steps"]), int(state.get("skipped", 0))
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.steps, self.skipped = int(state["steps"]), int(state.get("skipped", self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, and under "two_pass" the step count (and CrAM's generator state)."""
-        return {**self.base_optimizer.state_dict(), EXTRA: self._own_state()}
+        return {**self.base_optimizer.state_dict(), EXTRA: self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -323,7 +323,7 @@ class TwoPassOptimizer(OptimizerWrapper):
         if own["method"] != name:
             raise ValueError(f"this state is of {own['method']}, it cannot be loaded into {name}")
         self.base_optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != EXTRA})
-        self._load_own_state(own)
+        self.load_own_state(own)
 
     def __getstate__(self) -> dict[str, Any]:
         hooks = ("_optimizer_", "_zero_grad_profile", "_warned_")

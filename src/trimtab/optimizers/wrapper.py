@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -10,6 +11,23 @@ from torch import Tensor, nn
 
 from trimtab.levers import takes_closure
 from trimtab.parameters.kinds import reason_against_dtype
+
+
+_around: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[OptimizerWrapper]] = weakref.WeakKeyDictionary()
+
+
+def wrapper_around(optimizer: torch.optim.Optimizer) -> OptimizerWrapper | None:
+    """The wrapper that was last put around this optimizer and is still there.
+
+    Example:
+        >>> from trimtab.optimizers import SAM
+        >>> base = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> wrapper = SAM(base)
+        >>> wrapper_around(base) is wrapper
+        True
+    """
+    found = _around.get(optimizer)
+    return None if found is None else found()
 
 
 def _check_dtypes(name: str, groups: list[dict[str, Any]]) -> None:
@@ -51,6 +69,7 @@ class OptimizerWrapper(torch.optim.Optimizer):
         super().__init__(base.param_groups, base.defaults)
         self.base_optimizer = base
         self.model = model
+        _around[base] = weakref.ref(self)
 
     # The base optimizer's own objects, looked up each time: it replaces them when it loads a state.
 
@@ -83,6 +102,13 @@ class OptimizerWrapper(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002  (torch's signature)
         """Clear the gradients of all parameters."""
         self.base_optimizer.zero_grad(set_to_none)
+
+    def own_state(self) -> dict[str, Any]:
+        """What it holds beside the base optimizer: plain numbers and tensors."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over what `own_state` gave."""
 
     def train(self) -> None:
         """Hand `train()` on to a base optimizer that has it (schedule-free)."""
