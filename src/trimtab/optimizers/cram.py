@@ -193,9 +193,11 @@ class CrAM(TwoPassOptimizer):
                 parameter.grad = first
 
     def own_state(self) -> dict[str, Any]:
+        """Steps counted, and the generator of its draws."""
         return {**super().own_state(), "generator": self._generator.get_state()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over what `own_state` gave."""
         super().load_own_state(state)
         self._generator.set_state(state["generator"].cpu())
 

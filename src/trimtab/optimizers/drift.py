@@ -133,9 +133,11 @@ class DriftLearningRate(TwoPassOptimizer):
         return {name: value for name in ("rate", "drift") if (value := getattr(self, name)) is not None}
 
     def own_state(self) -> dict[str, Any]:
+        """Steps counted, h and the last drift."""
         return {**super().own_state(), "rate": self.rate, "drift": self.drift}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over what `own_state` gave."""
         super().load_own_state(state)
         self.rate, self.drift = state["rate"], state["drift"]
 

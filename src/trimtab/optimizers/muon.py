@@ -199,10 +199,15 @@ class Muon(torch.optim.Optimizer):
         if not weights:
             return
         names = ("lr", "weight_decay", "momentum", "nesterov", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
-        inner = _torch_muon()(weights, **{name: group[name] for name in names})
+        inner = self.__dict__.get("_muon")  # one object for all steps, as for SGD
+        if inner is None:
+            inner = self._muon = _torch_muon()([torch.zeros(1, 1)])
+        inner.param_groups = [{**inner.defaults, **{name: group[name] for name in names}, "params": weights}]
         for weight, (momentum, _) in zip(weights, kept[1::2], strict=True):
             inner.state[weight] = {"momentum_buffer": momentum.flat}
         inner.step()
+        inner.param_groups = []
+        inner.state.clear()
         for matrix, _ in kept:
             matrix.write_back()
 

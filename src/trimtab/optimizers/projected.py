@@ -63,15 +63,18 @@ class ProjectedOptimizer(ForeachOptimizer):
         answers = iter(
             torch.cat([flags for *_, row, whole in judged for flags in (row, whole)]).tolist() if judged else []
         )
-        for axis, members, w, *_ in judged:
+        for axis, members, w, norms, *_ in judged:
             by_row, by_whole = [next(answers) for _ in members], [next(answers) for _ in members]
             for taken in ([k for k, is_so in enumerate(by_row) if is_so], _only(by_whole, by_row)):
                 if not taken:
                     continue
-                u = _rows([steps[members[k]] for k in taken], axis)
-                d = w if len(taken) == len(members) else w[torch.tensor(taken, device=w.device)]
+                u, d, n = _rows([steps[members[k]] for k in taken], axis), w, norms
+                if len(taken) < len(members):
+                    some = torch.tensor(taken, device=w.device)
+                    d, n = w[some], norms[some]
                 flat = (-1, u.shape[2]) if by_row[taken[0]] else (len(taken), -1)
-                found = project_out(u.reshape(flat), d.reshape(flat), group["eps"]).view(u.shape)
+                n = n.flatten() if by_row[taken[0]] else n.norm(dim=1)
+                found = project_out(u.reshape(flat), d.reshape(flat), group["eps"], n).view(u.shape)
                 moved = steps[members[taken[0]]].movedim(axis, 0).shape
                 for k, part in zip(taken, found.view(-1, *moved).unbind(), strict=True):
                     steps[members[k]] = part.movedim(0, axis)
@@ -100,13 +103,13 @@ def _rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
     return torch.cat([*tensors]).reshape(len(tensors), rows, -1)
 
 
-def _scale_invariant(g: Tensor, w: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor]:
-    """Of each of k tensors, given as (k, rows, elements): whether its rows are, and whether it is as a whole."""
+def _scale_invariant(g: Tensor, w: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of k tensors, given as (k, rows, elements): norms of w's rows, whether its rows are, whether it is as a whole."""
     along, own, weight = row_products(g, w), torch.linalg.vector_norm(g, dim=2), torch.linalg.vector_norm(w, dim=2)
     rows = (along.abs() / (own * weight).clamp(min=eps)).amax(1)
     whole = along.sum(1).abs() / (own.norm(dim=1) * weight.norm(dim=1)).clamp(min=eps)
     elements = w.shape[2]
-    return rows < delta / math.sqrt(elements), whole < delta / math.sqrt(elements * w.shape[1])
+    return weight, rows < delta / math.sqrt(elements), whole < delta / math.sqrt(elements * w.shape[1])
 
 
 def _decay_(params: list[Tensor], rate: float, ratios: Sequence[float]) -> None:

@@ -49,13 +49,16 @@ def take(
         step: which step it is before.
         parameters: whose weights.
         model: whose buffers.
-        optimizer: whose state, and that of a wrapper around it (CrAM's draws); its rates and other settings stay with the loop that sets them.
+        optimizer: whose state, and that of a wrapper around it (CrAM's draws); its rates and other settings stay with the loop
+            that sets them.
         levers: whose states, of those that do not only observe.
         but: the lever that keeps it.
     """
     devices = {entry.parameter.device for entry in parameters}
     wrapper = wrapper_around(optimizer)
-    around = {} if wrapper is None else {k: v for k, v in wrapper.own_state().items() if k != "skipped"}  # which were skipped
+    around = (
+        {} if wrapper is None else {k: v for k, v in wrapper.own_state().items() if k != "skipped"}
+    )  # which were skipped
     return {
         "step": step,
         "weights": {entry.name: entry.parameter.detach().clone() for entry in parameters},

@@ -299,9 +299,11 @@ class TwoPassOptimizer(OptimizerWrapper):
         show(self.base_optimizer)
 
     def own_state(self) -> dict[str, Any]:
+        """The method and its counts."""
         return {"method": type(self).__name__, "steps": self.steps, "skipped": self.skipped}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
+        """Take over what `own_state` gave."""
         self.steps, self.skipped = int(state["steps"]), int(state.get("skipped", self.skipped))
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from trimtab.levers import takes_closure
 from trimtab.parameters.kinds import reason_against_dtype
 
-
 _around: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[OptimizerWrapper]] = weakref.WeakKeyDictionary()
 
 

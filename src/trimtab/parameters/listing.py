@@ -321,6 +321,17 @@ def entries(source: Source) -> list[Entry]:
     return list(listed.values())
 
 
+def group_places(optimizer: torch.optim.Optimizer) -> dict[int, int]:
+    """The place of the group of every parameter, by the parameter's id.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> group_places(torch.optim.SGD([weight], lr=0.1)) == {id(weight): 0}
+        True
+    """
+    return {id(one): at for at, group in enumerate(optimizer.param_groups) for one in group["params"]}
+
+
 def with_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[Entry]:
     """The optimizer's parameters under the model's names, in the optimizer's order.
 

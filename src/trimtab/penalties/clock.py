@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.parameters import Entry
+from trimtab.parameters import Entry, group_places
 
 
 def pace(group: dict[str, Any]) -> float:
@@ -87,6 +87,7 @@ class Ticking:
         self._optimizer = weakref.ref(optimizer)  # a lever must not keep a forgotten optimizer alive
         self.known = isinstance(optimizer, torch.optim.SGD)
         self._places: dict[int, int] = {}
+        self._held = -1
 
     def group(self, entry: Entry) -> dict[str, Any] | None:
         """The group that steps this tensor; None where no clock runs for it."""
@@ -94,7 +95,9 @@ class Ticking:
         if not self.known or optimizer is None or entry.computed is not None:
             return None
         groups = optimizer.param_groups  # loading a state replaces them, so they are asked for by place
-        if id(entry.parameter) not in self._places:
-            self._places = {id(one): at for at, group in enumerate(groups) for one in group["params"]}
+        if id(entry.parameter) not in self._places and self._held != (
+            held := sum(len(group["params"]) for group in groups)
+        ):
+            self._places, self._held = group_places(optimizer), held  # not again for every tensor that is in no group
         place = self._places.get(id(entry.parameter))
         return None if place is None else groups[place]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trimtab.parameters import Entry, Judged, Rule, rule_or, select
+from trimtab.parameters import Entry, Judged, Rule, group_places, rule_or, select
 from trimtab.sparse import refuse_sparse
 
 COMPUTED = "a part of a weight that is computed from several; what acts after the step changes weights themselves"
@@ -78,7 +78,7 @@ class DecoupledPenalty(ABC):
         if not chosen:
             examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in self.left_out[:3])
             raise ValueError(f"{self!r} finds nothing to act on among {len(self.left_out)} parameter(s) ({examples})")
-        groups = {id(one): at for at, group in enumerate(optimizer.param_groups) for one in group["params"]}
+        groups = group_places(optimizer)
         return [(entry, groups[id(entry.parameter)]) for entry in chosen]
 
     def before_step(self, parameters: Sequence[Entry]) -> None:

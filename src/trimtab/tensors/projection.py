@@ -24,18 +24,19 @@ def row_products(vectors: Tensor, others: Tensor) -> Tensor:
     return torch.cat([(one * other).sum(-1) for one, other in zip(*parts, strict=True)]).view(vectors.shape[:-1])
 
 
-def project_out(vectors: Tensor, directions: Tensor, eps: float = 0.0) -> Tensor:
+def project_out(vectors: Tensor, directions: Tensor, eps: float = 0.0, norms: Tensor | None = None) -> Tensor:
     """Each row of `vectors` without its part along the same row of `directions`: `v - u <u, v>`, `u = d / (||d|| + eps)`.
 
     Args:
         vectors: shape (rows, elements).
         directions: of the same shape; where one is zero and `eps` above 0, the row stays as it is.
         eps: added to the norm of a direction.
+        norms: of the directions, shape (rows,), where they are known.
 
     Example:
         >>> project_out(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0, 2.0]]))
         tensor([[ 1., -1.]])
     """
-    norms = torch.linalg.vector_norm(directions, dim=1) + eps
-    share = row_products(vectors, directions) / norms / norms
+    known = torch.linalg.vector_norm(directions, dim=1) if norms is None else norms
+    share = row_products(vectors, directions) / (known + eps).square()
     return torch.addcmul(vectors, directions, share.unsqueeze(1), value=-1)
