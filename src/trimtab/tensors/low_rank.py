@@ -23,7 +23,8 @@ def leading_vectors(matrix: Tensor, rank: int, *, right: bool, seed: int | None 
         tensor([[1., 0.]])
     """
     if seed is None or rank + MORE >= min(matrix.shape):
-        return _taken(*torch.linalg.svd(matrix, full_matrices=False)[::2], rank, right=right)
+        left, _, rows = torch.linalg.svd(matrix, full_matrices=False)
+        return _taken(left, rows, rank, right=right)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(matrix.shape[1], rank + MORE, dtype=matrix.dtype, generator=generator).to(matrix.device)
     basis = torch.linalg.qr(matrix @ start)[0]
