@@ -50,14 +50,18 @@ def _row(flag: Any) -> str:
 
 def section(*words: str, fields: bool, level: int = 2) -> list[str]:
     """One command: what it does, its examples, a table of its flags for each part; a recipe's fields only if asked."""
-    from trimtab.cli.help import told
-
     lines = ["#" * level + f" {' '.join(words)}", ""]
     if (got := asked(*words)) is None:
         return lines
-    kind, flags = got
+    return lines + _described(*got, fields=fields)
+
+
+def _described(kind: type, flags: Sequence[Any], *, fields: bool) -> list[str]:
+    """What a command says of itself, its examples, and its flags in tables."""
+    from trimtab.cli.help import told
+
     says, examples = told(kind)
-    lines += [says, "", *(["```sh", *examples, "```", ""] if examples else [])]
+    lines = [says, "", *(["```sh", *examples, "```", ""] if examples else [])]
     parts: dict[str, list[Any]] = {}
     for flag in flags:
         if fields or not flag.recipe:
@@ -79,6 +83,10 @@ def page() -> str:
                 lines += section("medclm", part, fields=False, level=3)
         else:
             lines += section(name, fields=name == "train")
+        if name == "prune":  # what it takes follows from the folder that it is given
+            flags, language = (importlib.import_module(f"trimtab.cli.{one}") for one in ("flags", "language_pruning"))
+            kind = language.LanguagePruneArguments
+            lines += ["### prune MODEL", "", *_described(kind, flags.flags_of(kind), fields=False)]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.files import alone, errno_of, replace_atomically, write_text
+from trimtab.files import alone, errno_of, folder_atomically, replace_atomically, write_text
 
 
 def test_writes_into_a_new_folder_and_replaces(tmp_path):
@@ -116,3 +116,24 @@ def test_a_folder_that_another_process_holds_is_refused_by_name(tmp_path):
         process.kill()
     with alone(folder, "writing into"):  # the system freed the lock
         pass
+
+
+def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "new"
+    with folder_atomically(place) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a.txt").write_text("a")
+        assert not place.exists()
+    assert (place / "inner" / "a.txt").read_text() == "a"
+    with pytest.raises(ValueError, match="exists and is not empty"), folder_atomically(place):
+        raise AssertionError("not reached")
+    (tmp_path / "empty").mkdir()
+    with folder_atomically(tmp_path / "empty") as temporary:
+        (temporary / "b.txt").write_text("b")
+    assert (tmp_path / "empty" / "b.txt").read_text() == "b"
+    with pytest.raises(KeyboardInterrupt), folder_atomically(tmp_path / "half"):
+        raise KeyboardInterrupt
+    message = f"could not write {tmp_path / 'full'}: no space"
+    with pytest.raises(OSError, match=message), folder_atomically(tmp_path / "full"):
+        raise OSError(28, "no space")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["empty", "new"]

@@ -19,6 +19,9 @@ from trimtab.studies.language.prune import REPORT, LanguageReport, prune_languag
 from trimtab.studies.language.pruning import PruneOptions
 from trimtab.studies.language.text import TextQuality
 
+OWN = {"--calibrate", "--measure"}
+"""Options that no run has: who gives one means a language model."""
+
 
 @dataclass(frozen=True)
 class LanguagePruneArguments:

@@ -69,7 +69,7 @@ def _show_cost(recipe: Recipe, given: PruneArguments, file: Path) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Parse and measure."""
     first = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    if first is not None and is_language_folder(first):
+    if first is not None and (is_language_folder(first) or language_pruning.OWN & set(arguments)):
         return language_pruning.run(arguments)
     default = None if first is None else PruneArguments(first, RunFolder(first).recipe.pruning)
     given = parse(PruneArguments, arguments, "prune", default=default)

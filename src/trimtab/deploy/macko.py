@@ -32,7 +32,7 @@ ALIGNED = 8
 """Entries that the kernel reads at once: values are padded with zeros to a multiple of it."""
 BITS = 20
 """Of an entry: a float16 and a delta."""
-KEY = "trimtab.macko"
+KEY = "trimtab_macko"
 LARGEST = 2**31
 
 
@@ -314,7 +314,8 @@ def load_macko(path: str | os.PathLike[str], form: str = "dense") -> dict[str, A
                 state[name] = state[name].to(dtype)
                 continue
             stem = name.removesuffix("weight")
-            parts = Macko(*(state.pop(f"{stem}c_{place}") for place in range(3)), one["rows"], one["columns"])
+            values, deltas, ends = (state.pop(f"{stem}c_{place}") for place in range(3))
+            parts = Macko(values, deltas, ends, one["rows"], one["columns"])
             if form == "packed":
                 if one["transposed"]:
                     raise ValueError(f"{name} lies (inputs, outputs), and the kernel multiplies (outputs, inputs)")

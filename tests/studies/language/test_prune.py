@@ -242,6 +242,17 @@ def test_bad_input_is_one_error_and_nothing_is_written(
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_what_is_no_folder_of_a_model_is_said(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--calibrate", str(corpus), "--out", str(tmp_path / "out")]
+    assert main(["prune", "meta/llama", *words]) == 2
+    assert (
+        "meta/llama is no folder; give one that save_pretrained wrote, nothing is downloaded" in capsys.readouterr().err
+    )
+    assert main(["prune", str(tmp_path), *words]) == 2
+    assert "has no config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def damaged(folder: Path, what: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     if what == "code":

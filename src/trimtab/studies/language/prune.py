@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -251,7 +251,7 @@ def _write_forms(
     place: Path,
     options: PruneOptions,
     measured: _Measured,
-) -> Mapping[str, TextQuality]:
+) -> dict[str, TextQuality]:
     """The network in each form; what a form does not hold to the bit is measured as read back. Compact comes last."""
     found: dict[str, TextQuality] = {}
     metadata = {"score": options.score, "pattern": options.pattern}
