@@ -7,6 +7,7 @@ a `Row`; any other one a `Probe`, which computes the same thing twice.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -539,6 +540,7 @@ def of_loss(name: str, **given: Any) -> tuple[Any, Any]:
     return found, getattr(reference, name)(logits, targets, **given)
 
 
+PACKED = [5, 7, 5, 2, 4, 2, 5, 1, 6, 3, 3, 8]
 LOSS_GRADIENTS = [numbers(seed, 3, 40) - 0.3 for seed in range(3)]
 
 
@@ -586,6 +588,43 @@ def balance() -> tuple[Any, Any]:
     values = torch.tensor([2.0, 0.5, 8.0], dtype=torch.float64, requires_grad=True)
     terms = create("balance", list(values.square().unbind()), reference=1)
     return (terms, torch.autograd.grad(sum(terms), values)[0]), (np.full(3, 0.25), 2 * 0.25 / values.detach().numpy())
+
+
+def example_scores() -> tuple[Any, Any]:
+    """Mean error and times forgotten, over four epochs."""
+    lever, targets = create("example_scores", 6), numbers(9, 6, 3).argmax(1)
+    epochs = [4 * numbers(seed, 6, 3) for seed in range(4)]
+    for logits in epochs:
+        lever.see(torch.arange(6), torch.from_numpy(logits), torch.from_numpy(targets))
+        lever.end_epoch()
+    return [lever.values(name) for name in ("el2n", "forgetting")], reference.example_scores(epochs, targets)
+
+
+def batch_coreset() -> tuple[Any, Any]:
+    features = numbers(2, 12, 5)
+    found = create("batch_coreset", ratio=0.25, weights=True).choose(torch.from_numpy(features))
+    return (found.indices, found.weights), reference.batch_coreset(features, 3)
+
+
+def variance_sampler() -> tuple[Any, Any]:
+    rates, diversity = np.abs(numbers(1, 6)) % 1, np.abs(numbers(2, 6)) % 1
+    lever = create("variance_sampler", 6, mix=0.7)
+    lever.update(range(6), rates, diversity)
+    return lever.probabilities(), reference.variance_sampler(rates, diversity, 0.8, 0.2, 0.7)
+
+
+def beta_difficulty() -> tuple[Any, Any]:
+    """What is known of four questions after three updates with two of them."""
+    lever, tries = create("beta_difficulty", 4, prior=(2.0, 1.0)), [([0, 2], [3, 1], [1, 4]), ([1, 2], [0, 2], [5, 3])]
+    for ids, right, wrong in tries:
+        lever.update(ids, right, wrong)
+    return (lever.a, lever.b), reference.beta_difficulty(4, tries, (2.0, 1.0), 0.9, 0.99)
+
+
+def prior_bias() -> tuple[Any, Any]:
+    layer = torch.nn.Linear(3, 4).double()
+    create("prior_bias", layer, 0.02)
+    return layer.bias, np.full(4, math.log(0.02 / 0.98))
 
 
 def attention() -> tuple[Any, Any]:
@@ -743,7 +782,54 @@ def depth_plan() -> tuple[Any, Any]:
     return list(plan.metric), reference.depth(costs, 4)
 
 
+def of_tokens(name: str, **given: Any) -> tuple[Any, Any]:
+    """Sum over three rollouts of up to six tokens, and for gppo its gradient."""
+    logp, old, gain = numbers(1, 3, 6), numbers(2, 3, 6), numbers(3, 3, 6)
+    mask = np.arange(6)[None] < np.array([[6], [2], [4]])
+    leaf = torch.from_numpy(logp).requires_grad_()
+    value, _ = create(name, leaf, *map(torch.from_numpy, (old, gain, mask)), aggregate="sum", **given)
+    ratio = np.where(mask, np.exp(logp - old), 1)
+    found = getattr(reference, name)(ratio, gain * mask, **given)
+    return (value if name == "ppo" else (value, torch.autograd.grad(value, leaf)[0])), found
+
+
+def drpo() -> tuple[Any, Any]:
+    logp, lengths, right = numbers(1, 4, 5), np.array([5, 2, 3, 1]), np.array([True, False, True, False])
+    mask = np.arange(5)[None] < lengths[:, None]
+    rows = torch.from_numpy(logp)
+    loss, _ = create(
+        "drpo", rows, rows, torch.from_numpy(right.astype(float)), torch.from_numpy(mask), [0] * 4, tau=2.0, lam=0.5
+    )
+    return loss, reference.drpo((logp * mask).sum(1) / lengths, right, lengths / 5, 2.0, 0.5)
+
+
+def dynamic_dpo() -> tuple[Any, Any]:
+    rejected = np.array([0.5, -1.0, -4.0, 0.2])
+    policy = torch.tensor([0.1], dtype=torch.float64), torch.from_numpy(rejected)[None]
+    loss, _ = create("dynamic_dpo", *policy, *(torch.zeros_like(one) for one in policy), beta=0.7)
+    return loss, reference.dynamic_dpo(0.1, rejected, 0.7)
+
+
+def dot_lengths() -> tuple[Any, Any]:
+    lengths = np.array([90, 110] * 10 + [3000])
+    found = create("dot_lengths", torch.from_numpy(lengths), torch.ones(21), [0] * 21)
+    return found, reference.dot_lengths(lengths, 3.0, 32)
+
+
+def g2rl() -> tuple[Any, Any]:
+    features, rewards = numbers(1, 5, 3), np.array([1.0, 1, -1, 1, -1])
+    found, _ = create("g2rl", torch.from_numpy(features), torch.from_numpy(rewards), lam=0.7, cap=1.2)
+    return found, reference.g2rl(features, rewards, 0.7, 1.2)
+
+
+def of_rewards(name: str, which: int) -> tuple[Any, Any]:
+    rewards, groups = numbers(1, 7), [0, 1, 0, 1, 1, 0, 0]
+    return create(name, torch.from_numpy(rewards), groups, eps=0.1), reference.advantages(rewards, groups, 0.1)[which]
+
+
 PROBES = (
+    Probe("align", align),
+    Probe("magnitude_invariant", magnitude_invariant),
     Probe("binarize", binarize),
     Probe("eight_bit_state", eight_bit_state),
     Probe("frozen_codes", frozen_codes),
@@ -789,6 +875,12 @@ PROBES = (
         ),
     ),
     Probe("dynamics_weights", dynamics_weights),
+    Probe("example_scores", example_scores),
+    Probe("batch_coreset", batch_coreset),
+    Probe("variance_sampler", variance_sampler),
+    Probe("beta_difficulty", beta_difficulty),
+    Probe("prior_bias", prior_bias),
+    Probe("pack", lambda: (create("pack", PACKED, 10), reference.pack(PACKED, 10))),
     Probe("pcgrad", pcgrad),
     Probe("cagrad", lambda: combiner("cagrad", c=0.4)),
     Probe("gcond", lambda: combiner("gcond")),
@@ -810,6 +902,15 @@ PROBES = (
     Probe("grad_norm_smooth", grad_norm_smooth),
     Probe("spectral_lr", lambda: (create("spectral_lr", [-1.0, 4.0], safety=0.25).lr, 0.125)),
     Probe("span_weights", span_weights),
+    Probe("ppo", lambda: of_tokens("ppo", low=0.3, high=0.4)),
+    Probe("gppo", lambda: of_tokens("gppo", low=0.3, high=0.4, dual=1.5)),
+    Probe("drpo", drpo),
+    Probe("group_advantage", lambda: of_rewards("group_advantage", 0)),
+    Probe("batch_advantage", lambda: of_rewards("batch_advantage", 1)),
+    Probe("dot_lengths", dot_lengths),
+    Probe("dynamic_dpo", dynamic_dpo),
+    Probe("void_turn_mask", lambda: (create("void_turn_mask", [["```ls```"], ["?", "```ls```"]]), [True, False])),
+    Probe("g2rl", g2rl),
     Probe("gradient_tracker", gradient_tracker),
     Probe("update_ratio", lambda: step_meter("update_ratio")),
     Probe("nlm_cosine", lambda: step_meter("nlm_cosine")),

@@ -510,6 +510,58 @@ def z_loss(logits: Array, targets: NDArray[np.int64], strength: float) -> float:
     return float((z - logits[np.arange(len(z)), targets] + strength * z**2).mean())
 
 
+def gppo(r: Array, gain: Array, low: float, high: float, dual: float) -> tuple[float, Array]:
+    """Sum over tokens of ratio r, and its gradient by their log-probabilities."""
+    value = np.maximum(-gain * r, -gain * np.clip(r, 1 - low, 1 + high))
+    over = (gain < 0) & (value > -dual * gain)
+    return float(np.where(over, -dual * gain, value).sum()), np.where(over, 0, value)
+
+
+def ppo(r: Array, gain: Array, low: float, high: float) -> float:
+    return float(-np.minimum(gain * r, gain * np.clip(r, 1 - low, 1 + high)).sum())
+
+
+def drpo(scores: Array, right: NDArray[np.bool_], share: Array, tau: float, lam: float) -> float:
+    """Of one group; `share` is each rollout's length over the longest."""
+    w = np.exp((1 - share[right]) / lam)
+    against = tau * np.log(np.exp(scores[~right] / tau).mean())
+    return float(-(w * (scores[right] - against)).sum() / w.sum())
+
+
+def advantages(rewards: Array, groups: Sequence[int], eps: float) -> tuple[Array, Array]:
+    """Of GRPO and of DLER."""
+    by_group, off = np.zeros(len(rewards)), np.zeros(len(rewards))
+    for group in set(groups):
+        own = np.array(groups) == group
+        off[own] = rewards[own] - rewards[own].mean()
+        by_group[own] = off[own] / (rewards[own].std(ddof=1) + eps)
+    return by_group, off / (off.std() + eps)
+
+
+def dot_lengths(lengths: NDArray[np.int64], alpha: float, margin: int) -> NDArray[np.int64]:
+    """Of one group that is all right."""
+    limit = int(lengths.mean() + alpha * lengths.std(ddof=1))
+    return np.where(lengths - limit >= margin, limit, lengths)
+
+
+def dynamic_dpo(chosen: float, rejected: Array, beta: float) -> float:
+    """With some rejected answers above the chosen one, and a reference that finds all alike."""
+    near, easy = rejected[rejected >= chosen], rejected[rejected < chosen].mean()
+    up, down = chosen - near, near - easy
+    betas = beta * (1 + 0.5 * np.tanh((up - down - 2) / (np.abs(up) + np.abs(down))))
+    return float(np.log1p(np.exp(-(betas * (chosen - near)).mean())))
+
+
+def g2rl(phi: Array, rewards: Array, lam: float, cap: float) -> Array:
+    novelty = np.zeros(len(phi))
+    for i, one in enumerate(phi):
+        others = [j for j in range(len(phi)) if j != i]
+        w = np.exp(rewards[others]) / np.exp(rewards[others]).sum()
+        cosines = phi[others] @ one / np.linalg.norm(phi[others], axis=1) / np.linalg.norm(one)
+        novelty[i] = max(0.0, 1 - (w * cosines**2).sum())
+    return np.clip(rewards * (1 + lam * rewards * novelty), -cap, cap)
+
+
 def update_ratio(w: Array, left: Array) -> float:
     return float(np.linalg.norm(left - w) / np.linalg.norm(w))
 
@@ -1047,6 +1099,56 @@ def dynamics_weights(losses: Sequence[Sequence[float]], decay: float, temperatur
         x = np.exp(least / mean / temperature)
         found.append(x - x.mean() + 1)
     return found
+
+
+# examples and their order
+
+
+def example_scores(epochs: Arrays, targets: NDArray[np.int64]) -> Arrays:
+    p = [np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in epochs]
+    errors = np.mean([np.linalg.norm(one - np.eye(p[0].shape[1])[targets], axis=1) for one in p], axis=0)
+    right = np.array([z.argmax(1) == targets for z in epochs])
+    falls = (right[:-1] & ~right[1:]).sum(0)
+    return [errors, np.where(right.any(0), falls, np.inf)]
+
+
+def batch_coreset(features: Array, count: int) -> Arrays:
+    d = np.abs(features[:, None] - features).sum(2)
+    likeness, chosen = d.max() - d, list[int]()
+    for _ in range(count):
+        gains = [likeness[[*chosen, j]].max(0).sum() if j not in chosen else -1 for j in range(len(d))]
+        chosen.append(int(np.argmax(gains)))
+    order = np.sort(chosen)
+    return [order, np.bincount(likeness[order].argmax(0), minlength=count)]
+
+
+def variance_sampler(p: Array, diversity: Array, alpha: float, beta: float, mix: float) -> Array:
+    score = alpha * p * (1 - p) + beta * diversity
+    found: Array = mix * score / score.sum() + (1 - mix) / len(p)
+    return found
+
+
+def beta_difficulty(
+    items: int, tries: Sequence[Sequence[Sequence[int]]], prior: tuple[float, float], seen: float, unseen: float
+) -> Arrays:
+    known = np.tile(np.array(prior)[:, None], items)
+    for ids, *outcomes in tries:
+        decay = np.array([seen if item in ids else unseen for item in range(items)])
+        known = np.array(prior)[:, None] + decay * (known - np.array(prior)[:, None])
+        known[:, ids] += outcomes
+    return list(known)
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        free = [capacity - sum(lengths[other] for other in one) for one in bins]
+        fits = [(room, at) for at, room in enumerate(free) if room >= lengths[row]]
+        if fits:
+            bins[min(fits)[1]].append(row)
+        else:
+            bins.append([row])
+    return bins
 
 
 def host(box: tuple[int, int, int, int], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[str, float]:

@@ -1,14 +1,15 @@
-"""For libraries of others: callbacks for `lightning` and `hugging_face`, combiners from and for `torchjd`.
+"""For libraries of others: callbacks for `lightning` and `hugging_face`, combiners from and for `torchjd`, losses of policies
+in `trl`, `verl`, `skyrl` and `prime_rl`.
 
-Each needs its library: `pip install trimtab[lightning]`, `trimtab[transformers]`, `trimtab[torchjd]`. Nothing else in Trimtab
-imports them.
+Each needs its library: `pip install trimtab[lightning]`, `trimtab[transformers]`, `trimtab[torchjd]`, `pip install trl`.
+Nothing else in Trimtab imports them.
 """
 
 from __future__ import annotations
 
 import importlib
 
-__all__ = ["hugging_face", "lightning", "torchjd"]
+__all__ = ["hugging_face", "lightning", "prime_rl", "skyrl", "torchjd", "trl", "verl"]
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from trimtab.datasets.batches import Batches, Sample
     from trimtab.datasets.catalogue import names
     from trimtab.datasets.dataset import DataSet, Split
+    from trimtab.datasets.keeping import keep
     from trimtab.datasets.registry import load
 else:
     __getattr__, __dir__ = lazily(
@@ -17,9 +18,10 @@ else:
             "Sample": "batches",
             "DataSet": "dataset",
             "Split": "dataset",
+            "keep": "keeping",
             "load": "registry",
             "names": "catalogue",
         },
     )
 
-__all__ = ["Batches", "DataSet", "Sample", "Split", "load", "names"]
+__all__ = ["Batches", "DataSet", "Sample", "Split", "keep", "load", "names"]

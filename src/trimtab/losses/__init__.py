@@ -1,5 +1,7 @@
 """Losses: functions of a network's outputs and targets, one file each."""
 
+from trimtab.losses import policy
+from trimtab.losses.align import align
 from trimtab.losses.balance import balance
 from trimtab.losses.occurrence import DynamicsWeights, occurrence_weights
 from trimtab.losses.stable_max import StableMaxCrossEntropy, stable_log_softmax, stable_max_cross_entropy
@@ -9,8 +11,10 @@ __all__ = [
     "DynamicsWeights",
     "StableMaxCrossEntropy",
     "ZLossCrossEntropy",
+    "align",
     "balance",
     "occurrence_weights",
+    "policy",
     "stable_log_softmax",
     "stable_max_cross_entropy",
     "z_loss",

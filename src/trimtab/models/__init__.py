@@ -6,8 +6,11 @@ from trimtab.lazy import lazily
 
 if TYPE_CHECKING:
     from trimtab.models.catalogue import names
+    from trimtab.models.initial import positive_share, prior_bias_
     from trimtab.models.registry import create
 else:
-    __getattr__, __dir__ = lazily(__name__, {"create": "registry", "names": "catalogue"})
+    __getattr__, __dir__ = lazily(
+        __name__, {"create": "registry", "names": "catalogue", "positive_share": "initial", "prior_bias_": "initial"}
+    )
 
-__all__ = ["create", "names"]
+__all__ = ["create", "names", "positive_share", "prior_bias_"]

@@ -1,5 +1,6 @@
 """Looks at a network and its training and changes nothing: sizes, multiply-adds, weights, gradients and updates over time."""
 
+from trimtab.observe.examples import ExampleScores
 from trimtab.observe.gradient_tracker import GradientTracker
 from trimtab.observe.meters import (
     ActivationStatistics,
@@ -22,6 +23,7 @@ __all__ = [
     "ActivationStatistics",
     "AttentionStatistics",
     "GradientNoiseScale",
+    "ExampleScores",
     "GradientTracker",
     "LayerRow",
     "Meter",
