@@ -1,4 +1,4 @@
-"""A step of DiffGrad, AdamP and SGDP against `torch.optim.AdamW(foreach=True)`, on many small and on a few big tensors."""
+"""A step of DiffGrad, AdamP, SGDP and Fira against `torch.optim.AdamW(foreach=True)`, on many small and few big tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from gradient_transforms import SETS, parameters
 from harness import cpu_ratio_in_turns, record
 from torch import nn
 
-from trimtab.optimizers import SGDP, AdamP, DiffGrad
+from trimtab.optimizers import SGDP, AdamP, DiffGrad, Fira
 
 BAR = 1.5
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "DiffGrad": lambda held: DiffGrad(held, lr=1e-6),
     "AdamP": lambda held: AdamP(held, lr=1e-6),
     "SGDP": lambda held: SGDP(held, lr=1e-6, momentum=0.9),
+    "Fira, rank 128": lambda held: Fira(held, lr=1e-6, rank=128, update_gap=10_000, projection="randomized"),
 }
+PROJECTING = ("AdamP", "SGDP")
 
 
 def perpendicular(held: list[nn.Parameter]) -> list[nn.Parameter]:
@@ -48,7 +50,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in SETS:
         for label, make in OPTIMIZERS.items():
-            for projecting in (False, True) if label != "DiffGrad" else (False,):
+            for projecting in (False, True) if label in PROJECTING else (False,):
                 ratio = measure(name, make, projecting=projecting)
                 what = f"{label}, every step projected" if projecting else label
                 question = f"{name}: step of {what} / AdamW (foreach), CPU time"

@@ -383,7 +383,7 @@ def measure(steps: int | None) -> dict[str, Any]:
 
 
 def _after(value: int | None) -> str:
-    return "never" if value is None else "same step" if value == 0 else f"{value} steps"
+    return "never" if value is None else "same step" if value == 0 else f"{value} step{'s'[: value != 1]}"
 
 
 def _latest(values: list[int | None]) -> int | None:
