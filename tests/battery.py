@@ -541,6 +541,35 @@ def of_loss(name: str, **given: Any) -> tuple[Any, Any]:
 
 
 PACKED = [5, 7, 5, 2, 4, 2, 5, 1, 6, 3, 3, 8]
+
+
+def robust(name: str, **given: Any) -> tuple[Any, Any]:
+    """Seven workers, one of whom sends large numbers."""
+    sent = numbers(3, 7, 5)
+    sent[2] *= 40
+    rows = torch.from_numpy(sent)
+    found = create(name, **given)(rows, rows[0])
+    return found, getattr(reference, name)(sent, **given)
+
+
+def gradient_difference() -> tuple[Any, Any]:
+    lever, points, gradients = create("gradient_difference", 1.0, 0.5, 0.0, 0.0, 3), numbers(1, 5, 4), numbers(2, 5, 4)
+    found = [lever.step(torch.from_numpy(g), torch.from_numpy(x)) for g, x in zip(gradients, points, strict=True)]
+    return found, reference.gradient_difference(gradients, points, 1.0, 0.5, 3)
+
+
+def group_clip() -> tuple[Any, Any]:
+    """A linear layer, weight and bias apart, without noise."""
+    layer, (weight,) = layers((2, 4))
+    layer[0].bias = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    inputs, targets = numbers(1, 6, 4), numbers(2, 6, 2)
+    groups = {"weight": ["0.weight"], "bias": ["0.bias"]}
+    lever = create("group_clip", layer, groups, {"weight": 0.5, "bias": 0.2}, sigma=0.0)
+    lever.backward(torch.nn.functional.mse_loss, torch.from_numpy(inputs), torch.from_numpy(targets))
+    found = layer[0].weight.grad, layer[0].bias.grad
+    return found, reference.group_clip(inputs, inputs @ weight.T - targets, (0.5, 0.2))
+
+
 LOSS_GRADIENTS = [numbers(seed, 3, 40) - 0.3 for seed in range(3)]
 
 
@@ -875,6 +904,19 @@ PROBES = (
         ),
     ),
     Probe("dynamics_weights", dynamics_weights),
+    Probe("nearest_neighbours", lambda: robust("nearest_neighbours", f=2)),
+    Probe("median", lambda: robust("median", f=2)),
+    Probe("trimmed_mean", lambda: robust("trimmed_mean", f=2)),
+    Probe("krum", lambda: robust("krum", f=2, select=2)),
+    Probe(
+        "coding_plan",
+        lambda: (
+            [[one.load, one.delay] for one in create("coding_plan", 60, 2, 5, 7)],
+            reference.coding_plan(60, 2, 5, 7),
+        ),
+    ),
+    Probe("gradient_difference", gradient_difference),
+    Probe("group_clip", group_clip),
     Probe("example_scores", example_scores),
     Probe("batch_coreset", batch_coreset),
     Probe("variance_sampler", variance_sampler),

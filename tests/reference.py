@@ -1151,6 +1151,56 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
+# many workers: what is made of the vectors in the rows
+
+
+def nearest_neighbours(sent: Array, f: int) -> Array:
+    near = np.argsort(np.linalg.norm(sent - sent[0], axis=1))[: len(sent) - f]
+    found: Array = sent[near].mean(0)
+    return found
+
+
+def median(sent: Array, f: int) -> Array:
+    return np.median(sent, axis=0)
+
+
+def trimmed_mean(sent: Array, f: int) -> Array:
+    found: Array = np.sort(sent, axis=0)[f : len(sent) - f].mean(0)
+    return found
+
+
+def krum(sent: Array, f: int, select: int) -> Array:
+    apart = np.sort(np.linalg.norm(sent[:, None] - sent, axis=2), axis=1)
+    found: Array = sent[np.argsort(apart[:, 1 : len(sent) - f - 1].sum(1))[:select]].mean(0)
+    return found
+
+
+def coding_plan(n: int, B: int, W: int, lam: int) -> list[list[float]]:
+    s = math.ceil(B * lam / (W - 1 + B))
+    multiplexed = (lam + 1) * (W - 1 + B) / (n * (B + (W - 1) * (lam + 1)))
+    return [[1 / n, 0], [(lam + 1) / n, 0], [(s + 1) / n, B], [multiplexed, W - 2 + B]]
+
+
+def gradient_difference(gradients: Array, points: Array, C1: float, C2: float, restart: int) -> Arrays:
+    def clip(v: Array, most: float) -> Array:
+        return v * min(1.0, most / float(np.linalg.norm(v)))
+
+    found: Arrays = []
+    for r, g in enumerate(gradients):
+        if r % restart == 0:
+            found.append(clip(g, C1))
+        else:
+            step = float(np.linalg.norm(points[r] - points[r - 1]))
+            found.append(found[-1] + clip(g - gradients[r - 1], C2 * step))
+    return found
+
+
+def group_clip(inputs: Array, errors: Array, clips: tuple[float, float]) -> Arrays:
+    each = [(e[:, None] * x, e) for e, x in zip(errors * 2 / errors.shape[1], inputs, strict=True)]
+    clipped = [[g * min(1, c / np.linalg.norm(g)) for g, c in zip(one, clips, strict=True)] for one in each]
+    return [np.mean(parts, axis=0) for parts in zip(*clipped, strict=True)]
+
+
 def host(box: tuple[int, int, int, int], masks: Mapping[str, NDArray[np.bool_]]) -> tuple[str, float]:
     """The organ that holds the largest part of a box (x0, y0, x1, y1, in pixels), and that part."""
     x0, y0, x1, y1 = box

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         report,
         runs,
         studies,
+        workers,
     )
     from trimtab.levers import Handle, Lever, attach
 
@@ -58,6 +59,7 @@ __all__ = [
     "report",
     "runs",
     "studies",
+    "workers",
 ]
 
 _FROM_LEVERS = dict.fromkeys(("Handle", "Lever", "attach"), "levers")

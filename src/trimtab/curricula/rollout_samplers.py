@@ -28,8 +28,8 @@ def _checked_items(ids: Sequence[int] | Tensor, items: int, *others: Sequence[fl
         raise ValueError(f"there must be one value of each kind for each of {len(found)} ids")
     if len(found) and not 0 <= int(found.min()) <= int(found.max()) < items:
         raise ValueError(f"ids must lie in 0..{items - 1}, found {int(found.min())}..{int(found.max())}")
-    if len(found.unique()) < len(found):
-        values, counts = found.unique(return_counts=True)
+    if len(torch.unique(found)) < len(found):
+        values, counts = torch.unique(found, return_counts=True)
         raise ValueError(f"item {int(values[counts > 1][0])} stands twice in one update; add its tries up")
     return found
 

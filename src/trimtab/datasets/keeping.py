@@ -46,7 +46,7 @@ def keep(scores: Tensor, fraction: float, which: Which = "hard", by_class: Tenso
     if by_class.shape != scores.shape:
         raise ValueError(f"by_class must be one class an example {tuple(scores.shape)}, got {tuple(by_class.shape)}")
     parts = []
-    for kind in by_class.unique():
+    for kind in torch.unique(by_class):
         own = (by_class == kind).nonzero().flatten()
         parts.append(own[_chosen(scores[own], fraction, which)])
     return torch.cat(parts).sort().values

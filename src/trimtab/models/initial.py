@@ -86,7 +86,7 @@ def positive_share(targets: Iterable[Tensor]) -> float:
     for batch in targets:
         found = int((batch == 1).sum())
         if found + int((batch == 0).sum()) != batch.numel():
-            raise ValueError(f"targets must be 0 or 1, one for each class, got {batch.unique().tolist()[:5]}")
+            raise ValueError(f"targets must be 0 or 1, one for each class, got {torch.unique(batch).tolist()[:5]}")
         positives, total = positives + found, total + batch.numel()
     if not total:
         raise ValueError("a share of positives needs targets, got none")

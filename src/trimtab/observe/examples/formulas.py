@@ -46,7 +46,8 @@ def el2n(logits: Tensor, targets: Tensor) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     error = wide.softmax(1)
     error = error.scatter_add(1, targets.unsqueeze(1), torch.full_like(error[:, :1], -1))
-    return torch.linalg.vector_norm(error, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(error, dim=1)
+    return norms
 
 
 def gradient_variance(gradients: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def within_class(scores: Tensor, targets: Tensor) -> Tensor:
         tensor([-1.,  1.,  0.])
     """
     found = scores.clone()
-    for kind in targets.unique():
+    for kind in torch.unique(targets):
         own = (targets == kind) & scores.isfinite()
         values = scores[own]
         if len(values):

@@ -106,7 +106,8 @@ def grand(model: nn.Module, inputs: Tensor, targets: Tensor, state: State | None
         >>> grand(net, torch.zeros(1, 2), torch.tensor([0])).shape
         torch.Size([1])
     """
-    return torch.linalg.vector_norm(example_gradients(model, inputs, targets, state), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(example_gradients(model, inputs, targets, state), dim=1)
+    return norms
 
 
 def input_gradients(model: nn.Module, inputs: Tensor, targets: Tensor, state: State | None = None) -> Tensor:

@@ -217,8 +217,8 @@ class ExampleScores:
 def _check_range(ids: Tensor, size: int) -> None:
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < size:
         raise ValueError(f"ids must lie in 0..{size - 1}, found {int(ids.min())}..{int(ids.max())}")
-    if len(ids) != len(ids.unique()):
-        values, counts = ids.unique(return_counts=True)
+    if len(ids) != len(torch.unique(ids)):
+        values, counts = torch.unique(ids, return_counts=True)
         raise ValueError(
             f"example {int(values[counts > 1][0])} stands twice in one batch; ids must be of the data set's rows"
         )
