@@ -61,6 +61,11 @@ def _verdict(row: dict[str, Any]) -> str:
     return "" if row.get("met") is None else "met" if row["met"] else "**missed**"
 
 
+def _note(results: Results) -> str:
+    """How the figures came about, where that needs a word."""
+    return f" {results['note']}" if results.get("note") else ""
+
+
 def _suite(results: Results) -> str:
     rows = _rows(results, "suite")
     counts = next((row for row in rows if row["question"] == "tests passed"), None)
@@ -90,7 +95,7 @@ def section(results: Results | None) -> str:
     """What stands in the README."""
     if results is None:
         return NOTHING
-    lines = [f"Measured by `make gpu` on {_where(results)}. {_suite(results)}"]
+    lines = [f"Measured by `make gpu` on {_where(results)}. {_suite(results)}{_note(results)}"]
     barred = [row for row in _rows(results, "speed") if row.get("met") is not None]
     if barred:
         lines += ["", "| what | ratio | bar | |", "|---|---|---|---|"]
@@ -108,7 +113,12 @@ def table(results: Results | None) -> str:
     """What stands in `benchmarks/README.md`: every row of every part."""
     if results is None:
         return NOTHING
-    lines = [f"On {_where(results)}.", "", "| part | question | value | bar | | more |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"On {_where(results)}.{_note(results)}",
+        "",
+        "| part | question | value | bar | | more |",
+        "|---|---|---|---|---|---|",
+    ]
     known = {"question", "value", "bar", "met", "text"}
     for part in results["parts"]:
         for row in _rows(results, part):
