@@ -745,11 +745,12 @@ def binarize() -> tuple[Any, Any]:
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     attach(optimizer, lever, model=net)
     lever.set_progress(0.7)
-    binary = net[0].weight.detach().clone()
-    net[0].weight.grad = torch.from_numpy(gradient.copy())
+    (parameter,) = net.parameters()
+    binary = parameter.detach().clone()
+    parameter.grad = torch.from_numpy(gradient.copy())
     optimizer.step()
     o = 1 + (1 - np.cos(np.pi * 0.7 / 2)) * 1.5
-    return (binary, net[0].weight.grad), reference.binarize(weight, gradient, o)
+    return (binary, parameter.grad), reference.binarize(weight, gradient, o)
 
 
 def align() -> tuple[Any, Any]:

@@ -1246,7 +1246,8 @@ def magnitude_invariant(x: Array, weights: list[Array], start: Array) -> Array:
     found = np.concatenate([np.cos(np.pi / 2 * x), np.sin(np.pi / 2 * x)])
     for place, weight in enumerate(weights):
         found = weight @ (found if place == 0 else np.where(found > 0, found, 0.01 * found))
-    return start + found
+    predicted: Array = start + found
+    return predicted
 
 
 def block_codes(x: Array, book: Array, block: int) -> tuple[Array, Array]:

@@ -121,3 +121,18 @@ def test_a_damaged_run_folder_of_medclm_is_named(
 ) -> None:
     (tmp_path / "run.json").write_bytes(content)
     assert "run.json" in _fails(["medclm", "evaluate", str(tmp_path), "--quiet"], capsys)
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["compare", "--methods", "sgd", "--seeds", "0"]], ids=lambda words: words[0]
+)
+def test_a_pattern_that_does_not_divide_the_network_is_told_before_it_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    out = tmp_path / "out"
+    given = [words[0], "digits", *words[1:], *SMALL, "--out", str(out), "--pruning.pattern", "2:4"]
+    error = _fails(given, capsys)
+    assert "pattern '2:4' does not divide 1 weight(s): " in error
+    assert "input axis of 1 is not a multiple of 4" in error
+    assert "--pruning.indivisible leave_out" in error
+    assert not out.exists()

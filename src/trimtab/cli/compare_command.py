@@ -15,6 +15,7 @@ from trimtab.cli.console import print_json
 from trimtab.cli.dry_run import show_cost
 from trimtab.cli.recipe_arguments import Fields, parse_vary, parse_with_study
 from trimtab.cli.study import measure_once, run_study, show, write_best, write_report
+from trimtab.runs.prunable import check_all_prunable
 from trimtab.studies.prune_run import Split
 from trimtab.studies.study_file import study_variants
 from trimtab.studies.variants import Variant, default_study, variants
@@ -90,6 +91,8 @@ def run(arguments: Sequence[str]) -> int:
     if given.dry_run:
         paths = [folder / "runs" / one.folder for one in runs]
         return show_cost(runs, paths, SPLITS if given.prune else (), given.jobs or 1, output, records)
+    if given.prune:
+        check_all_prunable(one.recipe for one in runs)
     outcomes = run_study(
         runs, folder, jobs=given.jobs, threads=given.threads, splits=SPLITS if given.prune else (), quiet=output.silent,
         records=records, contrasts=() if study is None else study.contrasts, launcher=given.launcher, address=given.address,

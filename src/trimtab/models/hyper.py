@@ -98,7 +98,7 @@ class MagnitudeInvariant(nn.Module):
         """
         flat = self.start + self.change(x)
         sizes = [math.prod(shape) for shape in self.shapes.values()]
-        parts = flat.split(sizes, dim=-1)
+        parts = torch.split(flat, sizes, dim=-1)
         return {
             name: part.view(*x.shape[:-1], *shape)
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)

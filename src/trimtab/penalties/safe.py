@@ -15,6 +15,7 @@ from trimtab.parameters import Entry, Judged, Rule, Source, entries
 from trimtab.parameters.zeros import TRAINED_WEIGHTS, set_zeros_, weight_now
 from trimtab.penalties.base import Penalty
 from trimtab.sparse import refuse_sparse
+from trimtab.tensors.collapse import ON_COLLAPSE, OnCollapse, guarded
 from trimtab.tensors.passes import refuse_sharded, working_dtype
 from trimtab.tensors.selection import removed_count
 from trimtab.tensors.zeros import laid_like, smallest_or_refusal, weights_or_refusal
@@ -40,6 +41,9 @@ class SAFE(Penalty):
         sparsity: of all weights in the end, in (0, 1). Default 0.9 (the paper has 0.7 to 0.995).
         every: steps between projections. Default 32 (authors).
         ramp: "cosine" (paper), "linear" or "constant".
+        on_collapse: where the projection would take all weights of a layer while others keep some: "warn" (default) names it,
+            "keep" takes others instead, so that 0.1 % of every tensor stays and at least one weight, the count exact all the
+            same; "raise" ends the training with an error that names it.
         total_steps: T, optimizer steps of the whole run; `trimtab train` gives it.
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
 
@@ -77,6 +81,7 @@ class SAFE(Penalty):
         every: int = 32,
         ramp: Ramp = "cosine",
         *,
+        on_collapse: OnCollapse = "warn",
         total_steps: int,
         rule: Rule | None = None,
     ) -> None:
@@ -84,6 +89,7 @@ class SAFE(Penalty):
         self.sparsity = number("sparsity", sparsity, above=0, below=1)
         self.every = whole("every", every, 1)
         self.ramp: Ramp = one_of("ramp", ramp, ("cosine", "linear", "constant"))  # type: ignore[assignment]
+        self.on_collapse: OnCollapse = one_of("on_collapse", on_collapse, ON_COLLAPSE)  # type: ignore[assignment]
         self.total_steps = whole("total_steps", total_steps, 1)
         self.steps = 0
         self._judged: Judged[list[Entry]] = Judged()
@@ -95,7 +101,8 @@ class SAFE(Penalty):
 
     def settings(self) -> dict[str, Any]:
         """Sparsity, projections and ramp."""
-        return {name: getattr(self, name) for name in ("sparsity", "every", "ramp", "total_steps")}
+        own = {name: getattr(self, name) for name in ("sparsity", "every", "ramp", "total_steps")}
+        return own if self.on_collapse == "warn" else {**own, "on_collapse": self.on_collapse}
 
     @property
     def strength_now(self) -> float:
@@ -129,7 +136,8 @@ class SAFE(Penalty):
     def _smallest(self, named: Sequence[Entry], values: list[Tensor]) -> list[Tensor]:
         """Where P sets to zero."""
         count = removed_count(self.sparsity, sum(value.numel() for value in values))
-        return smallest_or_refusal(self, self.steps, named, values, count)
+        found = smallest_or_refusal(self, self.steps, named, values, count)
+        return guarded(named, values, found, count, self.on_collapse, absolute=True)
 
     def _project(self, chosen: list[Entry]) -> None:
         """`z <- P(w + u)`, `u <- u + w - z`; of weights seen for the first time u is 0."""

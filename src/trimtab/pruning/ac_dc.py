@@ -8,6 +8,7 @@ from trimtab.checks import below_one, flag, one_of, positive
 from trimtab.parameters import Entry, Rule
 from trimtab.pruning.along_training import of_run
 from trimtab.pruning.masked_training import PLACES, MaskedTraining, Scope
+from trimtab.tensors.collapse import OnCollapse
 
 
 class ACDC(MaskedTraining):
@@ -32,6 +33,9 @@ class ACDC(MaskedTraining):
         last_sparse: of the last sparse phase. Default 0.15 (paper).
         scope: "global" (paper) or "layer".
         reset_momentum: set momentum (of Adam the first moment) to zero on entering a sparse phase. Default True (paper).
+        on_collapse: where scope "global" would take all weights of a layer while others keep some: "warn" (default) names it,
+            "keep" takes others instead, so that 0.1 % of every tensor stays and at least one weight, the count exact all the
+            same; "raise" ends the training with an error that names it.
         total_steps: optimizer steps of the whole run; `trimtab train` gives it.
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
 
@@ -60,10 +64,11 @@ class ACDC(MaskedTraining):
         scope: Scope = "global",
         *,
         reset_momentum: bool = True,
+        on_collapse: OnCollapse = "warn",
         total_steps: int,
         rule: Rule | None = None,
     ) -> None:
-        super().__init__("sparsity", sparsity, total_steps, one_of("scope", scope, PLACES), rule)
+        super().__init__("sparsity", sparsity, total_steps, one_of("scope", scope, PLACES), rule, on_collapse)
         self.warm_up, self.phase = below_one("warm_up", warm_up), positive("phase", phase)
         self.last_dense, self.last_sparse = positive("last_dense", last_dense), positive("last_sparse", last_sparse)
         self.reset_momentum = flag("reset_momentum", reset_momentum)
@@ -92,7 +97,7 @@ class ACDC(MaskedTraining):
     def settings(self) -> dict[str, Any]:
         """Sparsity, phases and scope."""
         own = ("warm_up", "phase", "last_dense", "last_sparse", "scope", "reset_momentum", "total_steps")
-        return {"sparsity": self._final, **{name: getattr(self, name) for name in own}}
+        return {"sparsity": self._final, **{name: getattr(self, name) for name in own}, **self._guard()}
 
     def _due_at_start(self) -> bool:
         return self.starts[0][0] == 0

@@ -9,6 +9,7 @@ from trimtab.parameters import Entry, Rule
 from trimtab.parameters.zeros import set_zeros_
 from trimtab.pruning.along_training import of_run
 from trimtab.pruning.masked_training import PLACES, MaskedTraining, Scope
+from trimtab.tensors.collapse import OnCollapse
 
 
 class GradualPruning(MaskedTraining):
@@ -30,6 +31,9 @@ class GradualPruning(MaskedTraining):
             [ours].
         reversible: weights go on training behind the mask, by the gradient at the masked ones, and masks are chosen anew after
             every `every` steps to the end, so that a weight can come back [ours; after DPF, arXiv 2006.07253]. Default False.
+        on_collapse: where scope "global" would take all weights of a layer while others keep some: "warn" (default) names it,
+            "keep" takes others instead, so that 0.1 % of every tensor stays and at least one weight, the count exact all the
+            same; "raise" ends the training with an error that names it.
         total_steps: optimizer steps of the whole run; `trimtab train` gives it.
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
 
@@ -71,10 +75,11 @@ class GradualPruning(MaskedTraining):
         *,
         reset_state: bool = True,
         reversible: bool = False,
+        on_collapse: OnCollapse = "warn",
         total_steps: int,
         rule: Rule | None = None,
     ) -> None:
-        super().__init__("final", final, total_steps, one_of("scope", scope, PLACES), rule)
+        super().__init__("final", final, total_steps, one_of("scope", scope, PLACES), rule, on_collapse)
         self.begin, self.end = below_one("begin", begin), number("end", end, above=0, most=1)
         if not self.begin < self.end:
             raise ValueError(f"begin must be below end, got begin={begin:g}, end={end:g}")
@@ -111,7 +116,7 @@ class GradualPruning(MaskedTraining):
             "reversible",
             "total_steps",
         )
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, **self._guard()}
 
     def scheduled(self, steps: int) -> float:
         """The sparsity s_t after so many steps; 0 before the ramp.

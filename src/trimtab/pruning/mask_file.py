@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -82,10 +83,11 @@ def load_masks(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _unpacked(name: str, packed: np.ndarray, shape: object) -> Tensor:  # type: ignore[type-arg]
+def _unpacked(name: str, packed: Any, shape: Any) -> Tensor:
     whole = isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
-    elements = math.prod(shape) if whole else -1  # type: ignore[arg-type]
+    elements = math.prod(shape) if whole else -1
     if not 0 <= elements <= LIMIT or packed.dtype != np.uint8 or packed.shape != (-(-elements // 8),):
         raise ValueError(f"the mask of {name} of shape {shape} does not fit {packed.dtype} {packed.shape}")
     bits = np.unpackbits(packed, count=elements, bitorder="little")
-    return torch.from_numpy(bits.astype(bool)).view(shape)  # type: ignore[arg-type]
+    found: Tensor = torch.from_numpy(bits.astype(bool)).view(shape)
+    return found

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from trimtab.checks import number, whole
+from trimtab.checks import number, one_of, whole
 from trimtab.parameters import Entry, Rule
 from trimtab.parameters.zeros import set_zeros_, weight_now
 from trimtab.pruning.along_training import AlongTraining
 from trimtab.pruning.scopes import quotas
+from trimtab.tensors.collapse import ON_COLLAPSE, OnCollapse, guarded
 from trimtab.tensors.zeros import smallest_or_refusal
 
 Scope = Literal["global", "layer"]
@@ -31,13 +32,27 @@ class MaskedTraining(AlongTraining):
         total_steps: optimizer steps of the whole run.
         scope: "global", "layer" or "erk": where they are compared.
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
+        on_collapse: where a comparison over the whole network would take all weights of a layer: "warn", "keep", "raise".
     """
 
-    def __init__(self, label: str, sparsity: float, total_steps: int, scope: str, rule: Rule | None) -> None:
+    def __init__(
+        self,
+        label: str,
+        sparsity: float,
+        total_steps: int,
+        scope: str,
+        rule: Rule | None,
+        on_collapse: OnCollapse = "warn",
+    ) -> None:
         super().__init__(rule)
+        self.on_collapse: OnCollapse = one_of("on_collapse", on_collapse, ON_COLLAPSE)  # type: ignore[assignment]
         self._final = number(label, sparsity, above=0, below=1)
         self.total_steps = whole("total_steps", total_steps, 1)
         self.scope = scope
+
+    def _guard(self) -> dict[str, Any]:
+        """The guard's setting, where it is not the default: what was saved before there was one still fits."""
+        return {} if self.on_collapse == "warn" else {"on_collapse": self.on_collapse}
 
     @torch.no_grad()
     def finish(self, parameters: Sequence[Entry]) -> None:
@@ -73,6 +88,7 @@ class MaskedTraining(AlongTraining):
                 w if gone is None else w.masked_fill(gone, math.inf) for w, gone in zip(weights, known, strict=True)
             ]
             found = smallest_or_refusal(self, self.steps, group, open_, more, absolute=absolute)
+            found = guarded(group, weights, found, more, self.on_collapse, absolute=absolute, gone=known)
             for entry, weight, gone, new in zip(group, weights, known, found, strict=True):
                 # in the weight's own memory order, so that masking is one pass
                 own = torch.empty_like(weight, dtype=torch.bool).copy_(new)

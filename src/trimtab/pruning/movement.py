@@ -11,6 +11,7 @@ from trimtab.checks import positive
 from trimtab.parameters import Entry, Rule
 from trimtab.pruning.gradual import GradualPruning
 from trimtab.pruning.masked_training import Scope
+from trimtab.tensors.collapse import OnCollapse
 from trimtab.tensors.passes import working_dtype
 from trimtab.tensors.zeros import laid_like
 
@@ -35,6 +36,9 @@ class MovementPruning(GradualPruning):
         power: 3 is the cubic schedule (paper), above 0.
         score_lr: of the scores. Default 1e-2 (paper). Only ratios of scores decide, so it matters for their rounding alone.
         scope: "layer" or "global" (default "layer", paper).
+        on_collapse: where scope "global" would take all weights of a layer while others keep some: "warn" (default) names it,
+            "keep" takes others instead, so that 0.1 % of every tensor stays and at least one weight, the count exact all the
+            same; "raise" ends the training with an error that names it.
         total_steps: optimizer steps of the whole run; `trimtab train` gives it.
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
 
@@ -71,11 +75,22 @@ class MovementPruning(GradualPruning):
         score_lr: float = 1e-2,
         scope: Scope = "layer",
         *,
+        on_collapse: OnCollapse = "warn",
         total_steps: int,
         rule: Rule | None = None,
     ) -> None:
         super().__init__(
-            final, begin, end, every, initial, power, scope, reversible=True, total_steps=total_steps, rule=rule
+            final,
+            begin,
+            end,
+            every,
+            initial,
+            power,
+            scope,
+            reversible=True,
+            on_collapse=on_collapse,
+            total_steps=total_steps,
+            rule=rule,
         )
         self.score_lr = positive("score_lr", score_lr)
         self._score: dict[str, Tensor] = {}

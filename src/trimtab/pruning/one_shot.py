@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from trimtab.parameters import Rule
 from trimtab.parameters.reparametrised import Reparametrised
-from trimtab.pruning.collapse import OnCollapse
 from trimtab.pruning.layer_sparsity import Sparsity
 from trimtab.pruning.patterns import Indivisible
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.scores import Score
 from trimtab.pruning.selection_plan import Removal, Removals, SelectionPlan
 from trimtab.pruning.undo import Saved, Undo, put_back
+from trimtab.tensors.collapse import OnCollapse
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -14,7 +14,6 @@ from trimtab.collectives import is_sharded
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, no_axis, select, total_elements
 from trimtab.parameters.kinds import check_has_values
 from trimtab.parameters.wrappers import is_sharding_wrapper
-from trimtab.pruning.collapse import OnCollapse, guarded
 from trimtab.pruning.data_scores import DataScore
 from trimtab.pruning.layer_sparsity import Sparsity, by_layer
 from trimtab.pruning.patterns import (
@@ -28,6 +27,7 @@ from trimtab.pruning.patterns import (
 from trimtab.pruning.propagation import decided_in_turn
 from trimtab.pruning.scopes import IN_GROUPS, ROW, SCOPES, quotas
 from trimtab.pruning.scores import Score, checked_score, scores_of
+from trimtab.tensors.collapse import OnCollapse, guarded
 from trimtab.tensors.selection import (
     Threshold,
     kth_threshold,

@@ -92,6 +92,8 @@ class Pruning(Section):
     """unstructured, or N:M such as 2:4 (which fixes the sparsity)."""
     indivisible: Literal["refuse", "leave_out"] = "refuse"
     """What becomes of weights that an N:M pattern does not divide, as behind three colours: an error, or they stay dense."""
+    on_collapse: Literal["warn", "keep", "raise"] = "warn"
+    """Where scope global would take a whole layer while others keep some: it is named, others go instead, or an error."""
     recalibrate_batches: PositiveInt = 20
     """Training batches for re-estimating BatchNorm statistics, and for wanda."""
     finetune: int = Field(default=0, ge=0)

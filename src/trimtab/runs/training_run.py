@@ -18,6 +18,7 @@ from trimtab.runs.loading import batches_of, build_model, load_data
 from trimtab.runs.metric import metric_of
 from trimtab.runs.parallel import Devices
 from trimtab.runs.position import Position, Progress
+from trimtab.runs.prunable import check_prunable
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.steering import steer
@@ -43,7 +44,8 @@ class TrainingRun:
         position: where it stands.
 
     Raises:
-        ValueError: data or network do not fit, or fewer batches than one step accumulates.
+        ValueError: data or network do not fit, an N:M pattern to prune by does not divide the network's weights, or there are
+            fewer batches than one step accumulates.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, devices: Devices) -> None:
@@ -63,7 +65,9 @@ class TrainingRun:
                 f"{len(self.data.train)} training images of {self.data.name}"
             )
         self.metric = metric_of(self.data.task)
-        self.model = devices.setup_model(build_model(recipe, self.data))
+        model = build_model(recipe, self.data)
+        check_prunable(recipe, model)
+        self.model = devices.setup_model(model)
         self.watching = Watching(recipe, self.data, devices, folder.path, unwrapped(self.model))
         steps_per_epoch = len(self.train_batches) // recipe.accumulate
         self.steering = steer(

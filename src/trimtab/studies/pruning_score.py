@@ -37,5 +37,6 @@ def pruning_choice(
         "scope": where,
         "pattern": section.pattern,
         "indivisible": section.indivisible,
+        "on_collapse": section.on_collapse,
         "seed": recipe.seed,
     }

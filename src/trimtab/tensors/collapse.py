@@ -15,6 +15,7 @@ from trimtab.tensors.selection import kth_threshold, smallest_masks
 
 OnCollapse = Literal["warn", "keep", "raise"]
 """What happens where scores would take a whole layer: it goes and is named, others go instead, or an error."""
+ON_COLLAPSE = ("warn", "keep", "raise")
 SHARE = 0.001
 """Of each tensor's weights at least this share stays with "keep", and at least one [ours]."""
 
@@ -37,6 +38,7 @@ def guarded(
     on_collapse: OnCollapse,
     *,
     absolute: bool,
+    gone: Sequence[Tensor | None] | None = None,
 ) -> list[Tensor]:
     """The masks (True where a weight goes) of one comparison over several tensors, without a layer that is gone.
 
@@ -47,22 +49,28 @@ def guarded(
         count: how many go; the same afterwards.
         on_collapse: "warn", "keep" or "raise".
         absolute: whether scores are compared by size.
+        gone: of each the weights that went before and stay away, True where; none of `masks` or `count`.
 
     Raises:
         ValueError: a layer would be gone and `on_collapse` is "raise", or not enough weights can go with "keep".
     """
     if len(named) < 2 or count == 0:
         return masks
+    before = [None] * len(masks) if gone is None else list(gone)
+    lost = [0 if one is None else int(one.count_nonzero()) for one in before]
+    count += sum(lost)
     floors = [least_kept(mask.numel()) if on_collapse == "keep" else 1 for mask in masks]
+    floors = [min(floor, mask.numel() - away) for floor, mask, away in zip(floors, masks, lost, strict=True)]
     free = sum(mask.numel() for mask in masks) - count
-    kept = [mask.numel() - int(mask.count_nonzero()) for mask in masks]
+    kept = [mask.numel() - int(mask.count_nonzero()) - away for mask, away in zip(masks, lost, strict=True)]
     if free == 0 or all(left >= floor for left, floor in zip(kept, floors, strict=True)):
         return masks
     names = [entry.name for entry, left, floor in zip(named, kept, floors, strict=True) if left < floor]
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     if on_collapse == "raise":
         raise ValueError(
-            f"the scores would take all weights of {listed}, while other layers keep some; nothing is changed"
+            f"the scores would take all weights of {listed}, while other layers keep some; nothing is changed. "
+            "on_collapse='keep' takes others instead"
         )
     if on_collapse == "warn":
         warnings.warn(
@@ -80,6 +88,9 @@ def guarded(
         (score.detach().abs() if absolute else score.detach()).clone(memory_format=torch.contiguous_format)
         for score in scores
     ]
+    for score, one in zip(open_, before, strict=True):
+        if one is not None:
+            score.masked_fill_(one, -math.inf)
     while True:
         for score, mask, floor in zip(open_, masks, floors, strict=True):
             if mask.numel() - int(mask.count_nonzero()) < floor:
