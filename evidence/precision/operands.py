@@ -15,10 +15,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from evidence_page import spread, table
 
 from trimtab.cli import main as trimtab
+from trimtab.runs.run_folder import RunFolder
+from trimtab.runs.tracked import tracked
 from trimtab.studies.contrasts import holm, paired_p
 from trimtab.studies.precision.conclusions import last_loss, paired, quality
 from trimtab.studies.precision.prediction import agreement, parts_of, predictions
-from trimtab.studies.precision.records import FormatRun, PrecisionStudy
+from trimtab.studies.precision.records import FormatRun, PrecisionStudy, run_columns
 from trimtab.studies.precision.variants import BASELINE
 from trimtab.studies.statistics import estimate
 
@@ -105,6 +107,23 @@ def layers(study: PrecisionStudy, label: str = "nvfp4-all-layers") -> str:
     return table(["layer", f"rise of the loss, {label}"], rows)
 
 
+def oscillation(study: PrecisionStudy, folder: Path) -> str:
+    """Share of the weights that go back and forth, all layers together, in the first and last tenth of the metered steps."""
+    rows = []
+    for label in study.labels:
+        ends: list[tuple[float, float]] = []
+        for run in study.of(label):
+            columns = run_columns(RunFolder(folder / run.folder))
+            own = tracked(columns, "fprop weight", ("oscillating",)) if columns else None
+            if own is not None:
+                values = own.together["oscillating"]
+                tenth = max(len(values) // 10, 1)
+                ends.append((float(values[:tenth].mean()), float(values[-tenth:].mean())))
+        if ends:
+            rows.append([label, *(spread(estimate(values), 100, 2) for values in zip(*ends, strict=True))])
+    return table(["recipe", "oscillating at first, %", "at last, %"], rows)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run a study, or print its tables."""
     match arguments:
@@ -114,7 +133,14 @@ def main(arguments: Sequence[str]) -> int:
             for folder in folders:
                 study = PrecisionStudy.model_validate_json((Path(folder) / "precision.json").read_bytes())
                 print(f"## {study.name}\n")
-                for block in (gaps(study), contrasts(study), prediction(study), layers(study)):
+                blocks = (
+                    gaps(study),
+                    contrasts(study),
+                    prediction(study),
+                    layers(study),
+                    oscillation(study, Path(folder)),
+                )
+                for block in blocks:
                     print(f"{block}\n")
             return 0
     raise SystemExit(__doc__)

@@ -539,6 +539,11 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="oscillation watches"):
         LowPrecision("e4m3", oscillation=5)
     net = network()
+    net[5].double()
+    with pytest.raises(TypeError, match="float64"):
+        attached(net, "mxfp8")
+    assert not any("forward" in layer.__dict__ for layer in net)
+    net[5].float()
     attached(net, "mxfp8")
     with pytest.raises(ValueError, match="replaced already"):
         attached(net, "mxfp8")

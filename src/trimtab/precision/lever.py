@@ -180,7 +180,6 @@ class LowPrecision:
             if self.operands is not None:
                 if model is None:
                     raise ValueError("products are computed in the model's layers; give attach(..., model=model)")
-                self.operands.layers = []
                 self._products = ProductLayers(model, chosen, self.operands, self._in_few_bits)
                 self.left_out += self._products.left_out
             if {"forward", "backward"} & self.formats.keys():

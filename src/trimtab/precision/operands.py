@@ -129,8 +129,8 @@ class OperandRounding:
 
     def _measure(self, original: Tensor, found: Tensor, kind: str, layer: str, operand: Operand) -> None:
         assert isinstance(operand.format, Format)
-        flat = (each.reshape(-1, each.shape[-1]) for each in (original, found))
-        sums = shrinkage_sums(*flat, operand.format, operand.scaling)
+        before, after = (each.reshape(-1, each.shape[-1]) for each in (original, found))
+        sums = shrinkage_sums(before, after, operand.format, operand.scaling)
         if kind == KINDS["fprop", 1] and layer in self._watched:
             sums[SUMS.index("watched")] = found.numel()
             sums[SUMS.index("oscillating")] = self._watched[layer].count(self.rounding.step)
@@ -174,7 +174,7 @@ class OperandRounding:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on watching."""
         self._watched = {}
-        operand = self.recipe.fprop.second
+        operand = self.recipe["fprop"].second
         for layer, saved in state.items():
             if self.window and operand is not None and isinstance(operand.format, Format):
                 self._watched[layer] = Oscillation(self.window, operand.format)

@@ -67,7 +67,7 @@ class ProductLayers:
         }
         names = tuple(name for name, _ in own_modules(model) if name in layers or name in experts)
         recipe = rounding.recipe
-        kept = recipe.keep.reasons(names)
+        kept, wanted = recipe.keep.reasons(names), {}
         for name in names:
             module = layers[name] if name in layers else experts[name]
             reason = kept.get(name)
@@ -77,14 +77,8 @@ class ProductLayers:
                 self.left_out += [(entry, f"matmul={recipe.name!r}: {reason}") for entry in weights[id(module)]]
                 continue
             check_dtype(*(entry.parameter for entry in weights[id(module)]))
-            self._replaced.append(module)
-            labels = [name]
-            if name in experts:
-                stacked = [entry for entry in weights[id(module)] if entry.stack_axis is not None]
-                labels = [entry.name for entry in stacked]
-            module.forward = Forward(module, name, self)  # type: ignore[method-assign]
-            rounding.layers += labels
-        if not self._replaced:
+            wanted[name] = module
+        if not wanted:
             held = f"all {len(names)} stay in full precision ({self.left_out[0][1]})" if names else "there is none"
             raise ValueError(
                 f"matmul={recipe.name!r} computes the products of Linear, convolution and expert layers whose weight the rule "
@@ -97,6 +91,12 @@ class ProductLayers:
                 f"elsewhere stay in full precision: {'; '.join(elsewhere)}",
                 stacklevel=2,
             )
+        rounding.layers = []
+        for name, module in wanted.items():  # nothing is touched before all is found to be right
+            stacked = [entry.name for entry in weights[id(module)] if entry.stack_axis is not None]
+            rounding.layers += stacked if name in experts else [name]
+            module.forward = Forward(module, name, self)  # type: ignore[method-assign]
+            self._replaced.append(module)
 
     def __len__(self) -> int:
         return len(self._replaced)
