@@ -100,7 +100,7 @@ def layers(study: PrecisionStudy, label: str = "nvfp4-all-layers") -> str:
     """By how much each layer's forward rounding raises the loss: seeds' mean of medians over the metered steps."""
     found: dict[str, list[float]] = {}
     for run in study.of(label):
-        for one in run.products:
+        for one in run.errors:
             if one.kind == "fprop" and one.loss_gap is not None:
                 found.setdefault(one.layer, []).append(one.loss_gap)
     rows = [[layer, f"{sum(values) / len(values):+.3g}"] for layer, values in found.items()]

@@ -228,8 +228,13 @@ def test_recipes_of_operands_stand_among_the_formats(tmp_path: Path, capsys: pyt
     (run,) = study.of("mxfp4-all-layers")
     assert run.early_gap is not None
     assert run.shrinkage is not None
-    kinds = {one.kind for one in run.products}
+    kinds = {one.kind for one in run.errors}
     assert {"fprop", "dgrad", "wgrad", "fprop activation", "wgrad gradient"} <= kinds
-    assert study.of("e4m3")[0].products == []
-    assert "Products of rounded operands" in (tmp_path / "precision.html").read_text(encoding="utf-8")
+    other = study.of("e4m3")[0]
+    assert {one.kind for one in other.errors} == {"gradients"}
+    assert (other.early_gap, study.of("full")[0].errors) == (None, [])
+    assert other.early_error is not None
+    assert "Errors in three parts, and the loss they predict" in (tmp_path / "precision.html").read_text(
+        encoding="utf-8"
+    )
     assert "mxfp4-all-layers" in capsys.readouterr().out

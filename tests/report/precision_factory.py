@@ -70,7 +70,7 @@ def with_products() -> PrecisionStudy:
             ]  # fmt: skip
             run = format_run(label, seed, 0.9 - 0.01 * place, 0.98)
             losses = [2.0, run.train_loss[-1] + 0.1 * (place + 1)]
-            made = {"format": label, "products": products, "early_gap": 0.01 * place, "early_error": 0.4 - 0.1 * place}
+            made = {"format": label, "errors": products, "early_gap": 0.01 * place, "early_error": 0.4 - 0.1 * place}
             runs.append(run.model_copy(update={**made, "train_loss": losses}))
     return study.model_copy(update={"runs": runs})
 

@@ -137,7 +137,7 @@ def test_products_have_a_section_a_table_and_a_prediction(tmp_path: Path) -> Non
     assert traces(prediction)["mxfp4"]["y"] == [pytest.approx(0.3)]
     assert section.sentences[-2:] == [
         "Rank correlation of the predicted rise of the loss early on with the measured gap: +1.00.",
-        "Rank correlation of the products' squared error early on with the measured gap: \N{MINUS SIGN}1.00.",
+        "Rank correlation of the squared error early on with the measured gap: \N{MINUS SIGN}1.00.",
     ]
     rows = {row[0].text: [cell.text for cell in row] for row in section.tables[1].rows}
     assert rows["nvfp4"][-1] == "last (75 %)"
@@ -146,7 +146,7 @@ def test_products_have_a_section_a_table_and_a_prediction(tmp_path: Path) -> Non
     assert [cell.text for cell in layers[4]][:3] == ["mxfp8", "fprop weight", "first"]
     assert layers[4][7].text == "10"
     page = render_precision(study, tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Products of rounded operands" in page
+    assert "Errors in three parts, and the loss they predict" in page
     table = product_table(study)
     assert table is not None
     console = Console(width=160, record=True)

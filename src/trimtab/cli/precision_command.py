@@ -167,7 +167,7 @@ def format_table(study: PrecisionStudy) -> Table:
 
 
 def product_table(study: PrecisionStudy) -> Table | None:
-    """One row per recipe of operands: the errors of its products in their parts, and the loss they predict; None without."""
+    """One row per metered format and product: errors in their parts, and the loss they predict; None without."""
     rows = [(label, parts) for label in study.labels if (parts := parts_of(study.of(label)))]
     if not rows:
         return None
@@ -176,11 +176,11 @@ def product_table(study: PrecisionStudy) -> Table | None:
     ranks = "" if found is None else f"; rank correlation of predicted and measured gap {found:+.2f}"
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False,
-        caption="bias, dead, noise: % of the squared norm of each product, all layers together, median over steps and seeds; "
+        caption="bias, dead, noise: % of the squared norm, all layers together, median over steps and seeds; "
         "predicted: rise of the loss by forward rounding up to step 100, to first order; gap: of the training loss to full "
         f"precision's in the last epoch{ranks}",
     )  # fmt: skip
-    for name in ("recipe", "product"):
+    for name in ("format", "of"):
         table.add_column(name, no_wrap=True)
     for name in ("q", "bias", "dead", "noise", "predicted", "gap"):
         table.add_column(name, justify="right", no_wrap=True)

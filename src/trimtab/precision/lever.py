@@ -140,7 +140,7 @@ class LowPrecision:
         self.formats = self.rounding.formats
         self.matmul, self.total_steps = recipe, None if total_steps is None else whole("total_steps", total_steps, 1)
         self.operands = None if recipe is None else OperandRounding(recipe, self.rounding, oscillation)
-        if oscillation and (recipe is None or recipe.fprop.second is None):
+        if oscillation and (recipe is None or recipe["fprop"].second is None):
             raise ValueError(
                 "oscillation watches the weights that matmul rounds in the forward pass; give it such a recipe"
             )

@@ -98,16 +98,16 @@ def convolved_transposed(module: Any, x: Tensor, output_size: list[int] | None, 
     columns = y.permute(1, 0, 3, 2).flatten(1, 2)  # (N, outputs times kernel, places)
     alone = dims == 1  # an image of one row
 
-    def spans(values: tuple[int, ...], row: int) -> tuple[int, ...]:
+    def spread_over(values: tuple[int, ...], row: int) -> tuple[int, ...]:
         return (row, *values) if alone else values
 
     found = F.fold(
         columns,
-        spans(tuple(sizes), 1),
-        spans(module.kernel_size, 1),
-        dilation=spans(module.dilation, 1),
-        padding=spans(module.padding, 0),
-        stride=spans(module.stride, 1),
+        spread_over(tuple(sizes), 1),
+        spread_over(module.kernel_size, 1),
+        dilation=spread_over(module.dilation, 1),
+        padding=spread_over(module.padding, 0),
+        stride=spread_over(module.stride, 1),
     )
     found = found.squeeze(2) if alone else found
     return found.squeeze(0) if single else found

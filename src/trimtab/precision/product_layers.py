@@ -21,7 +21,7 @@ from trimtab.precision.lowering import check_dtype, convolved, convolved_transpo
 from trimtab.precision.operands import LayerOperands, OperandRounding
 from trimtab.precision.products import Lowering, QuantisedProduct
 
-_FORWARD = {kind: kind.forward for kind in LAYERS if kind is not nn.ConvTranspose3d}
+_FORWARD: dict[type[nn.Module], Any] = {kind: kind.forward for kind in LAYERS if kind is not nn.ConvTranspose3d}
 _WHY_EAGER = (
     "operands of products are rounded one by one, with numbers drawn for each, which no compiled graph can hold"
 )
@@ -95,7 +95,7 @@ class ProductLayers:
         for name, module in wanted.items():  # nothing is touched before all is found to be right
             stacked = [entry.name for entry in weights[id(module)] if entry.stack_axis is not None]
             rounding.layers += stacked if name in experts else [name]
-            module.forward = Forward(module, name, self)  # type: ignore[method-assign]
+            module.forward = Forward(module, name, self)
             self._replaced.append(module)
 
     def __len__(self) -> int:
@@ -132,7 +132,7 @@ class Forward:
     def __init__(self, module: nn.Module, name: str, products: ProductLayers) -> None:
         self.module, self.name, self.products = module, name, products
 
-    @torch.compiler.disable(reason=_WHY_EAGER)
+    @torch.compiler.disable(reason=_WHY_EAGER)  # type: ignore[no-untyped-call, untyped-decorator]
     def __call__(self, *args: Any, **given: Any) -> Any:
         """What the layer's class would compute, with its products on rounded operands."""
         module = self.module

@@ -1,4 +1,4 @@
-"""Products with rounded operands: their errors in three parts, layer by layer, and the gap of the loss they predict."""
+"""Errors of rounding in three parts, by product and layer, and the gap of the loss that they predict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ LOOKS = {
     "dead_zone": ("dead zone", Look("@s2", marker="square")),
     "grid_noise": ("grid noise", Look("@s3", marker="diamond")),
 }  # fmt: skip
-SUMMED = {"fprop": "output", "dgrad": "gradient of the input", "wgrad": "gradient of the weight"}
+MADE = {
+    "fprop": "fprop: output", "dgrad": "dgrad: gradient of the input", "wgrad": "wgrad: gradient of the weight",
+    "gradients": "gradients, rounded",
+}  # fmt: skip
 """What each product makes."""
 
 
@@ -42,8 +45,8 @@ def _parts_figure(rows: Sequence[tuple[str, str, tuple[float | None, ...]]]) -> 
         traces.append(dots(name, look, values, places, "%{fullData.name}: %{x:.3g} %", size=9))
     return Figure(
         "products-parts",
-        "Squared error of each product in parts of its squared norm, all layers together: median over the metered steps, then "
-        "seeds.",
+        "Squared error of each product, or of the gradients, in parts of its squared norm, all layers together: median "
+        "over the metered steps, then seeds.",
         {"": traces},
         {"xaxis": {"title": {"text": "% of the squared norm"}, "rangemode": "tozero"},
          "yaxis": {"tickvals": places, "ticktext": [plain(f"{label}, {kind}") for label, kind, _ in rows],
@@ -79,7 +82,7 @@ def _prediction_figure(found: Sequence[Predicted], looks: Mapping[str, Look]) ->
 def _layers(runs: Sequence[FormatRun]) -> dict[tuple[str, str], list[ProductError]]:
     found: dict[tuple[str, str], list[ProductError]] = {}
     for run in runs:
-        for one in run.products:
+        for one in run.errors:
             found.setdefault((one.kind, one.layer), []).append(one)
     return found
 
@@ -118,7 +121,7 @@ def carrier(runs: Sequence[FormatRun]) -> str:
 
 
 def products_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Section | None:
-    """Errors of products in parts, what they predict, and the layers in numbers; None where no products were metered."""
+    """Errors in parts, what they predict, and the layers in numbers; None where nothing was metered."""
     rows = [(label, kind, parts) for label in study.labels for kind, parts in parts_of(study.of(label)).items()]
     if not rows:
         return None
@@ -126,7 +129,7 @@ def products_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Sectio
     lines = [
         [
             Cell(label, look=looks[label]),
-            Cell(f"{kind}: {SUMMED[kind]}"),
+            Cell(MADE[kind]),
             number(parts[0], 4),
             *map(_percent, parts[1:]),
         ]
@@ -134,12 +137,12 @@ def products_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Sectio
     ]
     tables = [
         Table(
-            "products", "Products of rounded operands in numbers",
-            ["recipe", "product", "q", "scale bias, %", "dead zone, %", "grid noise, %"], lines,
+            "products", "Errors in parts in numbers",
+            ["format", "product", "q", "scale bias, %", "dead zone, %", "grid noise, %"], lines,
         ),
         Table(
             "products-prediction", "Predicted and measured gap of the loss",
-            ["recipe", "predicted", "squared error of the products, %", "measured", "layer that raises it most"],
+            ["format", "predicted", "squared error up to step 100, %", "measured", "layer that raises it most"],
             [
                 [
                     Cell(one.label, look=looks[one.label]), _gap(one.gap),
@@ -150,26 +153,26 @@ def products_section(study: PrecisionStudy, looks: Mapping[str, Look]) -> Sectio
             ],
         ),
         Table(
-            "products-layers", "Products and operands, layer by layer: medians over the metered steps, then seeds",
-            ["recipe", "product or operand", "layer", "q", "scale bias, %", "dead zone, %", "grid noise, %", "oscillating, %",
+            "products-layers", "Layer by layer: medians over the metered steps, then seeds",
+            ["format", "product or operand", "layer", "q", "scale bias, %", "dead zone, %", "grid noise, %", "oscillating, %",
              "rise of the loss"],
             [row for label in study.labels for row in _layer_rows(label, study.of(label))], folded=True,
         ),
     ]  # fmt: skip
     sentences = [
-        "A recipe rounds the operands of a layer's three products, and each is held against the product of operands that are "
-        "not rounded. Scale bias: what survives is too small or too large as a whole. Dead zone: what became zero. Grid noise: "
-        "the rest. The three add up to the squared error."
+        "Rounded gradients are held against those before; products of rounded operands, as a recipe has them, against the "
+        "product of operands that are not rounded. Scale bias: what survives is too small or too large as a whole. Dead zone: "
+        "what became zero. Grid noise: the rest. The three add up to the squared error."
     ]
     for words, rank in (
         ("predicted rise of the loss", agreement(found, lambda one: one.gap)),
-        ("products' squared error", agreement(found, lambda one: one.error)),
+        ("squared error", agreement(found, lambda one: one.error)),
     ):
         if rank is not None:
             signed = f"{rank:+.2f}".replace("-", "\N{MINUS SIGN}")
             sentences.append(f"Rank correlation of the {words} early on with the measured gap: {signed}.")
     figure = _prediction_figure(found, looks)
     return Section(
-        "products", "Products of rounded operands", sentences,
+        "products", "Errors in three parts, and the loss they predict", sentences,
         [_parts_figure(rows), *([] if figure is None else [figure])], tables,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whether what the meter says early tells how a run ends: predicted against measured gap of the loss, over recipes."""
+"""Whether what the meter says early tells how a run ends: predicted against measured gap of the loss, over formats."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimtab.precision.operands import RESULTS
 from trimtab.studies.precision.conclusions import last_loss, paired
-from trimtab.studies.precision.products import PARTS
+from trimtab.studies.precision.products import PARTS, WHOLE
 from trimtab.studies.precision.records import FormatRun, PrecisionStudy
 from trimtab.studies.precision.variants import BASELINE
 from trimtab.studies.statistics import Estimate, estimate
@@ -21,12 +20,13 @@ LEAST = 4
 
 @dataclass(frozen=True)
 class Predicted:
-    """One label whose products were metered.
+    """One metered label.
 
     Attributes:
         label: its name.
-        gap: the predicted rise of the loss early in the runs, to first order, by forward rounding.
-        error: squared error of the products over their squared norm, early in the runs.
+        gap: the predicted rise of the loss early in the runs, to first order, by forward rounding; None where no products are
+            rounded.
+        error: squared error of the products, or gradients, over their squared norm, early in the runs.
         measured: training loss of the last epoch minus that of full precision with the same seed.
     """
 
@@ -42,11 +42,11 @@ def _over_seeds(runs: Sequence[FormatRun], pick: Callable[[FormatRun], float | N
 
 
 def predictions(study: PrecisionStudy) -> list[Predicted]:
-    """Labels with metered products, in the study's order."""
+    """The metered labels, in the study's order."""
     found = []
     for label in study.labels:
         runs = study.of(label)
-        if label != BASELINE and any(run.products for run in runs):
+        if label != BASELINE and any(run.errors for run in runs):
             gap = _over_seeds(runs, lambda run: run.early_gap)
             error = _over_seeds(runs, lambda run: run.early_error)
             found.append(Predicted(label, gap, error, paired(study, label, BASELINE, last_loss)))
@@ -54,10 +54,10 @@ def predictions(study: PrecisionStudy) -> list[Predicted]:
 
 
 def parts_of(runs: Sequence[FormatRun]) -> dict[str, tuple[float | None, ...]]:
-    """By product, all layers together: q, scale bias, dead zone, grid noise; medians over the seeds, none where not metered."""
+    """By product, or of the gradients, all layers together: q, scale bias, dead zone, grid noise; medians over the seeds."""
     found: dict[str, tuple[float | None, ...]] = {}
-    for kind in RESULTS:
-        own = [one for run in runs for one in run.products if one.kind == kind and one.layer == GLOBAL]
+    for kind in WHOLE:
+        own = [one for run in runs for one in run.errors if one.kind == kind and one.layer == GLOBAL]
         if own:
             found[kind] = tuple(middle([getattr(one, name) for one in own]) for name in ("q", *PARTS))
     return found

@@ -1,4 +1,4 @@
-"""What rounding did to the products of layers and to their operands, layer by layer, and early in a run."""
+"""What rounding did to gradients, or to the products of layers and their operands: layer by layer, and early in a run."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from trimtab.tables.rows import GLOBAL
 
 PARTS = ("scale_bias", "dead_zone", "grid_noise")
 """The parts of a squared error, which add up to it."""
+WHOLE = (*RESULTS, "gradients")
+"""Kinds that stand for a run: its products, or the gradients that it rounds."""
 COLUMNS = ("projection", *PARTS, "oscillating", "loss_gap")
 EARLY = 100
 """Steps from which a run's end is predicted [ours]."""
 
 
 class ProductError(Record):
-    """One product of one layer, or one operand of it; medians over the metered steps."""
+    """One product of one layer, one operand of it, or its rounded gradient; medians over the metered steps."""
 
-    kind: str = Field(description="fprop, dgrad or wgrad: the product itself; with a second word the operand")
+    kind: str = Field(description="fprop, dgrad, wgrad: the product itself, with a second word the operand; gradients")
     layer: str = Field(description="(global): all layers together")
     q: float | None = Field(description="projection of the rounded on the exact one")
     scale_bias: float | None = Field(
@@ -48,7 +50,7 @@ def _middle(values: Matrix) -> float | None:
 
 
 def product_errors(columns: Mapping[str, Any]) -> list[ProductError]:
-    """A meter's rows on products and operands, by kind and layer, all layers together last of each kind.
+    """A meter's rows on products, operands and gradients, by kind and layer, all layers together last of each kind.
 
     Args:
         columns: `ShrinkageMeter.table()`, column by column.
@@ -56,7 +58,7 @@ def product_errors(columns: Mapping[str, Any]) -> list[ProductError]:
     if not set(COLUMNS) <= columns.keys():
         return []  # rows of earlier versions
     found = []
-    for kind in (*RESULTS, *KINDS.values()):
+    for kind in (*WHOLE, *KINDS.values()):
         own = tracked(columns, kind, COLUMNS)
         if own is None:
             continue
@@ -70,13 +72,14 @@ def product_errors(columns: Mapping[str, Any]) -> list[ProductError]:
 def early(columns: Mapping[str, Any], before: int = EARLY) -> tuple[float | None, float | None]:
     """Medians over the metered steps up to `before`: the predicted gap of the loss, and the products' squared error.
 
-    The error is the mean over fprop, dgrad and wgrad of the squared error over the squared norm, all layers together.
+    The error is the mean over fprop, dgrad and wgrad of the squared error over the squared norm, all layers together; that of
+    the gradients where they are what is rounded.
     """
     if not set(COLUMNS) <= columns.keys():
         return None, None
     gap: float | None = None
     errors = []
-    for kind in RESULTS:
+    for kind in WHOLE:
         own = tracked(columns, kind, (*PARTS, "loss_gap"))
         if own is None:
             continue

@@ -86,12 +86,15 @@ class FormatRun(Setting):
     test_accuracy: float | None
     test_loss: float | None
     shrinkage: ShrinkageCurves | None = Field(description="null where nothing was rounded or metered")
-    products: list[ProductError] = Field(default=[], description="of runs whose products have rounded operands")
+    errors: list[ProductError] = Field(
+        default=[], description="of a metered run: by product, operand or kind, and layer"
+    )
     early_gap: float | None = Field(
         default=None, description="rise of the loss by forward rounding, to first order; median up to step 100"
     )
     early_error: float | None = Field(
-        default=None, description="squared error of the products over their squared norm; median up to step 100"
+        default=None,
+        description="squared error of products, or gradients, over the squared norm; median up to step 100",
     )
 
     @model_validator(mode="before")
@@ -130,7 +133,7 @@ class PrecisionStudy(Document):
 
     def records(self) -> list[dict[str, Any]]:
         """One per run, with the fields of `FormatRun` but for the curves."""
-        return [run.model_dump(exclude={"shrinkage", "train_loss", "products"}) for run in self.runs]
+        return [run.model_dump(exclude={"shrinkage", "train_loss", "errors"}) for run in self.runs]
 
     def to_pandas(self) -> Any:
         """`records()` as a pandas frame; ImportError where pandas (extra `frames`) is not installed."""
@@ -328,7 +331,7 @@ def format_run(folder: RunFolder, root: Path, rate: float) -> FormatRun:
         test_accuracy=tested.get("accuracy"),
         test_loss=tested.get("loss"),
         shrinkage=shrinkage_curves(columns) if columns else None,
-        products=product_errors(columns),
+        errors=product_errors(columns),
         early_gap=early_gap,
         early_error=early_error,
     )

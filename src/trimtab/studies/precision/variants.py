@@ -191,12 +191,11 @@ def format_variants(recipe: Recipe, study: FormatStudy, seeds: Sequence[int]) ->
     for name in study.formats:
         own: list[dict[str, object]] = [{"precision.matmul": name}]
         if not is_recipe(name):
-            own = [
-                {f"precision.{tensor}": name for tensor in study.tensors}
-                | {"precision.rounding": rounding, "precision.scaling": scaling}
-                | ({"precision.compensate": "global"} if compensate else {})
-                for rounding, scaling, compensate in ways
-            ]
+            own = []
+            for rounding, scaling, compensate in ways:
+                given: dict[str, object] = {f"precision.{tensor}": name for tensor in study.tensors}
+                given |= {"precision.rounding": rounding, "precision.scaling": scaling}
+                own.append(given | ({"precision.compensate": "global"} if compensate else {}))
         choices += itertools.product(own, study.steps)
     found = []
     for seed in seeds:
