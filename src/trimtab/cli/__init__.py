@@ -21,7 +21,7 @@ COMMANDS = {
     "train": "train one recipe into a run folder",
     "compare": "train and prune several methods over several seeds, then report",
     "tune": "choose a method's setting on the validation split",
-    "prune": "prune a finished run at many sparsities and measure what is left",
+    "prune": "prune a finished run, or a language model; measure what is left",
     "gradients": "how the gradients of tracked runs went: a summary and figures",
     "precision": "train in several number formats; what rounding does to each layer",
     "curvature": "how curved the loss is around finished networks, dense and pruned",

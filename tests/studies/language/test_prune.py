@@ -283,7 +283,7 @@ def damaged(folder: Path, what: str) -> None:
     [
         ("code", "asks to run Python code of the folder"),
         ("quantised", "is quantised"),
-        ("kind", "could not be read as a causal language model"),
+        ("kind", "says model_type 'vit', which is no causal language model"),
         ("json", "config.json is damaged"),
         ("pickle", "holds no .safetensors file; pickled weights can run code"),
         ("weights", "could not be read"),

@@ -83,6 +83,20 @@ def _check_folder(folder: Path, *, trust_code: bool) -> None:
         )
 
 
+def _check_kind(folder: Path) -> None:
+    """Refuse a kind that transformers does not know as a causal language model; one with code of its own may be any."""
+    from transformers import __version__
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = read_json_mapping(folder / "config.json")
+    kind = config.get("model_type")
+    if CODE not in config and kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(
+            f"{folder / 'config.json'} says model_type {kind!r}, which is no causal language model of transformers "
+            f"{__version__}"
+        )
+
+
 def load_language_model(folder: Path | str, *, trust_code: bool = False) -> LanguageModel:
     """Read a causal language model and its tokenizer from a local folder, in the number format it was saved in.
 
@@ -102,6 +116,7 @@ def load_language_model(folder: Path | str, *, trust_code: bool = False) -> Lang
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise ImportError("language models need transformers: pip install 'trimtab[transformers]'") from error
+    _check_kind(folder)
     how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_code}
     with _quietly():
         with named(folder, "could not be read as a causal language model"):
