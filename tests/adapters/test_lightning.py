@@ -309,6 +309,29 @@ def test_masks_are_kept(modules, tmp_path):
     assert all(bool((module.get_parameter(name)[~mask] == 0).all()) for name, mask in pruned.masks.items())
 
 
+@pytest.mark.parametrize("given", ["masks", "zeros"])
+def test_masks_are_an_argument_of_the_callback(modules, tmp_path, given):
+    module = modules.Automatic()
+    pruned = trimtab.pruning.one_shot(module, 0.5)
+    masks = pruned.masks if given == "masks" else "zeros"
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    trainer(tmp_path, callback(trimtab.penalties.L1(1e-3), masks=masks)).fit(module)
+    assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    for name, mask in pruned.masks.items():
+        assert torch.equal(module.get_parameter(name) != 0, mask), name
+
+
+def test_masks_that_do_not_fit_are_refused_before_training(modules, tmp_path):
+    with pytest.raises(ValueError, match="masks must be masks by name, or 'zeros', got 'own'"):
+        callback(masks="own")
+    module = modules.Automatic()
+    with pytest.raises(ValueError, match="belong to no parameter of the optimizer: 'nothing'"):
+        trainer(tmp_path, callback(masks={"nothing": torch.ones(2, dtype=torch.bool)})).fit(module)
+    with pytest.raises(ValueError, match="holds a zero"):
+        trainer(tmp_path, callback(masks="zeros")).fit(module)
+    assert_same(module.net, network())
+
+
 def test_example_in_the_docstring():
     module = importlib.import_module("trimtab.adapters.lightning")
     result = doctest.testmod(module, globs={**vars(module)})
