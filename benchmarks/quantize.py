@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from harness import interleaved, peak_extra_bytes, record
 
-from trimtab.precision import MX, PerTensor, quantize
+from trimtab.precision import MX, NVFP4, Hadamard, PerTensor, quantize
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -41,6 +41,10 @@ def variants(x: torch.Tensor, qtorch: Any, torchao: Any, *, barred: bool) -> Cal
         "fp16": lambda: quantize(x, "fp16"),
         "per tensor": lambda: quantize(x, "e2m1", scaling=PerTensor()),
         "MX": lambda: quantize(x, "e2m1", scaling=MX()),
+        "NVFP4": lambda: quantize(x, "e2m1", scaling=NVFP4()),
+        "four over six": lambda: quantize(x, "e2m1", scaling=NVFP4(four_over_six=True)),
+        "MX stochastic": lambda: quantize(x, "e2m1", "stochastic", scaling=MX(unbiased=True), generator=generator),
+        "Hadamard 128": lambda: Hadamard(128)(x[: x.numel() // 128 * 128]),
         "torch bf16 cast": lambda: x.bfloat16().float(),
         "torch e4m3 cast": lambda: x.to(torch.float8_e4m3fn).float(),
         "ml_dtypes e4m3": lambda: x.numpy().astype(ml_dtypes.float8_e4m3fn).astype(np.float32),
@@ -53,7 +57,8 @@ def variants(x: torch.Tensor, qtorch: Any, torchao: Any, *, barred: bool) -> Cal
         # qtorch rounds ties away from zero; a normal variable in float32 seldom hits one
         assert float((calls["qtorch nearest"]() == calls["nearest"]()).float().mean()) > 0.999
     if barred:
-        return {name: call for name, call in calls.items() if name.removeprefix("qtorch ") in ("nearest", "stochastic")}
+        barred_names = ("nearest", "stochastic", "MX", "NVFP4")
+        return {name: call for name, call in calls.items() if name.removeprefix("qtorch ") in barred_names}
     if torchao is not None:
         rows = x[: x.numel() // 32 * 32].view(-1, 32)
         calls["torchao MX"] = lambda: torchao.MXTensor.to_mx(rows, torch.float4_e2m1fn_x2, 32).dequantize(torch.float32)
@@ -79,6 +84,11 @@ def measure(
         ("nearest", "torch e4m3 cast", None),
         ("bf16", "torch bf16 cast", None),
         ("MX", "torchao MX", None),
+        ("stochastic", "nearest", 2.0),
+        ("MX stochastic", "MX", 2.0),
+        ("NVFP4", "MX", 1.5),
+        ("four over six", "NVFP4", None),
+        ("Hadamard 128", "nearest", None),
     ):
         if theirs not in nanoseconds or ours not in nanoseconds:
             continue

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trimtab.checks import non_negative, positive, whole
 from trimtab.collectives import local_part
-from trimtab.precision.code_book import Codes, check_block, decode, encode
+from trimtab.precision.code_book import Coder, Codes, check_block, decode, encode
 
 MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 """Whether each has a sign."""
@@ -68,9 +68,10 @@ class AdamW8bit(torch.optim.Optimizer):
             "min_size": whole("min_size", min_size, 1), "floor": floor,
         }  # fmt: skip
         super().__init__(params, defaults)
+        self._coders: dict[tuple[Any, ...], tuple[list[Coder], list[Tensor]]] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step, parameter by parameter."""
         loss = None
         if closure is not None:
@@ -85,20 +86,56 @@ class AdamW8bit(torch.optim.Optimizer):
     def _step(self, group: dict[str, Any], parameter: Tensor) -> None:
         if parameter.grad is None or parameter.grad.is_sparse or parameter.is_complex():
             raise TypeError(f"AdamW8bit takes dense gradients of real parameters, got one of {parameter.dtype}")
-        weight, gradient = local_part(parameter), local_part(parameter.grad).float()
+        weight, gradient = local_part(parameter), local_part(parameter.grad)
         state = self.state[parameter]
         state["step"] = state.get("step", 0) + 1
-        (beta1, beta2), t = group["betas"], int(state["step"])
-        first, second = (self._read(group, parameter, name) for name in MOMENTS)
-        first.lerp_(gradient, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        below = second.sqrt().div_(math.sqrt(1 - beta2**t)).add_(group["eps"])
-        moved = weight.float()  # the weight itself where it is float32
-        moved.mul_(1 - group["lr"] * group["weight_decay"]).addcdiv_(first, below, value=-group["lr"] / (1 - beta1**t))
-        if moved is not weight:
-            weight.copy_(moved)
-        for name, moment in zip(MOMENTS, (first, second), strict=True):
-            self._write(group, parameter, name, moment)
+        flat, slopes = weight.reshape(-1), gradient.reshape(-1)
+        if parameter.numel() < group["min_size"]:
+            moments = [self._read(group, parameter, name).view(-1) for name in MOMENTS]
+            self._update(group, state["step"], flat, slopes, *moments)
+            state.update({name: moment.view(weight.shape) for name, moment in zip(MOMENTS, moments, strict=True)})
+        else:
+            self._update_codes(group, state, flat, slopes)
+        if flat.data_ptr() != weight.data_ptr():  # a layout without a flat view
+            weight.copy_(flat.view(weight.shape))
+
+    def _update_codes(self, group: dict[str, Any], state: dict[str, Any], flat: Tensor, slopes: Tensor) -> None:
+        """A stretch after the other, so that its numbers stay in the processor's cache between decoding and encoding."""
+        block, device = group["block"], flat.device
+        key = (device, block, group["floor"])
+        if key not in self._coders:
+            pair = [
+                Coder(block=block, signed=signed, floor=group["floor"], device=device) for signed in MOMENTS.values()
+            ]
+            self._coders[key] = (pair, [torch.empty(pair[0].size, device=device) for _ in MOMENTS])
+        coders, buffers = self._coders[key]
+        for name in MOMENTS:
+            if name not in state:
+                state[name] = torch.zeros(len(flat), dtype=torch.uint8, device=device)
+                state[f"{name}_absmax"] = torch.zeros(-(-len(flat) // block), device=device)
+        for start in range(0, len(flat), coders[0].size):
+            part = slice(start, min(start + coders[0].size, len(flat)))
+            first = slice(start // block, -(-part.stop // block))
+            here = [buffer[: part.stop - start] for buffer in buffers]
+            kept = [(state[name][part], state[f"{name}_absmax"][first]) for name in MOMENTS]
+            for coder, (codes, absmax), moment in zip(coders, kept, here, strict=True):
+                coder.decode(codes, absmax, moment)
+            self._update(group, state["step"], flat[part], slopes[part], *here)
+            for coder, (codes, absmax), moment in zip(coders, kept, here, strict=True):
+                coder.encode(moment, codes, absmax)
+
+    @staticmethod
+    def _update(group: dict[str, Any], step: int, flat: Tensor, slopes: Tensor, first: Tensor, second: Tensor) -> None:
+        """The formula, in float32."""
+        (beta1, beta2), lr = group["betas"], float(group["lr"])
+        slopes = slopes.float()
+        first.lerp_(slopes, 1 - beta1)
+        second.mul_(beta2).addcmul_(slopes, slopes, value=1 - beta2)
+        below = second.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        moved = flat.float()  # the weight itself where it is float32
+        moved.mul_(1 - lr * group["weight_decay"]).addcdiv_(first, below, value=-lr / (1 - beta1**step))
+        if moved is not flat:
+            flat.copy_(moved)
 
     def _read(self, group: dict[str, Any], parameter: Tensor, name: str) -> Tensor:
         """The moment in float32; zeros before the first step."""

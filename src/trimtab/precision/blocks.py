@@ -60,7 +60,7 @@ class Block(Scaling):
             raise ValueError(f"{self!r} makes tiles of two dimensions, got a tensor of shape {tuple(x.shape)}")
         lines = x.movedim([-2 if dim == x.ndim - 1 else -1, dim], [-2, -1])
         if lines.shape[-2] % self.rows == 0 and lines.shape[-2]:
-            return lines.unflatten(-2, (-1, self.rows))
+            return torch.unflatten(lines, -2, (-1, self.rows))
         return lines if x.ndim > 2 else lines.unsqueeze(0)
 
     def pads(self, lines: Tensor) -> bool:
@@ -73,7 +73,7 @@ class Block(Scaling):
         if high or wide:
             lines = F.pad(lines, (0, wide, 0, high))
         if self.rows > 1:
-            tiles = lines.unflatten(-1, (-1, self.size)).unflatten(-3, (-1, self.rows))
+            tiles = torch.unflatten(torch.unflatten(lines, -1, (-1, self.size)), -3, (-1, self.rows))
             lines = tiles.transpose(-3, -2)
         return lines.reshape(-1, self.rows * self.size)
 

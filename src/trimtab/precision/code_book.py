@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.checks import one_of, whole
 
 Map = Literal["dynamic", "linear"]
+CHUNK_CPU, CHUNK_GPU = 1 << 17, 1 << 22
 _CELLS = 1 << 16
 
 
@@ -60,13 +61,15 @@ def code_book(name: Map = "dynamic", bits: int = 8, *, signed: bool = True) -> T
 
 
 @functools.cache
-def _cells(name: Map, bits: int, *, signed: bool) -> tuple[Tensor, Tensor]:
+def _cells(name: Map, bits: int, *, signed: bool, floor: bool) -> tuple[Tensor, Tensor]:
     """For each upper half of a float32 its lowest number's code, and the bound above which the next one begins.
 
     Bounds lie further apart than numbers that share an upper half, so that one comparison finds the code.
     """
     book = code_book(name, bits, signed=signed)
     bounds = (book[1:].double() + book[:-1].double()).div_(2).float()
+    if floor:  # what lies above 0 is not nearer to it than to the next
+        bounds[int((book == 0).nonzero()[-1])] = 0.0
     pattern = torch.arange(_CELLS, dtype=torch.int64)
     ends = [(pattern << 16 | low).to(torch.int32).view(torch.float32) for low in (0, 0xFFFF)]
     lowest, highest = torch.minimum(*ends), torch.maximum(*ends)
@@ -109,30 +112,17 @@ def encode(
         tensor([ 1.0000, -0.5008,  0.0000])
     """
     check_block(block)
-    book = code_book(name, bits, signed=signed).to(x.device)
-    flat = x.detach().reshape(-1).float()
-    short = -len(flat) % block
-    blocks = torch.nn.functional.pad(flat, (0, short)).view(-1, block)
-    low, high = blocks.amin(1), blocks.amax(1)
-    if not signed and bool((low < 0).any()):
-        raise ValueError(f"unsigned codes are of numbers from 0 on, got {float(low.min()):g}")
-    absmax = torch.maximum(low.neg(), high)
-    absmax = absmax + (absmax - absmax)  # NaN where it is no number
-    scaled = blocks / torch.where(absmax > 0, absmax, 1.0)[:, None]
-    if rounding == "nearest":
-        table, following = (each.to(x.device) for each in _cells(name, bits, signed=signed))
-        cell = (scaled.view(torch.int32) >> 16).bitwise_and_(0xFFFF).view(-1)
-        codes = table.index_select(0, cell)
-        codes += scaled.view(-1) > following.index_select(0, cell)
-    else:
-        at = torch.bucketize(scaled.nan_to_num(0.0).view(-1), book, right=True).clamp_(1, len(book) - 1)
-        below, above = book[at - 1], book[at]
-        uniform = torch.rand(scaled.shape, generator=generator, device=x.device).view(-1)
-        codes = (at - (uniform * (above - below) >= scaled.view(-1) - below).long()).to(torch.uint8)
-    if floor:
-        zero = int((book == 0).nonzero()[0])
-        codes += (codes == zero) & (scaled.view(-1) > 0)
-    return Codes(codes[: len(flat)].clone() if short else codes, absmax)
+    flat = x.detach().reshape(-1)
+    codes = torch.empty(len(flat), dtype=torch.uint8, device=x.device)
+    absmax = torch.empty(-(-len(flat) // block), dtype=torch.float32, device=x.device)
+    coder = Coder(name, bits, block, signed=signed, floor=floor, stochastic=rounding == "stochastic", device=x.device)
+    for start in range(0, len(flat), coder.size):
+        part = flat[start : start + coder.size]
+        first = start // block
+        coder.encode(part, codes[start : start + coder.size], absmax[first : first + -(-len(part) // block)], generator)
+    if not signed and bool((absmax < 0).any()):
+        raise ValueError(f"unsigned codes are of numbers from 0 on, got {float(absmax.min()):g}")
+    return Codes(codes, absmax)
 
 
 @torch.no_grad()
@@ -140,13 +130,87 @@ def decode(
     codes: Codes, shape: tuple[int, ...], name: Map = "dynamic", bits: int = 8, block: int = 256, *, signed: bool = True
 ) -> Tensor:
     """The numbers: entry times largest magnitude; float32 of the shape given."""
-    book = code_book(name, bits, signed=signed).to(codes.codes.device)
-    flat = book.index_select(0, codes.codes.int())
-    full = len(flat) // block * block
-    flat[:full].view(-1, block).mul_(codes.absmax[: full // block, None])
-    if full < len(flat):
-        flat[full:].mul_(codes.absmax[-1])
+    coder = Coder(name, bits, block, signed=signed, device=codes.codes.device)
+    flat = torch.empty(len(codes.codes), dtype=torch.float32, device=codes.codes.device)
+    for start in range(0, len(flat), coder.size):
+        first = start // block
+        coder.decode(codes.codes[start : start + coder.size], codes.absmax[first:], flat[start : start + coder.size])
     return flat.view(shape)
+
+
+class Coder:
+    """Encodes and decodes stretches of at most `size` numbers with buffers that stay in a processor's cache.
+
+    Args:
+        name, bits, block, signed, floor: as for `encode`.
+        stochastic: whether codes are drawn.
+        device: of the numbers.
+    """
+
+    def __init__(
+        self, name: Map = "dynamic", bits: int = 8, block: int = 256, *, signed: bool = True, floor: bool = False,
+        stochastic: bool = False, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.block, self.signed, self.floor, self.stochastic = block, signed, floor, stochastic
+        self.size = max((CHUNK_CPU if torch.device(device).type == "cpu" else CHUNK_GPU) // block, 1) * block
+        self.book = code_book(name, bits, signed=signed).to(device)
+        self.cells, self.bounds = (each.to(device) for each in _cells(name, bits, signed=signed, floor=floor))
+        self._floats: dict[int, Tensor] = {}
+        self._whole: dict[int, Tensor] = {}
+        self._bytes: dict[int, Tensor] = {}
+        self._device = device
+
+    def _buffer(self, kept: dict[int, Tensor], place: int, count: int, dtype: torch.dtype) -> Tensor:
+        if place not in kept or len(kept[place]) < count:
+            kept[place] = torch.empty(max(count, min(self.size, 1024)), dtype=dtype, device=self._device)
+        return kept[place][:count]
+
+    def encode(self, x: Tensor, codes: Tensor, absmax: Tensor, generator: torch.Generator | None = None) -> None:
+        """One stretch into codes and largest magnitudes; an unsigned block with a negative number gets a negative one."""
+        count = len(absmax) * self.block
+        if len(x) < count or x.dtype != torch.float32 or not x.is_contiguous():
+            wide = self._buffer(self._floats, 0, count, torch.float32)
+            wide[: len(x)].copy_(x)
+            wide[len(x) :] = 0
+            x = wide
+        blocks = x.view(-1, self.block)
+        high = blocks.amax(1)
+        low = blocks.amin(1)
+        torch.maximum(low.neg(), high, out=absmax)
+        absmax.add_(absmax - absmax)  # NaN where it is no number
+        if not self.signed:
+            absmax.copy_(torch.where(low < 0, low, absmax))
+        scaled = self._buffer(self._floats, 1, count, torch.float32)
+        torch.div(blocks, torch.where(absmax > 0, absmax, 1.0)[:, None], out=scaled.view(blocks.shape))
+        if self.stochastic:
+            self._draw(scaled, codes, generator)
+            return
+        cell = self._buffer(self._whole, 0, count, torch.int32)
+        torch.bitwise_right_shift(scaled.view(torch.int32), 16, out=cell).bitwise_and_(0xFFFF)
+        above = torch.index_select(self.bounds, 0, cell, out=self._buffer(self._floats, 2, count, torch.float32))
+        found = self._buffer(self._bytes, 0, count, torch.uint8)
+        torch.index_select(self.cells, 0, cell, out=found)
+        following = torch.gt(scaled, above, out=self._buffer(self._bytes, 1, count, torch.uint8))
+        torch.add(found[: len(codes)], following[: len(codes)], out=codes)
+
+    def _draw(self, scaled: Tensor, codes: Tensor, generator: torch.Generator | None) -> None:
+        at = torch.bucketize(scaled.nan_to_num(0.0), self.book, right=True).clamp_(1, len(self.book) - 1)
+        below, above = self.book[at - 1], self.book[at]
+        uniform = torch.rand(scaled.shape, generator=generator, device=scaled.device)
+        drawn = at - (uniform * (above - below) >= scaled - below).long()
+        if self.floor:
+            zero = int((self.book == 0).nonzero()[0])
+            drawn += (drawn == zero) & (scaled > 0)
+        codes.copy_(drawn[: len(codes)])
+
+    def decode(self, codes: Tensor, absmax: Tensor, out: Tensor) -> None:
+        """Entries times largest magnitudes, into float32; `absmax` may go on."""
+        cell = self._buffer(self._whole, 0, len(codes), torch.int32).copy_(codes)
+        torch.index_select(self.book, 0, cell, out=out)
+        full = len(out) // self.block
+        out[: full * self.block].view(-1, self.block).mul_(absmax[:full, None])
+        if full * self.block < len(out):
+            out[full * self.block :].mul_(absmax[full])
 
 
 def check_block(block: int) -> int:

@@ -98,7 +98,8 @@ class MSEden(Block):
         whole = self.of_tensor(rows, format) if whole is None else whole
         rounder = Rounder(format, "nearest", "saturate", None, dtype, rows.device, max(CHUNK, self.size))
         parts = [
-            self._of_part(part, format, whole, rounder, generator) for part in rows.split(max(CHUNK // self.size, 1))
+            self._of_part(part, format, whole, rounder, generator)
+            for part in torch.split(rows, max(CHUNK // self.size, 1))
         ]
         both = [torch.cat(each) for each in zip(*parts, strict=True)]
         decode, encode = (each.repeat_interleave(self.block, 1).to(dtype) for each in both)
@@ -114,6 +115,7 @@ class MSEden(Block):
             "nearest",
         )
         scales = decoded(stored, whole, rounder.dtype)
+        assert scales.encode is not None
         exact = blocks.to(rounder.dtype) * scales.encode
         rounded = torch.empty_like(exact)
         rounder(exact, rounded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -89,7 +90,7 @@ def freeze_codes(
     model: nn.Module,
     format: str | Format = "int4",
     group: int | None = None,
-    exclude: tuple[str, ...] = (),
+    exclude: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """Replace the linear layers of `model` by `FrozenCodes`, in place.
 

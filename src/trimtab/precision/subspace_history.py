@@ -83,7 +83,8 @@ class SubspaceHistory:
         _, sizes, directions = torch.linalg.svd(centred, full_matrices=False)
         share = sizes.square().cumsum(0) / sizes.square().sum()
         rank = int((share < self.keep * (1 - 1e-6)).sum()) + 1
-        return directions[: rank if bool(sizes[0] > 0) else 0].T.contiguous()
+        kept: Tensor = directions[: rank if bool(sizes[0] > 0) else 0].T.contiguous()
+        return kept
 
     def rank(self, name: str) -> int | None:
         """How many directions are kept; None before the first are found."""

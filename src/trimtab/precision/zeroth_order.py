@@ -84,7 +84,7 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
             raise TypeError(f"subspace must be a SubspaceHistory or None, got {subspace!r}")
         self.model = scales if isinstance(scales, nn.Module) else None
         if isinstance(scales, nn.Module):
-            own = [
+            own: list[tuple[str, Tensor]] = [
                 (f"{name}.scales".lstrip("."), m.scales)
                 for name, m in scales.named_modules()
                 if isinstance(m, FrozenCodes)
@@ -94,7 +94,9 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
                     f"{type(scales).__name__} has no FrozenCodes; make them with trimtab.precision.freeze_codes"
                 )
             known = {id(scale) for _, scale in own}
-            rest = [(n, p) for n, p in scales.named_parameters() if id(p) not in known and p.requires_grad]
+            rest: list[tuple[str, Tensor]] = [
+                (n, p) for n, p in scales.named_parameters() if id(p) not in known and p.requires_grad
+            ]
         else:
             if unquantized == "mezo":
                 raise ValueError("unquantized='mezo' is about the other parameters of a model; give the model")
