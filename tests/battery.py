@@ -26,7 +26,7 @@ from trimtab.curricula import STAGES, CurriculumSampler, Linear, weighted_cross_
 from trimtab.levers import attach
 from trimtab.medclm.building import DataSetFolder
 from trimtab.medclm.organs.rle import read_organs
-from trimtab.observe.curvature import Objective
+from trimtab.observe.curvature import Objective, SpectralDensity
 from trimtab.observe.landscape import random_directions
 from trimtab.parameters import Entry, select
 from trimtab.precision.randomness import Generators
@@ -857,6 +857,63 @@ def of_rewards(name: str, which: int) -> tuple[Any, Any]:
     return create(name, torch.from_numpy(rewards), groups, eps=0.1), reference.advantages(rewards, groups, 0.1)[which]
 
 
+def noprop() -> tuple[Any, Any]:
+    class Block(nn.Module):
+        def forward(self, z: Tensor, x: Tensor) -> Tensor:
+            return x
+
+    net = create("noprop", [Block(), Block()], torch.eye(3).double(), eta=0.3)
+    guess, labels = numbers(1, 4, 3), np.array([0, 2, 1, 1])
+    signal = [float(np.cos(np.pi / 2 * (noise + 0.008) / 1.008) ** 2) for noise in (1.0, 0.5)]
+    loss = net.local_loss(torch.from_numpy(guess), torch.from_numpy(labels), 1)
+    return loss, reference.noprop(guess, np.eye(3)[labels], (signal[0], signal[1]), 2, 0.3)
+
+
+def gbnn() -> tuple[Any, Any]:
+    X = numbers(1, 30, 2)
+    net = create("gbnn", stages=4, random_state=0).fit(X, X[:, 0] ** 2)
+    parts = (net.hidden_weights_, net.hidden_biases_, net.output_weights_, net.intercept_)
+    return net.predict(X), reference.perceptron(X, *parts)
+
+
+def attention_residual() -> tuple[Any, Any]:
+    mix, sources = create("attention_residual", 4).double(), numbers(1, 3, 4)
+    mix.query.data = torch.from_numpy(numbers(2, 4))
+    return mix([torch.from_numpy(one)[None] for one in sources])[0], reference.attention_residual(
+        sources, numbers(2, 4)
+    )
+
+
+def inflection_probe() -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    probe = create("inflection_probe", nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), alpha=0.3)
+    rows = probe.run(torch.randn(2, 5, 8), lambda net, batch: net(batch).square().mean())
+    given = [np.array([getattr(row, name) for row in rows]) for name in ("entropy", "activation_gradient")]
+    return [row.ski for row in rows], reference.saturation(given[0], given[1], 0.3)
+
+
+def effective_rank() -> tuple[Any, Any]:
+    net, (weight,) = layers((5, 7))
+    meter, entry = create("effective_rank"), Entry("weight", next(net.parameters()), 0)
+    entry.parameter.grad = torch.zeros_like(entry.parameter)
+    meter.before_step([entry])
+    return meter.layers()["weight"], reference.effective_rank(weight)
+
+
+def task_cosines() -> tuple[Any, Any]:
+    slopes, weight = numbers(1, 3, 6), torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    losses = [(torch.from_numpy(one) * weight).sum() for one in slopes]
+    return create("task_cosines", losses, [weight]).cosines, reference.cosines(slopes)
+
+
+def negativity() -> tuple[Any, Any]:
+    nodes, weights = np.array([-0.3, -0.01, 0.2, 5]), np.array([0.1, 0.4, 0.4, 0.1])
+    density = SpectralDensity((), (), 1.0, (tuple(nodes),), (tuple(weights),), 0, 0, 0, 0, 0, 1, 100, 0)
+    found = create("negativity", density, power=0.7)
+    return (found.ratio, found.k), reference.negativity(nodes, weights, 0.7)
+
+
 PROBES = (
     Probe("align", align),
     Probe("magnitude_invariant", magnitude_invariant),
@@ -945,6 +1002,23 @@ PROBES = (
     Probe("grad_norm_smooth", grad_norm_smooth),
     Probe("spectral_lr", lambda: (create("spectral_lr", [-1.0, 4.0], safety=0.25).lr, 0.125)),
     Probe("span_weights", span_weights),
+    Probe(
+        "pseudo_huber",
+        lambda: (
+            create("pseudo_huber", torch.from_numpy(numbers(1, 4, 5)), torch.zeros(4, 5), c=0.3),
+            reference.pseudo_huber(numbers(1, 4, 5), 0.3),
+        ),
+    ),
+    Probe(
+        "u_shaped_timestep",
+        lambda: (
+            create("u_shaped_timestep", 3.0, 0.0, 1.0).density(torch.linspace(0.0, 1.0, 7, dtype=torch.float64)),
+            reference.u_shaped(np.linspace(0, 1, 7), 3.0),
+        ),
+    ),
+    Probe("attention_residual", attention_residual),
+    Probe("noprop", noprop),
+    Probe("gbnn", gbnn),
     Probe("ppo", lambda: of_tokens("ppo", low=0.3, high=0.4)),
     Probe("gppo", lambda: of_tokens("gppo", low=0.3, high=0.4, dual=1.5)),
     Probe("drpo", drpo),
@@ -961,6 +1035,10 @@ PROBES = (
     Probe("softmax_collapse", softmax_collapse),
     Probe("activations", activations),
     Probe("attention", attention),
+    Probe("inflection_probe", inflection_probe),
+    Probe("effective_rank", effective_rank),
+    Probe("task_cosines", task_cosines),
+    Probe("negativity", negativity),
     Probe("shrinkage_meter", shrinkage_meter),
     Probe("weight_distribution", weight_distribution),
     Probe("curvature", curvature),

@@ -562,6 +562,54 @@ def g2rl(phi: Array, rewards: Array, lam: float, cap: float) -> Array:
     return np.clip(rewards * (1 + lam * rewards * novelty), -cap, cap)
 
 
+def pseudo_huber(x: Array, c: float) -> float:
+    d = x.shape[1]
+    return float(((np.sqrt((x**2).sum(1) + (c * d) ** 2) - c * d) / d).mean())
+
+
+def u_shaped(t: Array, a: float) -> Array:
+    found: Array = a * (np.exp(a * t) + np.exp(a * (1 - t))) / (2 * (np.exp(a) - 1))
+    return found
+
+
+def attention_residual(sources: Array, q: Array, eps: float = 1e-6) -> Array:
+    normed = sources / np.sqrt((sources**2).mean(1, keepdims=True) + eps)
+    w = np.exp(normed @ q)
+    found: Array = w @ sources / w.sum()
+    return found
+
+
+def noprop(guess: Array, target: Array, signal: tuple[float, float], blocks: int, eta: float) -> float:
+    before, after = (one / (1 - one) for one in signal)
+    return float(blocks / 2 * eta * (after - before) * ((guess - target) ** 2).sum(1).mean())
+
+
+def perceptron(x: Array, w: Array, b: Array, v: Array, c: float) -> Array:
+    return np.tanh(x @ w + b) @ v + c
+
+
+def saturation(entropies: Array, gradients: Array, alpha: float) -> Array:
+    h, g = entropies, np.log10(gradients)
+    found: Array = alpha * (h.max() - h) / (h.max() - h.min()) + (1 - alpha) * (g.max() - g) / (g.max() - g.min())
+    return found
+
+
+def effective_rank(w: Array) -> float:
+    s = np.linalg.svd(w, compute_uv=False)
+    return float(np.exp(-(s / s.sum() * np.log(s / s.sum())).sum()))
+
+
+def cosines(g: Array) -> Array:
+    unit = g / np.linalg.norm(g, axis=1, keepdims=True)
+    found: Array = unit @ unit.T
+    return found
+
+
+def negativity(nodes: Array, weights: Array, n: float) -> tuple[float, float]:
+    size = np.abs(nodes * weights) ** n
+    return float(abs(nodes.min() / nodes.max())), float(size[nodes < 0].sum() / size[nodes > 0].sum())
+
+
 def update_ratio(w: Array, left: Array) -> float:
     return float(np.linalg.norm(left - w) / np.linalg.norm(w))
 

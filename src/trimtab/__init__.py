@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         pruning,
         report,
         runs,
+        schemes,
         studies,
         workers,
     )
@@ -58,6 +59,7 @@ __all__ = [
     "pruning",
     "report",
     "runs",
+    "schemes",
     "studies",
     "workers",
 ]

@@ -14,7 +14,7 @@ from trimtab.lazy import at
 
 Home = Literal[
     "penalty", "transform", "wrapper", "optimizer", "solver", "after_step", "schedule", "sampler", "loss", "combiner", "policy_loss",
-    "worker", "pruning", "module", "precision", "observer", "data",
+    "worker", "pruning", "module", "scheme", "precision", "observer", "data",
 ]  # fmt: skip
 HOMES: dict[Home, str] = {
     "optimizer": "takes the step",
@@ -32,6 +32,7 @@ HOMES: dict[Home, str] = {
     "policy_loss": "is the loss of a policy, its advantage or its reward",
     "worker": "joins the gradients of many workers",
     "module": "is part of the network",
+    "scheme": "is a whole training procedure",
     "observer": "looks and changes nothing",
     "data": "makes the training set",
 }
@@ -204,6 +205,11 @@ LEVERS = index(
     Entry("gradient_difference", "worker", "trimtab.workers:GradientDifference", "private gradients from their clipped differences", "2302.03884"),
     Entry("group_clip", "worker", "trimtab.workers:GroupClip", "private gradients clipped by example and group of parameters", "2507.22565"),
     Entry("span_weights", "loss", "trimtab.curricula:SpanWeights", "cross-entropy weighted by text span", "2510.04477", card="curricula"),
+    Entry("u_shaped_timestep", "sampler", "trimtab.schemes:UShapedTimestep", "timesteps drawn more often near the two ends", "2405.20320", card="rectified-flow"),
+    Entry("pseudo_huber", "loss", "trimtab.losses:pseudo_huber", "squared near zero, a distance far from it", "2405.20320", card="rectified-flow"),
+    Entry("attention_residual", "module", "trimtab.models:AttentionResidual", "a layer's input is a learned mixture of all earlier outputs", "2603.15031"),
+    Entry("noprop", "scheme", "trimtab.schemes:NoProp", "blocks learn apart, each to take noise off the label", "2503.24322"),
+    Entry("gbnn", "scheme", "trimtab.schemes:GBNNRegressor", "hidden units of one perceptron added stage by stage", "1909.12098"),
     Entry("ppo", "policy_loss", "trimtab.losses.policy:ppo", "clipped surrogate of PPO, clip-higher and dual clip included", "1707.06347", card="policy-losses"),
     Entry("gppo", "policy_loss", "trimtab.losses.policy:gppo", "PPO's value, but clipped tokens keep a bounded gradient", "2508.07629"),
     Entry("drpo", "policy_loss", "trimtab.losses.policy:drpo", "right answers weighed by length among themselves, against the wrong ones", "2510.04474"),
@@ -221,9 +227,13 @@ LEVERS = index(
     Entry("activations", "observer", "trimtab.observe:ActivationStatistics", "largest activations, outlier and silent channels", "2208.07339", card="black-box"),
     Entry("attention", "observer", "trimtab.observe:AttentionStatistics", "greatest attention logit, norms of queries and keys", "2302.05442", card="black-box"),
     Entry("example_scores", "observer", "trimtab.observe:ExampleScores", "difficulty of every training example: EL2N, forgetting, GraNd, VoG, TracIn", "2311.16298"),
+    Entry("inflection_probe", "observer", "trimtab.observe:InflectionProbe", "layers where attention is settled and the gradient fades", "2511.00797"),
+    Entry("effective_rank", "observer", "trimtab.observe:EffectiveRank", "how many directions each weight matrix uses", "Roy 2007", card="black-box"),
+    Entry("task_cosines", "observer", "trimtab.observe:task_cosines", "whether several losses pull the shared weights the same way", "2001.06782", card="task-cosines"),
     Entry("shrinkage_meter", "observer", "trimtab.precision:ShrinkageMeter", "what rounding did to each layer: shrinkage, noise, dead entries", "2508.07142"),
     Entry("weight_distribution", "observer", "trimtab.observe:weight_distribution", "histogram and moments of weight magnitudes", "2511.14282", card="one-shot-pruning"),
     Entry("curvature", "observer", "trimtab.observe.curvature:Hessian", "products with the Hessian: eigenvalues, trace, density, sharpness", "1912.07145"),
+    Entry("negativity", "observer", "trimtab.observe.curvature:negativity", "how much of the curvature is negative, from its density", "2412.10146", card="curvature"),
     Entry("landscape", "observer", "trimtab.observe.landscape:section", "loss along filter-normalised directions", "1712.09913"),
     Entry("medclm", "data", "trimtab.medclm.building:build", "detection boxes turned into visual questions with reasoning tied to anatomy", "2510.04477", card="medclm-build"),
 )

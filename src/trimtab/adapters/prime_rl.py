@@ -15,7 +15,7 @@ from trimtab.checks import one_of
 from trimtab.losses import policy
 
 LOSSES = {"ppo": policy.ppo, "gppo": policy.gppo}
-ADVANTAGES = {"group": policy.group_advantage, "batch": policy.batch_advantage}
+ADVANTAGES: dict[str, Any] = {"group": policy.group_advantage, "batch": policy.batch_advantage}
 
 
 def loss(inputs: LossInputs, name: str = "gppo", **settings: Any) -> LossOutputs:

@@ -115,11 +115,14 @@ class PolicyTrainer(GRPOTrainer):  # type: ignore[misc]
     def _joined(self, each: Tensor, mask: Tensor, inputs: dict[str, Any], mode: str) -> Tensor:
         """As TRL joins tokens, over accumulated parts and processes."""
         parts = self.current_gradient_accumulation_steps if mode == "train" else 1.0
+        found: Tensor
         if self.loss_type == "grpo":
-            return (each.sum(1) / mask.sum(1).clamp(min=1)).mean() / parts
-        if self.loss_type == "bnpo":
-            return each.sum() / mask.sum().clamp(min=1) / parts
-        if self.loss_type == "dr_grpo":
-            return each.sum() / (len(each) * self.max_completion_length) / parts
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        return each.sum() / (tokens * parts / self.args.steps_per_generation if mode == "train" else tokens)
+            found = (each.sum(1) / mask.sum(1).clamp(min=1)).mean() / parts
+        elif self.loss_type == "bnpo":
+            found = each.sum() / mask.sum().clamp(min=1) / parts
+        elif self.loss_type == "dr_grpo":
+            found = each.sum() / (len(each) * self.max_completion_length) / parts
+        else:  # "dapo": the tokens of the whole step
+            tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+            found = each.sum() / (tokens * parts / self.args.steps_per_generation if mode == "train" else tokens)
+        return found

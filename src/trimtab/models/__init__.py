@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING
 from trimtab.lazy import lazily
 
 if TYPE_CHECKING:
+    from trimtab.models.attention_residual import AttentionResidual
     from trimtab.models.catalogue import names
     from trimtab.models.initial import positive_share, prior_bias_
     from trimtab.models.registry import create
 else:
     __getattr__, __dir__ = lazily(
-        __name__, {"create": "registry", "names": "catalogue", "positive_share": "initial", "prior_bias_": "initial"}
-    )
+        __name__,
+        {
+            "AttentionResidual": "attention_residual", "create": "registry", "names": "catalogue", "positive_share": "initial",
+            "prior_bias_": "initial",
+        },
+    )  # fmt: skip
 
-__all__ = ["create", "names", "positive_share", "prior_bias_"]
+__all__ = ["AttentionResidual", "create", "names", "positive_share", "prior_bias_"]

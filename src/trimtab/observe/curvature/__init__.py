@@ -3,6 +3,7 @@
 from trimtab.observe.curvature.density import spectral_density
 from trimtab.observe.curvature.hessian import GaussNewton, Hessian, LossOperator, on_nonzero, relative
 from trimtab.observe.curvature.lanczos import normalized, top_eigenvalues
+from trimtab.observe.curvature.negativity import Negativity, negativity
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.operator import MatrixOperator, Scaled, SymmetricOperator
 from trimtab.observe.curvature.results import (
@@ -22,6 +23,7 @@ __all__ = [
     "Hessian",
     "LossOperator",
     "MatrixOperator",
+    "Negativity",
     "NormalizedEigenvalue",
     "Objective",
     "Scaled",
@@ -30,6 +32,7 @@ __all__ = [
     "SpectralDensity",
     "SymmetricOperator",
     "Trace",
+    "negativity",
     "normalized",
     "on_nonzero",
     "relative",

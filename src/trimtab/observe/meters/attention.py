@@ -136,21 +136,25 @@ class AttentionStatistics(Meter):
         def attending(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
             self._norms = True
             given = dict(zip(("attn_mask", "dropout_p", "is_causal"), rest, strict=False)) | named
-            self._keep(
-                attention_statistics(
-                    query, key, given.get("attn_mask"), causal=given.get("is_causal", False), scale=given.get("scale")
-                )
-            )
+            causal, scale = given.get("is_causal", False), given.get("scale")
+            self._keep(self._of_attention(query, key, given.get("attn_mask"), causal=causal, scale=scale))
             return attend(query, key, value, *rest, **named)
 
         def exponential(inputs: Tensor, *rest: Any, **named: Any) -> Tensor:
             if self._inside and self._inside[-1][1]:
-                largest = inputs.detach().float().amax()
-                self._keep(torch.stack([largest, *[torch.full_like(largest, math.nan)] * 2]))
+                self._keep(self._of_softmax(inputs))
             return softmax(inputs, *rest, **named)
 
         functional.scaled_dot_product_attention = attending
         functional.softmax = exponential  # type: ignore[assignment]
+
+    _of_attention = staticmethod(attention_statistics)
+    """What is kept of a call of `scaled_dot_product_attention`."""
+
+    def _of_softmax(self, logits: Tensor) -> Tensor:
+        """What is kept of a softmax over the logits of torch's own attention."""
+        largest = logits.detach().float().amax()
+        return torch.stack([largest, *[torch.full_like(largest, math.nan)] * 2])
 
     def _restore(self) -> None:
         for name, function in self._kept:
