@@ -1,0 +1,159 @@
+"""The tables and the figure of docs/evidence/bytes.md from its data: python evidence/bytes_evidence.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from evidence_page import fill, spread, table
+from matplotlib.figure import Figure
+
+from trimtab.studies.records import RunRecord
+from trimtab.studies.sizes import bytes_text
+from trimtab.studies.statistics import Estimate, estimate, sparsity_label
+from trimtab.studies.summary import BearingTrack
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs" / "evidence"
+PACKERS = {
+    "code over entropy": ("code", "entropy"),
+    "code over zstd -19": ("code", "zstd"),
+    "code over gzip -9": ("code", "gzip"),
+    "file over zstd -19": ("bytes", "zstd"),
+    "code over NNCodec's": ("code", "nncodec"),
+}
+Rows = Sequence[dict[str, Any]]
+
+
+def words(form: dict[str, Any]) -> str:
+    """A form in a few words."""
+    if form["form"] != "compact":
+        return {"fp32": "float32", "bf16": "bfloat16"}[form["form"]]
+    if form.get("budget"):
+        return f"searched for {bytes_text(form['budget'])}"
+    zeros = f"{sparsity_label(form['sparsity'])} zeros, " if form["sparsity"] else ""
+    first = f", the first weight {form['first']}" if form.get("first") else ""
+    return f"{zeros}{form['bits']} bits{first}"
+
+
+def over_seeds(rows: Rows, value: Callable[[dict[str, Any]], float]) -> dict[tuple[str, str], Estimate]:
+    """By method and form, in their order: `value` of the form over the seeds."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        for form in row["forms"]:
+            found.setdefault((row["method"], words(form)), []).append(value(form))
+    return {key: estimate(values) for key, values in found.items()}
+
+
+def quality_table(rows: Rows, column: str, head: str, scale: float, digits: int) -> str:
+    """Bytes and quality of every method in every form."""
+    sizes = over_seeds(rows, lambda form: form["bytes"])
+    qualities = over_seeds(rows, lambda form: form[column])
+    dense = {method: size.mean for (method, form), size in sizes.items() if form == "float32"}
+    return table(
+        ["method", "form", "bytes", "times smaller", head, "seeds"],
+        [
+            [
+                key[0], key[1], bytes_text(sizes[key].mean), f"{dense[key[0]] / sizes[key].mean:.1f}",
+                spread(qualities[key], scale, digits), str(qualities[key].n),
+            ]
+            for key in sorted(sizes, key=lambda one: list(dense).index(one[0]))
+        ],
+    )  # fmt: skip
+
+
+def packed_table(rows: Rows) -> str:
+    """The compact file beside what others make of the same numbers."""
+    compact = [row | {"forms": [form for form in row["forms"] if "zstd" in form]} for row in rows]
+    ratios = {
+        name: over_seeds(compact, lambda form, own=own, other=other: form[own] / form[other])
+        for name, (own, other) in PACKERS.items()
+    }
+    keys = sorted(ratios["code over entropy"], key=lambda one: [row["method"] for row in rows].index(one[0]))
+    return table(
+        ["method", "form", *PACKERS], [[*key, *(spread(found[key]) for found in ratios.values())] for key in keys]
+    )
+
+
+def lost(track: BearingTrack, state: str, point: int) -> float:
+    """Points of validation accuracy that a state loses against dense."""
+    values = track.sparsities.get(state) or track.bits[state]
+    return 100 * (track.dense[point] - values[point])
+
+
+def bearing_tracks() -> dict[str, dict[int, BearingTrack]]:
+    """By schedule and seed."""
+    found: dict[str, dict[int, BearingTrack]] = {}
+    for file in sorted((ROOT / "evidence" / "records" / "bytes-bearing").rglob("seed*.json")):
+        track = RunRecord.model_validate_json(file.read_text(encoding="utf-8")).bearing
+        found.setdefault(file.parent.name, {})[track.seed] = track
+    return found
+
+
+STATES = {"80 % zeros": "0.8", "90 % zeros": "0.9", "4 bits": "4", "3 bits": "3"}
+
+
+def bearing_table(tracks: dict[str, dict[int, BearingTrack]]) -> str:
+    """What each state loses at the end with the decay and without, and the difference by seed."""
+    rows = []
+    for name, state in STATES.items():
+        cosine, constant = ([lost(one, state, -1) for one in tracks[way].values()] for way in ("cosine", "constant"))
+        half = [lost(one, state, len(one.epochs) // 2) for one in tracks["cosine"].values()]
+        change = estimate(late - early for early, late in zip(half, cosine, strict=True))
+        apart = estimate(own - other for own, other in zip(cosine, constant, strict=True))
+        cells = [spread(estimate(values), 1, 1) for values in (half, cosine, constant)]
+        rows.append([name, *cells, spread(change, 1, 1, signed=True), spread(apart, 1, 1, signed=True)])
+    head = [
+        "state",
+        "cosine, half-way",
+        "cosine, end",
+        "constant, end",
+        "cosine: end - half-way",
+        "end: cosine - constant",
+    ]
+    return table(head, rows)
+
+
+def figure(tracks: dict[str, dict[int, BearingTrack]], file: Path) -> None:
+    """Loss at 90 and 80 % zeros over the epochs, each seed and the mean."""
+    mpl.rcParams["svg.hashsalt"] = "bearing"
+    drawing = Figure(figsize=(7.2, 3.0), layout="constrained")
+    axes = drawing.subplots(1, 2, sharey=True)
+    for axis, state in zip(axes, ("0.8", "0.9"), strict=True):
+        for way, color in (("cosine", "#0b6e6e"), ("constant", "#c2571a")):
+            curves = [[lost(one, state, at) for at in range(len(one.epochs))] for one in tracks[way].values()]
+            epochs = next(iter(tracks[way].values())).epochs
+            for curve in curves:
+                axis.plot(epochs, curve, color=color, alpha=0.25, linewidth=0.8)
+            mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+            axis.plot(epochs, mean, color=color, linewidth=2, label=f"{way} learning rate")
+        axis.set_title(f"{100 * float(state):g} % zeros, recalibrated", fontsize=9)
+        axis.set_xticks(epochs[::2], labels=[str(epoch) for epoch in epochs[::2]])
+        axis.set_xlabel("epoch")
+    axes[0].set_ylabel("points of accuracy lost")
+    axes[1].legend(frameon=False, fontsize=8)
+    drawing.savefig(file, metadata={"Date": None})
+
+
+def main() -> None:
+    """Fill the page."""
+    data = json.loads((DOCS / "bytes.json").read_text(encoding="utf-8"))
+    tracks = bearing_tracks()
+    figure(tracks, DOCS / "bearing.svg")
+    fill(
+        DOCS / "bytes.md",
+        {
+            "images": quality_table(data["cifar10-fast"], "accuracy", "accuracy on test, %", 100, 1),
+            "images packed": packed_table(data["cifar10-fast"]),
+            "text": quality_table(data["tinyshakespeare"], "bits_per_byte", "bits per byte on test", 1, 3),
+            "text packed": packed_table(data["tinyshakespeare"]),
+            "bearing": bearing_table(tracks),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
