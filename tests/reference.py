@@ -1304,7 +1304,7 @@ def block_codes(x: Array, book: Array, block: int) -> tuple[Array, Array]:
     scaled = (rows / absmax[:, None]).reshape(-1)[: len(x)]
     above = np.clip(np.searchsorted(book, scaled), 1, len(book) - 1)
     nearer = (book[above] - scaled < scaled - book[above - 1]).astype(int)
-    return above - 1 + nearer, absmax
+    return np.asarray(above - 1 + nearer), absmax
 
 
 def zeroth_order(delta: Array, z: Array, d: float, lr: float, clip: float, floor: float) -> Array:

@@ -51,7 +51,8 @@ def code_book(name: Map = "dynamic", bits: int = 8, *, signed: bool = True) -> T
     whole("bits of a code", bits, 4, 8)
     if name == "linear":
         top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-        return torch.arange(-top - 1 if signed else 0, top + 1).clamp_(min=-top).float() / top
+        steps: Tensor = torch.arange(-top - 1 if signed else 0, top + 1).clamp_(min=-top).float() / top
+        return steps
     entries = [0.0, 1.0]
     for i in range(bits - 1):
         bounds = torch.linspace(0.1, 1, 2 ** (i + (not signed)) + 1, dtype=torch.float32)

@@ -229,7 +229,7 @@ def smallest_masks(scores: Sequence[Tensor], threshold: Threshold, *, absolute: 
         return [torch.zeros(score.shape, dtype=torch.bool, device=score.device) for score in scores]
     wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
     masks = [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in scores]
-    places = []
+    places: list[tuple[Tensor, Tensor]] = []
     for score, mask in zip(scores, masks, strict=True):
         size = PIECE if score.device.type == "cpu" else PIECE_ON_DEVICE
         places += zip(torch.split(score.reshape(-1), size), torch.split(mask.view(-1), size), strict=True)

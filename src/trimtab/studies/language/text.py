@@ -96,7 +96,7 @@ def text_quality(model: nn.Module, tokens: Tensor, length: int, size: int, windo
     """
     if len(tokens) < 2:
         raise ValueError(f"the text to measure on has {len(tokens)} tokens; two are the least")
-    parts = [part for part in tokens.split(length) if len(part) > 1][:windows]
+    parts = [part for part in torch.split(tokens, length) if len(part) > 1][:windows]
     device = next(model.parameters()).device
     total, count = 0.0, 0
     for part in parts:
