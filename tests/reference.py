@@ -1308,7 +1308,7 @@ def block_codes(x: Array, book: Array, block: int) -> tuple[Array, Array]:
 
 
 def zeroth_order(delta: Array, z: Array, d: float, lr: float, clip: float, floor: float) -> Array:
-    return np.maximum(delta - lr * np.clip(d, -clip, clip) * z, floor)
+    return np.asarray(np.maximum(delta - lr * np.clip(d, -clip, clip) * z, floor))
 
 
 def subspace(history: Array, g: Array, keep: float, *, standardise: bool) -> Array:
