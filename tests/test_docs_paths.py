@@ -17,7 +17,7 @@ PAGES = sorted(
 PATH = re.compile(r"(?<![\w/.-])(?:src|tests|benchmarks|evidence|docs)/[\w./*-]*\w")
 NAME = re.compile(r"(?<![\w/.-])trimtab(?:\.[A-Za-z_]\w*)+")
 FILES = re.compile(r"\.(?:safetensors|json|md|toml|yaml|html)$")
-NO_MODULE = {"trimtab.compact", "trimtab.summary"}
+NO_MODULE = {"trimtab.compact", "trimtab.masks", "trimtab.summary"}
 """What a file of ours calls its own format."""
 HISTORY = ("CHANGELOG.md",)
 """Pages that tell of earlier versions, where what is gone has its place."""
