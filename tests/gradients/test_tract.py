@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from typing import Any
@@ -147,6 +148,22 @@ def test_autocast_and_half_inputs_are_solved_in_float32() -> None:
         reference(inputs).sum().backward()
     assert layer.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
     torch.testing.assert_close(layer.weight.grad, reference.weight.grad, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_a_backward_pass_after_autocast_is_solved_in_float32(rows: int) -> None:
+    layer, inputs, found = nn.Linear(8, 2, bias=False), wave((rows, 8), 1).float(), []
+    for solved in (False, True):
+        layer.zero_grad()
+        with TrAct(layer) if solved else contextlib.nullcontext():
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = layer(inputs)
+            outputs.backward(torch.ones_like(outputs))  # outside, as torch advises
+        assert layer.weight.grad is not None
+        found.append(layer.weight.grad.double())
+    moment = inputs.double().T @ inputs.double() / rows + 0.1 * torch.eye(8, dtype=torch.float64)
+    expected = torch.linalg.solve(moment, found[0].T).T
+    assert (found[1] - expected).norm() < 1e-2 * expected.norm()  # what autograd casts is rounded to bfloat16
 
 
 def test_what_it_refuses() -> None:

@@ -278,6 +278,47 @@ def test_bad_input_at_the_step():
         EightBitState().load_state_dict(saved)
 
 
+def test_a_state_that_does_not_fit_changes_nothing():
+    held = []
+    for inputs in (64, 32):
+        net = nn.Linear(inputs, 64)
+        optimizer, lever = torch.optim.Adam(net.parameters()), EightBitState(min_size=64)
+        trimtab.attach(optimizer, lever, model=net)
+        net(torch.ones(1, inputs)).sum().backward()
+        optimizer.step()
+        held.append((optimizer, lever))
+    before = held[1][1].state_dict()
+    with pytest.raises(ValueError, match="saved codes of exp_avg of weight are 4096, the parameter here has 2048"):
+        held[1][1].load_state_dict(held[0][1].state_dict())
+    assert torch.equal(
+        held[1][1].state_dict()["codes"]["weight"]["exp_avg"]["codes"], before["codes"]["weight"]["exp_avg"]["codes"]
+    )
+    held[1][0].step()
+
+
+def test_adamw_8bit_takes_every_layout():
+    plain = nn.Conv2d(4, 8, 3)
+    last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    for net in (plain, last):
+        optimizer = AdamW8bit(net.parameters(), lr=0.1)
+        for parameter in net.parameters():
+            parameter.grad = torch.arange(parameter.numel()).float().view(parameter.shape).sin()
+        optimizer.step()
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer.step()
+    torch.testing.assert_close(last.weight, plain.weight)
+
+
+@pytest.mark.parametrize("setting", ["amsgrad", "maximize"])
+def test_adamw_8bit_refuses_a_state_that_goes_another_way(setting):
+    weight = nn.Parameter(torch.ones(4))
+    weight.grad = torch.ones(4)
+    saved = torch.optim.AdamW([weight], **{setting: True})
+    saved.step()
+    with pytest.raises(ValueError, match=f"the saved optimizer has {setting}=True"):
+        AdamW8bit([weight]).load_state_dict(saved.state_dict())
+
+
 def _sharded_on_rank(rank: int, world: int) -> dict[str, list[torch.Tensor]]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -58,6 +58,14 @@ def test_layers_of_a_network_are_replaced_or_named():
     assert "pattern 'he*'" in left["head"]
 
 
+def test_a_layer_at_two_places_is_replaced_at_both():
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
+    assert freeze_codes(net) == []
+    assert isinstance(net[0], FrozenCodes)
+    assert net[2][0] is net[0]
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -284,6 +292,17 @@ def test_the_subspace_is_that_of_the_iterates():
     for step in range(3):
         line.remember("w", step * torch.tensor([1.0, 2.0, 2.0]))
     assert line.project("w", torch.tensor([9.0, 0.0, 0.0])).tolist() == pytest.approx([1.0, 2.0, 2.0])
+
+
+def test_what_stood_still_is_not_kept_from_moving():
+    history = SubspaceHistory(2)
+    for _ in range(2):  # as while a learning rate is 0
+        history.remember("w", torch.ones(2))
+    gradient = torch.tensor([3.0, 4.0])
+    assert torch.equal(history.project("w", gradient), gradient)
+    for place in (0.0, 1.0, 1.0, 1.0):
+        history.remember("w", torch.tensor([place, 0.0]))
+    assert history.project("w", gradient).tolist() == [3.0, 0.0]
 
 
 def test_the_lever_projects_and_resumes():

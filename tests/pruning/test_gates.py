@@ -136,7 +136,12 @@ def test_heads_that_are_closed_go_for_good() -> None:
     assert closed == {"layers.0.attention": [0, 3], "layers.1.attention": [0, 3]}
     torch.testing.assert_close(net(IMAGES), expected)
     assert 0 < gated["layers.0.attention"][2] < 1, "a gate between 0 and 1 goes into the weight"
+    net.train().get_submodule("layers.1").eval()  # a part that is frozen
+    modes = [module.training for module in net.modules()]
     smaller = remove_gated(gates, IMAGES)
+    for one in (net, smaller.model):
+        assert [module.training for module in one.modules()] == modes, "the modes of parts are theirs"
+        one.eval()
     torch.testing.assert_close(smaller.model(IMAGES), expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(expected, plain, atol=1e-2)
     attention = smaller.model.get_submodule("layers.0.attention")

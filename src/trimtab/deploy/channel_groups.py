@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.observe.multiply_adds import MultiplyAdds
+from trimtab.observe.untouched import untouched
 from trimtab.pruning.graph import LAYERS, dependency_graph, outputs_of, take_channels, twin_of
 
 
@@ -191,12 +192,7 @@ def smaller_network(library: Any, model: nn.Module, example: Tensor, groups: lis
 
 def counts_of(model: nn.Module, example: Tensor) -> tuple[int, int]:
     """Parameters, and multiply-adds for one example."""
-    training = model.training
     counter = MultiplyAdds(model)
-    model.eval()
-    try:
-        with torch.no_grad(), counter:
-            model(example[:1])
-    finally:
-        model.train(training)
+    with untouched(model), torch.no_grad(), counter:
+        model(example[:1])
     return sum(p.numel() for p in model.parameters()), sum(count.dense for count in counter.booked.values())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trimtab.deploy.channel_groups import counts_of
 from trimtab.deploy.channels import SmallerNetwork
+from trimtab.observe.untouched import untouched
 from trimtab.pruning.gate_places import HEAD_COUNTS, Place, projections_of, weight_of
 from trimtab.pruning.gates import Gates
 from trimtab.pruning.graph import gate_hooks, graph_library, outputs_of, same_outputs, take_channels, twin_of
@@ -60,12 +61,8 @@ def remove_gated(gates: Gates, example: Tensor) -> SmallerNetwork:
                 f"{place.name}: the network breaks without {len(gone)} of its {place.size} {place.kind} "
                 f"({str(error).splitlines()[0][:160]})"
             ) from error
-    training = model.training
-    model.eval()
-    try:
+    with untouched(model):
         expected = outputs_of(model, example)
-    finally:
-        model.train(training)
     if not same_outputs(outputs_of(smaller, example), expected):
         raise ValueError(
             f"without what is closed {type(model).__name__} computes something else than with weights of 0 "
@@ -75,7 +72,9 @@ def remove_gated(gates: Gates, example: Tensor) -> SmallerNetwork:
         parameter.requires_grad_(original.requires_grad)
         parameter.grad = None
     before, after = counts_of(model, example), counts_of(smaller, example)
-    smaller.train(training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in smaller.named_modules():
+        module.training = modes[name]
     return SmallerNetwork(
         smaller, groups, removed, list(gates.left_out), [], (before[0], after[0]), (before[1], after[1]), model, example
     )

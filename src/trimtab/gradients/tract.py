@@ -108,7 +108,8 @@ class _Solved(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, rows: Tensor, strength: float) -> Tensor:
         count, size = rows.shape
         wide = count >= size
-        moment = rows.mT @ rows if wide else rows @ rows.mT
+        with torch.autocast(rows.device.type, enabled=False):
+            moment = rows.mT @ rows if wide else rows @ rows.mT
         share = max(count, 1) * strength
         moment.diagonal().add_(share)
         ctx.save_for_backward(moment / max(count, 1) if wide else moment, *([] if wide else [rows]))
@@ -120,10 +121,11 @@ class _Solved(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         moment, *rows = ctx.saved_tensors
         g = gradient.to(moment.dtype).flatten(1)
-        if rows:  # (a'a / n + s I)^-1 = (I - a' (n s I + a a')^-1 a) / s
-            found = (g - _solve(moment, (g @ rows[0].mT).mT).mT @ rows[0]) / ctx.strength
-        else:
-            found = _solve(moment, g.mT).mT
+        with torch.autocast(gradient.device.type, enabled=False):
+            if rows:  # (a'a / n + s I)^-1 = (I - a' (n s I + a a')^-1 a) / s
+                found = (g - _solve(moment, (g @ rows[0].mT).mT).mT @ rows[0]) / ctx.strength
+            else:
+                found = _solve(moment, g.mT).mT
         return found.reshape(gradient.shape).to(gradient.dtype), None, None
 
 

@@ -91,7 +91,7 @@ class AdamW8bit(torch.optim.Optimizer):
         state["step"] = state.get("step", 0) + 1
         flat, slopes = weight.reshape(-1), gradient.reshape(-1)
         if parameter.numel() < group["min_size"]:
-            moments = [self._read(group, parameter, name).view(-1) for name in MOMENTS]
+            moments = [self._read(group, parameter, name).reshape(-1) for name in MOMENTS]
             self._update(group, state["step"], flat, slopes, *moments)
             state.update({name: moment.view(weight.shape) for name, moment in zip(MOMENTS, moments, strict=True)})
         else:
@@ -157,7 +157,15 @@ class AdamW8bit(torch.optim.Optimizer):
         state[name], state[f"{name}_absmax"] = codes.codes, codes.absmax
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """A state of this class, or of `torch.optim.AdamW`, whose moments are then encoded."""
+        """A state of this class, or of `torch.optim.AdamW`, whose moments are then encoded.
+
+        Raises:
+            ValueError: a setting of torch's that this class does not follow; nothing is loaded then.
+        """
+        for group in state_dict["param_groups"]:
+            for name in ("amsgrad", "maximize"):
+                if group.get(name):
+                    raise ValueError(f"the saved optimizer has {name}={group[name]!r}, which AdamW8bit does not know")
         super().load_state_dict(state_dict)
         for group in self.param_groups:  # torch's groups have no settings of ours
             for name, value in self.defaults.items():

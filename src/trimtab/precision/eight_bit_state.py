@@ -215,8 +215,7 @@ class EightBitState:
         """Go on from a saved state; ValueError when its settings are others. Float state of the same names is let go."""
         if state.get("settings") != self.settings():
             raise ValueError(f"the saved settings {state.get('settings')} are not those of {self!r}")
-        self.step = int(state["step"])
-        self._codes = {
+        loaded = {
             entry: {
                 name: (Codes(kept["codes"].clone(), kept["absmax"].clone()), str(kept["dtype"]))
                 for name, kept in states.items()
@@ -225,15 +224,17 @@ class EightBitState:
         }
         optimizer = self._optimizer()
         for entry in self._entries:
-            device = local_part(entry.parameter).device
-            for name, (codes, dtype) in self._codes.get(entry.name, {}).items():
-                moved = Codes(codes.codes.to(device), codes.absmax.to(device))
-                if len(moved.codes) != local_part(entry.parameter).numel():
+            for name, (codes, _) in loaded.get(entry.name, {}).items():
+                if len(codes.codes) != local_part(entry.parameter).numel():
                     raise ValueError(
-                        f"saved codes of {name} of {entry.name} are {len(moved.codes)}, the parameter here has "
+                        f"saved codes of {name} of {entry.name} are {len(codes.codes)}, the parameter here has "
                         f"{local_part(entry.parameter).numel()} entries on this rank"
                     )
-                self._codes[entry.name][name] = (moved, dtype)
+        self.step, self._codes = int(state["step"]), loaded
+        for entry in self._entries:
+            device = local_part(entry.parameter).device
+            for name, (codes, dtype) in loaded.get(entry.name, {}).items():
+                loaded[entry.name][name] = (Codes(codes.codes.to(device), codes.absmax.to(device)), dtype)
                 if optimizer is not None and entry.parameter in optimizer.state:
                     optimizer.state[entry.parameter].pop(name, None)
 

@@ -120,6 +120,9 @@ def freeze_codes(
             users[parameter] = users.get(parameter, 0) + 1
     left: list[tuple[str, str]] = []
     found: list[tuple[str, nn.Linear]] = []
+    places: dict[nn.Module, list[str]] = {}  # one module may be called at several
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is None or isinstance(module, FrozenCodes):
             continue
@@ -135,7 +138,8 @@ def freeze_codes(
     if not found:
         raise ValueError(f"{type(model).__name__} has no linear layer to put in codes; left alone: {left}")
     made = [(name, FrozenCodes(linear, format, group)) for name, linear in found]  # all or none
-    for name, layer in made:
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, layer)
+    for (_, linear), (_, layer) in zip(found, made, strict=True):
+        for name in places[linear]:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, layer)
     return left

@@ -17,8 +17,9 @@ class SubspaceHistory:
     """The subspace projection of ZOODiP (arXiv 2503.14868): `g <- V V' g`, V the directions that hold most of the movement.
 
     After every `every` iterates of a tensor, V becomes the fewest leading principal directions of these iterates that hold at
-    least `keep` of their variance [ours; the share that is kept was not found]. Until the first are there, g stays. Noise in
-    the other directions, which a zeroth-order estimate has in all, is taken away; so is what of the gradient lies there.
+    least `keep` of their variance [ours; the share that is kept was not found]. Until the first are there, g stays; iterates
+    that are all the same leave V as it was [ours]. Noise in the other directions, which a zeroth-order estimate has in all, is
+    taken away; so is what of the gradient lies there.
 
     A lever that projects gradients before the step and remembers weights after it, for any optimizer whose gradients are
     estimates; `QuantizedZeroOrder` takes one as `subspace`.
@@ -56,6 +57,8 @@ class SubspaceHistory:
         directions = self._directions.get(name)
         if directions is None:
             return gradient
+        if directions.device != gradient.device:  # resumed ones may come from elsewhere
+            directions = self._directions[name] = directions.to(gradient.device)
         flat = gradient.reshape(-1).to(directions.dtype)
         return (directions @ (directions.T @ flat)).view(gradient.shape).to(gradient.dtype)
 
@@ -71,7 +74,9 @@ class SubspaceHistory:
         wide = torch.float64 if iterate.dtype == torch.float64 else torch.float32
         kept.append(iterate.detach().reshape(-1).to(wide, copy=True))
         if len(kept) == self.every:
-            self._directions[name] = self._principal(torch.stack(kept))
+            found = self._principal(torch.stack([one.to(iterate.device) for one in kept]))
+            if found.shape[1]:  # what stood still tells nothing, and without directions it would stand for ever
+                self._directions[name] = found
             kept.clear()
 
     def _principal(self, iterates: Tensor) -> Tensor:
