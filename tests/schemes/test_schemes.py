@@ -138,6 +138,15 @@ def test_a_blocks_loss_reaches_no_other_block_and_is_the_weighted_square() -> No
         NoProp([], torch.eye(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noprops_noise_is_the_same_in_half_precision(dtype: torch.dtype) -> None:
+    net = NoProp([Block(5, 8, 3) for _ in range(3)], torch.eye(3))
+    wide, half = net.signal.clone(), net.to(dtype)
+    assert torch.equal(half.signal, wide)
+    found = half.loss(torch.ones(2, 5, dtype=dtype), torch.tensor([0, 1]), torch.Generator().manual_seed(1))
+    assert bool(found.isfinite())
+
+
 def test_noprop_learns_without_a_backward_pass_through_the_blocks() -> None:
     torch.manual_seed(0)
     x = torch.randn(300, 5)

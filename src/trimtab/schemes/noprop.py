@@ -60,7 +60,7 @@ class NoProp(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(embeddings.shape[1], len(embeddings))
         self.register_buffer("embeddings", embeddings.detach().clone())
-        self.register_buffer("signal", cosine_signal(len(blocks)), persistent=False)
+        self.signal = cosine_signal(len(blocks))  # no buffer: in half precision its end would round to 1, SNR infinite
 
     def noised(self, labels: Tensor, t: int, generator: torch.Generator | None = None) -> Tensor:
         """`z_t` of these labels."""
