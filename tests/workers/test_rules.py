@@ -138,12 +138,21 @@ def test_alone_nothing_is_exchanged() -> None:
     assert torch.equal(net.weight, before)
 
 
+@pytest.mark.parametrize("rule", [*(kind(f=1) for kind in RULES), Mean(f=1), Krum(f=1, select=3)], ids=repr)
+def test_a_worker_whose_own_vector_is_not_finite_is_not_averaged_in(rule: Any) -> None:
+    sent = torch.tensor([[math.nan, 0.0], [1.0, 1.0], [2.0, 1.0], [3.0, 1.0]])
+    found = rule(sent, own=sent[0])
+    assert bool(found.isfinite().all())
+    assert 1 <= float(found[0]) <= 3
+
+
 BAD: list[tuple[Any, str]] = [
     (lambda: NearestNeighbourAverage(f=2)(wave(4, 2), wave(2)), "of 4 workers fewer than half may lie, got f=2"),
     (lambda: NearestNeighbourAverage(f=1)(wave(4, 2)), "needs the worker's own vector of 2 elements"),
     (lambda: Median(f=-1), "f must be a whole number of 0 or more, got -1"),
     (lambda: Krum(f=1)(wave(3, 2)), r"Krum\(f=1, select=1\) needs 4 workers, got 3"),
     (lambda: TrimmedMean(f=1)(wave(6)), "must be a matrix"),
+    (lambda: Krum(f=1, select=4)(torch.tensor([[math.nan], [1.0], [2.0], [3.0]])), "averages 4 vectors, of 4 only 3 are"),
     (lambda: TrimmedMean(f=1)(torch.full((5, 2), math.nan)), "5 of 5 vectors are not finite, f=1 may be wrong"),
     (lambda: WorkerSimulation(nn.Linear(1, 1), F.mse_loss, 4, Mean(), lr=0.1, liars=2), "liars must be a whole number"),
     (lambda: WorkerSimulation(nn.Linear(1, 1), F.mse_loss, 4, Mean(), lr=0.1).step(wave(3, 1), wave(3, 1)), "each of 4"),

@@ -107,9 +107,8 @@ class NearestNeighbourAverage(Rule):
 
     def join(self, vectors: Tensor, own: Tensor) -> Tensor:
         """The mean of the nearest."""
-        distances = torch.linalg.vector_norm(vectors - own, dim=1).nan_to_num(torch.inf, torch.inf)
-        nearest = distances.argsort(stable=True)[: len(vectors) - self.f]
-        return vectors[nearest].mean(0)
+        distances = torch.linalg.vector_norm(vectors - own, dim=1)
+        return vectors[_rising(distances, vectors)[: len(vectors) - self.f]].mean(0)
 
 
 class Mean(Rule):
@@ -122,7 +121,7 @@ class Mean(Rule):
 
     def join(self, vectors: Tensor, own: Tensor) -> Tensor:
         """The mean."""
-        return vectors.mean(0)
+        return vectors[_sound(vectors)].mean(0)
 
 
 class Median(Rule):
@@ -166,7 +165,7 @@ class Krum(Rule):
         select: how many are averaged. Default 1.
 
     Raises:
-        ValueError: (at the call) fewer than f + 3 workers, or fewer than `select`.
+        ValueError: (at the call) fewer than f + 3 workers, or fewer finite vectors than `select`.
 
     Distances are not squared, as in torchjd.
 
@@ -191,7 +190,19 @@ class Krum(Rule):
         apart = torch.stack([torch.linalg.vector_norm(vectors - one, dim=1) for one in vectors])
         apart = apart.nan_to_num(torch.inf, torch.inf).fill_diagonal_(torch.inf)
         scores = apart.sort(1).values[:, : count - self.f - 2].sum(1)
-        return vectors[scores.argsort(stable=True)[: self.select]].mean(0)
+        if (sound := int(_sound(vectors).sum())) < self.select:
+            raise ValueError(f"Krum averages {self.select} vectors, of {count} only {sound} are finite")
+        return vectors[_rising(scores, vectors)[: self.select]].mean(0)
 
     def __repr__(self) -> str:
         return f"Krum(f={self.f}, select={self.select})"
+
+
+def _sound(vectors: Tensor) -> Tensor:
+    return vectors.isfinite().all(1)
+
+
+def _rising(scores: Tensor, vectors: Tensor) -> Tensor:
+    """Places by rising score; vectors that are not finite last, whatever theirs, as where the own one is not."""
+    most = torch.finfo(scores.dtype).max
+    return scores.nan_to_num(most, most).where(_sound(vectors), torch.inf).argsort(stable=True)
