@@ -125,6 +125,25 @@ def test_micro_batches_add_up_to_one_batch_and_noise_comes_once() -> None:
         torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_a_step_that_fails_leaves_nothing_for_the_next() -> None:
+    net, inputs, targets, calls = nn.Linear(2, 1), wave(40, 2).float(), wave(40, 1, seed=1).float(), []
+
+    def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return F.mse_loss(outputs, wanted)
+
+    private = GroupClip(net, sigma=0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        private.backward(loss, inputs, targets)
+    private.backward(loss, inputs, targets)
+    found = net.weight.grad
+    GroupClip(net, sigma=0).backward(loss, inputs, targets)
+    assert found is not None
+    torch.testing.assert_close(net.weight.grad, found, rtol=0, atol=0)
+
+
 def test_noise_has_the_deviation_of_its_group_and_goes_on_from_a_saved_state() -> None:
     net = nn.Linear(300, 100)
     private = GroupClip(net, {"w": ["weight"], "b": ["bias"]}, {"w": 2.0, "b": 0.1}, sigma=1.5)
@@ -173,6 +192,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda: GroupClip(nn.Linear(1, 1), {"w": ["weight"]}), "bias must be in one group, it is in 0"),
     (lambda: GroupClip(nn.Linear(1, 1), {"w": ["weight", "bias"], "b": ["bias"]}), "bias must be in one group, it is in 2"),
     (lambda: GroupClip(nn.Linear(1, 1), {"w": ["weights"]}), "weights is no trainable parameter of the model"),
+    (lambda: GroupClip(nn.Linear(1, 1), {"w": ["weight", "bias"], "b": []}), "the group 'b' holds no trainable parameter"),
     (lambda: GroupClip(nn.Linear(1, 1), clips={"w": 1.0}), r"clips must be of the groups \['all'\], got \['w'\]"),
     (lambda: GroupClip(nn.Linear(1, 1), clips=0), "clip of all must be finite and above 0, got 0"),
     (lambda: GroupClip(nn.Linear(1, 1)).backward(F.mse_loss, torch.ones(0, 1), torch.ones(0, 1)), "one at least, got 0 and 0"),

@@ -31,8 +31,8 @@ class GroupClip:
         seed: of the noise. Default 0. For real privacy the noise must come from a secure source, which this is not.
 
     Raises:
-        ValueError: a parameter is in no group or in two, an unknown name, a value out of range, a BatchNorm; (at a
-            step) no example.
+        ValueError: a parameter is in no group or in two, a group without one, an unknown name, a value out of range, a
+            BatchNorm; (at a step) no example.
 
     Bounds that are learnt from the private norms give something away that no accountant here counts.
 
@@ -64,6 +64,8 @@ class GroupClip:
         placed = [name for names in self.groups.values() for name in names]
         if unknown := [name for name in placed if name not in trained]:
             raise ValueError(f"{unknown[0]} is no trainable parameter of the model")
+        if empty := [key for key, names in self.groups.items() if not names]:
+            raise ValueError(f"the group {empty[0]!r} holds no trainable parameter")
         for name in trained:
             if placed.count(name) != 1:
                 raise ValueError(f"{name} must be in one group, it is in {placed.count(name)}")
@@ -109,8 +111,12 @@ class GroupClip:
             return loss(functional_call(self.model, {**learnt, **rest}, (one.unsqueeze(0),)), target.unsqueeze(0))
 
         gradients = vmap(grad(value), in_dims=(None, 0, 0), randomness="different")
-        for part, wanted in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
-            self._add(gradients(learnt, part, wanted))
+        try:
+            for part, wanted in zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True):
+                self._add(gradients(learnt, part, wanted))
+        except BaseException:  # what was added of this step must not come into the next
+            self._sums, self._count = {}, 0
+            raise
         self._count += len(inputs)
         if not more:
             self._finish(own)
