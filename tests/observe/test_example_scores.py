@@ -255,6 +255,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda s: s.look(NET, [], "tracin"), ValueError, "tracin needs the learning rate at each of 1 checkpoints"),
     (lambda s: s.look(NET, [], "loss"), ValueError, "scores must be some of"),
     (lambda s: s.look(NET, [ROW, ROW]), ValueError, "example 0 comes twice"),
+    (lambda s: s.look(NET, [ROW], checkpoints=[{"weight": torch.zeros(2, 1)}]), ValueError, "the checkpoint lacks bias"),
     (lambda s: input_gradients(NET, torch.ones(1, 1).long(), ONE), TypeError, "give embeddings of tokens"),
     (lambda s: gradient_variance(torch.zeros(1, 3)), ValueError, "a variance needs two checkpoints or more"),
     (lambda s: influence([torch.ones(1, 1)], [torch.ones(1, 1)], []), ValueError, "influence needs gradients and a rate"),

@@ -18,7 +18,7 @@ CHUNK = 32
 """Examples whose gradients are made at once."""
 
 
-def _whole(model: nn.Module, state: State | None) -> dict[str, Tensor]:
+def whole_state(model: nn.Module, state: State | None) -> dict[str, Tensor]:
     """Parameters and buffers of a checkpoint, or of the model as it stands, without their history.
 
     Raises:
@@ -57,7 +57,7 @@ def example_gradients(
         >>> example_gradients(net, torch.ones(3, 2), torch.tensor([0, 1, 1])).shape
         torch.Size([3, 6])
     """
-    held = _whole(model, state)
+    held = whole_state(model, state)
     with untouched(model):
         if layer is not None:
             return _of_last_layer(model, layer, held, inputs, targets)
@@ -126,7 +126,7 @@ def input_gradients(model: nn.Module, inputs: Tensor, targets: Tensor, state: St
         )
     given = inputs.detach().clone().requires_grad_()
     with untouched(model), torch.enable_grad():
-        logits = functional_call(model, _whole(model, state), (given,))
+        logits = functional_call(model, whole_state(model, state), (given,))
         check_logits(logits, targets)
         (found,) = torch.autograd.grad(logits.gather(1, targets.unsqueeze(1)).sum(), given)
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trimtab.checks import some_of, whole
 from trimtab.collectives import is_distributed
 from trimtab.observe.examples.formulas import check_logits, el2n, gradient_variance, within_class
-from trimtab.observe.examples.passes import CHUNK, State, example_gradients, input_gradients
+from trimtab.observe.examples.passes import CHUNK, State, example_gradients, input_gradients, whole_state
 from trimtab.observe.untouched import untouched
 
 LOOKED = ("el2n", "grand", "vog", "tracin")
@@ -118,7 +118,7 @@ class ExampleScores:
             layer: the last layer, of which alone grand and tracin are then.
 
         Raises:
-            ValueError: an example comes twice, checkpoints or rates are missing.
+            ValueError: an example comes twice, checkpoints or rates are missing, a checkpoint is of another model.
         """
         wanted = some_of("scores", scores, LOOKED)
         states: Sequence[State | None] = [None] if checkpoints is None else checkpoints
@@ -260,6 +260,6 @@ def _squares(model: nn.Module, inputs: Tensor, targets: Tensor, state: State | N
 @torch.no_grad()
 def _logits(model: nn.Module, state: State | None, inputs: Tensor, targets: Tensor) -> Tensor:
     with untouched(model):
-        logits: Tensor = model(inputs) if state is None else torch.func.functional_call(model, dict(state), (inputs,))
+        logits: Tensor = torch.func.functional_call(model, whole_state(model, state), (inputs,))
     check_logits(logits, targets)
     return logits
