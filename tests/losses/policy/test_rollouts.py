@@ -248,3 +248,5 @@ def test_features_are_the_gradient_by_the_last_hidden_layer() -> None:
     torch.testing.assert_close(gradient_features(logits, tokens, head, mask), expected)
     with pytest.raises(ValueError, match=r"logits must be \(b, t, words\)"):
         gradient_features(logits, tokens, head.T, mask)
+    with pytest.raises(ValueError, match=r"the mask must have the shape \(sequences, tokens\), got"):
+        gradient_features(logits[0], tokens[0], head, mask[0])

@@ -37,6 +37,8 @@ def as_mask(mask: Tensor, aggregate: str, **others: Tensor) -> Tensor:
             raise ValueError(
                 f"{name} and mask must be of one shape (sequences, tokens), got {tuple(tensor.shape)} and {tuple(mask.shape)}"
             )
+    if mask.ndim != 2:
+        raise ValueError(f"the mask must have the shape (sequences, tokens), got {tuple(mask.shape)}")
     if mask.dtype is not torch.bool:
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("the mask must hold 0 and 1 only")
