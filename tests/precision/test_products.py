@@ -495,6 +495,23 @@ def test_layers_kept_and_full_precision_and_removal() -> None:
     assert "forward" not in net[3].__dict__
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_fused_encoder_layer_of_torch_does_not_go_around_it(padded: bool) -> None:
+    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    inputs = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    padding = torch.arange(5) >= torch.tensor([[3], [5]]) if padded else None
+    handle = trimtab.attach(optimizer, LowPrecision(matmul="mxfp4-all-layers"), model=net)
+    net.eval()
+    trained = net(inputs, src_key_padding_mask=padding).detach()
+    with torch.no_grad():
+        evaluated = net(inputs, src_key_padding_mask=padding)
+        torch.testing.assert_close(evaluated[:, :3], trained[:, :3])
+        handle.remove()
+        assert not torch.allclose(net(inputs, src_key_padding_mask=padding)[:, :3], trained[:, :3], atol=1e-2)
+    assert not net.layers[0].linear1._forward_pre_hooks
+
+
 def test_near_the_end_products_are_exact() -> None:
     net, plain = network(), network()
     optimizer, lever, _ = attached(net, recipe_named("mxfp4").replace(until=0.5), total_steps=4)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from trimtab.inexact import RoundedBackward
 from trimtab.parameters import Entry
@@ -55,6 +56,7 @@ class ProductLayers:
         self.rounding, self.active = rounding, active
         self.left_out: list[tuple[Entry, str]] = []
         self._replaced: list[nn.Module] = []
+        self._hooks: list[RemovableHandle] = []
         weights = {
             id(owner): [entry for entry in chosen if any(each is owner for each in entry.owners)]
             for entry in chosen for owner in entry.owners
@@ -96,6 +98,7 @@ class ProductLayers:
             stacked = [entry.name for entry in weights[id(module)] if entry.stack_axis is not None]
             rounding.layers += stacked if name in experts else [name]
             module.forward = Forward(module, name, self)
+            self._hooks.append(module.register_forward_pre_hook(_seen))
             self._replaced.append(module)
 
     def __len__(self) -> int:
@@ -119,7 +122,13 @@ class ProductLayers:
         """Give the layers their own forward passes back."""
         for module in self._replaced:
             module.__dict__.pop("forward", None)
-        self._replaced = []
+        for hook in self._hooks:
+            hook.remove()
+        self._replaced, self._hooks = [], []
+
+
+def _seen(module: nn.Module, inputs: Any) -> None:
+    """A hook that does nothing: torch's fused encoder layer, which never calls its layers, stands back where it sees one."""
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -151,6 +160,8 @@ class Forward:
 
 def _computed(module: Any, multiply: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     """A layer's output, with `multiply` for its product."""
+    if input.is_nested:  # nn.TransformerEncoder's way with padding, in evaluation
+        return torch.nested.as_nested_tensor([_computed(module, multiply, one) for one in input.unbind()])
     bias = module.bias
     if isinstance(module, CONVOLUTIONS):
         return with_bias(convolved(module, input, multiply), bias, 1 - module.weight.ndim)
