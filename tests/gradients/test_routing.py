@@ -237,6 +237,17 @@ def _labels(rank: int, world: int) -> list[str]:
     return found
 
 
+def test_every_layer_that_shares_a_weight_is_masked() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    route = RouteByLabel({"0.weight": (slice(None), slice(2, 4))})
+    trimtab.attach(torch.optim.SGD(net.parameters(), lr=0.1), route, model=net)
+    inputs = torch.ones(1, 4)
+    with route.batch("retain"):
+        for layer in net:
+            assert torch.equal(layer(inputs), layer(inputs * torch.tensor([1.0, 1.0, 0.0, 0.0])))
+
+
 def test_ranks_must_have_the_same_label() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -107,3 +107,14 @@ def test_networks_that_differ_in_more_are_refused() -> None:
         mup_groups(network(16), network(8), 0.1, "lion")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="its axis 2 grows"):
         mup_groups(nn.Conv2d(1, 2, 5), nn.Conv2d(1, 2, 3), 0.1)
+
+
+def test_output_layers_that_share_a_weight_are_divided_alike() -> None:
+    nets = []
+    for width in (64, 16):
+        net = nn.ModuleDict({"up": nn.Linear(4, width), "one": nn.Linear(width, 3), "two": nn.Linear(width, 3)})
+        net["two"].weight, net["two"].bias = net["one"].weight, net["one"].bias
+        nets.append(net)
+    mup_scale_(*nets)
+    inputs = torch.ones(1, 64)
+    assert torch.equal(nets[0]["one"](inputs), nets[0]["two"](inputs))

@@ -130,6 +130,15 @@ def test_the_first_and_last_layer_stay_full_and_inputs_are_signs_on_demand() -> 
         assert torch.equal(layer.weight, weight)
 
 
+def test_inputs_of_every_layer_that_shares_a_weight_are_signs() -> None:
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    net[1].weight = net[0].weight
+    attach(torch.optim.SGD(net.parameters(), lr=0.1), Binarize(activations=True, ends=True), model=net)
+    inputs = wave((3, 4), 1).float()
+    for layer in net:
+        torch.testing.assert_close(layer(inputs), layer(inputs.sign()))
+
+
 def test_a_resumed_run_goes_on_bit_for_bit() -> None:
     def build() -> tuple[nn.Module, torch.optim.Optimizer, Binarize]:
         torch.manual_seed(0)

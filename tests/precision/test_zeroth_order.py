@@ -249,6 +249,10 @@ def test_it_resumes_bit_for_bit():
         assert torch.equal(one, two)
     with pytest.raises(ValueError, match="has the seed 0, this one 1"):
         QuantizedZeroOrder(other, seed=1).load_state_dict(saved["optimizer"])
+    with pytest.raises(ValueError, match="has a subspace, this one none"):
+        QuantizedZeroOrder(other).load_state_dict(saved["optimizer"])
+    with pytest.raises(ValueError, match="has no subspace, this one has"):
+        optimizer.load_state_dict(QuantizedZeroOrder(other).state_dict())
 
 
 def test_two_processes_are_one():

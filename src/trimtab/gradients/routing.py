@@ -131,14 +131,15 @@ class RouteByLabel:
             columns = mask.movedim(entry.input_axis, 0).flatten(1).all(1)
             if not bool(columns.any()):
                 continue
-            if not isinstance(entry.owner, nn.Linear):
-                self._unhook()
-                raise ValueError(
-                    f"{entry.name} belongs to {type(entry.owner).__name__}; only inputs of Linear layers are masked, name "
-                    "rows instead"
-                )
-            self._inputs[entry.owner] = ~columns
-            self._hooks.append(entry.owner.register_forward_pre_hook(self._mask_inputs))
+            for owner in entry.owners:
+                if not isinstance(owner, nn.Linear):
+                    self._unhook()
+                    raise ValueError(
+                        f"{entry.name} belongs to {type(owner).__name__}; only inputs of Linear layers are masked, name "
+                        "rows instead"
+                    )
+                self._inputs[owner] = ~columns
+                self._hooks.append(owner.register_forward_pre_hook(self._mask_inputs))
         self._parameters = [one.parameter for one in parameters]
         self._hooks.append(model.register_forward_pre_hook(self._remember))
 

@@ -160,8 +160,7 @@ def mup_scale_(model: nn.Module, base: nn.Module) -> dict[str, str]:
     narrow = dict(base.named_parameters())
     outputs = [(entry, width) for entry, width in listed if width.role == "output" and entry.owner is not None]
     for entry, _ in outputs:
-        assert entry.owner is not None
-        if any(isinstance(hook, _Multiplied) for hook in entry.owner._forward_pre_hooks.values()):
+        if any(isinstance(hook, _Multiplied) for owner in entry.owners for hook in owner._forward_pre_hooks.values()):
             raise ValueError(f"{entry.name} is scaled already; mup_scale_ is called once")
     for entry, _ in listed:
         kinds = {isinstance(owner, nn.Embedding | nn.EmbeddingBag) for owner in entry.owners}
@@ -176,6 +175,6 @@ def mup_scale_(model: nn.Module, base: nn.Module) -> dict[str, str]:
         if is_now and aim:
             entry.parameter.mul_(aim / is_now)
     for entry, width in outputs:
-        assert entry.owner is not None
-        entry.owner.register_forward_pre_hook(_Multiplied(width.inputs))
+        for owner in entry.owners:
+            owner.register_forward_pre_hook(_Multiplied(width.inputs))
     return {entry.name: width.role for entry, width in listed}

@@ -157,7 +157,7 @@ class Binarize:
         if self.activations:
             if model is None:
                 raise ValueError("activations are binarized in the model; give attach(..., model=model)")
-            owners = {id(entry.owner): entry.owner for entry in chosen if entry.owner is not None}
+            owners = {id(owner): owner for entry in chosen for owner in entry.owners}
             self._hooks = [owner.register_forward_pre_hook(self._binary_inputs()) for owner in owners.values()]
         self._bound = True
         self._binarize(chosen)

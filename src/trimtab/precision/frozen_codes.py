@@ -20,8 +20,8 @@ class FrozenCodes(nn.Module):
     """A linear layer in codes: `y = x (scales * codes)' + bias`, codes in a byte each, scales a parameter (arXiv 2505.13430).
 
     The codes are those of `quantize(weight, format, scaling=PerChannel())`, or `Block(group)`: multiplied by the first scales
-    they are its numbers, bit for bit. Only the scales (and the bias, if it does) have gradients; the weights take a byte
-    each and 4 bytes for each group. The forward pass makes the weights anew each time.
+    they are its numbers, bit for bit in float32; scales have the layer's dtype. Only the scales (and the bias, if it does) have
+    gradients; the weights take a byte each and 4 bytes for each group. The forward pass makes the weights anew each time.
 
     Args:
         linear: the layer; it is not changed.

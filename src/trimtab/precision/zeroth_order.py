@@ -209,11 +209,15 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
         return {**super().state_dict(), "zero_order": own, "subspace": subspace}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; ValueError when its seed is another."""
+        """Go on from a saved state; ValueError when its seed is another, or one of the two has a subspace and one none."""
         own = state_dict["zero_order"]
         if own["seed"] != self.seed:
             raise ValueError(f"the saved state has the seed {own['seed']}, this one {self.seed}")
+        subspace = state_dict.get("subspace")
+        if (subspace is None) != (self.subspace is None):
+            words = "no subspace, this one has" if subspace is None else "a subspace, this one none"
+            raise ValueError(f"the saved state has {words}")
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self.taken, self.skipped, self._in_a_row = own["taken"], own["skipped"], own["in_a_row"]
-        if self.subspace is not None:
-            self.subspace.load_state_dict(state_dict["subspace"])
+        if self.subspace is not None and subspace is not None:
+            self.subspace.load_state_dict(subspace)
