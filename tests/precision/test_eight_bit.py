@@ -296,6 +296,19 @@ def test_a_state_that_does_not_fit_changes_nothing():
     held[1][0].step()
 
 
+def test_a_copy_of_adamw_8bit_goes_on():
+    weight = nn.Parameter(torch.ones(64, 64))
+    optimizer = AdamW8bit([weight])
+    weight.grad = torch.ones(64, 64)
+    optimizer.step()
+    other = copy.deepcopy(optimizer)
+    (copied,) = other.param_groups[0]["params"]
+    copied.grad = torch.ones(64, 64)
+    for each in (optimizer, other):
+        each.step()
+    assert torch.equal(copied, weight)
+
+
 def test_adamw_8bit_takes_every_layout():
     plain = nn.Conv2d(4, 8, 3)
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)

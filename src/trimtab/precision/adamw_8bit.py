@@ -68,7 +68,6 @@ class AdamW8bit(torch.optim.Optimizer):
             "min_size": whole("min_size", min_size, 1), "floor": floor,
         }  # fmt: skip
         super().__init__(params, defaults)
-        self._coders: dict[tuple[Any, ...], tuple[list[Coder], list[Tensor]]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -102,13 +101,15 @@ class AdamW8bit(torch.optim.Optimizer):
     def _update_codes(self, group: dict[str, Any], state: dict[str, Any], flat: Tensor, slopes: Tensor) -> None:
         """A stretch after the other, so that its numbers stay in the processor's cache between decoding and encoding."""
         block, device = group["block"], flat.device
+        # not made by __init__, which a copy of a torch optimizer does not run
+        known: dict[Any, tuple[list[Coder], list[Tensor]]] = self.__dict__.setdefault("_coders", {})
         key = (device, block, group["floor"])
-        if key not in self._coders:
+        if key not in known:
             pair = [
                 Coder(block=block, signed=signed, floor=group["floor"], device=device) for signed in MOMENTS.values()
             ]
-            self._coders[key] = (pair, [torch.empty(pair[0].size, device=device) for _ in MOMENTS])
-        coders, buffers = self._coders[key]
+            known[key] = (pair, [torch.empty(pair[0].size, device=device) for _ in MOMENTS])
+        coders, buffers = known[key]
         for name in MOMENTS:
             if name not in state:
                 state[name] = torch.zeros(len(flat), dtype=torch.uint8, device=device)
