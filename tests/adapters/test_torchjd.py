@@ -55,6 +55,14 @@ def test_combine_with_their_rule_equals_their_backward_with_it(rule: Any) -> Non
         torch.testing.assert_close(one.grad, other.grad)
 
 
+def test_their_rule_gives_each_parameter_a_gradient_of_its_own_dtype() -> None:
+    net = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).bfloat16()])
+    outputs = net[1](net[0](torch.ones(3, 2)).bfloat16())
+    losses = [outputs[:, 0].float().mean(), outputs[:, 1].float().square().mean()]
+    Combine(net, adapter.from_torchjd(jd.TrimmedMean(0))).backward(losses)
+    assert all(one.grad is not None and one.grad.dtype == one.dtype for one in net.parameters())
+
+
 def test_their_backward_with_our_rule_equals_combine_with_it() -> None:
     net, losses = net_and_losses()
     Combine(net, CAGrad()).backward(losses)

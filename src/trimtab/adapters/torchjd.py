@@ -36,7 +36,7 @@ class _FromAggregator(Combiner):
     def combine_(self, tasks: Tasks, products: Tensor) -> list[Tensor]:
         found = self.aggregator(torch.stack([torch.cat([part.flatten() for part in task]) for task in tasks]))
         parts = torch.split(found, [part.numel() for part in tasks[0]])
-        return [part.view_as(own) for part, own in zip(parts, tasks[0], strict=True)]
+        return [part.view_as(own).to(own.dtype) for part, own in zip(parts, tasks[0], strict=True)]
 
 
 class _Aggregator(Aggregator):
