@@ -287,6 +287,23 @@ def test_micro_batches_of_unlike_form_are_refused() -> None:
         combine.backward(losses(model, batch()))
 
 
+@pytest.mark.parametrize("kind", [GCond, SimilarityMomentum])
+def test_what_is_remembered_of_other_parameters_is_refused_and_unchanged(kind: Any) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    combine = Combine(net, kind())
+
+    def step() -> None:
+        outputs = net(torch.ones(4, 3))
+        combine.backward([outputs[:, 0].mean(), outputs[:, 1].square().mean()])
+
+    step()
+    before = repr(combine.state_dict())
+    net[0].requires_grad_(False)
+    with pytest.raises(ValueError, match="remembers gradients of 4 parameters, joined now are 2, of other shapes"):
+        step()
+    assert repr(combine.state_dict()) == before
+
+
 def test_sparse_gradients_are_refused() -> None:
     table = nn.Embedding(4, 2, sparse=True)
     found = table(torch.tensor([1, 2]))

@@ -186,5 +186,19 @@ def norms(products: Tensor) -> Tensor:
     return products.diagonal().clamp(min=0).sqrt()
 
 
+def check_remembered(what: str, remembered: Sequence[Tensor], now: Sequence[Tensor]) -> None:
+    """That what is remembered is of the parameters that are joined now.
+
+    Raises:
+        ValueError: it is of others, as when some were frozen since.
+    """
+    shapes = [[tuple(part.shape) for part in parts] for parts in (remembered, now)]
+    if remembered and shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{what} remembers gradients of {len(remembered)} parameters, joined now are {len(now)}, of other shapes; where "
+            "parameters are frozen or thawed begin with a new combiner"
+        )
+
+
 def _first_bad(products: Tensor) -> int:
     return int((~products.diagonal().isfinite()).nonzero()[0])

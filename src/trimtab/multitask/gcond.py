@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import below_one, flag, number, positive, shares, whole
-from trimtab.multitask.base import Combiner, Tasks, norms, weighted_
+from trimtab.multitask.base import Combiner, Tasks, check_remembered, norms, weighted_
 from trimtab.tensors.norms import each_product
 from trimtab.tensors.passes import working_dtype
 
@@ -45,7 +45,8 @@ class GCond(Combiner):
             optimizer).
 
     Raises:
-        ValueError: a value is out of range, the thresholds do not rise, or (at the call) another number of losses than before.
+        ValueError: a value is out of range, the thresholds do not rise, or (at the call) another number of losses, or other
+            parameters, than before.
 
     Everything but the running mean follows from products, so a step reads the gradients twice. Keeps the gradients of the last
     step and the mean: K + 1 gradients of memory. "Stability" compares the gradients as they came [ours]; the authors' buffers
@@ -99,6 +100,7 @@ class GCond(Combiner):
         sizes = norms(products).tolist()
         if self._won and len(self._won) != len(tasks):
             raise ValueError(f"GCond was begun with {len(self._won)} losses, got {len(tasks)}")
+        check_remembered("GCond", self._previous[0] if self._previous else [], tasks[0])
         stability = self._stability(tasks, sizes)
         shares_of = self._settle(products, stability, self._strengths(sizes))
         joined = shares_of.sum(0)

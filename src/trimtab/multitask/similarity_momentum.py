@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import below_one, flag, number, one_of, positive
-from trimtab.multitask.base import Combiner, Tasks, norms, weighted_
+from trimtab.multitask.base import Combiner, Tasks, check_remembered, norms, weighted_
 from trimtab.multitask.equal_norm import equalising
 from trimtab.tensors.norms import joint_norm
 from trimtab.tensors.passes import working_dtype
@@ -36,7 +36,8 @@ class SimilarityMomentum(Combiner):
             Default True.
 
     Raises:
-        ValueError: a value is out of range, or (at the call) fewer than two losses or another number than before.
+        ValueError: a value is out of range, or (at the call) fewer than two losses, or another number or other
+            parameters than before.
 
     Needs the momentum of every loss: K gradients of memory. A gradient of zero counts as unlike all others.
 
@@ -73,6 +74,7 @@ class SimilarityMomentum(Combiner):
         if len(tasks) < 2 or (self._momenta and len(self._momenta) != len(tasks)):
             before = f", before it {len(self._momenta)}" if self._momenta else ""
             raise ValueError(f"SAM-GS compares two losses or more, always as many, got {len(tasks)}{before}")
+        check_remembered("SAM-GS", self._momenta[0] if self._momenta else [], tasks[0])
         sizes = norms(products)
         self.similarity = self._psi(sizes)
         first, second = self.betas
