@@ -496,12 +496,14 @@ def test_layers_kept_and_full_precision_and_removal() -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_fused_encoder_layer_of_torch_does_not_go_around_it(padded: bool) -> None:
+@pytest.mark.parametrize("what", ["matmul", "activations"])
+def test_the_fused_encoder_layer_of_torch_does_not_go_around_it(what: str, padded: bool) -> None:
     net = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     inputs = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
     padding = torch.arange(5) >= torch.tensor([[3], [5]]) if padded else None
-    handle = trimtab.attach(optimizer, LowPrecision(matmul="mxfp4-all-layers"), model=net)
+    lever = LowPrecision(matmul="mxfp4-all-layers") if what == "matmul" else LowPrecision(activations="e2m1")
+    handle = trimtab.attach(optimizer, lever, model=net)
     net.eval()
     trained = net(inputs, src_key_padding_mask=padding).detach()
     with torch.no_grad():

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -55,6 +56,8 @@ class ActivationHooks:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             if not self._active():  # asked here, so that what is built in full precision stays so
                 return output
+            if output.is_nested:  # nn.TransformerEncoder's way with padding, in evaluation
+                return torch.nested.as_nested_tensor([hook(module, inputs, one) for one in output.unbind()])
             mode = "training" if module.training else "evaluation"
             rounded: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
                 output,
