@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.distributed import on_two_ranks
 from trimtab.multitask import CAGrad, Combine, EqualNorm, GCond, GradientDropout, PCGrad, SimilarityMomentum
-from trimtab.multitask.base import Combiner
+from trimtab.multitask.base import Combiner, beside
 
 ALL: list[Any] = [PCGrad, CAGrad, EqualNorm, GradientDropout, SimilarityMomentum, GCond]
 
@@ -317,3 +317,9 @@ def test_repr_and_state_are_the_combiners() -> None:
     other = Combine(net(), CAGrad(0.25))
     other.load_state_dict(combine.state_dict())
     assert isinstance(other.combiner, Combiner)
+
+
+def test_what_is_remembered_goes_where_the_gradients_are():
+    """The meta device stands for another: a state that was saved elsewhere is joined with gradients of the network's device."""
+    moved = beside([[torch.ones(2), torch.ones(3)]], [[torch.ones(2, device="meta"), torch.ones(3)]])
+    assert [[part.device.type for part in parts] for parts in moved] == [["meta", "cpu"]]

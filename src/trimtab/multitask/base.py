@@ -200,5 +200,13 @@ def check_remembered(what: str, remembered: Sequence[Tensor], now: Sequence[Tens
         )
 
 
+def beside(held: Sequence[Sequence[Tensor]], now: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """What is remembered, on the devices of what it belongs to: a resumed state may come from elsewhere."""
+    return [
+        [part.to(other.device) for part, other in zip(parts, others, strict=True)]
+        for parts, others in zip(held, now, strict=True)
+    ]
+
+
 def _first_bad(products: Tensor) -> int:
     return int((~products.diagonal().isfinite()).nonzero()[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import below_one, flag, number, positive, shares, whole
-from trimtab.multitask.base import Combiner, Tasks, check_remembered, norms, weighted_
+from trimtab.multitask.base import Combiner, Tasks, beside, check_remembered, norms, weighted_
 from trimtab.tensors.norms import each_product
 from trimtab.tensors.passes import working_dtype
 
@@ -101,6 +101,10 @@ class GCond(Combiner):
         if self._won and len(self._won) != len(tasks):
             raise ValueError(f"GCond was begun with {len(self._won)} losses, got {len(tasks)}")
         check_remembered("GCond", self._previous[0] if self._previous else [], tasks[0])
+        if self._previous:
+            self._previous = beside(self._previous, tasks)
+        if self._mean:
+            (self._mean,) = beside([self._mean], [tasks[0]])
         stability = self._stability(tasks, sizes)
         shares_of = self._settle(products, stability, self._strengths(sizes))
         joined = shares_of.sum(0)

@@ -90,4 +90,4 @@ class GradientDropout(Combiner):
     def remember(self, memory: dict[str, Any]) -> None:
         """Go on drawing from there."""
         self._draws.clear()
-        self._saved = memory["draws"]
+        self._saved = None if memory["draws"] is None else memory["draws"].cpu()

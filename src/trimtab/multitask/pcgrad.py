@@ -61,4 +61,4 @@ class PCGrad(Weighted):
 
     def remember(self, memory: dict[str, Any]) -> None:
         """Go on drawing from there."""
-        self._draws.set_state(memory["draws"])
+        self._draws.set_state(memory["draws"].cpu())

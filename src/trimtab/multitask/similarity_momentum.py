@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.checks import below_one, flag, number, one_of, positive
-from trimtab.multitask.base import Combiner, Tasks, check_remembered, norms, weighted_
+from trimtab.multitask.base import Combiner, Tasks, beside, check_remembered, norms, weighted_
 from trimtab.multitask.equal_norm import equalising
 from trimtab.tensors.norms import joint_norm
 from trimtab.tensors.passes import working_dtype
@@ -75,6 +75,8 @@ class SimilarityMomentum(Combiner):
             before = f", before it {len(self._momenta)}" if self._momenta else ""
             raise ValueError(f"SAM-GS compares two losses or more, always as many, got {len(tasks)}{before}")
         check_remembered("SAM-GS", self._momenta[0] if self._momenta else [], tasks[0])
+        if self._momenta:
+            self._momenta = beside(self._momenta, tasks)
         sizes = norms(products)
         self.similarity = self._psi(sizes)
         first, second = self.betas

@@ -79,6 +79,8 @@ class GradientDifference:
         if self._steps % self.restart == 0 or self._value is None or self._gradient is None or self._point is None:
             value = self._private(gradient, self.C1, self.sigma1)
         else:
+            held = (self._value, self._gradient, self._point)  # a resumed state may come from another device
+            self._value, self._gradient, self._point = (one.to(gradient.device) for one in held)
             length = float(torch.linalg.vector_norm(point - self._point))
             value = self._value + self._private(gradient - self._gradient, self.C2 * length, self.sigma2)
         self._steps += 1
@@ -108,7 +110,7 @@ class GradientDifference:
         """Go on from there."""
         self._steps = int(state["steps"])
         self.releases = [Release(*one) for one in state["releases"]]
-        self._draws.set_state(state["draws"])
+        self._draws.set_state(state["draws"].cpu())
         self._value, self._gradient, self._point = state["value"], state["gradient"], state["point"]
 
     def __repr__(self) -> str:

@@ -167,7 +167,7 @@ class GroupClip:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on drawing from there."""
-        self._draws.set_state(state["draws"])
+        self._draws.set_state(state["draws"].cpu())
 
     def __repr__(self) -> str:
         return f"GroupClip({len(self.groups)} groups, clips={self.clips}, sigma={self.sigma})"
