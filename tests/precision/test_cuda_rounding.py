@@ -39,6 +39,7 @@ def test_the_kernel_rounds_as_torch_does(run, name, overflow, rounding):
     x = numbers()
     x = x if rounding != "stochastic" else x.flatten()[:65536].reshape(-1, 64)
     rounder = Rounder(format, rounding, overflow, torch.Generator().manual_seed(0), torch.float32, x.device, x.numel())
+    rounder._adds_up = False  # a CPU's short way for few digits draws otherwise
     expected, found = torch.empty_like(x), torch.empty_like(x)
     rounder(x, expected)
     again = Rounder(format, rounding, overflow, torch.Generator().manual_seed(0), torch.float32, x.device, x.numel())

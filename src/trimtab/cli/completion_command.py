@@ -13,7 +13,7 @@ from trimtab import cli
 from trimtab.cli import medclm
 from trimtab.cli.arguments import parse
 from trimtab.cli.flags import Flag, flags_of, known
-from trimtab.registry import LEVERS
+from trimtab.registry import TRAINED, of_home
 from trimtab.runs.shipped import shipped_recipes
 
 SHELLS = ("bash", "zsh", "fish")
@@ -50,7 +50,7 @@ def command_flags() -> dict[str, list[Flag]]:
 def values_of(flag: Flag) -> list[str]:
     """What may follow a flag; empty where that is free."""
     if flag.name in NAMES_LEVERS:
-        return sorted(LEVERS)
+        return sorted(of_home(*TRAINED))
     if flag.positional and flag.name == "RECIPE":
         return sorted(shipped_recipes())
     return flag.value.removesuffix(" ...").split("|") if "|" in flag.value else []

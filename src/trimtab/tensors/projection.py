@@ -34,7 +34,7 @@ def project_out(vectors: Tensor, directions: Tensor, eps: float = 0.0, norms: Te
         norms: of the directions, shape (rows,), where they are known.
 
     Example:
-        >>> project_out(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0, 2.0]]))
+        >>> project_out(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0, 2.0]])).round(decimals=4)
         tensor([[ 1., -1.]])
     """
     known = torch.linalg.vector_norm(directions, dim=1) if norms is None else norms
