@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trimtab.parameters.modes import modes_kept
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
@@ -20,17 +22,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
         >>> inside, net.training
         (False, True)
     """
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index for device in devices)):
         try:
-            for module, _ in modes:
-                module.training = False
-            yield
+            with modes_kept(model, training=False):
+                yield
         finally:
-            for module, training in modes:
-                module.training = training
             with torch.no_grad():
                 for buffer, before in buffers:
                     if buffer.layout == torch.strided and not _same_bits(buffer, before):

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trimtab.checks import one_of, positive, whole
 from trimtab.collectives import is_distributed
 from trimtab.parameters import Entry, unwrapped
+from trimtab.parameters.modes import modes_kept
 from trimtab.tensors.passes import refuse_sharded
 
 Mode = Literal["cap", "set", "observe"]
@@ -155,14 +156,10 @@ class ConvergenceRadius:
     def _ratio(self, weights: dict[str, Tensor], change: dict[str, Tensor], inputs: Sequence[Any]) -> Tensor:
         """r of this change, shape (), float64; the same on every rank."""
         assert self._model is not None
-        flags = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-        try:
+        with modes_kept(self._model):
+            self._model.eval()
             with sdpa_kernel(SDPBackend.MATH):  # the only one with forward derivatives
                 spreads = [self._spread(weights, change, *one) for one in inputs]
-        finally:
-            for module, training in flags:
-                module.training = training
         ratio = torch.stack(spreads).amax() / math.pi
         if is_distributed():
             ratio = ratio.nan_to_num(math.inf)

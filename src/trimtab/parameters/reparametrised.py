@@ -6,7 +6,6 @@ product uses. It is read here without a side effect and set to zero so that it s
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +15,8 @@ from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from trimtab.parameters.modes import modes_kept
 
 Undo = list[tuple[Tensor, Tensor]]
 """Tensors, each with the values it had."""
@@ -176,7 +177,7 @@ class _Parametrised(Reparametrised):
         self.how = " and ".join(type(link).__name__.lstrip("_") for link in chain)
 
     def weight(self) -> Tensor:
-        with _evaluating(self.chain):
+        with modes_kept(self.chain, training=False):  # where spectral_norm's power iteration stands still
             weight: Tensor = self.chain()
             return weight
 
@@ -295,19 +296,6 @@ class _Unknown(Reparametrised):
 
 
 _KNOWN = (parametrizations._WeightNorm, parametrizations._SpectralNorm, parametrizations._Orthogonal, Kept)
-
-
-@contextlib.contextmanager
-def _evaluating(chain: ParametrizationList) -> Iterator[None]:
-    """In evaluation, where spectral_norm's power iteration stands still."""
-    modes = [(module, module.training) for module in chain.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def found_in(module: nn.Module) -> Iterator[Reparametrised]:

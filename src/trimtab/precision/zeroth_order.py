@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.checks import non_negative, one_of, positive, whole
 from trimtab.collectives import is_distributed, is_sharded
 from trimtab.parameters import Entry
+from trimtab.parameters.modes import modes_kept
 from trimtab.precision.frozen_codes import FrozenCodes
 from trimtab.precision.randomness import Generators
 from trimtab.precision.subspace_history import SubspaceHistory
@@ -191,16 +192,8 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
     def _group_of(self, place: int) -> dict[str, Any]:
         return self.param_groups[0 if place < len(self.param_groups[0]["params"]) else 1]
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = [] if self.model is None else [(module, module.training) for module in self.model.modules()]
-        try:
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.model is None else modes_kept(self.model, training=False)
 
     def state_dict(self) -> dict[str, Any]:
         """torch's, and what draws the directions."""

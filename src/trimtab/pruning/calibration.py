@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trimtab.checks import whole
 from trimtab.parameters import Entry
 from trimtab.parameters.arguments import arguments_of_batch, moved
+from trimtab.parameters.modes import modes_kept
 from trimtab.parameters.wrappers import own_modules, unwrapped
 
 Take = Callable[[Entry, nn.Module, Tensor], None]
@@ -126,7 +127,6 @@ def undisturbed(model: nn.Module, *, training: bool | None) -> Iterator[None]:
         model: the network.
         training: the mode to run in; None for the one that it is in.
     """
-    modes = [(module, module.training) for module in model.modules()]
     saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -134,13 +134,10 @@ def undisturbed(model: nn.Module, *, training: bool | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # which would run layers without calling them
-            for module, _ in modes:
-                module.training = module.training if training is None else training
-            yield
+            with modes_kept(model, training=training):
+                yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for module, mode in modes:
-                module.training = mode
             for parameter, needed in trained:
                 parameter.requires_grad_(needed)
             with torch.no_grad():

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trimtab.checks import whole
 from trimtab.collectives import is_distributed, sum_over_ranks
 from trimtab.parameters.arguments import arguments_of_batch, moved
+from trimtab.parameters.modes import modes_kept
 from trimtab.parameters.wrappers import unwrapped
 
 
@@ -61,19 +62,17 @@ def _estimating(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
 
     So are the statistics after an exception, and at the end those of modules that the forward pass never reached.
     """
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     saved = [[buffer.clone() for buffer in _statistics(norm)] for norm in norms]
     devices = sorted({buffer.device.index for norm in norms for buffer in norm.buffers() if buffer.is_cuda})
     with torch.random.fork_rng(devices=devices):  # iterating a DataLoader draws a number
         try:
-            for module, _ in modes:
-                module.training = False
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.training = True
-            yield
+            with modes_kept(model, training=False):
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None
+                    norm.training = True
+                yield
         except BaseException:
             for norm, values in zip(norms, saved, strict=True):
                 _set(norm, values)
@@ -81,8 +80,6 @@ def _estimating(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-            for module, mode in modes:
-                module.training = mode
     for norm, values in zip(norms, saved, strict=True):
         if int(_statistics(norm)[2]) == 0:
             _set(norm, values)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from trimtab.collectives import sum_over_ranks
 from trimtab.datasets import Batches
+from trimtab.parameters.modes import modes_kept
 from trimtab.runs.objective import each_byte, is_text
 from trimtab.runs.views import over_views
 
@@ -89,11 +90,10 @@ def evaluate(
     Raises:
         ValueError: there is no image, or views of a segmentation or text.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     totals: Tensor | None = None
     counts: Tensor | None = None
-    try:
+    with modes_kept(model):
+        model.eval()
         for images, targets in batches.epoch(0):
             with autocast or nullcontext():
                 outputs = over_views(model, images, views)
@@ -136,9 +136,6 @@ def evaluate(
                     ]
                 )
             totals = step if totals is None else totals + step
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if totals is None:
         raise ValueError("cannot evaluate: the split holds no image")
     totals = sum_over_ranks(totals)
