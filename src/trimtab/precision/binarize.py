@@ -99,7 +99,7 @@ class Binarize:
         self._chosen: list[Entry] = []
         self._masters = MasterWeights()
         self._hooks: list[Any] = []
-        self._bound = self._full = False
+        self._bound = False
         self._found: dict[str, Tensor] = {}
 
     # the run's progress
@@ -171,7 +171,7 @@ class Binarize:
 
     def _binary_inputs(self) -> Callable[..., tuple[Any, ...] | None]:
         def binary(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._full or not args or not args[0].is_floating_point():
+            if self._masters.out or not args or not args[0].is_floating_point():
                 return None
             return (BinarySign.apply(args[0], self.o, self.clip, self.interval), *args[1:])  # type: ignore[no-untyped-call]
 
@@ -240,16 +240,11 @@ class Binarize:
     @contextmanager
     def full_precision(self) -> Iterator[None]:
         """Within the block the model holds the full weights and activations are not binarized; changes of them are kept."""
-        if self._full or not self._bound:
+        if not self._bound:
             yield
             return
-        self._masters.restore(self._chosen)
-        self._full = True
-        try:
+        with self._masters.in_model(self._chosen, lambda: self._binarize(self._chosen)):
             yield
-        finally:
-            self._full = False
-            self._binarize(self._chosen)
 
     # what it tells
 

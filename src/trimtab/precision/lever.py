@@ -155,7 +155,6 @@ class LowPrecision:
         self._by_id: dict[int, Entry] = {}
         self.left_out: list[tuple[Entry, str]] = []
         self._masters = MasterWeights()
-        self._full = False
         self._hooks: ActivationHooks | None = None
         self._reduction: QuantisedReduction | None = None
 
@@ -186,7 +185,11 @@ class LowPrecision:
                 if model is None:
                     raise ValueError("activations are rounded in the model; give attach(..., model=model)")
                 self._hooks = ActivationHooks(
-                    model, chosen, self._round_activation, lambda: not self._full, backward="backward" in self.formats
+                    model,
+                    chosen,
+                    self._round_activation,
+                    lambda: not self._masters.out,
+                    backward="backward" in self.formats,
                 )
             if self.before_reduce:
                 self._reduction = quantised_reduction(model, self._round_before_reduction)
@@ -245,7 +248,7 @@ class LowPrecision:
         """Whether products that begin now are of rounded operands."""
         assert self.matmul is not None
         over = self.total_steps is not None and self.step >= self.matmul.until * self.total_steps
-        return not self._full and not (over and self.matmul.until < 1)
+        return not self._masters.out and not (over and self.matmul.until < 1)
 
     def _pick(self, parameters: Sequence[Entry]) -> list[Entry]:
         """The entries that the rule picks, judged once; ValueError when there is none, or one that cannot be rounded."""
@@ -302,17 +305,8 @@ class LowPrecision:
             >>> round(inside, 6), net.weight.item()
             (0.3, 0.5)
         """
-        if self._full:
+        with self._masters.in_model(self._chosen, lambda: self._round_weights(self._chosen) if self.master else None):
             yield
-            return
-        self._masters.restore(self._chosen)
-        self._full = True
-        try:
-            yield
-        finally:
-            self._full = False
-            if self.master:
-                self._round_weights(self._chosen)
 
     def signals(self) -> dict[str, Tensor]:
         """Projection q of all gradients together on the step measured last, on the device; empty before."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ class MasterWeights:
     def __init__(self) -> None:
         self._copies: dict[str, Tensor] = {}
         self._in_model = True
+        self.out = False
+        """Whether `in_model` holds now."""
 
     @torch.no_grad()
     def keep(self, chosen: Sequence[Entry]) -> None:
@@ -37,6 +40,20 @@ class MasterWeights:
                 if entry.name in self._copies:
                     local_part(entry.parameter.detach()).copy_(self._copies[entry.name])
         self._in_model = True
+
+    @contextmanager
+    def in_model(self, chosen: Sequence[Entry], again: Callable[[], None]) -> Iterator[None]:
+        """Within the block, or the outer of several, the model holds the copies; `again` rounds what it holds at the end."""
+        if self.out:
+            yield
+            return
+        self.restore(chosen)
+        self.out = True
+        try:
+            yield
+        finally:
+            self.out = False
+            again()
 
     def state_dict(self) -> dict[str, Tensor]:
         """The copies."""
