@@ -138,6 +138,20 @@ def paired_difference(
 Point = tuple[str, float, str, str, bool, int, str]
 
 
+def spearman(one: Sequence[float], other: Sequence[float], least: int = 3) -> float | None:
+    """Spearman's rank correlation, ties sharing the mean of their ranks; None of fewer than `least` pairs or of constants.
+
+    Example:
+        >>> spearman([1, 2, 3, 9], [0, 1, 5, 6]), spearman([1, 1, 1], [1, 2, 3]) is None
+        (1.0, True)
+    """
+    from scipy.stats import spearmanr
+
+    if len(one) < least or any(min(values) == max(values) for values in (one, other)):
+        return None
+    return float(spearmanr(one, other).statistic)
+
+
 def _grouped(rows: Sequence[Row], field: Field) -> dict[Point, dict[int, float]]:
     """Values by operating point, then by seed."""
     groups: dict[Point, dict[int, float]] = {}

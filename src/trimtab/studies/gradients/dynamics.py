@@ -21,6 +21,7 @@ from trimtab.runs.tracked import (
     tracked,
     update_ratios,
 )
+from trimtab.studies.statistics import spearman
 from trimtab.studies.summary import AlarmRow, Dynamics, DynamicsFacts, LayerDynamics
 
 
@@ -35,12 +36,9 @@ def rank_correlation(values: Matrix) -> float | None:
         >>> rank_correlation(np.array([8.0, 4.0, 2.0, 1.0]))
         -1.0
     """
-    from scipy.stats import spearmanr
-
     finite = values[np.isfinite(values)]
-    if len(finite) < 3 or np.ptp(finite) == 0:
-        return None
-    return rounded(float(spearmanr(np.arange(len(finite)), finite).statistic))
+    found = spearman(range(len(finite)), finite.tolist())
+    return None if found is None else rounded(found)
 
 
 def dynamics(

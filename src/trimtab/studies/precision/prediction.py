@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from trimtab.studies.precision.conclusions import last_loss, paired
 from trimtab.studies.precision.products import PARTS, WHOLE
 from trimtab.studies.precision.records import FormatRun, PrecisionStudy
 from trimtab.studies.precision.variants import BASELINE
-from trimtab.studies.statistics import Estimate, estimate
+from trimtab.studies.statistics import Estimate, estimate, spearman
 from trimtab.tables.rows import GLOBAL
 
 LEAST = 4
@@ -70,20 +68,14 @@ def middle(values: Sequence[float | None]) -> float | None:
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """Spearman's: the correlation of the ranks, ties sharing the mean of theirs; None of constants or of too few numbers.
+    """Spearman's, to six digits; None of constants or of too few numbers.
 
     Example:
         >>> rank_correlation([1, 2, 3, 9], [0, 1, 5, 6]), rank_correlation([1, 2], [2, 1]) is None
         (1.0, True)
     """
-    if len(one) < LEAST:
-        return None
-    ranks = []
-    for values in (np.asarray(one, dtype=float), np.asarray(other, dtype=float)):
-        ranks.append((values[:, None] > values).sum(1) + (values[:, None] == values).sum(1) / 2)
-    if any(np.ptp(values) == 0 for values in ranks):
-        return None
-    return round(float(np.corrcoef(*ranks)[0, 1]), 6)
+    found = spearman(one, other, LEAST)
+    return None if found is None else round(found, 6)
 
 
 def agreement(found: Sequence[Predicted], pick: Callable[[Predicted], Estimate | None]) -> float | None:
