@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,11 @@ def spread(found: Estimate | None, scale: float = 1.0, digits: int = 3, *, signe
         return ""
     mean = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}"
     return mean if found.half is None else f"{mean} ± {scale * found.half:.{digits}f}"
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    """Shares as `mean (least to most)`, in percent."""
+    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def fill(page: Path, blocks: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import fill, table
+from evidence_page import fill, mean_and_range, table
 from torch import Tensor, nn
 
 import trimtab
@@ -212,7 +212,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     routed = []
     for how in dict.fromkeys(one["how"] for one in found["routing"]):
         own = [one for one in found["routing"] if one["how"] == how]
-        cells = [_percent([one[when][which] for one in own]) for when in ("before", "after") for which in (0, 1)]
+        cells = [mean_and_range([one[when][which] for one in own]) for when in ("before", "after") for which in (0, 1)]
         routed.append([how, *cells])
     rates = [f"{rate:g}" for rate in WIDE_RATES]
     mup = []
@@ -226,10 +226,6 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         "routing": table(["training", "retain, %", "forget, %", "retain, cut, %", "forget, cut, %"], routed),
         "mup": table(["parametrization", "width", *rates], mup),
     }
-
-
-def _percent(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import fill, table
+from evidence_page import fill, mean_and_range, table
 from torch import Tensor, nn
 
 import trimtab
@@ -96,15 +95,11 @@ def tables() -> None:
             cells = []
             for name in OPTIMIZERS:
                 own = [one for one in runs if (one["optimizer"], one["lever"], one["spike"]) == (name, lever, spike)]
-                cells += [_percent([one[which] for one in own]) for which in ("soon", "end")]
+                cells += [mean_and_range([one[which] for one in own]) for which in ("soon", "end")]
             rows.append([lever, *cells])
         head = ["lever", *(f"{name}, {when}" for name in OPTIMIZERS for when in (f"step {SOON}", f"step {STEPS}"))]
         blocks[spike] = table(head, rows)
     fill(FIGURES.with_suffix(".md"), blocks)
-
-
-def _percent(values: list[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 def main() -> None:

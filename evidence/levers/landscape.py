@@ -7,16 +7,13 @@ python evidence/levers/landscape.py      # three seeds, under a minute -> docs/e
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
+from figures import measure
 from sklearn.datasets import load_digits
 from torch import nn
 
 from trimtab.observe.curvature import Hessian, Objective, negativity, spectral_density
 
-OUT = Path(__file__).parents[2] / "docs" / "evidence" / "levers-landscape.json"
 STEPS = (0, 20, 100, 400)
 
 
@@ -41,7 +38,4 @@ def figures(seed: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    rows = [figures(seed) for seed in range(3)]
-    OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for key in rows[0]:
-        print(key, [round(row[key], 4) for row in rows])
+    measure("landscape", figures, 4)

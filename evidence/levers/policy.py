@@ -7,15 +7,12 @@ python evidence/levers/policy.py      # three seeds, under a minute -> docs/evid
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
+from figures import measure
 from torch import Tensor
 
 from trimtab.losses.policy import dot_lengths, gppo, group_advantage, ppo
 
-OUT = Path(__file__).parents[2] / "docs" / "evidence" / "levers-policy.json"
 PROMPTS, GROUP, WORDS, LONGEST, UPDATES, INNER, RATE = 8, 32, 20, 64, 60, 4, 4.0
 
 
@@ -81,7 +78,4 @@ def figures(seed: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    rows = [figures(seed) for seed in range(3)]
-    OUT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for key in rows[0]:
-        print(key, [round(row[key], 3) for row in rows])
+    measure("policy", figures, 3)

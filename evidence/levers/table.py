@@ -12,21 +12,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from evidence_page import fill, spread, table
+from figures import FOLDER, file_of
 
 from trimtab.studies.statistics import estimate
-
-FOLDER = Path(__file__).parents[2] / "docs" / "evidence"
 
 
 def difference(name: str, one: str, other: str, digits: int = 2) -> str:
     """Of two figures, by seed: the mean with its 95 % interval."""
-    rows = json.loads((FOLDER / f"levers-{name}.json").read_text(encoding="utf-8"))
+    rows = json.loads(file_of(name).read_text(encoding="utf-8"))
     return spread(estimate(row[one] - row[other] for row in rows), digits=digits, signed=True)
 
 
 def value(name: str, key: str, digits: int = 2) -> str:
     """One figure, over the seeds."""
-    rows = json.loads((FOLDER / f"levers-{name}.json").read_text(encoding="utf-8"))
+    rows = json.loads(file_of(name).read_text(encoding="utf-8"))
     return spread(estimate(row[key] for row in rows), digits=digits)
 
 
