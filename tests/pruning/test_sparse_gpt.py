@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.pruning.nets import Small, bits
 from tests.pruning.test_data_scores import Aside, Tower, numbers
 from trimtab.parameters import Rule
-from trimtab.pruning import Wanda, one_shot, sparse_gpt
+from trimtab.pruning import Wanda, obs_solver, one_shot, sparse_gpt
 from trimtab.pruning.scopes import removed_count
 
 
@@ -101,6 +101,29 @@ def test_rounding_in_the_same_pass_equals_the_literal_form() -> None:
     assert torch.equal(net.weight / coarse, (net.weight / coarse).round())
 
 
+@pytest.mark.parametrize("how", [{"sparsity": 0.5}, {"groups": (2, 4)}, {"sparsity": 0.5, "bits": 4}])
+def test_rows_in_bands_equal_the_literal_form(how: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obs_solver, "LEAST_ROWS", 1)
+    net, inputs = nn.Linear(24, 50).double(), correlated(60, 24)
+    assert len(obs_solver._bands(50, 24, 8)) == 3  # of 18 rows, the last of 14
+    expected = literal(net.weight, inputs, block=8, **how)
+    pattern = f"{how['groups'][0]}:{how['groups'][1]}" if "groups" in how else "unstructured"
+    sparse_gpt(net, [inputs], how.get("sparsity"), pattern=pattern, block=8, quantize=how.get("bits"))
+    assert torch.allclose(net.weight, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_function_that_rounds_sees_whole_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obs_solver, "LEAST_ROWS", 1)
+    seen: set[int] = set()
+
+    def rounded(column: Tensor) -> Tensor:
+        seen.add(len(column))
+        return column.round()
+
+    sparse_gpt(nn.Linear(24, 50), [numbers(60, 24).float()], 0.5, block=8, quantize=rounded)
+    assert seen == {50}
+
+
 @pytest.mark.parametrize("how", [{"sparsity": 0.5}, {"groups": (2, 4)}])
 def test_a_layer_of_several_blocks_equals_the_literal_form(how: dict[str, Any]) -> None:
     net, inputs = nn.Linear(288, 48).double(), correlated(500, 288)
@@ -120,7 +143,13 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize(
     ("outputs", "how"),
-    [(256, {"sparsity": 0.5}), (1024, {"sparsity": 0.5}), (1024, {"pattern": "2:4"}), (2048, {"pattern": "2:4"})],
+    [
+        (256, {"sparsity": 0.5}),
+        (1024, {"sparsity": 0.5}),
+        (1024, {"pattern": "2:4"}),
+        (4096, {"sparsity": 0.5}),
+        (4096, {"pattern": "2:4"}),
+    ],
 )
 def test_memory_is_three_gram_matrices(outputs: int, how: dict[str, Any]) -> None:
     """Beside the copy for `undo` and the masks (a byte for each weight), which are what is asked for."""

@@ -12,6 +12,8 @@ from trimtab.tensors.selection import kth_threshold, removed_count, smallest_in_
 
 RAISES = 3
 """How often the damping is multiplied by ten before a layer is given up."""
+LEAST_ROWS = 512
+"""Rows that are worked on together at least: fewer take as long."""
 
 
 class RowGrid:
@@ -99,35 +101,56 @@ def solve_(
     dead = gram.diagonal() == 0
     gram.diagonal().masked_fill_(dead, 1)
     weight[:, dead] = 0
-    grid = RowGrid(weight, quantize) if isinstance(quantize, int) else quantize
-    factor = inverse_factor(gram, damping, name)
-    gone = torch.zeros_like(weight, dtype=torch.bool)
     if groups is not None:
         block = max(block // groups[1], 1) * groups[1]
+    # a function sees a column as a whole: what it rounds by may be of all of it
+    bands = [slice(0, rows)] if callable(quantize) else _bands(rows, columns, block)
+    grids = [RowGrid(weight[band], quantize) if isinstance(quantize, int) else quantize for band in bands]
+    factor = inverse_factor(gram, damping, name)
+    gone = torch.zeros_like(weight, dtype=torch.bool)
     for start, end in _blocks(columns, block):
-        inside = factor[start:end, start:end]
-        spread = inside.diagonal()
         if groups is None:
             count = removed_count(sparsity, rows * end) - removed_count(sparsity, rows * start)
-            scores = (weight[:, start:end] / spread).square_()
-            (found,) = smallest_masks([scores], *kth_threshold([scores], [count]))
+            scores = (weight[:, start:end] / factor.diagonal()[start:end]).square_()
+            (gone[:, start:end],) = smallest_masks([scores], *kth_threshold([scores], [count]))
             del scores
-            mask = found.T.contiguous()
-        else:
-            mask = torch.zeros((end - start, rows), dtype=torch.bool, device=weight.device)
-        work = weight[:, start:end].T.contiguous()  # columns are read and changed one after the other
-        errors = torch.empty_like(work)
-        for column in range(end - start):
-            if groups is not None and column % groups[1] == 0:
-                part = slice(column, column + groups[1])
-                mask[part] = smallest_in_groups((work[part] / spread[part, None]).square_(), *groups, axis=0)
-            before = work[column]
-            after = before if grid is None else grid(before)
-            after = after.masked_fill(mask[column], 0)
-            torch.div(before - after, spread[column], out=errors[column])
-            work[column:].addr_(inside[column, column:], errors[column], alpha=-1)
-            work[column] = after
-        weight[:, start:end] = work.T
-        gone[:, start:end] = mask.T
-        weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
+        for band, grid in zip(bands, grids, strict=True):
+            _solve_block_(weight[band], gone[band], factor, start, end, groups, grid)
     return gone
+
+
+def _bands(rows: int, columns: int, block: int) -> list[slice]:
+    """Rows that are worked on together: what is copied of them in a block takes less than a matrix of the inputs' size."""
+    size = max(columns * columns // (4 * min(block, columns)), LEAST_ROWS)
+    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
+
+
+def _solve_block_(
+    weight: Tensor,
+    gone: Tensor,
+    factor: Tensor,
+    start: int,
+    end: int,
+    groups: tuple[int, int] | None,
+    grid: Callable[[Tensor], Tensor] | None,
+) -> None:
+    """One block of columns of some rows; with groups, what goes is decided as they are reached, and marked in `gone`."""
+    inside = factor[start:end, start:end]
+    spread = inside.diagonal()
+    work = weight[:, start:end].T.contiguous()  # columns are read and changed one after the other
+    mask = gone[:, start:end].T.contiguous()
+    errors = torch.empty_like(work)
+    for column in range(end - start):
+        if groups is not None and column % groups[1] == 0:
+            part = slice(column, column + groups[1])
+            mask[part] = smallest_in_groups((work[part] / spread[part, None]).square_(), *groups, axis=0)
+        before = work[column]
+        after = before if grid is None else grid(before)
+        after = after.masked_fill(mask[column], 0)
+        torch.div(before - after, spread[column], out=errors[column])
+        work[column:].addr_(inside[column, column:], errors[column], alpha=-1)
+        work[column] = after
+    weight[:, start:end] = work.T
+    if groups is not None:
+        gone[:, start:end] = mask.T
+    weight[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtab.tensors.cuda_selection import order_statistics
 
-PIECE = 1 << 20  # elements worked on at a time on a CPU: integers and masks of one piece stay near the cache
+PIECE = 1 << 17  # elements worked on at a time on a CPU: integers and masks of one piece stay in the cache
 PIECE_ON_DEVICE = 1 << 25  # elements at a time elsewhere: few launches, still bounded memory
 DIGIT = 16  # bits resolved by one histogram
 MIDDLE = 1 << (DIGIT - 1)  # where the buckets of scores of 0 and more begin in the first histogram
@@ -59,7 +59,7 @@ def _pieces(scores: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
         size = PIECE if score.device.type == "cpu" else PIECE_ON_DEVICE
         flat = score.reshape(-1)
         if waiting and (held + flat.numel() > size or waiting[0].device != flat.device):
-            yield torch.cat(waiting)
+            yield _joined(waiting)
             waiting, held = [], 0
         if flat.numel() >= size:
             for piece in torch.split(flat, size):
@@ -68,7 +68,11 @@ def _pieces(scores: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
             waiting.append(flat.to(dtype))
             held += flat.numel()
     if waiting:
-        yield torch.cat(waiting)
+        yield _joined(waiting)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def _keys(piece: Tensor, *, signed: bool) -> Tensor:
@@ -103,10 +107,11 @@ def _first_histogram(
     signed = False
     for piece in _pieces(scores, dtype):
         if absolute or bool(piece.min() >= 0):
-            histogram[MIDDLE:] += torch.bincount(_keys(piece, signed=False) >> shift, minlength=MIDDLE).cpu()
+            buckets = _keys(piece, signed=False).bitwise_right_shift_(shift)
+            histogram[MIDDLE:] += torch.bincount(buckets, minlength=MIDDLE).cpu()
         else:
             signed = True
-            buckets = (_keys(piece, signed=True) >> shift).add_(MIDDLE)
+            buckets = _keys(piece, signed=True).bitwise_right_shift_(shift).add_(MIDDLE)
             histogram += torch.bincount(buckets, minlength=1 << DIGIT).cpu()
     if bool(histogram[MIDDLE + largest :].any()) or bool(histogram[: MIDDLE - largest].any()):
         _raise_for_nan(scores)
@@ -127,14 +132,19 @@ def _inner_histograms(
         if len(prefixes) > 1:  # one look-up for all of them leaves little for the comparisons below
             leading = (keys >> first_shift).to(torch.int32)
             leading = leading.add_(base) if base else leading
-            keys = keys.masked_select(wanted.to(keys.device).index_select(0, leading))
+            keys = _where(keys, wanted.to(keys.device).index_select(0, leading))
         leading = keys >> (shift + DIGIT)
         for prefix, histogram in histograms.items():
-            inside = keys.masked_select(leading == prefix)
+            inside = _where(keys, leading == prefix)
             if inside.numel():
                 digits = (inside >> shift) & ((1 << DIGIT) - 1)
                 histogram += torch.bincount(digits, minlength=1 << DIGIT).cpu()
     return histograms
+
+
+def _where(values: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen values: where they are few, in less memory than `masked_select` takes."""
+    return values.index_select(0, chosen.nonzero().view(-1))
 
 
 def _locate(histogram: Tensor, rank: int) -> tuple[int, int]:
@@ -164,7 +174,7 @@ def kth_threshold(scores: Sequence[Tensor], counts: Sequence[int], *, absolute: 
         absolute: select by |score| (saves the caller a copy of the weights).
 
     Returns:
-        One `Threshold` per count, in the order of `counts`. Time is linear, extra memory a few pieces of 2^20 elements.
+        One `Threshold` per count, in the order of `counts`. Time is linear, extra memory a few pieces of 2^17 elements.
 
     Raises:
         ValueError: a count is out of range, or a tensor holds NaN (its position is named).
