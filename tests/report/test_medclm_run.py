@@ -4,7 +4,7 @@ import re
 import pytest
 
 from tests.report.medclm_factory import write_run
-from trimtab.report.medclm.evaluation import examples_section
+from trimtab.report.medclm.examples import examples_section
 from trimtab.report.medclm.run import render_medclm_run
 
 
@@ -25,7 +25,7 @@ def test_the_page_shows_curriculum_evaluation_and_examples_and_escapes_texts(run
 
 def test_examples_are_right_and_wrong_and_show_both_boxes(run):
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    section = examples_section(predictions)
+    section = examples_section(predictions, {"model": "model's answer"})
     titles = [figure.title for figure in section.figures]
     assert len(titles) == 12
     assert sum("right" in title for title in titles) == 6

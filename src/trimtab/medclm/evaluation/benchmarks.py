@@ -14,6 +14,7 @@ from PIL import Image
 
 from trimtab.inputs import lines_of, named, parse_json, read_json, shortened
 from trimtab.medclm.evaluation.parsing import contains
+from trimtab.medclm.evaluation.pickles import read_plain_pickle
 from trimtab.medclm.evaluation.questions import Question, choices_of
 from trimtab.medclm.files import require_file, utf8
 from trimtab.medclm.records import Box, Rejected, inside
@@ -40,9 +41,9 @@ def load_benchmark(name: Benchmark, folder: Path, split: Part, language: str = "
     | name | files in `folder` |
     |---|---|
     | `vqa_rad` | `VQA_RAD Dataset Public.json` and `VQA_RAD Image Folder/` (test: phrase types test_*), or `train.jsonl`, `test.jsonl`, `images/` |
-    | `slake` | `train.json`, `validate.json`, `test.json`, `imgs/` (with `detection.json` beside an image the box of what is asked about) |
-    | `path_vqa` | `SPLIT_qa.json` or `.jsonl` with image, question, answer, and `images/SPLIT/` (the pickles of the authors are not read: write them as JSON) |
-    | `pmc_vqa` | `train.csv`, `test.csv` (or `train_2.csv`, `test_2.csv`) and `images/` or `figures/` |
+    | `slake` | `train.json`, `validate.json` (on the Hub `validation.json`), `test.json`, `imgs/` (with `detection.json` beside an image the box of what is asked about) |
+    | `path_vqa` | `qas/SPLIT/SPLIT_qa.pkl` as its authors ship it (lists and texts alone: nothing in it is run), or `SPLIT_qa.json` or `.jsonl` in the folder, with image, question, answer; and `images/SPLIT/`, val for validation |
+    | `pmc_vqa` | `train.csv`, `test.csv` with `images/`, else version 2: `train_2.csv`, `test_2.csv` with `images_2/`, `images/` or `figures/` |
 
     Args:
         name: which.
@@ -83,7 +84,13 @@ _Rows = Iterator[tuple[str, Any]]
 _Make = Callable[[Any], Question | None]
 
 
-def _json_rows(file: Path) -> _Rows:
+def _first(*files: Path) -> Path:
+    """The first that is there; the first of all where none is."""
+    return next((one for one in files if one.exists()), files[0])
+
+
+def _rows(file: Path) -> _Rows:
+    """The rows of a .jsonl, .json or .pkl file of questions, with their places."""
     require_file(file, "a file of questions")
     if file.suffix == ".jsonl":
         for number, line in lines_of(file):
@@ -92,7 +99,7 @@ def _json_rows(file: Path) -> _Rows:
             except ValueError as error:
                 yield f"line {number}", _RowError(f"not JSON: {error}")
         return
-    found = parse_json(utf8(file), file)
+    found = read_plain_pickle(file) if file.suffix == ".pkl" else parse_json(utf8(file), file)
     if not isinstance(found, list):
         raise ValueError(f"{file} must hold a list of questions")
     for number, row in enumerate(found):
@@ -118,11 +125,13 @@ def _vqa_rad(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Ma
             choices=choices_of(answer) if stated != "OPEN" else (), closed=stated == "CLOSED",
         )  # fmt: skip
 
-    return file, _json_rows(file), make
+    return file, _rows(file), make
 
 
 def _slake(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
-    file = folder / f"{'validate' if split == 'validation' else split}.json"
+    file = _first(
+        *(folder / f"{name}.json" for name in (("validate", "validation") if split == "validation" else (split,)))
+    )
 
     def make(row: Any) -> Question | None:
         if row["q_lang"] != language:
@@ -136,7 +145,7 @@ def _slake(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make
             box=_slake_box(image, f"{asked} | {answer}"),
         )  # fmt: skip
 
-    return file, _json_rows(file), make
+    return file, _rows(file), make
 
 
 def _slake_box(image: Path, text: str) -> Box | None:
@@ -164,10 +173,8 @@ def _slake_box(image: Path, text: str) -> Box | None:
 
 def _path_vqa(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
     short = "val" if split == "validation" else split
-    file = next(
-        (one for one in (folder / f"{short}_qa.jsonl", folder / f"{short}_qa.json") if one.is_file()),
-        folder / f"{short}_qa.json",
-    )
+    shipped = folder / "qas" / short / f"{short}_qa.pkl"
+    file = _first(shipped, folder / f"{short}_qa.jsonl", folder / f"{short}_qa.json")
 
     def make(row: Any) -> Question:
         name, answer = inside(str(row["image"])), str(row["answer"]).strip()
@@ -183,7 +190,7 @@ def _path_vqa(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _M
             choices=choices_of(answer),
         )
 
-    return file, _json_rows(file), make
+    return file, _rows(file), make
 
 
 _CHOICE = re.compile(r"^\s*[A-D]\s*[:.)]\s*")
@@ -208,10 +215,9 @@ def _csv_rows(file: Path) -> _Rows:
 def _pmc_vqa(folder: Path, split: Part, language: str) -> tuple[Path, _Rows, _Make]:
     if split == "validation":
         raise ValueError("PMC-VQA has no validation split")
-    file = next(
-        (one for one in (folder / f"{split}.csv", folder / f"{split}_2.csv") if one.is_file()), folder / f"{split}.csv"
-    )
-    images = folder / ("images" if (folder / "images").is_dir() else "figures")
+    file = _first(*(folder / f"{split}{version}.csv" for version in ("", "_2", "2")))
+    second = file.stem != split
+    images = _first(*(folder / name for name in (*(("images_2",) if second else ()), "images", "figures")))
 
     def make(row: Any) -> Question:
         choices = tuple(_CHOICE.sub("", row[f"Choice {letter}"]).strip() for letter in "ABCD")

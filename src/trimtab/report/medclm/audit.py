@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trimtab.inputs import named
 from trimtab.medclm.audit.measures import claim, value
 from trimtab.medclm.audit.run import FILE
-from trimtab.medclm.evaluation.parsing import parse_reply
 from trimtab.report.medclm.evaluation import (
-    boxes_of,
-    chosen_examples,
     legend_table,
-    picture,
+    percent_cell,
     reaches,
-    right,
     rule_words,
     rules_figure,
     rules_table,
     system_words,
 )
-from trimtab.report.medclm.records import mapping_in, with_examples
+from trimtab.report.medclm.examples import examples_in
+from trimtab.report.medclm.records import mapping_in
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import look
 from trimtab.report.parts import MINUS, Cell, Figure, Section, Table, Tile, Verdict, series_of
@@ -38,7 +35,8 @@ SHORT = {
     "ungrounded": "of claims",
 }  # fmt: skip
 """What the axis calls a measure; the table below the figure has its name."""
-EXAMPLES = 12
+ANSWERS = {"real": "on its own image", "shuffled": "on another's", "blank": "on a grey one"}
+"""Heads of the examples' columns."""
 
 
 def render_audit(folder: Path, path: Path | None = None) -> Path:
@@ -70,7 +68,7 @@ def render_audit(folder: Path, path: Path | None = None) -> Path:
             for place, (what, why) in enumerate(summary["left_out"].items())
         ]
         name = f"Audit: {_short(summary['model'])} on {_short(summary['data'])}"
-    sections.append(with_examples(folder / "predictions.jsonl", _examples))
+    sections.append(examples_in(folder / "predictions.jsonl", ANSWERS))
     data = {"schema": summary.get("schema"), "rows": rows, "audit": summary}
     return render_sections(
         [*sections, *unmeasured], path or folder / "audit.html", name=name, verdict=lead, series=series_of(drawn), facts=facts,
@@ -121,7 +119,7 @@ def _measures(summary: Mapping[str, Any]) -> Section:
     tables = [
         Table(
             "measures-all", "All questions", ["measure", "n", "%", "what it is"],
-            [[Cell(rule_words(row["rule"])), Cell(f"{row['n']:,}", row["n"]), _cell(row),
+            [[Cell(rule_words(row["rule"])), Cell(f"{row['n']:,}", row["n"]), percent_cell(row),
               Cell(summary["rules"][row["rule"]])] for row in rows], prose=True,
         ),
         *(_grouped(summary, group) for group in ("stage", "kind", "domain")),
@@ -139,14 +137,10 @@ def _measures(summary: Mapping[str, Any]) -> Section:
 def _grouped(summary: Mapping[str, Any], group: str) -> Table | None:
     rows = [row for row in summary["measures"] if row["group"] == group]
     cells = [
-        [Cell(rule_words(row["rule"])), Cell(row["name"]), Cell(f"{row['n']:,}", row["n"]), _cell(row)] for row in rows
+        [Cell(rule_words(row["rule"])), Cell(row["name"]), Cell(f"{row['n']:,}", row["n"]), percent_cell(row)]
+        for row in rows
     ]
     return Table(f"measures-{group}", f"By {group}", ["measure", group, "n", "%"], cells, folded=True) if rows else None
-
-
-def _cell(row: Mapping[str, Any]) -> Cell:
-    bounds = "" if row["low"] is None else f" ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
-    return Cell(f"{100 * row['value']:.1f}{bounds}".replace("-", MINUS), round(100 * row["value"], 4))
 
 
 def _verdict(summary: Mapping[str, Any]) -> Verdict:
@@ -188,38 +182,3 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         names = ", ".join(list(summary["failed"])[:5])
         notes.append(f"{len(summary['failed']):,} questions could not be asked and are left out: {names}.")
     return notes
-
-
-def _examples(predictions: Sequence[Mapping[str, Any]]) -> Section:
-    chosen = chosen_examples(predictions, EXAMPLES, "real")
-    if not chosen:
-        return Section("examples", "Examples", missing="There are no predictions.")
-    figures, rows = [], []
-    for number, one in enumerate(chosen, start=1):
-        replies = {name: parse_reply(text) for name, text in one["replies"].items()}
-        found = "right" if right(one, "real") else "wrong"
-        title = f"{number}: {one['stage'] or one['kind']}, {found}"
-        figures.append(picture(number, one, title, boxes_of(one, replies["real"])))
-        answers = [Cell(replies[name].answer or "(none)") for name in ("shuffled", "blank")]
-        note = "" if found == "right" else "bad"
-        rows.append(
-            [
-                Cell(str(number), number), Cell(one["question"]), Cell(one["answer"]),
-                Cell(replies["real"].answer or "(none)", note=note), *answers, Cell(replies["real"].reasoning),
-            ]
-        )  # fmt: skip
-    head = [
-        "example",
-        "question",
-        "right answer",
-        "on its own image",
-        "on another's",
-        "on a grey one",
-        "reasoning on its own",
-    ]
-    return Section(
-        "examples", "Examples",
-        ["Chosen by rule, not by hand: evenly over the questions, right and wrong ones by turns. Solid: the gold box. Dashed: "
-         "the first box that the reasoning quotes."],
-        figures, [Table("examples", "What was asked and said", head, rows, prose=True)],
-    )  # fmt: skip

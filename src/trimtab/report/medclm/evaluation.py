@@ -1,22 +1,15 @@
-"""What a MedCLM model answered: rules by stage beside the baselines, and examples with their boxes."""
+"""What a MedCLM model answered: rules by stage beside the baselines."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from trimtab.medclm.audit.measures import CORRECT
 from trimtab.medclm.evaluation.looking import verdict
-from trimtab.medclm.evaluation.parsing import Reply, parse_reply
 from trimtab.report.medclm.curriculum import check_fractions
 from trimtab.report.palette import Look
-from trimtab.report.parts import Cell, Figure, Section, Table
-from trimtab.report.traces import dots, line, whiskers
+from trimtab.report.parts import MINUS, Cell, Figure, Section, Table
+from trimtab.report.traces import dots, whiskers
 
 SYSTEMS = {
     "blank": "grey images", "text only": "images of others", "text with box numbers": "words and box numbers",
@@ -33,7 +26,6 @@ RULES = {
     "ungrounded": "of claims, same answer",
 }  # fmt: skip
 """Short words for the rules, by their id without its number."""
-SIDE = 256
 STAGES = ("easy", "medium", "hard")
 
 
@@ -52,11 +44,12 @@ def rule_words(rule: str) -> str:
     return RULES.get(rule.rpartition(".")[0], rule)
 
 
-def _cell(row: Mapping[str, Any] | None) -> Cell:
+def percent_cell(row: Mapping[str, Any] | None) -> Cell:
+    """A rule's value in percent with its interval, if it has one; empty for None."""
     if row is None:
         return Cell("", None)
     bounds = "" if row["low"] is None else f" ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
-    return Cell(f"{100 * row['value']:.1f}{bounds}", round(100 * row["value"], 4))
+    return Cell(f"{100 * row['value']:.1f}{bounds}".replace("-", MINUS), round(100 * row["value"], 4))
 
 
 def rules_table(
@@ -77,7 +70,7 @@ def rules_table(
             Cell(rule_words(rule)),
             Cell(name),
             Cell(f"{row['n']:,}", row["n"]),
-            *(_cell(found.get((name, rule, system))) for system in systems),
+            *(percent_cell(found.get((name, rule, system))) for system in systems),
         ]
         for rule in summary["rules"]
         for name in names
@@ -152,86 +145,3 @@ def evaluation_section(summary: Mapping[str, Any], looks: Mapping[str, Look]) ->
 def _looking(summary: Mapping[str, Any]) -> list[str]:
     """The verdict, where the evaluation has what it rests on."""
     return [verdict(summary)] if summary.get("looking") else []
-
-
-def examples_section(predictions: Sequence[Mapping[str, Any]], most: int = 12) -> Section:
-    """Some questions with their images: right and wrong, with the gold box and the box the model quoted."""
-    chosen = chosen_examples(predictions, most)
-    if not chosen:
-        return Section("examples", "Examples", missing="There are no predictions.")
-    figures, rows = [], []
-    for number, one in enumerate(chosen, start=1):
-        reply = parse_reply(one["replies"]["model"])
-        verdict = "right" if right(one) else "wrong"
-        boxes = boxes_of(one, reply)
-        figures.append(picture(number, one, f"{number}: {one['stage'] or one['kind']}, {verdict}", boxes))
-        rows.append(
-            [
-                Cell(str(number), number), Cell(one["stage"]), Cell(one["question"]), Cell(one["answer"]),
-                Cell(reply.answer or "(none)", note="" if verdict == "right" else "bad"), Cell(verdict), Cell(reply.reasoning),
-            ]
-        )  # fmt: skip
-    head = ["example", "stage", "question", "right answer", "model's answer", "verdict", "model's reasoning"]
-    return Section(
-        "examples", "Examples",
-        ["Chosen by rule, not by hand: evenly over the questions, right and wrong ones by turns. Solid: the gold box. Dashed: "
-         "the box that the model's reasoning quotes."],
-        figures, [Table("examples", "What was asked and said", head, rows, prose=True)],
-    )  # fmt: skip
-
-
-def right(one: Mapping[str, Any], system: str = "model") -> bool:
-    """Whether the answer is right."""
-    found = one["scores"][system]
-    return any(found.get(rule) == 1 for rule in CORRECT)
-
-
-def chosen_examples(
-    predictions: Sequence[Mapping[str, Any]], most: int, system: str = "model"
-) -> list[Mapping[str, Any]]:
-    """Evenly over the questions, as many right as wrong ones where there are."""
-    groups = [[one for one in predictions if right(one, system) is good] for good in (True, False)]
-    found: list[Mapping[str, Any]] = []
-    for place, group in enumerate(groups):
-        take = min(len(group), most - min(len(groups[1 - place]), most // 2))
-        found += [group[number * len(group) // take] for number in range(take)]
-    return found
-
-
-def boxes_of(one: Mapping[str, Any], reply: Reply) -> list[tuple[str, tuple[float, ...], str, str]]:
-    """What is drawn on the picture of a question: the gold box, and the first that the reply quotes."""
-    boxes: list[tuple[str, tuple[float, ...], str, str]] = []
-    if one["box"]:
-        boxes.append(("gold box", tuple(one["box"]), "@s3", "solid"))
-    return [*boxes, *(("quoted by the model", box, "@s2", "dash") for box in reply.boxes[:1])]
-
-
-def picture(
-    number: int, one: Mapping[str, Any], title: str, boxes: Sequence[tuple[str, tuple[float, ...], str, str]]
-) -> Figure:
-    """The picture of a question as a small figure."""
-    with Image.open(Path(one["image"])) as file:
-        shown = file.convert("RGB")
-    shown.thumbnail((SIDE, SIDE))
-    stream = io.BytesIO()
-    shown.save(stream, "JPEG", quality=80)
-    source = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
-    traces = [
-        line(name, Look(colour, dash), [x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], name, width=3)
-        for name, (x0, y0, x1, y1), colour, dash in boxes
-    ]  # fmt: skip
-    axis = {"visible": False, "range": [0, 1], "fixedrange": True, "constrain": "domain"}
-    layout = {
-        "images": [
-            {
-                "source": source, "xref": "x", "yref": "y", "x": 0, "y": 0, "sizex": 1, "sizey": 1, "sizing": "stretch",
-                "layer": "below",
-            }
-        ],
-        "xaxis": axis,
-        "yaxis": {**axis, "range": [1, 0], "scaleanchor": "x", "scaleratio": shown.height / shown.width},
-        "height": 330, "margin": {"l": 8, "r": 8, "t": 8, "b": 8}, "showlegend": True,
-    }  # fmt: skip
-    caption = f"{one['question']} Right answer: {one['answer']}."
-    blank = dots("", Look("@paper/0"), [0.5], [0.5], None, showlegend=False)
-    return Figure(f"example-{number}", caption, {"": [blank, *traces]}, layout, small=True, title=title)

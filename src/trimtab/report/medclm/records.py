@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from trimtab.inputs import named, read_json_lines, read_json_mapping
-from trimtab.report.parts import Section
 
 
 def _finite(part: Any) -> Any:
@@ -32,17 +30,3 @@ def mapping_in(file: Path) -> dict[str, Any]:
     """The mapping in a JSON file."""
     with named(file):
         return dict(_finite(read_json_mapping(file)))
-
-
-def with_examples(file: Path, section: Callable[[list[dict[str, Any]]], Section]) -> Section:
-    """The section of examples that `section` makes of a file of predictions.
-
-    Raises:
-        ValueError: the file is damaged, or a picture is not there; names it.
-    """
-    predictions = lines_in(file)
-    try:
-        with named(file):
-            return section(predictions)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} speaks of a picture that is not there: {error.filename}") from error

@@ -10,8 +10,9 @@ from typing import Any
 from trimtab.inputs import named
 from trimtab.medclm.evaluation import looking
 from trimtab.report.medclm.curriculum import curriculum_sections
-from trimtab.report.medclm.evaluation import evaluation_section, examples_section, system_words
-from trimtab.report.medclm.records import lines_in, mapping_in, with_examples
+from trimtab.report.medclm.evaluation import evaluation_section, system_words
+from trimtab.report.medclm.examples import examples_in
+from trimtab.report.medclm.records import lines_in, mapping_in
 from trimtab.report.page import as_yaml, render_sections
 from trimtab.report.palette import Look, looks
 from trimtab.report.parts import Section, Tile, Verdict, listed, series_of
@@ -52,7 +53,7 @@ def render_medclm_run(run: Path, path: Path | None = None) -> Path:
             sections.insert(0, evaluation_section(summary, systems))
             rows = [{"system": name, **row} for name, one in summary["systems"].items() for row in one["rows"]]
             verdict = _verdict(summary, systems)
-        sections.insert(1, with_examples(run / "predictions.jsonl", examples_section))
+        sections.insert(1, examples_in(run / "predictions.jsonl", {"model": "model's answer"}))
     else:
         sections.append(
             Section("evaluation", "Held-out questions", missing="Not evaluated: trimtab medclm evaluate RUN")
