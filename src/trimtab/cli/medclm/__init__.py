@@ -15,6 +15,7 @@ COMMANDS = {
     "reviews": "how far two reviewers of a set agree, from what its viewer exports",
     "export": "write a built set for LLaVA, LLaMA-Factory, TRL, ms-swift, or as COCO",
     "publish": "make a built set ready for others: card, licence, Croissant, Parquet, shards",
+    "push": "send what publish wrote to the Hugging Face Hub",
     "rejoin": "put a release of annotations together with local pictures, by their hashes",
     "pretrain": "teach tiny-llava's vision tower the boxes and organs of the training pictures",
     "train": "train a vision-language model on a built set, from easy to hard",
@@ -29,6 +30,7 @@ NEEDED = {
     "train": ("trl", "training"),
     "evaluate": ("transformers", "training"),
     "audit": ("openai", "medclm"),
+    "push": ("huggingface_hub", "hub"),
 }
 """A package by which a command sees that its extra is there, so that it stops before anything is made."""
 
@@ -44,7 +46,7 @@ def usage() -> str:
 
 def home(command: str) -> str:
     """The module of a command."""
-    homes = {"rejoin": "publish", **dict.fromkeys(("check", "view", "export"), "use")}
+    homes = {"rejoin": "publish", "push": "publish", **dict.fromkeys(("check", "view", "export"), "use")}
     return homes.get(command, command)
 
 

@@ -1,4 +1,4 @@
-"""`trimtab medclm publish` and `rejoin`: a set made ready for others, and put together with their pictures again."""
+"""`trimtab medclm publish`, `push` and `rejoin`: a set made ready for others, sent, and put together with pictures again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
 from trimtab.cli.progress import counting_progress
 from trimtab.medclm.building import DataSetFolder
-from trimtab.medclm.publishing import About
+from trimtab.medclm.publishing import About, release_in
 from trimtab.medclm.publishing import publish as publish_set
+from trimtab.medclm.publishing import push as push_release
 from trimtab.medclm.publishing import rejoin as rejoin_set
+from trimtab.medclm.publishing.push import on_hub
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,64 @@ def publish(arguments: Sequence[str]) -> int:
     size = sum(found["files"].values())
     console.print(f"{given.out}: {found['rows']:,} rows, {len(found['files'])} files, {size:,} bytes", soft_wrap=True)
     console.print("README.md is the card, croissant.json the metadata; nothing was sent anywhere", soft_wrap=True)
+    console.print(f"next: trimtab medclm push {given.out} --to hf://datasets/USER/NAME", soft_wrap=True)
+    return 0
+
+
+@dataclass(frozen=True)
+class PushArguments:
+    """Sends what `trimtab medclm publish` wrote to the Hugging Face Hub, in one commit: card, licence, Croissant, Parquet,
+    shards, or annotations alone. Nothing else in the folder is sent, and no file that has changed since.
+
+    Examples:
+        trimtab medclm push DIR --to hf://datasets/USER/NAME
+        trimtab medclm push DIR --to hf://datasets/USER/NAME --public
+        trimtab medclm push DIR --to hf://datasets/USER/NAME --dry-run
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `trimtab medclm publish` wrote."""
+    to: str
+    """hf://datasets/USER/NAME; made if it is not there. The token is that of `hf auth login` or HF_TOKEN."""
+    public: bool = False
+    """Make a new data set on the Hub public."""
+    message: str = ""
+    """Of the commit."""
+    dry_run: bool = False
+    """Say what would be sent; needs no token and sends nothing."""
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def push(arguments: Sequence[str]) -> int:
+    """Parse and send."""
+    given = parse(PushArguments, arguments, "medclm push")
+    name = on_hub(given.to)
+    found = release_in(given.folder)
+    size = sum(found.files.values())
+    about = {
+        "to": given.to, "licence": found.licence, "public": given.public, "files": dict(found.files), "bytes": size,
+        "left_out": found.left_out,
+    }  # fmt: skip
+    if given.dry_run:
+        if given.output.json:
+            print_json({**about, "sent": None})
+            return 0
+        for file, bytes_ in found.files.items():
+            console.print(f"{bytes_:>14,}  {file}", highlight=False, markup=False)
+    place = None if given.dry_run else push_release(found, given.to, private=not given.public, message=given.message)
+    if given.output.json:
+        print_json({**about, "sent": place})
+        return 0
+    if found.left_out:
+        said = f"not sent, since publish did not write them: {', '.join(found.left_out[:5])}"
+        console.print(said + (" ..." if len(found.left_out) > 5 else ""), highlight=False, markup=False, soft_wrap=True)
+    what = f"{len(found.files)} files, {size:,} bytes, licence {found.licence}"
+    if place is None:
+        seen = "public" if given.public else "private"
+        console.print(f"would send {what} to {given.to} ({seen} if it is new); nothing was sent", soft_wrap=True)
+    else:
+        console.print(f"sent {what}: {place}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"others load it by datasets.load_dataset('{name}')", soft_wrap=True, highlight=False)
     return 0
 
 
