@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -80,12 +81,15 @@ def timed(call: Callable[[], object], repeats: int = 2) -> float:
     return min(found)
 
 
-def show_parts(parts: Sequence[Part], out: Path, output: Output) -> int:
-    """Print what would be measured and written; measures nothing more, writes nothing."""
+def show_parts(parts: Sequence[Part], out: Path, output: Output, facts: Mapping[str, Any] | None = None) -> int:
+    """Print what would be measured and written, after `facts` (name -> value); measures nothing more, writes nothing."""
     total = sum(part.times * part.seconds for part in parts)
     if output.json:
-        print_json({"parts": [asdict(part) for part in parts], "seconds": total, "writes": str(out)})
+        print_json({**(facts or {}), "parts": [asdict(part) for part in parts], "seconds": total, "writes": str(out)})
         return 0
+    for name, value in (facts or {}).items():
+        shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
+        console.print(f"{name}: {shown}", soft_wrap=True, markup=False, highlight=False)
     table = Table(title="what would be done", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("what", overflow="fold")
     for name in ("times", "ms each", "in all"):

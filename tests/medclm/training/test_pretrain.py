@@ -210,7 +210,7 @@ def test_options_that_do_not_go_together_are_refused(settings, message):
 
 
 def test_the_learning_rate_and_the_pretraining_follow_the_model():
-    assert (TrainOptions().peak, TrainOptions().tower_epochs) == (5e-3, 40)
+    assert (TrainOptions().peak, TrainOptions().tower_epochs) == (5e-3, 32)
     other = TrainOptions(model="some/llava")
     assert (other.peak, other.tower_epochs) == (2e-5, 0)
     assert TrainOptions(lr=1e-4).peak == 1e-4

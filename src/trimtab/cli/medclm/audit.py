@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,13 +21,16 @@ from trimtab.cli.progress import counting_progress
 from trimtab.files import alone
 from trimtab.medclm.audit import AuditOptions, FolderModel, ServedModel, Subject
 from trimtab.medclm.audit import audit as audit_model
+from trimtab.medclm.audit.foresee import foresee_audit
 from trimtab.medclm.audit.measures import verdict
 from trimtab.medclm.audit.options import UNIT
 from trimtab.medclm.audit.run import FILE
+from trimtab.medclm.audit.subjects import folder_identity
 from trimtab.medclm.boxes.formats import FormatName
 from trimtab.medclm.boxes.models import ModelBoxes, boxes_of
 from trimtab.medclm.boxes.resizing import resizing_of
 from trimtab.medclm.evaluation.evaluate import write
+from trimtab.medclm.evaluation.questions import Question
 from trimtab.medclm.records import SplitName, Stage
 from trimtab.medclm.texts.server import ChatServer
 from trimtab.report.medclm.audit import render_audit
@@ -81,6 +84,8 @@ class AuditArguments:
     """Of a reply with reasoning; 0: 192 in the form taught, 1024 in the form explained."""
     claimed: float | None = None
     """Accuracy that the model's makers publish for this set, 0 to 1: printed beside ours."""
+    dry_run: bool = False
+    """Say how many requests there would be and how many replies are kept already; asks nothing, writes nothing."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -102,6 +107,8 @@ def audit(arguments: Sequence[str]) -> int:
     boxes = _boxes(given, folder, form)
     options = AuditOptions(form, ask, boxes, given.tokens, given.limit)
     asked, training = held_out(given.questions, data, given.split, given.stages, quiet=given.output.silent, alone=True)
+    if given.dry_run:
+        return _foreseen(given, asked, out, options)
     subject = _subject(given)
     with alone(out, "auditing into"), counting_progress("audit", quiet=given.output.silent) as progress:
         found = audit_model(subject, asked, out / "replies", options, training, progress)
@@ -128,12 +135,36 @@ def audit(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _subject(given: AuditArguments) -> Subject:
-    if given.server is None:
-        return FolderModel(Path(given.model), given.batch)
+def _foreseen(given: AuditArguments, asked: Sequence[Question], out: Path, options: AuditOptions) -> int:
+    folder = Path(given.model)
+    identity = folder_identity(folder) if given.server is None else _served(given).identity
+    found = foresee_audit(identity, asked, out / "replies", options)
+    left = found.requests - found.kept
+    if given.output.json:
+        print_json({**asdict(found), "left": left, "writes": str(out)})
+        return 0
+    pictures = "its own, another patient's and a grey picture"
+    lines = [
+        f"{found.questions:,} questions on {pictures}: {found.requests:,} different requests to {given.model}",
+        f"{found.kept:,} replies are kept in {out / 'replies'}; {left:,} would be asked for: {found.tokens:,} tokens at most",
+        f"would write {out}; nothing was asked or written",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+def _served(given: AuditArguments) -> ServedModel:
+    assert given.server is not None
     key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own want none
     server = ChatServer(given.server, key, given.tries, given.timeout)
     return ServedModel(given.model, server, given.concurrency, pairs(given.fields, "--fields"))
+
+
+def _subject(given: AuditArguments) -> Subject:
+    if given.server is None:
+        return FolderModel(Path(given.model), given.batch)
+    return _served(given)
 
 
 def _boxes(given: AuditArguments, folder: Path, form: str) -> ModelBoxes | None:

@@ -6,17 +6,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
+from trimtab.cli.dry_run import Part, show_parts
 from trimtab.cli.medclm.source_flags import organ_sources, pairs
 from trimtab.cli.progress import counting_progress
 from trimtab.medclm.building import BuildOptions, BuildResult
 from trimtab.medclm.building import build as build_set
+from trimtab.medclm.building.foresee import foresee
 from trimtab.medclm.building.options import BuildSettings
 from trimtab.medclm.texts.chat import ChatGenerator
 from trimtab.medclm.texts.generator import Generator
@@ -85,6 +87,8 @@ class BuildArguments:
     """Of a Ray cluster's head, HOST:PORT or auto; default RAY_ADDRESS, failing that a cluster of this machine."""
     strict: bool = False
     """Exit with code 1 if anything was rejected."""
+    dry_run: bool = False
+    """Say what would be read, asked and written and about how long it would take; asks no server, writes nothing."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
@@ -104,6 +108,8 @@ def build(arguments: Sequence[str]) -> int:
             for label, organs in pairs(given.host_in, "--host-in").items()
         },
     )
+    if given.dry_run:
+        return _foreseen(options, given)
     result = build_and_show(
         options,
         given.out,
@@ -115,6 +121,24 @@ def build(arguments: Sequence[str]) -> int:
         concurrency=given.chat.concurrency if given.generator == "chat" else 1,
     )
     return 1 if given.strict and result.statistics["rejected"]["all"] else 0
+
+
+def _foreseen(options: BuildOptions, given: BuildArguments) -> int:
+    found = foresee(options, given.out)
+    facts: dict[str, Any] = {
+        "images": found.images, "lesions": found.lesions, "classes": list(found.classes),
+        "rejected by the reader": found.rejected, "rows, about": found.rows,
+    }  # fmt: skip
+    if found.state != "new":
+        facts["there already"] = "a finished set: nothing would be done" if found.state == "complete" else found.state
+    parts = [Part("images read, hosted, copied", found.images, found.image_seconds / max(given.workers, 1))]
+    if given.generator == "chat":
+        facts["requests"] = (
+            f"about {found.rows:,} to {given.chat.model} at {given.chat.base_url}, less the replies kept"
+        )
+    else:
+        parts.append(Part("texts written and checked, about", found.rows, found.row_seconds))
+    return show_parts([] if found.state == "complete" else parts, given.out, given.output, facts)
 
 
 def build_and_show(

@@ -13,7 +13,9 @@ import tyro
 
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, print_json
+from trimtab.cli.dry_run import Part, show_parts
 from trimtab.cli.progress import measuring_progress
+from trimtab.medclm.training.foresee import foresee_training
 from trimtab.medclm.training.options import TrainOptions
 from trimtab.medclm.training.run import tower_of
 from trimtab.medclm.training.run import train as train_run
@@ -42,12 +44,16 @@ class TrainArguments:
     """Strength of VarianceAmplifier (VAR) on the trained weights; 0 is off."""
     track: bool = False
     """Write statistics of the gradients into OUT."""
+    dry_run: bool = False
+    """Say how many steps there would be and about how long they would take, from a few of them; keeps nothing."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
 
 
 def train(arguments: Sequence[str]) -> int:
     """Parse and train."""
     given = parse(TrainArguments, arguments, "medclm train")
+    if given.dry_run:
+        return _foreseen(given)
     found = train_with_levers(given)
     if int(os.environ.get("RANK", "0")):  # the first process speaks for all
         return 0
@@ -63,6 +69,17 @@ def train(arguments: Sequence[str]) -> int:
     )
     console.print(f"next: trimtab medclm evaluate {given.out}", soft_wrap=True)
     return 0
+
+
+def _foreseen(given: TrainArguments) -> int:
+    found = foresee_training(given.folder, given.out, given.options)
+    facts: dict[str, Any] = {"training rows": found.rows, "training pictures": found.pictures}
+    if found.state != "new":
+        facts["there already"] = "a finished run" if found.state == "finished" else "a run that would go on"
+    parts = [Part(f"steps of {given.options.batch} rows", found.steps, found.step_seconds)]
+    if found.epochs:
+        parts.insert(0, Part("epochs of the vision tower", found.epochs, found.epoch_seconds))
+    return show_parts(parts, given.out, given.output, facts)
 
 
 def train_with_levers(given: TrainArguments) -> dict[str, Any]:

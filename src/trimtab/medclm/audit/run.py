@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.medclm.audit.asking import Watch, asked
 from trimtab.medclm.audit.measures import ANSWERS, MEASURES, compared, kept, replied
 from trimtab.medclm.audit.options import AuditOptions
-from trimtab.medclm.audit.requests import Keys
+from trimtab.medclm.audit.requests import Keys, Request
 from trimtab.medclm.audit.subjects import Subject
 from trimtab.medclm.evaluation.evaluate import OPEN_AND_CLOSED, Evaluation, predicted
 from trimtab.medclm.evaluation.majority import Majority
@@ -61,19 +61,12 @@ def audit(
             were asked for.
     """
     options = options or AuditOptions()
-    questions = [one for one in questions if one.answer_boxes is None or options.boxes is not None]
-    if not questions:
-        raise ValueError("there are no questions to audit on")
+    questions = _asked(questions, options)
     shown = {name: with_pictures(questions, which) for name, which in CONDITIONS.items()}
-    places = list(range(len(questions)))
-    if options.limit and options.limit < len(questions):
-        places = [place * len(questions) // options.limit for place in range(options.limit)]
-    keys = Keys(subject.identity)
+    places = _places(questions, options)
     said: dict[str, dict[int, texts.Reply]] = {}
     failed: dict[str, str] = {}
-    for name, ones in shown.items():
-        own = {place: options.question(ones[place]) for place in places}
-        requests = {place: keys.request(one, options.prompt(one), options.most(one)) for place, one in own.items()}
+    for name, requests in _requests(subject.identity, shown, places, options).items():
         watch = Watch(options, on=name == "real")
         tell = None if progress is None else partial(progress, name)
         said[name] = asked(subject, requests, texts.ReplyCache(cache), watch, failed, tell)
@@ -84,6 +77,44 @@ def audit(
     answers = {name: [said[name][place] for place in whole] for name in said}
     spoken = {name: [options.read(shown[name][place], said[name][place]) for place in whole] for name in said}
     return measured_audit(chosen, answers, spoken, training, failed)
+
+
+def requests_of(
+    identity: Mapping[str, Any], questions: Sequence[Question], options: AuditOptions
+) -> dict[str, dict[int, Request]]:
+    """condition -> place of the question -> request: all that `audit` asks a model of this identity.
+
+    Raises:
+        ValueError: there are no questions, or all are of one patient.
+    """
+    questions = _asked(questions, options)
+    shown = {name: with_pictures(questions, which) for name, which in CONDITIONS.items()}
+    return _requests(identity, shown, _places(questions, options), options)
+
+
+def _asked(questions: Sequence[Question], options: AuditOptions) -> list[Question]:
+    found = [one for one in questions if one.answer_boxes is None or options.boxes is not None]
+    if not found:
+        raise ValueError("there are no questions to audit on")
+    return found
+
+
+def _places(questions: Sequence[Question], options: AuditOptions) -> list[int]:
+    """Which of the questions are asked."""
+    if not options.limit or options.limit >= len(questions):
+        return list(range(len(questions)))
+    return [place * len(questions) // options.limit for place in range(options.limit)]
+
+
+def _requests(
+    identity: Mapping[str, Any], shown: Mapping[str, Sequence[Question]], places: Sequence[int], options: AuditOptions
+) -> dict[str, dict[int, Request]]:
+    keys = Keys(identity)
+    found: dict[str, dict[int, Request]] = {}
+    for name, ones in shown.items():
+        own = {place: options.question(ones[place]) for place in places}
+        found[name] = {place: keys.request(one, options.prompt(one), options.most(one)) for place, one in own.items()}
+    return found
 
 
 def measured_audit(

@@ -106,13 +106,13 @@ class FolderModel:
     """
 
     def __init__(self, folder: Path, batch: int = 32) -> None:
-        from trimtab.medclm.training.models import FAMILIES, load_finished, model_folder  # transformers
+        from trimtab.medclm.training.models import FAMILIES, load_finished  # transformers
 
         whole("batch", batch, 1)
         self.name, self._batch = str(folder), batch
         self._model, self._processor = load_finished(folder, known=False)
         self._together = self._model.config.model_type in FAMILIES
-        self.identity: Mapping[str, Any] = _identity(model_folder(folder))
+        self.identity: Mapping[str, Any] = folder_identity(folder)
 
     def replies(self, requests: Sequence[Request], cache: ReplyCache) -> Iterator[Reply | GenerationError]:
         """See `Subject`."""
@@ -138,8 +138,11 @@ class FolderModel:
         ]
 
 
-def _identity(folder: Path) -> dict[str, Any]:
-    """Names, sizes and times of a model's files: weights of many gigabytes are not read for it."""
+def folder_identity(folder: Path) -> dict[str, Any]:
+    """What `FolderModel` is known by: names, sizes and times of a model's files; weights of gigabytes are not read for it."""
+    from trimtab.medclm.training.models import model_folder  # transformers
+
+    folder = model_folder(folder)
     if not folder.is_dir():
         return {"hub": str(folder)}
     files = sorted(file for file in folder.iterdir() if file.is_file())

@@ -23,7 +23,7 @@ from trimtab.medclm.building.options import BuildOptions
 from trimtab.medclm.building.preparing import OnText, Preparation, Prepared, as_text
 from trimtab.medclm.building.writing import write_rows
 from trimtab.medclm.records import ImageRecord, Rejected
-from trimtab.medclm.rules import host_rules, warn_unlisted
+from trimtab.medclm.rules import HostRules, host_rules, warn_unlisted
 from trimtab.medclm.splits import split_of, without_leaks
 from trimtab.medclm.texts.generator import Generator
 from trimtab.medclm.texts.template import TemplateGenerator
@@ -82,15 +82,9 @@ def build(
         manifest = _begun(folder, options, generator.name)
         if manifest.state == "complete":
             return BuildResult(folder, folder.statistics())
-        preparation = Preparation(
-            options.images,
-            out,
-            rules,
-            tuple((name, tuple(sorted(given.items()))) for name, given in options.organs),
-            options.without_organs,
-        )
+        preparation = preparation_of(options, out, rules)
         try:
-            items = _split(reader.read(options.detections, options.images), options)
+            items = items_of(reader.read(options.detections, options.images), options)
             labels = _prepare(folder, preparation, items, options, workers, launcher, address, progress)
             left_out = write_rows(folder, options, labels, generator, concurrency, progress)
             usage: Mapping[str, Any] = getattr(generator, "usage", dict)()
@@ -141,7 +135,13 @@ def _begun(folder: DataSetFolder, options: BuildOptions, generator: str) -> Mani
     return found
 
 
-def _split(items: Iterator[ImageRecord | Rejected], options: BuildOptions) -> Iterator[ImageRecord | Rejected]:
+def preparation_of(options: BuildOptions, out: Path, rules: HostRules) -> Preparation:
+    """What is done with each image of a build into `out`."""
+    sources = tuple((name, tuple(sorted(given.items()))) for name, given in options.organs)
+    return Preparation(options.images, out, rules, sources, options.without_organs)
+
+
+def items_of(items: Iterator[ImageRecord | Rejected], options: BuildOptions) -> Iterator[ImageRecord | Rejected]:
     """`items` with their splits; an id or a file that comes again is rejected."""
     seen: set[str] = set()
     for item in items if options.split == "patient" else without_leaks(items):

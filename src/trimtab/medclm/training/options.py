@@ -48,7 +48,7 @@ class TrainOptions:
     """Keep the vision tower as it is; a pretrained one of tiny-llava always is kept."""
     pretrain: int | None = None
     """Epochs in which tiny-llava's vision tower is taught the training pictures' boxes, organs and places before anything else
-    (`trimtab medclm pretrain`), after which it stays as it is; 0 begins with a random tower. None: 40; 0 for other models."""
+    (`trimtab medclm pretrain`), after which it stays as it is; 0 begins with a random tower. None: 32; 0 for other models."""
     tower: str = ""
     """Folder of a finished `trimtab medclm pretrain`, whose tower is taken instead."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -122,7 +122,7 @@ class TrainOptions:
         """The epochs of pretraining that are taken; 0 with a tower given."""
         if self.pretrain is not None:
             return self.pretrain
-        return 40 if self.model == TINY and not self.tower else 0
+        return 32 if self.model == TINY and not self.tower else 0
 
     @property
     def epoch_steps(self) -> int:

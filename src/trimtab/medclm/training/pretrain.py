@@ -24,6 +24,7 @@ from trimtab.medclm.records import ImageRecord
 from trimtab.medclm.training.sights import PatchTruth, Sights, drawn, normalised, patch_truth, read_sights
 from trimtab.medclm.training.tiny import IMAGE, PATCH, tiny_tower
 from trimtab.medclm.training.tower_figures import figures
+from trimtab.medclm.training.whitening import whiten_
 
 MARKED = 0.5
 """Share of the training pictures with boxes on which one is drawn, as on Easy rows (ours)."""
@@ -39,7 +40,7 @@ class PretrainOptions:
         ValueError: a setting is out of range.
     """
 
-    epochs: int = 40
+    epochs: int = 32
     """Passes over the training pictures."""
     batch: int = 32
     """Pictures of a step."""
@@ -150,7 +151,9 @@ def pretrain(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        teacher = Teacher(tiny_tower(), len(classes), len(organs)).to(device)
+        teacher = Teacher(tiny_tower(), len(classes), len(organs))
+        whiten_(teacher.tower, sights.pictures)
+    teacher.to(device)
     losses = _teach(teacher, sights, options, out / "checkpoint.safetensors", progress)
     teacher.eval()
     done = {

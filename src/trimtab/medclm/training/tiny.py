@@ -112,7 +112,7 @@ def _vision(image: int, patch: int, hidden: int, layers: int) -> Any:
 
     return CLIPVisionConfig(
         **_shape(hidden, layers),
-        intermediate_size=2 * hidden,
+        intermediate_size=4 * hidden,
         image_size=image,
         patch_size=patch,
         projection_dim=hidden,
