@@ -132,3 +132,16 @@ def test_a_gradient_that_is_not_finite_gives_no_projection() -> None:
     weight.grad = torch.full((6, 4), torch.nan)
     with pytest.raises(FloatingPointError, match=r"shape \(6, 4\) holds inf or NaN at step 1"):
         Fira([weight], rank=2).step()
+
+
+def test_a_refused_step_has_moved_nothing() -> None:
+    good, bad = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.zeros(6, 4))
+    optimizer = Fira([{"params": [good]}, {"params": [bad]}], rank=2)
+    good.grad, bad.grad = torch.randn(6, 4), torch.full((6, 4), torch.inf)
+    with pytest.raises(FloatingPointError, match="at step 1"):
+        optimizer.step()
+    assert not good.any()
+    bad.grad = torch.randn(6, 4)
+    optimizer.step()
+    assert [int(optimizer.state[one]["step"]) for one in (good, bad)] == [1, 1]
+    assert bool(good.any())

@@ -247,12 +247,77 @@ def test_it_resumes_bit_for_bit():
         second.step(other.loss)
     for one, two in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
-    with pytest.raises(ValueError, match="has the seed 0, this one 1"):
-        QuantizedZeroOrder(other, seed=1).load_state_dict(saved["optimizer"])
     with pytest.raises(ValueError, match="has a subspace, this one none"):
-        QuantizedZeroOrder(other).load_state_dict(saved["optimizer"])
+        QuantizedZeroOrder(other, samples=2).load_state_dict(saved["optimizer"])
     with pytest.raises(ValueError, match="has no subspace, this one has"):
-        optimizer.load_state_dict(QuantizedZeroOrder(other).state_dict())
+        optimizer.load_state_dict(QuantizedZeroOrder(other, samples=2).state_dict())
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1), ("samples", 2), ("relative", True), ("unquantized", "mezo")])
+def test_a_state_of_other_settings_is_refused_and_changes_nothing(name, value):
+    net = Noisy()
+    optimizer = QuantizedZeroOrder(net, lr=1e-3)
+    optimizer.step(net.loss)
+    other = QuantizedZeroOrder(net, lr=0.5, **{name: value})
+    with pytest.raises(ValueError, match=f"the settings .*'{name}': "):
+        other.load_state_dict(optimizer.state_dict())
+    assert (other.taken, other.param_groups[0]["lr"]) == (0, 0.5)
+
+
+def test_a_state_of_another_subspace_changes_nothing():
+    net = Noisy()
+    optimizer = QuantizedZeroOrder(net, lr=1e-3, subspace=SubspaceHistory(3))
+    optimizer.step(net.loss)
+    other = QuantizedZeroOrder(net, lr=0.5, subspace=SubspaceHistory(4))
+    with pytest.raises(ValueError, match="saved settings"):
+        other.load_state_dict(optimizer.state_dict())
+    assert (other.taken, other.param_groups[0]["lr"]) == (0, 0.5)
+
+
+def test_groups_added_later_move_too():
+    first, scale, weight = torch.ones(3), torch.ones(2), -torch.ones(2)
+    optimizer = QuantizedZeroOrder([first], lr=1e-2)
+    optimizer.add_param_group({"params": [scale], "lr": 0.0})
+    optimizer.add_param_group({"params": [weight], "quantized": False})
+    loss = lambda: (first.sum() + scale.sum() + weight.sum()).item()  # noqa: E731
+    optimizer.step(loss)
+    assert not torch.equal(first, torch.ones(3))
+    assert torch.equal(scale, torch.ones(2))
+    assert bool((weight < 0).all())  # not a scale: no floor
+    assert not torch.equal(weight, -torch.ones(2))
+    with pytest.raises(TypeError, match=r"moves real numbers, scale 3 is torch\.int64"):
+        optimizer.add_param_group({"params": [torch.ones(2, dtype=torch.int64)]})
+    assert len(optimizer.param_groups) == 3
+    optimizer.step(loss)
+
+
+def test_a_tensor_too_large_for_its_history_is_refused_at_once():
+    small, large = torch.ones(3), torch.ones(5)
+    with pytest.raises(ValueError, match=r"scale 1 has 5 entries.*dim_limit=4"):
+        QuantizedZeroOrder([small, large], subspace=SubspaceHistory(3, dim_limit=4))
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"weight has 4 entries.*dim_limit=3"):
+        trimtab.attach(optimizer, SubspaceHistory(3, dim_limit=3), model=net)
+    optimizer.step()  # no hook stays
+    odd = nn.ParameterDict({"w": nn.Parameter(torch.ones(2, dtype=torch.complex64))})
+    with pytest.raises(TypeError, match=r"w is torch\.complex64"):
+        trimtab.attach(torch.optim.SGD(odd.parameters(), lr=0.1), SubspaceHistory(), model=odd)
+
+
+def test_iterates_that_are_no_numbers_do_not_count():
+    history, clean = SubspaceHistory(4, keep=1.0), SubspaceHistory(3, keep=1.0)
+    iterates = torch.randn(3, 5, generator=seeded(1))
+    for row in (*iterates[:2], torch.full((5,), torch.inf), iterates[2]):
+        history.remember("w", row)
+    for row in iterates:
+        clean.remember("w", row)
+    gradient = torch.randn(5, generator=seeded(2))
+    assert torch.equal(history.project("w", gradient), clean.project("w", gradient))
+    for _ in range(4):
+        history.remember("w", torch.full((5,), torch.nan))
+    assert history.rank("w") == 2
+    assert history.state_dict()["history"] == {}
 
 
 def test_two_processes_are_one():

@@ -5,12 +5,14 @@ accumulated and reduced. `attach` hooks it to any `torch.optim.Optimizer`.
 """
 
 from trimtab.levers.attaching import attach, attached, show
+from trimtab.levers.copied import CopiedWhole
 from trimtab.levers.handle import Handle
 from trimtab.levers.nonfinite import any_nonfinite, numbers_of, on_any_rank
 from trimtab.levers.protocol import Lever, members
 from trimtab.levers.wrappers import innermost, takes_closure
 
 __all__ = [
+    "CopiedWhole",
     "Handle",
     "Lever",
     "any_nonfinite",

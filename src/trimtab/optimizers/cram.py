@@ -112,18 +112,18 @@ class CrAM(TwoPassOptimizer):
         if self._generator.device.type != "cpu":
             raise ValueError(f"the generator must be on the CPU, got one on {self._generator.device}")
         self.left_out: list[tuple[Entry, str]] = []
-        self._known: dict[int, Entry] = {}
+        self._known: dict[Tensor, Entry] = {}
         super().__init__(base, model)
 
     def _compressible(self, parameters: list[Tensor]) -> list[Entry]:
         """What C acts on; the others go to `left_out`."""
-        if any(id(parameter) not in self._known for parameter in parameters):
+        if any(parameter not in self._known for parameter in parameters):
             listed = [*entries(parameters), *(() if self.model is None else entries(self.model))]
-            self._known = {id(entry.parameter): entry for entry in listed}
+            self._known = {entry.parameter: entry for entry in listed}
         chosen: list[Entry] = []
         self.left_out = []
         for parameter in parameters:
-            entry = self._known[id(parameter)]
+            entry = self._known[parameter]
             reason = _WEIGHTS.reason_against(entry)
             if reason is None and entry.computed is not None:
                 reason = f"a part of {entry.computed.label} under {entry.computed.how}, which is not compressed"

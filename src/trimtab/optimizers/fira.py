@@ -109,6 +109,17 @@ class Fira(ForeachOptimizer):
         shape = (rows, group["rank"]) if rows >= columns else (group["rank"], columns)
         return {name: owner.new_zeros(shape) for name in names}
 
+    def check(self, group: dict[str, Any], step: int, owners: Sequence[Tensor]) -> None:
+        """FloatingPointError where a projection is due and its gradient is not finite."""
+        for owner in owners:
+            due = (step - 1) % group["update_gap"] == 0 or "projection" not in self.state[owner]
+            gradient = owner.grad
+            if due and gradient is not None and _projected(owner, group) and not bool(gradient.isfinite().all()):
+                raise FloatingPointError(
+                    f"Fira: a gradient of shape {tuple(gradient.shape)} holds inf or NaN at step {step}, where its projection "
+                    'is found anew; skip such steps (GradScaler, attach(..., on_nonfinite="skip"))'
+                )
+
     def update(
         self,
         group: dict[str, Any],
@@ -142,11 +153,6 @@ class Fira(ForeachOptimizer):
         g = gradient.to(wide)
         right = g.shape[0] >= g.shape[1]
         if (step - 1) % group["update_gap"] == 0 or "projection" not in memory:
-            if not bool(g.isfinite().all()):
-                raise FloatingPointError(
-                    f"Fira: a gradient of shape {tuple(g.shape)} holds inf or NaN at step {step}, where its projection is "
-                    'found anew; skip such steps (GradScaler, attach(..., on_nonfinite="skip"))'
-                )
             seed = step if group["projection"] == "randomized" else None
             memory["projection"] = leading_vectors(g, group["rank"], right=right, seed=seed).to(gradient.dtype)
         q = memory["projection"].to(wide)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.checks import below_one, flag, non_negative
 from trimtab.collectives import local_part
+from trimtab.levers import CopiedWhole
 
 Lists = dict[str, list[Tensor]]
 
@@ -45,7 +46,7 @@ def adam_moments_(first: list[Tensor], second: list[Tensor], grads: list[Tensor]
     torch._foreach_addcmul_(second, grads, grads, 1 - betas[1])
 
 
-class ForeachOptimizer(torch.optim.Optimizer):
+class ForeachOptimizer(CopiedWhole):
     """An optimizer whose formula takes lists of tensors of one device, dtype and step at once.
 
     A subclass names its states and writes `update`. Groups may set every default of their own; `foreach` False takes one tensor
@@ -87,9 +88,16 @@ class ForeachOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; returns what the closure gave."""
         loss = loss_of(closure)
-        for number, group in enumerate(self.param_groups):
+        planned = [(group, self._alike(number, group)) for number, group in enumerate(self.param_groups)]
+        counted = [self.state[owner]["step"] for _, found in planned for owners in found.values() for owner in owners]
+        for group, found in planned:  # before anything moves
+            for (step, *_), owners in found.items():
+                self.check(group, step, owners)
+        if counted:
+            torch._foreach_add_(counted, 1.0)
+        for group, found in planned:
             names = self.state_names(group)
-            for step, owners in self._alike(number, group, names).items():
+            for step, owners in found.items():
                 together = [[owner] for owner in owners] if group["foreach"] is False else [owners]
                 for some in together:
                     grads = [local_part(owner.grad) for owner in some if owner.grad is not None]
@@ -99,10 +107,13 @@ class ForeachOptimizer(torch.optim.Optimizer):
                     self.update(group, step[0], [local_part(owner) for owner in some], grads, states, some)
         return loss
 
-    def _alike(self, number: int, group: dict[str, Any], names: Sequence[str]) -> dict[tuple[Any, ...], list[Tensor]]:
-        """Parameters with a gradient by (step, device, dtype); their steps are counted here."""
+    def check(self, group: dict[str, Any], step: int, owners: Sequence[Tensor]) -> None:
+        """Refuse a step of these parameters before any moves."""
+
+    def _alike(self, number: int, group: dict[str, Any]) -> dict[tuple[Any, ...], list[Tensor]]:
+        """Parameters with a gradient by (step to come, device, dtype)."""
         found: dict[tuple[Any, ...], list[Tensor]] = {}
-        steps = []
+        names = self.state_names(group)
         for place, owner in enumerate(group["params"]):
             if owner.grad is None:
                 continue
@@ -110,13 +121,10 @@ class ForeachOptimizer(torch.optim.Optimizer):
                 self._refuse(number, place, group)
             memory = self.state[owner]
             if not memory:
-                memory["step"] = torch.zeros((), dtype=torch.float32)
-                memory.update(self.new_state(group, owner, names))
-            steps.append(memory["step"])
+                made = self.new_state(group, owner, names)  # all of it or nothing
+                memory.update({"step": torch.zeros((), dtype=torch.float32), **made})
             key = int(memory["step"].item()) + 1, owner.device, owner.dtype
             found.setdefault(key, []).append(owner)
-        if steps:
-            torch._foreach_add_(steps, 1.0)
         return found
 
     def _refuse(self, number: int, place: int, group: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trimtab.checks import non_negative, one_of, positive, whole
 from trimtab.collectives import is_sharded
+from trimtab.levers import CopiedWhole
 
 SOLVERS = ("dense", "cg")
 DENSE = 5000
@@ -20,7 +21,7 @@ ROWS = 256
 Product = Callable[[Tensor], Tensor]
 
 
-class GradNormSmooth(torch.optim.Optimizer):
+class GradNormSmooth(CopiedWhole):
     """Newton's method for small, exact problems: `x <- x - (H + lam I)^-1 g` with `lam = ||g|| / (gamma + 1e-8)`.
 
     A step is taken when `f(x) - f(x+) >= ||g(x+)||^2 / (8 lam)`; gamma, the gradient-normalised smoothness, then doubles. Else
@@ -43,7 +44,7 @@ class GradNormSmooth(torch.optim.Optimizer):
             loss fall enough. The weights and gamma are then as before.
 
     Raises:
-        TypeError: no closure, or one that gives no tensor with a graph.
+        TypeError: no closure, or one that gives no tensor with a graph; (at a copy) a curvature of your own.
         ValueError: a number out of range; several groups; a sharded or complex parameter; too many numbers for "dense"; (at
             the first step) two calls of the closure differ.
         FloatingPointError: loss or gradient at the present weights is not finite.
@@ -114,6 +115,14 @@ class GradNormSmooth(torch.optim.Optimizer):
             f"{type(self).__name__} takes its gradients from the loss itself, so that no lever or hook can act on them; add "
             "penalties to the loss that the closure gives"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        if callable(self.curvature):
+            raise TypeError(
+                f"{type(self).__name__} with a curvature of your own cannot be copied: that would stay the one of the "
+                "original's weights; make another optimizer for the copy"
+            )
+        return super().__getstate__()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import below_one, flag, non_negative, number, one_of, whole
 from trimtab.collectives import is_sharded
+from trimtab.levers import CopiedWhole
 from trimtab.optimizers.foreach import loss_of
 from trimtab.parameters import Entry, Rule, entries, rule_or
 
@@ -42,7 +43,7 @@ class _Matrix:
             self.ordered.copy_(self.flat.view(self.ordered.shape))
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(CopiedWhole):
     """Steps of orthogonalised momentum for weights of two or more dimensions, Nesterov SGD for biases, norms, tables and heads.
 
     For a weight W, seen as a matrix of outputs by everything else, with gradient g:
@@ -88,6 +89,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     default_rule = Rule(exclude=HEADS, frozen=True)
+    uncopied = ("_sgd", "_muon")
 
     def __init__(
         self,
@@ -131,31 +133,37 @@ class Muon(torch.optim.Optimizer):
         self._settings: dict[bool, dict[str, Any]] = {True: of_matrices, False: of_the_rest}
         groups = _as_groups(params)
         self.left_out: list[tuple[Entry, str]] = []
-        self._matrices = self._judge(groups, rule_or(rule, self.default_rule), model)
+        self._rule = rule_or(rule, self.default_rule)
+        self._entries: dict[Tensor, Entry] = {}
+        self._matrices: set[Tensor] = set()
+        self._judged: set[Tensor] = set()
+        self._judge([item for group in groups for item in group["params"]], model)
         common = ("lr", "momentum", "weight_decay", "nesterov")
         super().__init__(groups, {name: of_matrices[name] for name in common})
 
-    def _judge(self, groups: list[dict[str, Any]], rule: Rule, model: nn.Module | None) -> set[int]:
-        """Identities of the parameters that are matrices."""
-        given = [item for group in groups for item in group["params"]]
-        held = {id(item[1] if isinstance(item, tuple) else item) for item in given}
-        matrices = set()
-        for entry in entries(model if model is not None else given):
-            if id(entry.parameter) not in held:
+    def _judge(self, items: list[Any], model: nn.Module | None = None) -> None:
+        """Tell matrices from the rest, among parameters that are new here."""
+        self._entries |= {entry.parameter: entry for entry in (() if model is None else entries(model))}
+        if unknown := [item for item in items if _tensor(item) not in self._entries]:
+            self._entries |= {entry.parameter: entry for entry in entries(unknown)}
+        new = {_tensor(item) for item in items}
+        for parameter, entry in self._entries.items():
+            if parameter not in new:
                 continue
-            reason = _reason_against(entry, rule)
+            reason = _reason_against(entry, self._rule)
             if reason is None:
-                matrices.add(id(entry.parameter))
+                self._matrices.add(parameter)
             else:
                 self.left_out.append((entry, reason))
-        return matrices
+        self._judged |= new
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, its matrices and the rest apart; what it sets itself holds for both."""
         params = param_group["params"]
         items = [params] if isinstance(params, Tensor) else list(params)
+        self._judge([item for item in items if _tensor(item) not in self._judged])
         for matrices, settings in self._settings.items():
-            part = [item for item in items if (id(_tensor(item)) in self._matrices) == matrices]
+            part = [item for item in items if (_tensor(item) in self._matrices) == matrices]
             if part:
                 super().add_param_group({**settings, **param_group, "params": part, "matrices": matrices})
 

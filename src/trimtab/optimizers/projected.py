@@ -31,8 +31,17 @@ class ProjectedOptimizer(ForeachOptimizer):
         foreach: bool | None,
         maximize: bool,
     ) -> None:
-        self._axes = {id(entry.parameter): entry.output_axis for entry in entries(model)} if model is not None else {}
+        self._axes = {entry.parameter: entry.output_axis for entry in entries(model)} if model is not None else {}
         super().__init__(params, defaults, foreach=foreach, maximize=maximize)
+
+    def check(self, group: dict[str, Any], step: int, owners: Sequence[Tensor]) -> None:
+        """ValueError for a sharded weight of two or more dimensions."""
+        for owner in owners:
+            if owner.ndim > 1 and is_sharded(owner):
+                raise ValueError(
+                    f"{type(self).__name__} judges whole tensors and does not take sharded weights such as one of "
+                    f"{tuple(owner.shape)}; use AdamW or SGD for them"
+                )
 
     def project(
         self,
@@ -48,12 +57,7 @@ class ProjectedOptimizer(ForeachOptimizer):
         for at, owner in enumerate(owners):
             if owner.ndim < 2 or not owner.numel():
                 continue
-            if is_sharded(owner):
-                raise ValueError(
-                    f"{type(self).__name__} judges whole tensors and does not take sharded weights such as one of "
-                    f"{tuple(owner.shape)}; use AdamW or SGD for them"
-                )
-            axis = self._axes.get(id(owner)) or 0
+            axis = self._axes.get(owner) or 0
             alike.setdefault((owner.shape, axis), []).append(at)
         judged = []
         for axis, members in _some_at_a_time(alike):

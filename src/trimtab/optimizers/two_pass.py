@@ -328,10 +328,9 @@ class TwoPassOptimizer(OptimizerWrapper):
         self.load_own_state(own)
 
     def __getstate__(self) -> dict[str, Any]:
-        hooks = ("_optimizer_", "_zero_grad_profile", "_warned_")
         if self._climbed is not None:
             raise RuntimeError(f"{type(self).__name__} is between ascend and descend and cannot be copied now")
-        return {key: value for key, value in self.__dict__.items() if not key.startswith(hooks) and key != "step"}
+        return super().__getstate__()
 
     def _settings(self) -> str:
         return ""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.levers import takes_closure
+from trimtab.levers import CopiedWhole, takes_closure
 from trimtab.parameters.kinds import reason_against_dtype
 
 _around: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[OptimizerWrapper]] = weakref.WeakKeyDictionary()
@@ -40,7 +40,7 @@ def _check_dtypes(name: str, groups: list[dict[str, Any]]) -> None:
                 )
 
 
-class OptimizerWrapper(torch.optim.Optimizer):
+class OptimizerWrapper(CopiedWhole):
     """Shares everything with its base optimizer but the step."""
 
     base_optimizer: torch.optim.Optimizer
@@ -101,6 +101,10 @@ class OptimizerWrapper(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: FBT001, FBT002  (torch's signature)
         """Clear the gradients of all parameters."""
         self.base_optimizer.zero_grad(set_to_none)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _around[self.base_optimizer] = weakref.ref(self)
 
     def own_state(self) -> dict[str, Any]:
         """What it holds beside the base optimizer: plain numbers and tensors."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from trimtab.checks import number, whole
 from trimtab.collectives import is_sharded
@@ -18,8 +19,8 @@ class SubspaceHistory:
 
     After every `every` iterates of a tensor, V becomes the fewest leading principal directions of these iterates that hold at
     least `keep` of their variance [ours; the share that is kept was not found]. Until the first are there, g stays; iterates
-    that are all the same leave V as it was [ours]. Noise in the other directions, which a zeroth-order estimate has in all, is
-    taken away; so is what of the gradient lies there.
+    that are all the same leave V as it was, and those with inf or NaN do not count [ours]. Noise in the other directions, which
+    a zeroth-order estimate has in all, is taken away; so is what of the gradient lies there.
 
     A lever that projects gradients before the step and remembers weights after it, for any optimizer whose gradients are
     estimates; `QuantizedZeroOrder` takes one as `subspace`.
@@ -32,8 +33,8 @@ class SubspaceHistory:
         dim_limit: largest tensor, default 100,000 [ours]; larger ones are refused.
 
     Raises:
-        ValueError: a number out of range; a tensor above the limit.
-        TypeError: sharded or sparse gradients.
+        ValueError: a number out of range; (when attached, or given to `QuantizedZeroOrder`) a tensor above the limit.
+        TypeError: sharded, complex or sparse gradients.
 
     Example:
         >>> history = SubspaceHistory(every=3)
@@ -52,6 +53,25 @@ class SubspaceHistory:
         self._history: dict[str, list[Tensor]] = {}
         self._directions: dict[str, Tensor] = {}
 
+    def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
+        """Refuse what is too large; called by `trimtab.attach`."""
+        for entry in parameters:
+            if entry.parameter.requires_grad and not is_lazy(entry.parameter):
+                self.check(entry.name, entry.parameter)
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """ValueError where a tensor is too large, TypeError where it is complex or sharded."""
+        if is_sharded(tensor) or tensor.is_complex():
+            raise TypeError(
+                f"SubspaceHistory acts on whole, dense, real tensors, {name} is "
+                f"{'sharded' if is_sharded(tensor) else tensor.dtype}"
+            )
+        if tensor.numel() > self.dim_limit:
+            raise ValueError(
+                f"{name} has {tensor.numel()} entries, and its history would take {self.every} times that; SubspaceHistory "
+                f"takes at most dim_limit={self.dim_limit}"
+            )
+
     def project(self, name: str, gradient: Tensor) -> Tensor:
         """The gradient of the tensor of that name, within its directions; as it is where there are none yet."""
         directions = self._directions.get(name)
@@ -65,22 +85,21 @@ class SubspaceHistory:
     @torch.no_grad()
     def remember(self, name: str, iterate: Tensor) -> None:
         """One more iterate; every so many the directions are found anew."""
-        if iterate.numel() > self.dim_limit:
-            raise ValueError(
-                f"{name} has {iterate.numel()} entries, and its history would take {self.every} times that; SubspaceHistory "
-                f"takes at most dim_limit={self.dim_limit}"
-            )
+        self.check(name, iterate)
         kept = self._history.setdefault(name, [])
         wide = torch.float64 if iterate.dtype == torch.float64 else torch.float32
         kept.append(iterate.detach().reshape(-1).to(wide, copy=True))
-        if len(kept) == self.every:
-            found = self._principal(torch.stack([one.to(iterate.device) for one in kept]))
+        if len(kept) >= self.every:
+            together = torch.stack([one.to(iterate.device) for one in kept])
+            found = self._principal(together[together.isfinite().all(1)])
             if found.shape[1]:  # what stood still tells nothing, and without directions it would stand for ever
                 self._directions[name] = found
             kept.clear()
 
     def _principal(self, iterates: Tensor) -> Tensor:
         """Orthonormal columns, none where nothing moved."""
+        if len(iterates) < 2:
+            return iterates.new_zeros((iterates.shape[1], 0))
         centred = iterates - iterates.mean(0)
         if self.standardise:
             deviation = centred.std(0, correction=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trimtab.checks import non_negative, one_of, positive, whole
+from trimtab.checks import flag, non_negative, one_of, positive, whole
 from trimtab.collectives import is_distributed, is_sharded
+from trimtab.levers import CopiedWhole
 from trimtab.parameters import Entry
 from trimtab.parameters.modes import modes_kept
 from trimtab.precision.frozen_codes import FrozenCodes
@@ -23,7 +25,7 @@ PATIENCE = 10
 """Steps in a row without a finite loss before it is an error."""
 
 
-class QuantizedZeroOrder(torch.optim.Optimizer):
+class QuantizedZeroOrder(CopiedWhole):
     """QZO (arXiv 2505.13430): no backward pass; scales move along a random direction by the difference of two losses.
 
         z ~ N(0, 1) like the scales D, from a seed        d = (L(D + eps z) - L(D - eps z)) / (2 eps)
@@ -105,20 +107,40 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
         groups: list[dict[str, Any]] = [{"params": [scale for _, scale in own], "quantized": True}]
         if unquantized == "mezo" and rest:
             groups.append({"params": [parameter for _, parameter in rest], "quantized": False})
-        for name, tensor in [*own, *rest]:
-            if is_sharded(tensor):
-                raise TypeError(f"QuantizedZeroOrder holds whole tensors on every rank, {name} is sharded")
         defaults = {
             "lr": non_negative("lr", lr), "eps": positive("eps", eps), "clip": positive("clip", clip),
             "floor": positive("floor", floor),
         }  # fmt: skip
-        super().__init__(groups, defaults)
-        self._entries = [Entry(name, tensor, None) for name, tensor in (own if len(groups) == 1 else [*own, *rest])]
-        self.samples, self.seed, self.relative = whole("samples", samples, 1), whole("seed", seed), relative
+        self.samples, self.seed = whole("samples", samples, 1), whole("seed", seed)
+        self.relative, self.unquantized = flag("relative", relative), unquantized
         self.subspace = subspace
+        self._names = {tensor: name for name, tensor in [*own, *rest]}
+        self._entries: list[Entry] = []
+        super().__init__(groups, defaults)
         self.taken, self.skipped, self._in_a_row = 0, 0, 0
         self.derivative = math.nan
         self._random = Generators(seed)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; `quantized=True` (default: scales) or False (moved as with unquantized="mezo")."""
+        super().add_param_group({"quantized": True, **param_group})
+        group, place = self.param_groups[-1], len(self._entries)
+        found = [
+            Entry(self._names.get(tensor, f"scale {place + at}"), tensor, None)
+            for at, tensor in enumerate(group["params"])
+        ]
+        try:
+            for entry in found:
+                if is_sharded(entry.parameter):
+                    raise TypeError(f"QuantizedZeroOrder holds whole tensors on every rank, {entry.name} is sharded")
+                if not entry.parameter.is_floating_point():
+                    raise TypeError(f"QuantizedZeroOrder moves real numbers, {entry.name} is {entry.parameter.dtype}")
+                if self.subspace is not None:
+                    self.subspace.check(entry.name, entry.parameter)
+        except BaseException:
+            self.param_groups.pop()
+            raise
+        self._entries += found
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> float:  # type: ignore[override]
@@ -126,11 +148,12 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
         if closure is None:
             raise TypeError("QuantizedZeroOrder.step needs a closure that gives the loss, twice for each sample")
         saved = [entry.parameter.detach().clone() for entry in self._entries]
+        groups = [group for group in self.param_groups for _ in group["params"]]
         slopes, loss = [], math.nan
         try:
             with self._evaluating():
                 for sample in range(self.samples):
-                    up, down = self._losses(closure, saved, sample)
+                    up, down = self._losses(closure, saved, groups, sample)
                     loss = (up + down) / 2
                     eps, clip = (self.param_groups[0][name] for name in ("eps", "clip"))
                     slope = (up - down) / (2 * eps)
@@ -145,15 +168,16 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
                 raise FloatingPointError(f"{PATIENCE} losses in a row were no numbers, the last at step {self.taken}")
             return loss
         self._in_a_row, self.derivative = 0, slopes[-1]
-        self._move(slopes)
+        self._move(slopes, groups)
         return loss
 
-    def _losses(self, closure: Callable[[], Any], saved: list[Tensor], sample: int) -> tuple[float, float]:
+    def _losses(
+        self, closure: Callable[[], Any], saved: list[Tensor], groups: list[dict[str, Any]], sample: int
+    ) -> tuple[float, float]:
         devices = sorted({kept.get_device() for kept in saved if kept.is_cuda})
         found = []
         for sign in (1.0, -1.0):
-            for place, (entry, kept) in enumerate(zip(self._entries, saved, strict=True)):
-                group = self._group_of(place)
+            for place, (entry, kept, group) in enumerate(zip(self._entries, saved, groups, strict=True)):
                 z = self._direction(place, sample, kept)
                 size = kept if self.relative and group["quantized"] else 1.0
                 entry.parameter.copy_(kept + z.mul_(sign * group["eps"]) * size)
@@ -167,9 +191,9 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
             found = (both / dist.get_world_size()).tolist()
         return found[0], found[1]
 
-    def _move(self, slopes: list[float]) -> None:
-        for place, entry in enumerate(self._entries):
-            parameter, group = entry.parameter, self._group_of(place)
+    def _move(self, slopes: list[float], groups: list[dict[str, Any]]) -> None:
+        for place, (entry, group) in enumerate(zip(self._entries, groups, strict=True)):
+            parameter = entry.parameter
             estimate = torch.zeros_like(parameter)
             for sample, slope in enumerate(slopes):
                 estimate.add_(self._direction_at(place, sample, parameter, self.taken - 1), alpha=slope / len(slopes))
@@ -189,27 +213,30 @@ class QuantizedZeroOrder(torch.optim.Optimizer):
         generator = self._random.begin(like.device, step, sample, place)
         return torch.randn(like.shape, generator=generator, device=like.device, dtype=torch.float32).to(like.dtype)
 
-    def _group_of(self, place: int) -> dict[str, Any]:
-        return self.param_groups[0 if place < len(self.param_groups[0]["params"]) else 1]
-
     def _evaluating(self) -> AbstractContextManager[None]:
         return nullcontext() if self.model is None else modes_kept(self.model, training=False)
 
+    def settings(self) -> dict[str, Any]:
+        """What changes the result, beside the settings of the groups; a saved state fits only where these agree."""
+        return {"seed": self.seed, "samples": self.samples, "relative": self.relative, "unquantized": self.unquantized}
+
     def state_dict(self) -> dict[str, Any]:
-        """torch's, and what draws the directions."""
-        own = {"taken": self.taken, "skipped": self.skipped, "in_a_row": self._in_a_row, "seed": self.seed}
+        """torch's, the settings, and what draws the directions."""
+        own = {"settings": self.settings(), "taken": self.taken, "skipped": self.skipped, "in_a_row": self._in_a_row}
         subspace = None if self.subspace is None else self.subspace.state_dict()
         return {**super().state_dict(), "zero_order": own, "subspace": subspace}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; ValueError when its seed is another, or one of the two has a subspace and one none."""
+        """Go on from a saved state; ValueError when its settings are others, or one of the two has a subspace and one none."""
         own = state_dict["zero_order"]
-        if own["seed"] != self.seed:
-            raise ValueError(f"the saved state has the seed {own['seed']}, this one {self.seed}")
+        if own.get("settings") != self.settings():
+            raise ValueError(f"the saved state has the settings {own.get('settings')}, this one {self.settings()}")
         subspace = state_dict.get("subspace")
         if (subspace is None) != (self.subspace is None):
             words = "no subspace, this one has" if subspace is None else "a subspace, this one none"
             raise ValueError(f"the saved state has {words}")
+        if self.subspace is not None and subspace is not None:
+            copy.copy(self.subspace).load_state_dict(subspace)  # refused before anything is changed
         super().load_state_dict({name: state_dict[name] for name in ("state", "param_groups")})
         self.taken, self.skipped, self._in_a_row = own["taken"], own["skipped"], own["in_a_row"]
         if self.subspace is not None and subspace is not None:
