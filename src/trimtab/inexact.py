@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -54,3 +55,8 @@ def _tensors(item: Any) -> Iterable[Tensor]:
             yield from _tensors(value)
     elif hasattr(item, "__dataclass_fields__"):
         yield from _tensors(list(vars(item).values()))
+
+
+def recomputing() -> bool:
+    """Whether the present forward pass is one that activation checkpointing computes again, inside a backward pass."""
+    return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001  (as torch.utils.checkpoint asks it)

@@ -33,6 +33,21 @@ def test_growth_saturates_and_the_meter_counts_it_without_changing_the_memory():
     assert torch.equal(scaling.seen, seen)
 
 
+def test_a_question_and_a_refusal_are_not_remembered():
+    scaling = Delayed(history=3)
+    assert scaling.scales(torch.tensor([6.0]), "e2m1").item() == 1.0
+    assert scaling.of_last(torch.tensor([6.0]), named("e2m1")).item() == 6.0
+    quantize(torch.tensor([6.0]), "e2m1", scaling=scaling)
+    assert scaling.scales(torch.tensor([600.0]), "e2m1").item() == 1.0
+    with pytest.raises(ValueError, match="above the largest number"):
+        quantize(torch.tensor([600.0]), "e2m1", scaling=scaling, overflow="raise")
+    with pytest.raises(ValueError, match="x has NaN"):
+        quantize(torch.tensor([math.nan]), "e2m1", scaling=scaling, overflow="raise")
+    assert scaling.seen.tolist() == [6.0]
+    assert scaling.of_last(torch.tensor([600.0]), named("e2m1")).item() == 6.0
+    assert quantize(torch.tensor([3.0]), "e2m1", scaling=scaling).item() == 3.0
+
+
 def test_zeros_and_what_is_not_finite():
     scaling = Delayed(history=8)
     assert bool((quantize(torch.zeros(5), "e4m3", scaling=scaling) == 0).all())

@@ -595,6 +595,28 @@ def test_the_meter_tells_products_and_layers_apart() -> None:
     assert by["dgrad weight", "3"]["oscillating"] is None
 
 
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_step_that_a_scaler_skips_leaves_nothing_in_the_measurement(set_to_none: bool) -> None:
+    found = []
+    for skips in (False, True):
+        net = network()
+        meter = ShrinkageMeter(every=1)
+        optimizer, *_ = attached(net, "fp8-tensor", meter=meter)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for times in ([torch.inf] if skips else []) + [1.0, 1.0]:
+            for micro in range(2):
+                scaler.scale(net(batch(micro)).square().mean() * times).backward()
+            before = net[0].weight.detach().clone()
+            scaler.step(optimizer)
+            assert torch.equal(before, net[0].weight) == (times == torch.inf)
+            scaler.update(2.0**10)
+            optimizer.zero_grad(set_to_none)
+        found.append(meter.table().to_pylist())
+    assert str(found[0]) == str(found[1])  # NaN is no number that equals itself
+    assert {row["step"] for row in found[1]} == {0, 1}
+    assert all(math.isfinite(row["norm_ratio"]) for row in found[1] if row["n"] and row["layer"] == "5")
+
+
 def test_the_loss_gap_is_that_of_the_loss_to_first_order() -> None:
     """Operands that lose little: the loss of exact ones lies below by what the meter says."""
     fine = Operand("e8m9")

@@ -25,7 +25,8 @@ class Delayed(PerTensor):
         s = 2^margin max_i A_i / max        or, by `choice="most_recent"`,        s = 2^margin A_last / max
 
     and what has grown since beyond the range saturates. The first tensor, and one after zeros alone, has its own [ours].
-    Magnitudes that are not finite are not remembered, and a NaN stays by itself.
+    Magnitudes that are not finite are not remembered, nor is a tensor that overflow="raise" refuses, and a NaN stays by
+    itself. To ask for `scales` changes nothing.
 
     An object with a memory: one for each tensor that is rounded over and over, such as the weight of one layer. Its
     `state_dict` goes into the checkpoint.
@@ -75,21 +76,25 @@ class Delayed(PerTensor):
         return found
 
     def of_tensor(self, x: Tensor, format: Format) -> Tensor:
-        """The magnitude that the scale is made for; that of x is remembered for the next call."""
+        """The magnitude that the scale is made for."""
         own = absmax(x.reshape(1, -1)).float()
+        object.__setattr__(self, "_own", own.view(1))  # for `remember`, so that there is one pass
         seen = self.seen.to(own.device)
         used = own if not seen.numel() else (seen[-1:] if self.choice == "most_recent" else seen.amax().view(1))
-        used = torch.where(used > 0, used, own)
-        own = own.view(1)
+        return torch.where(used > 0, used, own).view(1, 1) * 2.0**self.margin
+
+    def remember(self, x: Tensor, whole: Tensor | None) -> None:
+        """Keep the magnitude of x, which `of_tensor` has just seen, for the next call."""
+        own: Tensor = self._own  # type: ignore[attr-defined]
+        seen = self.seen.to(own.device)
         finite = torch.where(own.isfinite(), own, seen[-1:] if seen.numel() else torch.zeros_like(own))
         object.__setattr__(self, "_seen", torch.cat([seen, finite])[-self.history :])
-        object.__setattr__(self, "_used", used.view(1, 1) * 2.0**self.margin)
-        return self.of_last(x, format)
+        object.__setattr__(self, "_used", whole)
 
     def of_last(self, x: Tensor, format: Format) -> Tensor:
-        """The magnitude that the scale was last made for."""
-        found: Tensor = self._used  # type: ignore[attr-defined]
-        return found
+        """The magnitude that the scale was last made for; x's own before the first."""
+        found: Tensor | None = getattr(self, "_used", None)
+        return self.of_tensor(x, format) if found is None else found.to(x.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The magnitudes remembered."""

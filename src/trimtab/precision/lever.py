@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import whole
 from trimtab.collectives import is_distributed, local_part
+from trimtab.levers import numbers_of
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.activations import ActivationHooks
 from trimtab.precision.communication import QuantisedReduction, quantised_reduction
@@ -139,7 +140,9 @@ class LowPrecision:
         self.rounding = TensorRounding(formats, rounding, overflow, scaling, seed, meter)
         self.formats = self.rounding.formats
         self.matmul, self.total_steps = recipe, None if total_steps is None else whole("total_steps", total_steps, 1)
-        self.operands = None if recipe is None else OperandRounding(recipe, self.rounding, oscillation)
+        self.operands = (
+            None if recipe is None else OperandRounding(recipe, self.rounding, oscillation, self._gradients_stand)
+        )
         if oscillation and (recipe is None or recipe["fprop"].second is None):
             raise ValueError(
                 "oscillation watches the weights that matmul rounds in the forward pass; give it such a recipe"
@@ -271,6 +274,10 @@ class LowPrecision:
         self._chosen = chosen
         self._by_id = {id(entry.parameter): entry for entry in chosen}
         return chosen
+
+    def _gradients_stand(self) -> bool:
+        gradients = [entry.parameter.grad for entry in self._chosen]
+        return any(bool(numbers_of(gradient).any()) for gradient in gradients if gradient is not None)
 
     def _round_before_reduction(self, parameter: Tensor, gradient: Tensor) -> None:
         if entry := self._by_id.get(id(parameter)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from trimtab.checks import whole
 from trimtab.collectives import is_distributed, sum_over_ranks
+from trimtab.inexact import recomputing
 from trimtab.precision.format import Format
 from trimtab.precision.hadamard import Hadamard
 from trimtab.precision.oscillation import Oscillation
@@ -74,13 +75,23 @@ class OperandRounding:
         recipe: how operands are rounded.
         rounding: counts the steps, draws, and knows the meter.
         oscillation: window in steps over which rounded weights are watched; 0 does not.
+        standing: whether gradients stand that a backward pass would add to. Where none do, what earlier passes of the step
+            measured belongs to a step that was not taken (one that GradScaler skips), and is let go.
     """
 
-    def __init__(self, recipe: Recipe, rounding: TensorRounding, oscillation: int = 0) -> None:
-        self.recipe, self.rounding = recipe, rounding
+    def __init__(
+        self,
+        recipe: Recipe,
+        rounding: TensorRounding,
+        oscillation: int = 0,
+        standing: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.recipe, self.rounding, self._standing = recipe, rounding, standing
         self.window = whole("oscillation", oscillation, 0)
         self.layers: list[str] = []
         self._sums: dict[tuple[str, str], Tensor] = {}
+        self._went_back = False
+        """Whether a backward pass has been measured since."""
         self._watched: dict[str, Oscillation] = {}
 
     def round(self, matrix: Tensor, product: str, place: int, layer: str, *, training: bool) -> Tensor:
@@ -104,6 +115,8 @@ class OperandRounding:
         if self.window and product == "fprop" and place == 1:
             self._watch(layer, found, operand)
         if measured:
+            if product == "fprop":
+                self._let_go()
             self._measure(original, found, KINDS[product, place], layer, operand)
         return found
 
@@ -127,6 +140,11 @@ class OperandRounding:
             self._watched[layer] = Oscillation(self.window, operand.format)
         self._watched[layer].see(self.rounding.step, weight)
 
+    def _let_go(self) -> None:
+        """In a forward pass: forget what belongs to a step that was not taken."""
+        if self._went_back and not self._standing():
+            self._sums, self._went_back = {}, False
+
     def _measure(self, original: Tensor, found: Tensor, kind: str, layer: str, operand: Operand) -> None:
         assert isinstance(operand.format, Format)
         before, after = (each.reshape(-1, each.shape[-1]) for each in (original, found))
@@ -142,12 +160,15 @@ class OperandRounding:
 
     def result(self, exact: Tensor, found: Tensor, product: str, layer: str) -> None:
         """Measure a product against that of operands that are not rounded."""
+        if product == "fprop":
+            self._let_go()
         self._add(product, layer, shrinkage_sums(exact.reshape(-1), found.reshape(-1)))
 
     def raised(self, loss: Tensor, layer: str) -> None:
-        """Keep by how much the rounded operands of a forward product raise the loss."""
+        """Keep by how much the rounded operands of a forward product raise the loss; told in its backward pass."""
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=loss.device)
         sums[SUMS.index("loss")] = loss
+        self._went_back = True
         self._add("fprop", layer, sums)
 
     def measured(self) -> dict[str, Measured]:
@@ -159,7 +180,7 @@ class OperandRounding:
         device = next((sums.device for sums in self._sums.values()), torch.device("cpu"))
         blank = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
         rows = [self._sums.get((kind, layer), blank).to(device) for kind in kinds for layer in self.layers]
-        self._sums = {}
+        self._sums, self._went_back = {}, False
         together = sum_over_ranks(torch.stack(rows)).view(len(kinds), len(self.layers), len(SUMS))
         if is_distributed():  # a rank's loss is the mean over its own part of the batch
             together[..., SUMS.index("loss")] /= dist.get_world_size()
@@ -173,7 +194,7 @@ class OperandRounding:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on watching."""
-        self._watched = {}
+        self._watched, self._sums, self._went_back = {}, {}, False
         operand = self.recipe["fprop"].second
         for layer, saved in state.items():
             if self.window and operand is not None and isinstance(operand.format, Format):
@@ -215,8 +236,3 @@ class LayerOperands:
     def raised(self, loss: Tensor) -> None:
         """Keep by how much the loss is raised."""
         self.rounding.raised(loss, self.layer)
-
-
-def recomputing() -> bool:
-    """Whether the present forward pass is one that activation checkpointing computes again, inside a backward pass."""
-    return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001  (as torch.utils.checkpoint asks it)

@@ -92,6 +92,8 @@ def quantize(
     whole = None if scaling is None else scaling.of_tensor(x, format)
     if overflow == "raise":
         _refuse(x, format, rounding, scaling, whole)
+    if scaling is not None:
+        scaling.remember(x, whole)
     policy: Overflow = "saturate"
     if overflow != "raise" and (scaling is None or scaling.overflows):
         policy = overflow

@@ -108,6 +108,9 @@ class Scaling:
         """What the groups' scales depend on beside their own entries, shape (1, 1); None (default): nothing."""
         return None
 
+    def remember(self, x: Tensor, whole: Tensor | None) -> None:
+        """Take note of a tensor that is rounded now; `whole` is what `of_tensor` said of it. Nothing, but with a memory."""
+
     def of_last(self, x: Tensor, format: Format) -> Tensor | None:
         """The same of the tensor that was rounded last, x, without remembering it."""
         return self.of_tensor(x, format)
