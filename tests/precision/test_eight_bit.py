@@ -13,6 +13,7 @@ from torch import nn
 import trimtab
 from tests.distributed import on_two_ranks
 from tests.reference import block_codes
+from trimtab.optimizers import Fira
 from trimtab.parameters import Rule
 from trimtab.precision import AdamW8bit, EightBitState
 from trimtab.precision.code_book import code_book, decode, encode
@@ -294,6 +295,71 @@ def test_a_state_that_does_not_fit_changes_nothing():
         held[1][1].state_dict()["codes"]["weight"]["exp_avg"]["codes"], before["codes"]["weight"]["exp_avg"]["codes"]
     )
     held[1][0].step()
+
+
+def test_what_of_the_state_stays_as_it_is_is_said():
+    net = network()
+    lever = EightBitState(min_size=1000)
+    wide = max(net.parameters(), key=torch.Tensor.numel)
+    groups = [
+        {"params": [wide], "rank": 4},
+        {"params": [one for one in net.parameters() if one is not wide], "rank": None},
+    ]
+    optimizer = Fira(groups)
+    trimtab.attach(optimizer, lever, model=net)
+    name = next(name for name, one in net.named_parameters() if one is wide)
+    assert name not in dict(lever.left_out)
+    gradients(net, 0)
+    optimizer.step()
+    reason = dict(lever.left_out)[name]
+    assert "exp_avg (" in reason
+    assert "projection (" in reason
+    assert f"no floats of the parameter's shape {tuple(wide.shape)}" in reason
+
+
+def test_state_of_groups_added_later_comes_back():
+    net = nn.ModuleDict({"one": nn.Linear(64, 64, bias=False), "two": nn.Linear(64, 64, bias=False)})
+    optimizer = torch.optim.SGD(net["one"].parameters(), lr=0.1, momentum=0.9)
+    handle = trimtab.attach(optimizer, EightBitState(min_size=64), model=net)
+    optimizer.add_param_group({"params": list(net["two"].parameters())})
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert "momentum_buffer" not in optimizer.state[net["two"].weight]
+    handle.remove()
+    for parameter in net.parameters():
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], torch.ones_like(parameter))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"block": 100}, "power of two of 16 or more, got 100"),
+        ({"min_size": 0}, "min_size must be"),
+        ({"betas": (0.9, 1.0)}, "betas must be"),
+        ({"eps": 0.0}, "eps must be"),
+        ({"lr": -1.0}, "lr must be"),
+    ],
+)
+def test_a_group_of_adamw_8bit_is_checked_like_all(setting, message):
+    groups = [{"params": [nn.Parameter(torch.ones(4))]}, {"params": [nn.Parameter(torch.ones(4))], **setting}]
+    with pytest.raises(ValueError, match=message):
+        AdamW8bit(groups)
+    optimizer = AdamW8bit(groups[:1])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group(groups[1])
+    assert len(optimizer.param_groups) == 1
+
+
+def test_adamw_8bit_refuses_before_anything_moves():
+    plain, table = nn.Parameter(torch.ones(4)), nn.Embedding(4, 2, sparse=True)
+    optimizer = AdamW8bit([plain, table.weight], lr=0.1)
+    plain.grad = torch.ones(4)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(TypeError, match="takes dense gradients"):
+        optimizer.step()
+    assert torch.equal(plain.detach(), torch.ones(4))
+    assert not optimizer.state
 
 
 def test_a_copy_of_adamw_8bit_goes_on():

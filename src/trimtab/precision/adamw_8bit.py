@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trimtab.checks import non_negative, positive, whole
+from trimtab.checks import flag, non_negative, positive, whole
 from trimtab.collectives import local_part
 from trimtab.precision.code_book import Coder, Codes, check_block, decode, encode
 
@@ -59,15 +60,15 @@ class AdamW8bit(torch.optim.Optimizer):
         min_size: int = 4096,
         floor: bool = True,
     ) -> None:
-        for beta in betas:
-            if not 0 <= beta < 1:
-                raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
         defaults = {
-            "lr": non_negative("lr", lr), "betas": tuple(betas), "eps": positive("eps", eps),
-            "weight_decay": non_negative("weight_decay", weight_decay), "block": check_block(block),
-            "min_size": whole("min_size", min_size, 1), "floor": floor,
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "block": block, "min_size": min_size,
+            "floor": floor,
         }  # fmt: skip
-        super().__init__(params, defaults)
+        super().__init__(params, _checked(defaults))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; what it sets itself is checked as the constructor's settings are."""
+        super().add_param_group({**param_group, **_checked(param_group)})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -76,16 +77,16 @@ class AdamW8bit(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step(group, parameter)
+        moving = [(group, one) for group in self.param_groups for one in group["params"] if one.grad is not None]
+        for _, parameter in moving:  # before any of them moves
+            if parameter.grad is None or parameter.grad.layout is not torch.strided or parameter.is_complex():
+                raise TypeError(f"AdamW8bit takes dense gradients of real parameters, got one of {parameter.dtype}")
+        for group, parameter in moving:
+            self._step(group, parameter, parameter.grad)
         return loss
 
-    def _step(self, group: dict[str, Any], parameter: Tensor) -> None:
-        if parameter.grad is None or parameter.grad.is_sparse or parameter.is_complex():
-            raise TypeError(f"AdamW8bit takes dense gradients of real parameters, got one of {parameter.dtype}")
-        weight, gradient = local_part(parameter), local_part(parameter.grad)
+    def _step(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
+        weight, gradient = local_part(parameter), local_part(gradient)
         state = self.state[parameter]
         state["step"] = state.get("step", 0) + 1
         flat, slopes = weight.reshape(-1), gradient.reshape(-1)
@@ -212,3 +213,19 @@ class AdamW8bit(torch.optim.Optimizer):
             sum(v.numel() * v.element_size() for v in own),
             sum(8 * local_part(owner).numel() for owner in self.state),
         )
+
+
+def _betas(betas: Any) -> tuple[float, float]:
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+    return float(betas[0]), float(betas[1])
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are known here, found to be right."""
+    checks: dict[str, Callable[[Any], Any]] = {
+        "lr": partial(non_negative, "lr"), "betas": _betas, "eps": partial(positive, "eps"),
+        "weight_decay": partial(non_negative, "weight_decay"), "block": check_block,
+        "min_size": lambda value: whole("min_size", value, 1), "floor": partial(flag, "floor"),
+    }  # fmt: skip
+    return {name: check(settings[name]) for name, check in checks.items() if name in settings}

@@ -109,6 +109,7 @@ class EightBitState:
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Codes to numbers, where the step will look for them; called by `trimtab.attach`."""
         optimizer = self._optimizer()
+        self._entries = parameters
         if optimizer is None:
             return
         for entry in self._chosen(parameters):
@@ -174,8 +175,24 @@ class EightBitState:
 
     @property
     def left_out(self) -> list[tuple[str, str]]:
-        """Parameters whose state stays as it is, with the reason."""
-        return [(entry.name, reason) for entry, reason in self._judged(self._entries, self._judge)[1]]
+        """Parameters whose state, or a part of it, stays as it is, with the reason; a part is known after the first step."""
+        chosen, left = self._judged(self._entries, self._judge)
+        return [(entry.name, reason) for entry, reason in left] + [
+            (entry.name, reason) for entry in chosen if (reason := self._unlike(entry)) is not None
+        ]
+
+    def _unlike(self, entry: Entry) -> str | None:
+        """Why some of the optimizer's tensors for a parameter are not kept in codes; None where all are."""
+        optimizer = self._optimizer()
+        state = {} if optimizer is None else optimizer.state.get(entry.parameter, {})
+        kept = {
+            name: f"{name} {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+            for name, value in state.items()
+            if isinstance(value, Tensor) and value.ndim and not _alike(value, entry.parameter)
+        }
+        if not kept:
+            return None
+        return f"{'; '.join(kept.values())}: no floats of the parameter's shape {tuple(entry.parameter.shape)}"
 
     def _all(self) -> Iterator[Codes]:
         for states in self._codes.values():
