@@ -71,6 +71,28 @@ def test_a_flat_place_takes_the_greatest_rate_and_no_gradient_keeps_it() -> None
     assert w.item() == pytest.approx(-5.0)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_before_the_first_gradient_nothing_moves(decay: float) -> None:
+    """By the greatest rate, five here, a weight's decay would have been five times what any later step has."""
+    w = nn.Parameter(torch.tensor([2.0]))
+    optimizer = DriftLearningRate(torch.optim.AdamW([w], lr=1.0, weight_decay=decay), max_lr=5.0)
+    factor = 0.0
+
+    def slope() -> Tensor:
+        optimizer.zero_grad()
+        loss = (factor * w).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(slope)
+    assert (w.item(), optimizer.rate, optimizer.param_groups[0]["lr"]) == (2.0, None, 1.0)
+    factor = 2.0
+    optimizer.step(slope)
+    assert optimizer.rate == 5.0
+    assert w.item() < 2.0
+
+
 def test_between_looks_a_step_takes_one_gradient_and_the_rate_stays() -> None:
     calls = []
     _, optimizer, closure = quadratic([1.0, 4.0], [1.0, 1.0], every=3)

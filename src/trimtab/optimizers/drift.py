@@ -48,7 +48,8 @@ class DriftLearningRate(TwoPassOptimizer):
         TypeError: `base` is not an optimizer instance, is itself a two-pass wrapper, or needs a closure.
         ValueError: a number is out of range.
 
-    The factor `1 - momentum` is ours [ours]: the paper has no momentum. A gradient of zero leaves h. Both gradients see the
+    The factor `1 - momentum` is ours [ours]: the paper has no momentum. A gradient of zero leaves h; before the
+    first that is not zero nothing moves, by decay neither. Both gradients see the
     same random numbers, and running statistics count once.
 
     Reference: Rosca et al., On a continuous time model of gradient descent dynamics, arXiv 2302.01952.
@@ -120,7 +121,7 @@ class DriftLearningRate(TwoPassOptimizer):
     def _take_step(self, scaler: torch.amp.GradScaler | None) -> None:
         kept = [(group, group["lr"]) for group in self.param_groups]
         for group, rate in kept:
-            own = self.max_lr if self.rate is None else self.rate  # None: no gradient yet, and no step by it
+            own = 0.0 if self.rate is None else self.rate  # None: all gradients were zero, and nothing is to move
             group["lr"] = rate * own * (1 - group.get("momentum", 0.0))
         try:
             super()._take_step(scaler)
