@@ -254,3 +254,15 @@ def test_ranks_must_have_the_same_label() -> None:
         for found in on_two_ranks(_labels):
             assert found[0] == "stepped"
             assert "batches of different labels" in found[1]
+
+
+def test_a_refused_batch_and_a_skipped_step_leave_no_label_behind() -> None:
+    net, optimizer, route, _ = routed()
+    with route.batch("forget"):
+        loss(net).backward()
+    with route.batch("retain"), pytest.raises(ValueError, match="wait for their step"):
+        loss(net)
+    with route.batch("forget"):
+        loss(net).backward()  # the refused one is not remembered
+    optimizer.zero_grad(set_to_none=False)  # that step is not taken
+    taught(net, optimizer, route, "retain")

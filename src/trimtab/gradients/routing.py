@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.checks import one_of
 from trimtab.collectives import is_distributed
 from trimtab.parameters import Entry, entries
+from trimtab.parameters.arguments import Arguments, layer_input, with_input
 from trimtab.tensors.passes import refuse_sharded
 
 Label = Literal["forget", "retain"]
@@ -139,7 +140,7 @@ class RouteByLabel:
                         "rows instead"
                     )
                 self._inputs[owner] = ~columns
-                self._hooks.append(owner.register_forward_pre_hook(self._mask_inputs))
+                self._hooks.append(owner.register_forward_pre_hook(self._mask_inputs, with_kwargs=True))
         self._parameters = [one.parameter for one in parameters]
         self._hooks.append(model.register_forward_pre_hook(self._remember))
 
@@ -155,22 +156,24 @@ class RouteByLabel:
     def _remember(self, module: nn.Module, inputs: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        if all(parameter.grad is None for parameter in self._parameters):
+        gradients = (parameter.grad for parameter in self._parameters)
+        other = next(iter(self._seen - {self._label}), self._label)
+        if other != self._label and not any(bool(one.any()) for one in gradients if one is not None):
             self._seen.clear()  # a step that was skipped
-        self._seen.add(self._label)
-        if len(self._seen) > 1:
-            (other,) = self._seen - {self._label}
+            other = self._label
+        self._seen.add(other)
+        if other != self._label:
             raise ValueError(
                 f"a batch of label {self._label!r} while gradients of one of {other!r} wait for their step; a step has one "
                 "label: split the batch, and clear the gradients in between"
             )
 
-    def _mask_inputs(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def _mask_inputs(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
         self._ran.add(module)
-        if self._label != "retain" or not torch.is_grad_enabled():
+        inputs = layer_input(args, given)
+        if self._label != "retain" or not torch.is_grad_enabled() or inputs is None:
             return None
-        counted = self._inputs[module].to(inputs[0].device)
-        return (torch.where(counted, inputs[0], 0), *inputs[1:])
+        return with_input(args, given, torch.where(self._inputs[module].to(inputs.device), inputs, 0))
 
     # The step
 

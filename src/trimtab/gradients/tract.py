@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from trimtab.checks import positive
 from trimtab.parameters import entries
+from trimtab.parameters.arguments import layer_input
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
@@ -53,15 +54,16 @@ class TrAct:
             raise ValueError(f"TrAct acts on this {type(module).__name__} already")
         self.strength = positive("strength", strength)
         self._hooks = [
-            module.register_forward_pre_hook(self._before),
+            module.register_forward_pre_hook(self._before, with_kwargs=True),
             module.register_forward_hook(self._after, always_call=True),
         ]
 
-    def _before(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        if torch.is_grad_enabled() and module.weight.requires_grad:
+    def _before(self, module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        inputs = layer_input(args, given)
+        if torch.is_grad_enabled() and module.weight.requires_grad and inputs is not None:
             # an attribute of the object itself comes before the parameter of the same name, which stays where it is
             module.__dict__["weight"] = _Solved.apply(  # type: ignore[no-untyped-call]
-                module.weight, _rows(module, inputs[0]), self.strength
+                module.weight, _rows(module, inputs), self.strength
             )
 
     def _after(self, module: nn.Module, inputs: Any, outputs: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import one_of, positive
 from trimtab.parameters import Entry, entries
+from trimtab.parameters.arguments import Arguments, layer_input, with_input
 
 KINDS = ("adam", "sgd")
 
@@ -126,8 +127,9 @@ class _Multiplied:
     def __init__(self, width: float) -> None:
         self.width = width
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (inputs[0] / self.width, *inputs[1:])
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
+        inputs = layer_input(args, given)
+        return None if inputs is None else with_input(args, given, inputs / self.width)
 
 
 @torch.no_grad()
@@ -176,5 +178,5 @@ def mup_scale_(model: nn.Module, base: nn.Module) -> dict[str, str]:
             entry.parameter.mul_(aim / is_now)
     for entry, width in outputs:
         for owner in entry.owners:
-            owner.register_forward_pre_hook(_Multiplied(width.inputs))
+            owner.register_forward_pre_hook(_Multiplied(width.inputs), with_kwargs=True)
     return {entry.name: width.role for entry, width in listed}

@@ -24,6 +24,35 @@ def arguments(inputs: Any) -> Arguments:
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
+INPUT = ("input", "x", "hidden_states")
+"""What layers call their input: torch's, transformers' Conv1D, and blocks of it."""
+
+
+def layer_input(args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
+    """What a layer is called on, by position or by name, as a hook with keywords gets it; None where there is nothing.
+
+    Example:
+        >>> layer_input((1, 2), {}), layer_input((), {"input": 3}), layer_input((), {})
+        (1, 3, None)
+    """
+    if args:
+        return args[0]
+    return next((given[name] for name in INPUT if name in given), None)
+
+
+def with_input(args: tuple[Any, ...], given: Mapping[str, Any], value: Any) -> Arguments:
+    """The same call on another input.
+
+    Example:
+        >>> with_input((1, 2), {}, 9), with_input((), {"x": 3}, 9)
+        (((9, 2), {}), ((), {'x': 9}))
+    """
+    if args:
+        return (value, *args[1:]), dict(given)
+    name = next(name for name in INPUT if name in given)
+    return (), {**given, name: value}
+
+
 def moved(item: Any, device: torch.device) -> Any:
     """`item` with every tensor in its mappings, tuples and lists on `device`; other things as they are."""
     if isinstance(item, Tensor):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trimtab.checks import flag, number, one_of, positive, whole
 from trimtab.levers import takes_closure
 from trimtab.parameters import Entry, Judged, Rule, no_axis, rule_or
+from trimtab.parameters.arguments import Arguments, layer_input, with_input
 from trimtab.precision.binary import BinarySign, estimated_slope, power_at, sign
 from trimtab.precision.master_weights import MasterWeights
 from trimtab.sparse import refuse_sparse
@@ -158,7 +159,9 @@ class Binarize:
             if model is None:
                 raise ValueError("activations are binarized in the model; give attach(..., model=model)")
             owners = {id(owner): owner for entry in chosen for owner in entry.owners}
-            self._hooks = [owner.register_forward_pre_hook(self._binary_inputs()) for owner in owners.values()]
+            self._hooks = [
+                owner.register_forward_pre_hook(self._binary_inputs(), with_kwargs=True) for owner in owners.values()
+            ]
         self._bound = True
         self._binarize(chosen)
 
@@ -169,11 +172,13 @@ class Binarize:
             hook.remove()
         self._masters, self._hooks, self._bound, self._judged = MasterWeights(), [], False, Judged()
 
-    def _binary_inputs(self) -> Callable[..., tuple[Any, ...] | None]:
-        def binary(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._masters.out or not args or not args[0].is_floating_point():
+    def _binary_inputs(self) -> Callable[..., Arguments | None]:
+        def binary(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
+            inputs = layer_input(args, given)
+            if self._masters.out or not isinstance(inputs, Tensor) or not inputs.is_floating_point():
                 return None
-            return (BinarySign.apply(args[0], self.o, self.clip, self.interval), *args[1:])  # type: ignore[no-untyped-call]
+            signs = BinarySign.apply(inputs, self.o, self.clip, self.interval)  # type: ignore[no-untyped-call]
+            return with_input(args, given, signs)
 
         return binary
 

@@ -149,6 +149,7 @@ class Forward:
             return type(module).forward(module, *args, **given)
         multiply = partial(self.products.multiply, self.name, training=module.training)
         if isinstance(module, LAYERS) or _is_conv1d(module):
+            given = {"input" if name == "x" else name: value for name, value in given.items()}  # transformers' Conv1D
             return _computed(module, multiply, *args, **given)
         eager = getattr(type(module).forward, "__wrapped__", type(module).forward)
         with _ExpertProducts(module, self.name, self.products):

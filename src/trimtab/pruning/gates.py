@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.checks import below_one, flag, number
+from trimtab.inexact import recomputing
 from trimtab.parameters import unwrapped
+from trimtab.parameters.arguments import Arguments, layer_input, with_input
 from trimtab.pruning.gate_places import Place, channel_places, head_places, input_dim, weight_of
 from trimtab.pruning.graph import marked
 from trimtab.pruning.hard_concrete import HardConcreteGate, PenaltyKind
@@ -21,8 +23,9 @@ class Gates(nn.Module):
     """Gates on a network, one vector for each group of heads or channels; made by `gate_heads` and `gate_channels`.
 
     The network keeps its modules, parameters and names. Hooks multiply the inputs of the layers that read the gated parts. All
-    places draw once in each forward pass of the network. Train `gates.parameters()` alone: the module's own train and eval
-    decide whether gates are drawn, those of the network are its own affair.
+    places draw once in each forward pass of the network; a layer that is called by itself has a draw of its own. Train
+    `gates.parameters()` alone: the module's own train and eval decide whether gates are drawn, those of the network are its own
+    affair.
 
     Attributes:
         places: `Place`s: the name of each, its kind, number of gates, and the layers that read it.
@@ -55,12 +58,17 @@ class Gates(nn.Module):
             weight = weight_of(self.network, place.readers[0]).parameter
             self.gates[_key(place.name)] = HardConcreteGate(place.size, **settings).to(weight.device)
         self._drawn: dict[str, Tensor] = {}
-        self._off = False
-        self._hooks: list[Any] = [self.network.register_forward_pre_hook(self._drawing())]
+        self._off = self._inside = False
+        self._hooks: list[Any] = [
+            self.network.register_forward_pre_hook(self._drawing()),
+            self.network.register_forward_hook(self._leaving(), always_call=True),
+        ]
         for place in places:
             for reader in place.readers:
                 self._hooks.append(
-                    self.network.get_submodule(reader).register_forward_pre_hook(self._gating(place.name))
+                    self.network.get_submodule(reader).register_forward_pre_hook(
+                        self._gating(place.name), with_kwargs=True
+                    )
                 )
 
     @property
@@ -81,18 +89,27 @@ class Gates(nn.Module):
 
     def _drawing(self) -> Callable[..., None]:
         def draw(*_: Any) -> None:
-            self._drawn = {} if self._off else {place.name: self.gate(place.name)() for place in self.places}
+            self._inside = True
+            if not self._off:  # without gates: those drawn last may be asked for again, by checkpointing
+                self._drawn = {place.name: self.gate(place.name)() for place in self.places}
 
         return marked(draw)
 
-    def _gating(self, name: str) -> Callable[..., tuple[Any, ...] | None]:
-        def gated(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if self._off:
+    def _leaving(self) -> Callable[..., None]:
+        def leave(*_: Any) -> None:
+            self._inside = False
+
+        return marked(leave)
+
+    def _gating(self, name: str) -> Callable[..., Arguments | None]:
+        def gated(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
+            x, dim = layer_input(args, given), input_dim(module)
+            if self._off or x is None:
                 return None
-            x, dim = args[0], input_dim(module)
-            gate = self._drawn[name].to(x.dtype)
+            known = name in self._drawn and (self._inside or recomputing())
+            gate = (self._drawn[name] if known else self.gate(name)()).to(x.dtype)  # a layer called by itself draws
             gate = gate.repeat_interleave(x.shape[dim] // len(gate))
-            return (x * (gate if dim == -1 else gate.view(-1, *(1 for _ in range(x.ndim - 2)))), *args[1:])
+            return with_input(args, given, x * (gate if dim == -1 else gate.view(-1, *(1 for _ in range(x.ndim - 2)))))
 
         return marked(gated)
 

@@ -40,12 +40,13 @@ def marked(hook: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-def gate_hooks(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Every module with the number of a hook of gates."""
+def gate_hooks(model: nn.Module) -> list[tuple[dict[int, Any], int]]:
+    """Every hook of gates: the table that holds it, and its number there."""
     return [
-        (module, number)
+        (table, number)
         for module in model.modules()
-        for number, hook in module._forward_pre_hooks.items()
+        for table in (module._forward_pre_hooks, module._forward_hooks)
+        for number, hook in table.items()
         if getattr(hook, "of_gates", False)
     ]
 
@@ -53,8 +54,8 @@ def gate_hooks(model: nn.Module) -> list[tuple[nn.Module, int]]:
 def twin_of(model: nn.Module) -> nn.Module:
     """A copy without gates that evaluates, with parameters that require gradients and the gradients that are there."""
     twin = copy.deepcopy(model).eval()
-    for module, number in gate_hooks(twin):
-        del module._forward_pre_hooks[number]
+    for table, number in gate_hooks(twin):
+        del table[number]
     for (_, parameter), (_, original) in zip(twin.named_parameters(), model.named_parameters(), strict=True):
         parameter.requires_grad_()
         parameter.grad = None if original.grad is None else original.grad.clone()
