@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from tests.runs.tiny import tiny_recipe
 from trimtab.observe import read_table
 from trimtab.precision import Accumulator, Keep, quantize
 from trimtab.runs.position import Progress
-from trimtab.runs.precision_section import recipe_of
+from trimtab.runs.precision_section import Precision, recipe_of
 from trimtab.runs.recipe import Recipe, load_recipe
 from trimtab.runs.run_folder import RunFolder, training_identity
 from trimtab.runs.steering import steer
@@ -98,6 +99,27 @@ def test_the_section_says_what_the_recipe_of_operands_is() -> None:
     assert recipe_of(recipe(matmul="nvfp4", matmul_keep="none").precision).keep == Keep()  # type: ignore[union-attr]
     assert "matmul" not in training_identity(recipe(gradients="e4m3"))["precision"]
     assert training_identity(recipe(matmul="mxfp8"))["precision"]["matmul"] == "mxfp8"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"matmul_keep": "fc"}, r"matmul_keep: about precision\.matmul, which is not given"),
+        ({"gradients": "e4m3", "matmul_until": 0.5, "oscillation": 3}, "matmul_until, oscillation: about precision"),
+        ({"matmul_accumulator": "e8m13"}, r"matmul_accumulator: about precision\.matmul, "),
+        ({"matmul": "mxfp8", "matmul_step": 16}, r"matmul_step: about precision\.matmul_accumulator"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(given: dict[str, Any], words: str) -> None:
+    for make in (lambda: recipe(**given), lambda: Precision.model_validate(given)):
+        with pytest.raises(ValueError, match=words):
+            make()
+
+
+def test_a_comparison_with_none_keeps_its_settings() -> None:
+    one = recipe(matmul="none", matmul_keep="fc", matmul_until=0.5)
+    assert recipe_of(one.precision) is None
+    assert training_identity(one) == training_identity(recipe())
 
 
 def test_the_folder_holds_the_rounded_weights_and_rounding_changes_the_network(tmp_path: Path) -> None:

@@ -206,5 +206,11 @@ def test_identity_drops_what_nobody_reads_and_what_is_only_watched() -> None:
     scaled = Recipe(transforms=("autoscale",))
     assert training_identity(scaled) != plain
     assert training_identity(scaled) != training_identity(scaled.with_settings({"autoscale.scale": "ema"}))
+    more = {"pruning.recalibrate_batches": 30}
+    assert plain == training_identity(Recipe().with_settings(more))  # only looked at afterwards
+    for lever in ("gradual", "mean_weights", "safe"):  # estimates statistics anew at the end of training
+        assert training_identity(Recipe(levers=("sgd", lever))) != training_identity(
+            Recipe(levers=("sgd", lever)).with_settings(more)
+        )
     swapped = Recipe(transforms=("zscore", "centralize"))
     assert training_identity(swapped) != training_identity(Recipe(transforms=("centralize", "zscore")))

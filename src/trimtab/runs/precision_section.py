@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,11 @@ ROUNDED = ("gradients", "weights", "momentum", "activations", "activation_gradie
 """Fields that name a format."""
 OF_PRODUCTS = ("matmul", "matmul_keep", "matmul_until", "matmul_accumulator", "matmul_step", "matmul_promote")
 """Fields about operands."""
+READ_BY = {
+    "matmul": (*OF_PRODUCTS[1:], "oscillation"),
+    "matmul_accumulator": ("matmul_step", "matmul_promote"),
+}
+"""Fields that only count beside another."""
 
 
 class Precision(Section):
@@ -131,7 +137,24 @@ class Precision(Section):
             )
         scaling_of(self)
         recipe_of(self)
+        self.check_read(self.model_fields_set)
         return self
+
+    def check_read(self, given: Collection[str]) -> None:
+        """ValueError where fields were given of something that was not; `none`, as in a comparison, is given."""
+        for parent, fields in READ_BY.items():
+            if parent in given or getattr(self, parent) is not None:
+                continue
+            idle = [
+                name
+                for name in fields
+                if name in given and getattr(self, name) != type(self).model_fields[name].default
+            ]
+            if idle:
+                raise ValueError(
+                    f"{', '.join(idle)}: about precision.{parent}, which is not given, so that nothing would read it (where a "
+                    f"comparison varies it, say {parent} none)"
+                )
 
     @property
     def rounds(self) -> bool:

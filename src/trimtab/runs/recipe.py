@@ -271,7 +271,9 @@ class RecipeFields(Section):
             listed = _words(data["levers"]) or (parse(method) if isinstance(method, str) else ())
             kept = given | set(map(settings_name, listed))
             data = {key: section for key, section in data.items() if "@" not in key or key in kept}
-        return recipe_from(data, "settings")
+        made = recipe_from(data, "settings")
+        made.precision.check_read({dotted.partition(".")[2] for dotted in settings if dotted.startswith("precision.")})
+        return made
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trimtab.files import alone, write_text
 from trimtab.inputs import read_json_lines, read_json_mapping, shortened
-from trimtab.registry import settings_name
+from trimtab.registry import find, settings_name
 from trimtab.runs.checkpoint import load_checkpoint, save_checkpoint
 from trimtab.runs.precision_section import OF_PRODUCTS
 from trimtab.runs.recipe import SECTIONS, Recipe, load_recipe
@@ -39,6 +39,8 @@ def training_identity(recipe: Recipe) -> dict[str, Any]:
     for name in SECTIONS.keys() - read:
         data.pop(name)  # unread by this run
     data["levers"] = list(recipe.used)
+    if any(hasattr(find(name).load(), "needs_recalibration") for name in recipe.used):  # at the end of training
+        data["pruning.recalibrate_batches"] = recipe.pruning.recalibrate_batches
     data |= recipe.suffixed
     return data
 
