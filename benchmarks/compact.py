@@ -14,7 +14,7 @@ from harness import interleaved, record
 from torch import nn
 
 from trimtab.deploy import load_compact, save_compact
-from trimtab.deploy.compact_quantise import quantise, scale_axis
+from trimtab.deploy.compact_quantise import quantise
 from trimtab.models import create
 
 CASES = ((4, 0.9), (4, 0.5), (8, 0.0))
@@ -23,7 +23,7 @@ CASES = ((4, 0.9), (4, 0.5), (8, 0.0))
 def numbers_of(model: nn.Module, names: list[str], bits: int, sparsity: float) -> bytes:
     """The quantised numbers, one byte each: what gzip and zstd get."""
     state = model.state_dict()
-    parts = [quantise(name, state[name], bits, sparsity, scale_axis(state[name], 0, "auto")).numbers for name in names]
+    parts = [quantise(name, state[name], bits, sparsity, 0, "auto").numbers for name in names]
     return np.concatenate(parts).astype(np.int8).tobytes()
 
 

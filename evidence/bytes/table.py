@@ -13,17 +13,19 @@ import importlib.util
 import json
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
+import torch
 import zstandard
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.deploy import load_compact, save_compact, save_sparse
-from trimtab.deploy.compact_quantise import quantise, scale_axis
+from trimtab.deploy.compact_quantise import Quantised, quantise
 from trimtab.files import write_text
 from trimtab.pruning import one_shot, recalibrate
 from trimtab.pruning.recalibration import has_batch_norm
@@ -54,6 +56,20 @@ def halves(numbers: bytes) -> bytes:
     """Two numbers of four bits to a byte."""
     four = np.frombuffer(numbers + bytes(len(numbers) % 2), np.uint8) & 15
     return bytes((four[::2] | four[1::2] << 4).tobytes())
+
+
+def container(layers: Mapping[str, Quantised], rest: Mapping[str, Tensor]) -> dict[str, int]:
+    """zstd -19 of a plain safetensors file of all that the compact file holds: numbers, scales in bfloat16, other tensors."""
+    sizes = []
+    for four in (False, True):
+        tensors = dict(rest)
+        for name, one in layers.items():
+            whole = one.numbers.astype(np.int8).tobytes()
+            content = halves(whole) if four and one.bits <= 4 else whole
+            tensors[name] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            tensors[f"{name}.scale"] = torch.from_numpy(one.scales).bfloat16()
+        sizes.append(len(zstandard.ZstdCompressor(level=19).compress(safetensors.torch.save(tensors))))
+    return {"container": min(sizes)}
 
 
 def deep_cabac(layers: list[npt.NDArray[np.int32]]) -> dict[str, int]:
@@ -116,11 +132,11 @@ def forms(
             one_shot(pruned, sparsity)
         own = dict.fromkeys(names, bits) | ({} if first is None else {names[0]: first})
         row = saved(pruned, sparsity, bits, bits=own)
-        state, layers = pruned.state_dict(), []
-        for name in names:
-            found = quantise(name, state[name], own[name], 0.0, scale_axis(state[name], 0, "auto"))
-            layers.append(found.numbers.astype(np.int32).reshape(state[name].shape))
+        state, held = pruned.state_dict(), load_compact(path)
+        found = {name: quantise(name, state[name], own[name], 0.0, 0, "auto") for name in names}
+        layers = [one.numbers.astype(np.int32).reshape(state[name].shape) for name, one in found.items()]
         extra = {} if first is None else {"first": first}
+        extra |= container(found, {name: held[name] for name in {*held} - {*names}})
         rows.append(row | extra | packed(layers, list(own.values())) | deep_cabac(layers))
     for budget in budgets:
         rows.append(saved(model, 0.0, None, budget_bytes=budget) | {"budget": budget})

@@ -216,7 +216,7 @@ def _show_cost(given: CompressArguments) -> int:
         return show_parts([Part("choice by squared error; nothing is measured", 1, 0.0)], out, given.output)
     measured = _Measured(RunFolder(given.source), given.root)
     settings = _settings(given, measured.metric)
-    weights = len(job_of(measured.model, None, "auto", None).axes)
+    weights = len(job_of(measured.model).axes)
     ready = timed(lambda: measured.recalibrate(measured.model), 1) if given.recalibrate else 0.0
     searched = settings["budget_bytes"] is not None or settings["max_drop"] is not None
     halvings = 0 if settings["max_drop"] is None else 1 + compact_search.HALVINGS

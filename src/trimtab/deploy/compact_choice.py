@@ -16,7 +16,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from trimtab.deploy.compact_code import coded
-from trimtab.deploy.compact_quantise import Quantised, quantise
+from trimtab.deploy.compact_quantise import COARSE, SCALE_BITS, Quantised, Scales, quantise
 
 MOST_MEASURED = 1 << 17  # [ours] weights of a tensor on which sizes and errors of its options are found
 PROBES = (0.01, 0.1, 0.5)  # [ours] relative squared errors near which the loss is measured
@@ -45,9 +45,8 @@ class Layer:
 
 
 def code_bytes(found: Quantised) -> float:
-    """Bytes of the streams, tables and scales of a quantised weight."""
-    streams = coded(found.numbers).streams
-    return sum(stream.bits / 8 + len(stream.table) / 2 for stream in streams) + 2 * found.scales.size
+    """Bytes of the streams, tables and scales of a quantised weight; by context it may be a tenth less."""
+    return coded(found.numbers).size + found.scales.size * SCALE_BITS[1 < found.bits <= COARSE] / 8
 
 
 def _part(weight: Tensor, axis: int | None) -> Tensor:
@@ -59,7 +58,12 @@ def _part(weight: Tensor, axis: int | None) -> Tensor:
 
 
 def options(
-    name: str, weight: Tensor, axis: int | None, bits: Sequence[int], sparsities: Sequence[float]
+    name: str,
+    weight: Tensor,
+    axis: int | None,
+    bits: Sequence[int],
+    sparsities: Sequence[float],
+    scales: Scales = "auto",
 ) -> list[Option]:
     """Size and error of every combination; those of a large weight are estimated on a part of it."""
     part = weight if weight.numel() <= MOST_MEASURED else _part(weight, axis)
@@ -68,7 +72,7 @@ def options(
     found = []
     for sparsity in sparsities:
         for width in bits:
-            one = quantise(name, part, width, sparsity, own_axis)
+            one = quantise(name, part, width, sparsity, own_axis, scales)
             found.append(Option(width, sparsity, code_bytes(one) * times, one.squared_error))
     return found
 

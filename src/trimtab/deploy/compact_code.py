@@ -51,6 +51,11 @@ class Coded:
     entropy_bits: float
 
     @property
+    def size(self) -> float:
+        """Bytes, the tables about as zlib packs them."""
+        return sum(stream.bits / 8 + len(stream.table) / 2 for stream in self.streams)
+
+    @property
     def numbers(self) -> list[int | None]:
         """Least and largest symbol, non-zeros, widest gap: the end of the tensor's row in the index."""
         values = self.streams[0]

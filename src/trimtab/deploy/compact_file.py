@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import non_negative, number, whole
 from trimtab.deploy.compact_job import job_of
-from trimtab.deploy.compact_quantise import Scales
+from trimtab.deploy.compact_quantise import KEPT_BITS, Scales
 from trimtab.deploy.compact_report import CompactReport
 from trimtab.deploy.compact_search import Measure, fixed, layers_of, within_budget, within_drop
 from trimtab.deploy.one_file_reader import load_raw
@@ -36,12 +36,14 @@ def save_compact(
     quality: Measure | None = None,
     prepare: Callable[[nn.Module], object] | None = None,
     scales: Scales = "auto",
+    kept_bits: int = KEPT_BITS,
     metadata: Mapping[str, str] | None = None,
 ) -> CompactReport:
     """Prune, quantise and entropy-code a network into one small safetensors file.
 
-    A weight becomes whole numbers q times a scale s, `w ~ q s`; the numbers are coded by range ANS, next to
-    their order-0 entropy. The file holds the quantised network: `load_compact` and the one-file reader give it back, every bit.
+    A weight becomes whole numbers q times a scale s, `w ~ q s`; the numbers are coded by range ANS, with the odds of their
+    table or, where that is smaller, those of what stands around each of them. The file holds the quantised network:
+    `load_compact` and the one-file reader give it back, every bit.
     `source` is not changed, and the file appears at `path` as a whole or not at all.
 
     Without `budget_bytes` and `max_drop` every weight gets `bits` and `sparsity`. With one of them, both are chosen for each
@@ -51,7 +53,7 @@ def save_compact(
 
     Args:
         source: a model, or a state dict of dense tensors. Coded are a model's weights, the tensors of two or more dimensions in
-            a state dict; biases, scales of norms, buffers and integers are kept whole. Tied weights go once.
+            a state dict. Tied weights go once.
         path: file to write; folders are made.
         budget_bytes: largest size of the file.
         max_drop: most that `quality` may fall, in its units. The smallest file found by halving; the quality is that of the
@@ -64,7 +66,9 @@ def save_compact(
         quality: gives a number that is better when larger, such as the accuracy in percent on validation data.
         prepare: called with each candidate before it is measured or written, such as `pruning.recalibrate` on training data.
             What it changes beside the weights is in the file.
-        scales: "channel", "tensor", or "auto": for each channel that has 256 weights or more [ours].
+        scales: "channel", "tensor", or "auto": one for each channel where the smaller error is worth its bytes (`quantise`).
+        kept_bits: significant bits of biases, of the weights of norms and of BatchNorm's statistics, which are not coded;
+            default those of float16 [ours]. 24 keeps float32 as it is. Other tensors are kept as they are.
         metadata: strings to keep.
 
     Returns:
@@ -97,7 +101,7 @@ def save_compact(
         non_negative("max_drop", max_drop)
         if quality is None:
             raise ValueError("max_drop needs quality, the function that measures what may drop")
-    job = job_of(source, metadata, scales, prepare)
+    job = job_of(source, metadata, scales, prepare, kept_bits)
     searched = budget_bytes is not None or max_drop is not None
     taken = {} if searched else fixed(job, bits, sparsity)
     before = number("quality of the network as it is", quality(job.model)) if quality and job.model else None

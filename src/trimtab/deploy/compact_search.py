@@ -11,7 +11,7 @@ from trimtab.checks import below_one, hint, number
 from trimtab.deploy import compact_choice as choice
 from trimtab.deploy.compact_choice import Layer, Option
 from trimtab.deploy.compact_job import Job
-from trimtab.deploy.compact_quantise import Quantised, checked_bits, quantise
+from trimtab.deploy.compact_quantise import Quantised, checked_bits
 
 BITS = (2, 3, 4, 5, 6, 8)
 SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
@@ -62,16 +62,15 @@ def layers_of(job: Job, bits: object, sparsity: object, loss: Measure | None) ->
     found = []
     for name, axis in job.axes.items():
         widths, shares = _allowed(name, "bits", bits, BITS), _allowed(name, "sparsity", sparsity, SPARSITIES)
-        own = choice.options(name, job.state[name], axis, widths, shares)
+        own = choice.options(name, job.state[name], axis, widths, shares, job.scales)
         if loss is None:
             rises = choice.by_error(own)
         else:
 
-            def rise(option: Option, name: str = name, axis: int | None = axis) -> float:
+            def rise(option: Option, name: str = name) -> float:
                 assert loss is not None
                 assert dense is not None
-                one = quantise(name, job.state[name], option.bits, option.sparsity, axis)
-                return float(loss(job.candidate({name: one}))) - dense
+                return float(loss(job.candidate({name: job.one(name, option.bits, option.sparsity)}))) - dense
 
             rises = choice.by_loss(own, rise)
         found.append(Layer(name, job.state[name], axis, tuple(own), rises))

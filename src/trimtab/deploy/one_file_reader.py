@@ -8,8 +8,9 @@ A sparse file is a safetensors container: `index` (zlib-compressed JSON: rows an
 of the gaps between non-zeros) and `values.DTYPE`. Its metadata key `trimtab.sparse` holds the format version, a sha256 of
 the content, the strings that were saved beside it and extra states.
 
-A compact file has the key `trimtab.compact` and the entries `index` (zlib-compressed JSON), `symbols` (interleaved rANS of the
-quantised weights), `low` (low bits of large ones) and `side` (zlib: frequency tables, scales, other tensors).
+A compact file has the key `trimtab.compact` and these parts: `index` (zlib-compressed JSON), `symbols` (interleaved rANS of
+the quantised weights), `low` (low bits of large ones), `side` (zlib: frequency tables, scales, coefficients) and `kept` (zlib:
+other tensors). Version 2 has them one after the other in the entry `compact`; in version 1 each is an entry, `kept` in `side`.
 
 Printed by `trimtab export --to reader`. Apache-2.0.
 """
@@ -30,7 +31,8 @@ import safetensors
 FORMATS = (1, 2)
 """Versions of the format that this file reads; 2 adds extra states."""
 KEY = "trimtab.sparse"
-COMPACT_FORMATS = (1,)
+COMPACT_FORMATS = (1, 2)
+"""2 adds weights coded by context and has one entry."""
 COMPACT_KEY = "trimtab.compact"
 INDEX_LIMIT = 16 * 2**20
 LABELS = {
@@ -101,9 +103,9 @@ def _positions(code: Any, count: int, k: int, length: int) -> Any:
     return found
 
 
-def _inflated(packed: bytes, most: int) -> bytes:
-    """What zlib packed, all of it, and no more than `most` bytes."""
-    inflater = zlib.decompressobj()
+def _inflated(packed: bytes, most: int, known: bytes = b"") -> bytes:
+    """What zlib packed, given the words `known` beforehand, all of it, and no more than `most` bytes."""
+    inflater = zlib.decompressobj(zdict=known) if known else zlib.decompressobj()
     found = inflater.decompress(packed, most)
     if not inflater.eof or inflater.unused_data:
         raise ValueError(f"a packed entry is cut off, has bytes left over or is larger than {most} bytes")
@@ -163,21 +165,30 @@ def frequencies(codes: Any) -> Any:
     return found
 
 
-def _symbols(stream: bytes, lanes: int, tables: list[tuple[int, Any]]) -> list[Any]:
-    """The symbols of each tensor, from (count, frequencies); every word is used and every state ends where it began."""
-    if type(lanes) is not int or not 1 <= lanes <= LANES or len(stream) < 5 * lanes or (len(stream) - lanes) % 2:
-        raise ValueError(f"{len(stream)} bytes of symbols are none of {lanes} lanes")
-    states = np.zeros((lanes, 8), np.uint8)
-    states[:, :5] = np.frombuffer(stream, np.uint8, 5 * lanes).reshape(lanes, 5)
-    state = states.view("<i8")[:, 0].astype(np.int64)
-    words = np.frombuffer(stream, "<u2", offset=5 * lanes).astype(np.int64)
-    at, found = 0, []
-    for count, frequency in tables:
+class _Rans:
+    """The states of all lanes and the words that are left; symbols are taken in the order in which they were given."""
+
+    def __init__(self, stream: bytes, lanes: int) -> None:
+        if type(lanes) is not int or not 1 <= lanes <= LANES or len(stream) < 5 * lanes or (len(stream) - lanes) % 2:
+            raise ValueError(f"{len(stream)} bytes of symbols are none of {lanes} lanes")
+        states = np.zeros((lanes, 8), np.uint8)
+        states[:, :5] = np.frombuffer(stream, np.uint8, 5 * lanes).reshape(lanes, 5)
+        self.state, self.at = states.view("<i8")[:, 0].astype(np.int64), 0
+        self.words = np.frombuffer(stream, "<u2", offset=5 * lanes).astype(np.int64)
+
+    def _refill(self, own: Any) -> None:
+        low = np.flatnonzero(own < LEAST)
+        if low.size:
+            own[low] = own[low] << 16 | self.words[self.at : self.at + low.size]
+            self.at += low.size
+
+    def symbols(self, count: int, frequency: Any) -> Any:
+        """So many symbols of one table of frequencies."""
         lookup = np.repeat(np.arange(frequency.size), frequency)
-        start = np.cumsum(frequency) - frequency
+        start, lanes = np.cumsum(frequency) - frequency, self.state.size
         symbols = np.empty(count, np.int16)
         for first in range(0, count, lanes):
-            own = state[: count - first]
+            own = self.state[: count - first]
             slot = own & (TOTAL - 1)
             symbol = lookup[slot]
             symbols[first : first + lanes] = symbol
@@ -185,13 +196,135 @@ def _symbols(stream: bytes, lanes: int, tables: list[tuple[int, Any]]) -> list[A
             own *= frequency[symbol]
             own += slot
             own -= start[symbol]
-            low = np.flatnonzero(own < LEAST)
-            if low.size:
-                own[low] = own[low] << 16 | words[at : at + low.size]
-                at += low.size
-        found.append(symbols)
-    if at != words.size or (state != LEAST).any():
-        raise ValueError("the symbols do not end where their counts say")
+            self._refill(own)
+        return symbols
+
+    def answers(self, chances: Any) -> Any:
+        """Yes or no for each chance of a yes, of 2^16."""
+        lanes = self.state.size
+        found = np.empty(chances.size, np.bool_)
+        for first in range(0, chances.size, lanes):
+            yes = chances[first : first + lanes]
+            own = self.state[: yes.size]
+            slot = own & (TOTAL - 1)
+            answer = slot < yes
+            found[first : first + lanes] = answer
+            own >>= 16
+            own *= np.where(answer, yes, TOTAL - yes)
+            own += slot
+            own -= np.where(answer, 0, yes)
+            self._refill(own)
+        return found
+
+    def rest(self) -> bytes:
+        """What the states hold at the end, three bytes each; every word must be used by then."""
+        if self.at != self.words.size or (self.state >> 24 != 1).any():
+            raise ValueError("the symbols do not end where their counts say")
+        return bytes((self.state - LEAST).astype("<i8").view(np.uint8).reshape(-1, 8)[:, :3].tobytes())
+
+
+# Weights by context. Each is asked for by questions of yes or no (is it zero? its sign? is it larger than 1, than 2, ...?),
+# whose odds come from what was asked before: logit = sum of coefficients times features, all in whole numbers, so that every
+# machine has the same odds. ONE stands for 1; the odds are built by products and quotients, which IEEE 754 rounds in one way.
+ONE, REACH, LEVELS = 32, 384, 15
+_ODDS = np.multiply.accumulate(
+    np.array([6.14421235332821e-06] + 2 * REACH * [1.0317434074991028])
+)  # e^-12, times e^(1/32)
+CHANCES = np.clip(np.rint(TOTAL * (_ODDS / (1 + _ODDS))), 1, TOTAL - 1).astype(np.int64)
+FEATURES = (14, 7, 7)
+"""Features of the questions: zero, sign, larger."""
+
+
+def chances(features: Any, coefficients: Any) -> Any:
+    """The chance of a yes, of 2^16."""
+    logit = sum(int(own) * feature for own, feature in zip(coefficients, features, strict=True) if own) >> 5
+    return CHANCES[np.clip(logit, -REACH, REACH) + REACH]
+
+
+def _logit(hits: Any, of: Any, chance: int) -> Any:
+    """Logarithm of the odds of `hits` among `of`, to which eight of the chance at large are added."""
+    return np.searchsorted(CHANCES, (TOTAL * hits + 8 * chance) // (of + 8)) - REACH
+
+
+def by_context(shape: Any, sizes: Any, levels: int, ask: Any) -> Any:
+    """The numbers of a weight, by questions.
+
+    Args:
+        shape: rows (of one scale each), columns, places of a kernel, places in a line of it.
+        sizes: logarithm of the scale of each row to the base 2, times ONE, about 0.
+        levels: the largest magnitude.
+        ask: (kind of question, features, places among all numbers) -> answers.
+
+    Returns:
+        Numbers of shape (places of a kernel, rows x columns). The places of a kernel come one after the other, each in parts,
+        so that rows, columns and neighbours already known tell of the rest.
+    """
+    rows, columns, places, line = shape
+    count = rows * columns
+    found = np.zeros((places, count), np.int16)
+    row, column = np.divmod(np.arange(count), columns)
+    lattice = (5 * row + 3 * column) % 8
+    parts = [np.flatnonzero(lattice == 0), np.flatnonzero(lattice > 0)]
+    if places == 1:
+        parts = [parts[0], *(np.flatnonzero((lattice >= low) & (lattice < 2 * low)) for low in (1, 2, 4))]
+    size, square = sizes[row], (sizes * sizes >> 5)[row]
+    row_hits, row_seen, column_hits, column_seen = (np.zeros(of, np.int64) for of in (rows, rows, columns, columns))
+    pairs = np.zeros(count, np.int64)
+
+    def near(place: int, up: int, left: int) -> Any:
+        """What stands beside a place of the kernel; 0 outside."""
+        x = place % line - left
+        return found[place - line * up - left] if 0 <= x < line and 0 <= place // line - up < places // line else None
+
+    def at(plane: Any, where: Any) -> Any:
+        return 0 if plane is None else ONE * plane[where].astype(np.int64)
+
+    for place in range(places):
+        beside = [near(place, *step) for step in ((0, 1), (1, 0), (0, 2), (2, 0), (1, 1), (1, -1))]
+        hits = seen = 0
+        for part in parts:
+            known = int(row_seen.sum())
+            chance = (2 * TOTAL * int(row_hits.sum()) + TOTAL) // (2 * known + 2)
+            level = int(_logit(0, 0, chance))
+            in_row = _logit(row_hits, row_seen, chance) - level
+            in_column = _logit(column_hits, column_seen, chance) - level
+            pair = pairs[part]
+            features = [
+                2 * ONE, in_row[row[part]], in_column[column[part]], size[part], square[part],
+                *(at(one, part) for one in beside), ONE * pair // max(1, place), ONE * (pair > 0),
+                int(_logit(hits, seen, chance)) - level,
+            ]  # fmt: skip
+            answers = ask(0, features, place * count + part)
+            hit = part[answers]
+            found[place, hit] = 1
+            row_hits += np.bincount(row[hit], minlength=rows)
+            row_seen += np.bincount(row[part], minlength=rows)
+            column_hits += np.bincount(column[hit], minlength=columns)
+            column_seen += np.bincount(column[part], minlength=columns)
+            hits, seen = hits + hit.size, seen + part.size
+        pairs += found[place]
+    for place in range(places):
+        where = np.flatnonzero(found[place])
+        beside = [near(place, *step) for step in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))]
+        answers = ask(1, [2 * ONE, *(at(one, where) for one in beside)], place * count + where)
+        found[place, where[~answers]] = -1
+    crowd, alike = np.zeros((places, count), np.int64), np.zeros((places, count), np.int64)
+    for place in range(places):
+        for step in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+            if (plane := near(place, *step)) is not None:
+                crowd[place] += np.abs(plane)
+                alike[place] += plane * found[place]
+    dense = _logit(row_hits, row_seen, TOTAL // 2)
+    alive = np.flatnonzero(found)
+    for level in range(1, levels):
+        own = alive % count
+        features = [
+            2 * ONE, 4 * size[own], square[own], ONE * crowd.reshape(-1)[alive], ONE * alike.reshape(-1)[alive],
+            ONE * (pairs[own] - 1), dense[row[own]],
+        ]  # fmt: skip
+        answers = ask(1 + level, features, alive)
+        alive = alive[answers]
+        found.reshape(-1)[alive] += np.sign(found.reshape(-1)[alive])
     return found
 
 
@@ -229,67 +362,163 @@ def _checked_rows(index: Any) -> None:
         sizes = all(type(size) is int and 0 <= size < 2**62 for size in shape)
         if type(name) is not str or not sizes or dtype not in (CODED if code else LABELS.values()):
             raise ValueError(f"index: row {name!r} has a bad dtype {dtype!r} or shape")
-        if code:
-            axis, bits, least, most, nonzeros, widest = code
-            whole = all(type(each) is int for each in (bits, least, most, widest))
-            sparse = nonzeros is None or (type(nonzeros) is int and 0 <= nonzeros <= math.prod(shape))
-            spans = whole and -SYMBOLS < least <= most < SYMBOLS and 0 <= widest < SYMBOLS
-            if not spans or not sparse or not (axis is None or axis in range(len(shape))):
-                raise ValueError(f"index: row {name!r} has bad numbers {code}")
+        if not code:
+            continue
+        axis, _, *numbers = code
+        if len(numbers) == 1:
+            good = type(numbers[0]) is int and 1 <= numbers[0] <= LEVELS and len(shape) > 1 and math.prod(shape) > 0
+        else:
+            least, most, nonzeros, widest = numbers
+            good = all(type(each) is int for each in (least, most, widest)) and -SYMBOLS < least <= most < SYMBOLS
+            good &= nonzeros is None or (type(nonzeros) is int and 0 <= nonzeros <= math.prod(shape))
+            good &= 0 <= widest < SYMBOLS
+        if not good or not (axis is None or axis in range(len(shape))):
+            raise ValueError(f"index: row {name!r} has bad numbers {code}")
 
 
 def _streams(row: Any) -> list[tuple[int, int]]:
-    """(count, size of the table) of the streams of a coded tensor: its numbers, or the non-zero ones and their gaps."""
+    """(count, size of the table) of a row's streams: its numbers, or the non-zero ones and their gaps, or none by context."""
+    if len(row) == 6:
+        return []
     _, _, shape, _, _, least, most, nonzeros, widest = row
     if nonzeros is None:
         return [(math.prod(shape), most - least + 1)]
     return [(nonzeros, most - least + 1), (nonzeros, widest + 1)]
 
 
-def _compact_tensors(index: Any, entries: dict[str, tuple[str, bytes]], limit: int) -> dict[str, Any]:
+def _pieces(content: bytes, pieces: list[tuple[int, int]]) -> list[Any]:
+    """Arrays of (bytes of an item, count) whose first bytes, second bytes, ... lie together."""
+    if len(content) != sum(size * count for size, count in pieces):
+        raise ValueError("the tables, scales and other tensors are not as large as the index says")
+    at, found, flat = 0, [], np.frombuffer(content, np.uint8)
+    for size, count in pieces:
+        found.append(np.array(flat[at : at + size * count].reshape(size, count).T, order="C").reshape(-1))
+        at += size * count
+    return found
+
+
+def questions(levels: int) -> list[int]:
+    """The number of coefficients of each kind of question about numbers up to `levels`."""
+    return [*FEATURES[:2], *[FEATURES[2]] * (levels - 1)]
+
+
+def context_shape(shape: Any, axis: int | None, scale: Any) -> tuple[Any, Any, Any, Any]:
+    """How a weight is coded by context: moved and used rows, arguments `shape` and `sizes` of `by_context`.
+
+    Args:
+        shape, axis: of the weight and its scales.
+        scale: bits of the scales in bfloat16; those of 0 belong to rows of zeros, which are not coded.
+    """
+    moved = [shape[axis or 0], *(size for place, size in enumerate(shape) if place != (axis or 0))]
+    used = np.flatnonzero(np.broadcast_to(scale, moved[0]) > 0)
+    sizes = np.broadcast_to(scale, moved[0])[used].astype(np.int64) >> 2  # 32 to an octave
+    sizes = np.clip(sizes - int(sizes.sum()) // max(1, used.size), -3 * ONE, 3 * ONE)
+    return moved, used, (used.size, moved[1], math.prod(moved[2:]), moved[-1] if len(moved) > 2 else 1), sizes
+
+
+def _by_context(row: Any, scale: Any, rans: _Rans, coefficients: list[Any]) -> Any:
+    """The numbers of a weight that is coded by context, flat."""
+
+    def ask(kind: int, features: Any, where: Any) -> Any:
+        return rans.answers(np.broadcast_to(chances(features, coefficients[kind]), where.shape))
+
+    moved, used, shape, sizes = context_shape(row[2], row[3], scale)
+    found = np.zeros([moved[0], moved[1], shape[2]], np.int16)
+    found[used] = by_context(shape, sizes, row[5], ask).reshape(shape[2], *shape[:2]).transpose(1, 2, 0)
+    return np.moveaxis(found.reshape(moved), 0, row[3] or 0).reshape(-1)
+
+
+def _by_tables(row: Any, rans: _Rans, tables: Any, low: Any) -> tuple[Any, Any]:
+    """The numbers of a weight that is coded by tables, flat, and the low bits that are left."""
+    name, _, shape, _, _, least, _, nonzeros, _ = row
+    counts = [count for count, _ in _streams(row)]
+    signed = rans.symbols(counts[0], next(tables)).astype(np.int32) + least
+    magnitude, used = _magnitudes(np.abs(signed), low)
+    low = low[used:]
+    numbers = np.where(signed < 0, -magnitude, magnitude)
+    if nonzeros is None:
+        return numbers, low
+    gaps, used = _magnitudes(rans.symbols(counts[1], next(tables)).astype(np.int64), low)
+    where = np.cumsum(gaps + 1) - 1
+    if nonzeros and int(where[-1]) >= math.prod(shape):
+        raise ValueError(f"tensor {name!r}: positions reach beyond its {math.prod(shape)} elements")
+    found = np.zeros(math.prod(shape), numbers.dtype)
+    found[where] = numbers
+    return found, low[used:]
+
+
+WORDS = (
+    b'{"lanes":400,"sizes":[12345,0,1234,4321],"coded":[],"rest":[],"aliases":{}}module.encoder.decoder.block.features.stages.'
+    b"transformer.layers.attention.self_attn.q_proj.k_proj.v_proj.o_proj.mlp.fc1.fc2.embedding.head.downsample.shortcut.layer1.0."
+    b'groups.0.conv1.weight","float32",[128,128,3,3],0,8,-127,127,null,0],["conv2.weight","float32",[64,64,3,3],0,4,7],["norm.weight"'
+    b',"bfloat16",["bn2.bias","float32",[64]],["bn1.running_mean","float32",[128]],["bn1.running_var","float32",[128]],'
+    b'["bn1.num_batches_tracked","int64",[]],["bn1.weight","float32",[256]],["bn1.bias","float32",[512]],["fc.weight","float32",['
+)
+"""What zlib knows before it packs the index of version 2; never to be changed."""
+
+
+def _parts(entries: dict[str, tuple[str, bytes]]) -> tuple[Any, dict[str, bytes]]:
+    """The index of a compact file, and its parts by name; in version 1 what was kept whole is in `side`."""
+    if "compact" not in entries:
+        parts = {name: data for name, (_, data) in entries.items()}
+        return json.loads(_inflated(parts["index"], INDEX_LIMIT)), parts | {"kept": b""}
+    content = entries["compact"][1]
+    at = 4 + int.from_bytes(content[:4], "little")
+    index = json.loads(_inflated(content[4:at], INDEX_LIMIT, WORDS))
+    parts = {}
+    for name, size in zip(("symbols", "low", "side"), index["sizes"], strict=False):
+        if type(size) is not int or not 0 <= size <= len(content) - at:
+            raise ValueError(f"index: {name} of {size!r} bytes is not in the file")
+        parts[name] = content[at : at + size]
+        at += size
+    return index, parts | {"kept": content[at:]}
+
+
+def _kept(index: Any, ended: bytes, kept: bytes) -> bytes:
+    """The packed tensors kept whole: their first bytes are what the states end with, the rest of which is 0."""
+    size, whole = index.get("sizes", [0, 0, 0, 0])[3], ended + kept
+    if type(size) is not int or not len(kept) <= size <= len(whole) or any(whole[size:]):
+        raise ValueError("the states do not end where their counts say")
+    return whole[:size]
+
+
+def _compact_tensors(index: Any, parts: dict[str, bytes], limit: int) -> dict[str, Any]:
     """The tensors of a compact file as (dtype, shape, bits)."""
     coded, rest = index["coded"], index["rest"]
     _checked_rows(index)
     _within([*coded, *rest], limit)
-    streams = [stream for row in coded for stream in _streams(row)]
-    pieces = [(1, size) for _, size in streams]
+    asked = [questions(row[5]) if len(row) == 6 else [] for row in coded]
+    pieces = [(1, size) for row in coded for _, size in _streams(row)]
+    tables = len(pieces)
     pieces += [(2, 1 if row[3] is None else row[2][row[3]]) for row in coded]
-    pieces += [(_size(dtype), math.prod(shape)) for _, dtype, shape in rest]
-    total = sum(size * count for size, count in pieces)
-    side, at = np.frombuffer(_inflated(entries["side"][1], total + 1), np.uint8), 0
-    if side.size != total:
-        raise ValueError("the tables, scales and other tensors are not as large as the index says")
-    parts = []
-    for size, count in pieces:
-        parts.append(np.array(side[at : at + size * count].reshape(size, count).T, order="C").reshape(-1))
-        at += size * count
-    tables = [frequencies(np.cumsum(part, dtype=np.uint8)) for part in parts[: len(streams)]]
-    counts = [count for count, _ in streams]
-    symbols = iter(_symbols(entries["symbols"][1], index["lanes"], list(zip(counts, tables, strict=True))))
-    low, found = np.frombuffer(entries["low"][1], np.uint8), {}
-    for row, scale in zip(coded, parts[len(streams) : len(streams) + len(coded)], strict=True):
-        name, dtype, shape, axis, _, least, _, nonzeros, _ = row
-        signed = next(symbols).astype(np.int32) + least
-        magnitude, used = _magnitudes(np.abs(signed), low)
-        low = low[used:]
-        values = np.where(signed < 0, -magnitude, magnitude).astype("<f4")
-        if nonzeros is not None:
-            gaps, used = _magnitudes(next(symbols).astype(np.int64), low)
-            low = low[used:]
-            where = np.cumsum(gaps + 1) - 1
-            if nonzeros and int(where[-1]) >= math.prod(shape):
-                raise ValueError(f"tensor {name!r}: positions reach beyond its {math.prod(shape)} elements")
-            wide = np.zeros(math.prod(shape), "<f4")
-            wide[where] = values
-            values = wide
-        values = values.reshape(shape)
+    pieces += [(1, sum(sizes)) for sizes in asked]
+    whole = [(_size(dtype), math.prod(shape)) for _, dtype, shape in rest]
+    first, second = (sum(size * count for size, count in some) for some in (pieces, whole))
+    side = _inflated(parts["side"], first + second + 1)
+    found_pieces = _pieces(side[:first], pieces)
+    table = iter([frequencies(np.cumsum(piece, dtype=np.uint8)) for piece in found_pieces[:tables]])
+    scales, learned = found_pieces[tables : tables + len(coded)], found_pieces[tables + len(coded) :]
+    rans, low = _Rans(parts["symbols"], index["lanes"]), np.frombuffer(parts["low"], np.uint8)
+    found, last = {}, np.zeros((1 + LEVELS, max(FEATURES)), np.int8)
+    for row, scale, change, kinds in zip(coded, scales, learned, asked, strict=True):
+        name, dtype, shape, axis = row[:4]
+        if kinds:
+            for kind, piece in enumerate(np.split(change.view(np.int8), np.cumsum(kinds)[:-1])):
+                last[kind, : piece.size] += piece
+            coefficients = [last[kind, :size] for kind, size in enumerate(kinds)]
+            numbers = _by_context(row, scale.view("<u2"), rans, coefficients)
+        else:
+            numbers, low = _by_tables(row, rans, table, low)
+        values = numbers.astype("<f4").reshape(shape)
         factor = (scale.view("<u2").astype("<u4") << 16).view("<f4")
         values *= factor.reshape([-1 if place == axis else 1 for place in range(len(shape))])
         found[name] = (dtype, tuple(shape), rounded_bits(dtype, values.reshape(-1)))
     if low.size:
         raise ValueError("bytes left over after the last low bits")
-    for (name, dtype, shape), part in zip(rest, parts[len(streams) + len(coded) :], strict=True):
-        found[name] = (dtype, tuple(shape), part.view(_bits(dtype)))
+    packed = _kept(index, rans.rest(), parts["kept"])
+    content = side[first:] + (_inflated(packed, second + 1) if packed else b"")
+    for (name, dtype, shape), piece in zip(rest, _pieces(content, whole), strict=True):
+        found[name] = (dtype, tuple(shape), piece.view(_bits(dtype)))
     return found
 
 
@@ -316,8 +545,12 @@ def load_raw(
         if key is not None and key != found_key:
             raise ValueError("it is a sparse file; load_sparse reads it")
         limit = max_bytes or max(2**30, 1000 * len(content))
-        index = json.loads(_inflated(entries["index"][1], INDEX_LIMIT))
-        found = (_compact_tensors if found_key == COMPACT_KEY else _sparse_tensors)(index, entries, limit)
+        if found_key == COMPACT_KEY:
+            index, parts = _parts(entries)
+            found = _compact_tensors(index, parts, limit)
+        else:
+            index = json.loads(_inflated(entries["index"][1], INDEX_LIMIT))
+            found = _sparse_tensors(index, entries, limit)
         found |= {alias: found[name] for alias, name in index["aliases"].items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, zlib.error) as error:
         raise ValueError(f"could not read {path}: {error}") from error

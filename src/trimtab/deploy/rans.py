@@ -24,7 +24,7 @@ from trimtab.deploy.one_file_reader import LANES, LEAST, TOTAL, frequencies
 Integers = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 BLOCK = 1 << 18  # symbols looked up at a time
-BYTES_PER_LANE = 400  # [ours] a lane costs about 4 bytes: 1 %
+BYTES_PER_LANE = 300  # [ours] a lane costs about a byte, where its start holds three of others: 0.3 %
 
 
 class Symbols(NamedTuple):
@@ -91,34 +91,70 @@ def lanes_for(code_bytes: float) -> int:
 
     Example:
         >>> lanes_for(100), lanes_for(60_000), lanes_for(1e9)
-        (1, 150, 4096)
+        (1, 200, 4096)
     """
     return max(1, min(LANES, int(code_bytes / BYTES_PER_LANE)))
 
 
-def encode(tensors: Sequence[tuple[Integers, Integers]], lanes: int) -> bytes:
-    """The stream of all tensors, given (symbols, frequencies): the states of 5 bytes each, then the words.
+class Tabled(NamedTuple):
+    """Symbols, and the frequencies that sum to 2^16."""
 
-    Coded from the last symbol to the first, since states give back what they took last.
+    symbols: Integers
+    frequency: Integers
+
+    def odds(self, block: slice) -> tuple[Integers, Integers]:
+        """Frequency and start of each symbol of a block."""
+        start = np.cumsum(self.frequency) - self.frequency
+        own = self.symbols[block]
+        return self.frequency[own], start[own]
+
+    @property
+    def length(self) -> int:
+        """How many."""
+        return self.symbols.size
+
+
+class Answers(NamedTuple):
+    """Yes or no, and the chance of a yes of 2^16."""
+
+    answers: npt.NDArray[np.bool_]
+    chances: npt.NDArray[np.uint16]
+
+    def odds(self, block: slice) -> tuple[Integers, Integers]:
+        """Frequency and start of each answer of a block."""
+        own, yes = self.answers[block], self.chances[block].astype(np.int64)
+        return np.where(own, yes, TOTAL - yes), np.where(own, 0, yes)
+
+    @property
+    def length(self) -> int:
+        """How many."""
+        return self.answers.size
+
+
+def encode(steps: Sequence[Tabled | Answers], lanes: int, begin: bytes = b"") -> bytes:
+    """The stream of all steps: the states of 5 bytes each, then the words.
+
+    Coded from the last symbol to the first, since states give back what they took last; so the decoder's states end as
+    they begin here, with up to three bytes of `begin` each.
     """
-    state = np.full(lanes, LEAST, np.int64)
+    first = np.zeros((lanes, 8), np.uint8)
+    first[:, :3] = np.frombuffer(begin.ljust(3 * lanes, b"\0"), np.uint8).reshape(lanes, 3)
+    state = LEAST + first.view("<i8")[:, 0].astype(np.int64)
     words: list[npt.NDArray[np.uint16]] = []
-    for symbols, frequency in reversed(tensors):
-        start = np.cumsum(frequency) - frequency
+    for step in reversed(steps):
         rows_at_once = max(1, BLOCK // lanes)
-        rows = math.ceil(symbols.size / lanes)
+        rows = math.ceil(step.length / lanes)
         for top in range(rows, 0, -rows_at_once):
             bottom = max(0, top - rows_at_once)
-            block = symbols[bottom * lanes : top * lanes]
-            odds, starts = frequency[block], start[block]
-            for first in range((top - bottom - 1) * lanes, -1, -lanes):
-                f = odds[first : first + lanes]
+            odds, starts = step.odds(slice(bottom * lanes, top * lanes))
+            for row in range((top - bottom - 1) * lanes, -1, -lanes):
+                f = odds[row : row + lanes]
                 own = state[: f.size]
                 full = np.flatnonzero(own >= f << 24)
                 if full.size:
                     words.append((own[full] & 0xFFFF).astype(np.uint16))
                     own[full] >>= 16
                 quotient = own // f
-                own += quotient * (TOTAL - f) + starts[first : first + lanes]
+                own += quotient * (TOTAL - f) + starts[row : row + lanes]
     content = np.concatenate([np.empty(0, np.uint16), *reversed(words)]).astype("<u2")
     return state.astype("<i8").view(np.uint8).reshape(lanes, 8)[:, :5].tobytes() + content.tobytes()

@@ -198,9 +198,9 @@ def write_metadata(
     sha256: str, user: Mapping[str, str], extra: Mapping[str, Any] | None = None, *, compact: bool = False
 ) -> dict[str, str]:
     """The metadata of the safetensors header: one key, so that equal content gives equal bytes."""
-    fields: dict[str, Any] = {"version": 1, "sha256": sha256, "metadata": dict(user)}
+    fields: dict[str, Any] = {"version": 2 if compact else 1, "sha256": sha256, "metadata": dict(user)}
     if extra:
-        fields |= {"version": 1 if compact else 2, "extra": dict(extra)}
+        fields |= {"version": 2, "extra": dict(extra)}
     return {COMPACT_KEY if compact else METADATA_KEY: json.dumps(fields, sort_keys=True)}
 
 
