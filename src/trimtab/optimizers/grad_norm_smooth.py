@@ -49,6 +49,8 @@ class GradNormSmooth(CopiedWhole):
             the first step) two calls of the closure differ.
         FloatingPointError: loss or gradient at the present weights is not finite.
 
+    A saved state holds gamma and the steps taken; all else is as the constructor has it.
+
     The closure gives the loss of **all data**, as a tensor, without calling backward, and always the same at the same weights:
     no dropout, no draws of data. It is called once more for each try. `trimtab.attach` is refused: no gradient stands between
     the closure and the step; add penalties to the closure's loss.

@@ -307,7 +307,10 @@ class TwoPassOptimizer(OptimizerWrapper):
         self.steps, self.skipped = int(state["steps"]), int(state.get("skipped", self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state, and under "two_pass" the step count (and CrAM's generator state)."""
+        """The base optimizer's state, and under "two_pass" the step count (and CrAM's generator state).
+
+        Settings of the wrapper, such as rho, are no part of it: they stay as the constructor, or a schedule, has set them.
+        """
         return {**self.base_optimizer.state_dict(), EXTRA: self.own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
