@@ -129,7 +129,8 @@ def zeroth_order_features(
     """Gradient of each example along one random direction, times it: two forward passes, (examples, top).
 
     `(l_i(w + scale z) - l_i(w - scale z)) / (2 scale) z`, with one seeded normal z for the whole batch (authors' code). So the
-    examples differ in a single number, unless directions of Adam (`optimizer`) bend it. The weights are bit-equal afterwards.
+    examples differ in a single number, unless directions of Adam (`optimizer`) bend it. The weights are bit-equal afterwards;
+    random numbers, as of dropout, are the same in both passes, and drawn once.
 
     Args:
         losses: gives the loss of each example (examples,) at the weights as they stand; the same examples at both calls.
@@ -155,12 +156,14 @@ def zeroth_order_features(
     generator = torch.Generator().manual_seed(seed)
     directions = [torch.randn(one.shape, generator=generator).to(one) for one in moved]
     before = [one.detach().clone() for one in moved]
+    devices = sorted({one.device.index for one in moved if one.device.type == "cuda"})
     values = []
     try:
         for sign in (1.0, -1.0):
             for parameter, held, direction in zip(moved, before, directions, strict=True):
                 parameter.copy_(held + sign * scale * direction)
-            values.append(losses().detach())
+            with torch.random.fork_rng(devices=devices, enabled=sign > 0):  # dropout draws the same masks for both
+                values.append(losses().detach())
     finally:
         for parameter, held in zip(moved, before, strict=True):
             parameter.copy_(held)

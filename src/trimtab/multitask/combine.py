@@ -105,7 +105,8 @@ class Combine:
 
         Raises:
             ValueError: fewer than two losses, or another number than in the micro-batch before; a loss that is no single
-                number, or needs no gradient; one that reaches nothing shared; nothing is shared.
+                number, or needs no gradient; one that is None in all micro-batches of a step, or reaches nothing shared;
+                nothing is shared.
         """
         try:
             self._check(losses, more)
@@ -229,6 +230,11 @@ class Combine:
         else:
             shared = (reached.sum(0) >= 2).nonzero().flatten().tolist()
         for task, places in enumerate(reached):
+            if not bool(places.any()):
+                raise ValueError(
+                    f"loss {task} has no gradient in this step: it was None in every micro-batch, or reaches no parameter of the "
+                    "model; give it examples, or go back with the other losses alone"
+                )
             if not bool(places[shared].any()):
                 what = "no parameter is reached by two losses" if not shared else f"loss {task} reaches nothing shared"
                 raise ValueError(f"{what}: gradients can be joined only where losses share what they train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,8 @@ from trimtab.multitask.equal_norm import equalising
 from trimtab.tensors.norms import joint_norm
 from trimtab.tensors.passes import working_dtype
 
+BLOCK = 1 << 15
+"""Elements of each gradient and momentum that are worked on at once: all of it stays in a core's cache."""
 Reduce = Literal["off_diagonal", "min", "all"]
 REDUCES = ("off_diagonal", "min", "all")
 
@@ -84,10 +87,10 @@ class SimilarityMomentum(Combiner):
         self._square = second * self._square + (1 - second) * (1 - self.similarity) ** 2 + self.eps
         if not self._momenta:
             self._momenta = [[torch.zeros_like(part, dtype=working_dtype(part)) for part in task] for task in tasks]
-        for held, task in zip(self._momenta, tasks, strict=True):
-            for momentum, part in zip(held, task, strict=True):
-                momentum.lerp_(part.to(momentum.dtype), 1 - first)
         if self.similarity < self.gamma:
+            for held, task in zip(self._momenta, tasks, strict=True):
+                for momentum, part in zip(held, task, strict=True):
+                    momentum.lerp_(part.to(momentum.dtype), 1 - first)
             found = weighted_(tasks, equalising(sizes))
         else:
             root = (self._square / (1 - second**self._steps)) ** 0.5 + self.eps
@@ -111,14 +114,29 @@ class SimilarityMomentum(Combiner):
         return float(apart.min() if self.reduce == "min" else apart.mean())
 
     def _by_momentum(self, tasks: Tasks, factor: float) -> list[Tensor]:
-        """`factor sum_k |m_k| (*) g_k`, in float32 for halves."""
+        """`factor sum_k |m_k| (*) g_k` with the momenta of this step, in float32 for halves; piece by piece, each read once."""
         found = []
         for at, part in enumerate(tasks[0]):
-            total = torch.zeros_like(part, dtype=working_dtype(part))
-            for held, task in zip(self._momenta, tasks, strict=True):
-                total.addcmul_(held[at].abs(), task[at].to(total.dtype), value=factor)
-            found.append(part.copy_(total) if part.dtype == total.dtype else total)
+            rows, momenta = [task[at] for task in tasks], [held[at] for held in self._momenta]
+            total = part if part.dtype == momenta[0].dtype else torch.empty_like(momenta[0])
+            together = [total, *rows, *momenta]
+            if part.numel() > BLOCK and all(one.is_contiguous() for one in together):
+                pieces = zip(*(torch.split(one.view(-1), BLOCK) for one in together), strict=True)
+            else:
+                pieces = iter([tuple(together)])
+            for joined, *both in pieces:
+                self._add_up_(joined, both[: len(rows)], both[len(rows) :], factor)
+            found.append(total)
         return found
+
+    def _add_up_(self, total: Tensor, rows: Sequence[Tensor], momenta: Sequence[Tensor], factor: float) -> None:
+        """One piece; `total` may be the first row."""
+        found = torch.zeros_like(total)
+        for row, momentum in zip(rows, momenta, strict=True):
+            wide = row.to(momentum.dtype)
+            momentum.lerp_(wide, 1 - self.betas[0])
+            found.addcmul_(momentum.abs(), wide, value=factor)
+        total.copy_(found)
 
     def settings(self) -> dict[str, Any]:
         """All but the memory."""

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from trimtab.checks import number, positive, whole
 
+STEEP = 30.0
+"""Above it `e^a` is taken out of the logarithm, since float32 does not hold it."""
+
 
 class UShapedTimestep:
     """U-shaped timesteps: density `a (e^(a t) + e^(a (1 - t))) / (2 (e^a - 1))` on [0, 1], laid on [low, high].
@@ -40,13 +43,15 @@ class UShapedTimestep:
         """Of timesteps; 0 outside [low, high]."""
         span = self.high - self.low
         unit = (t - self.low) / span
-        found = (self.a * unit).exp() + (self.a * (1 - unit)).exp()
+        found = (self.a * (unit - 1)).exp() + (-self.a * unit).exp()  # as in the formula, both by e^a, which overflows
         inside = (unit >= 0) & (unit <= 1)
-        return torch.where(inside, found * self.a / (2 * math.expm1(self.a) * span), 0)
+        return torch.where(inside, found * self.a / (-2 * math.expm1(-self.a) * span), 0)
 
     def rising(self, u: Tensor) -> Tensor:
         """The rising half's inverse distribution on [0, 1]."""
-        return (u * math.expm1(self.a)).log1p() / self.a
+        if self.a <= STEEP:
+            return (u * math.expm1(self.a)).log1p() / self.a
+        return (1 + (u + (1 - u) * math.exp(-self.a)).log() / self.a).clamp(min=0)
 
     def sample(
         self, number: int, *, generator: torch.Generator | None = None, device: torch.device | str | None = None

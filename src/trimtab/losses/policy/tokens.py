@@ -90,8 +90,8 @@ def joined(losses: Tensor, mask: Tensor, aggregate: str) -> Tensor:
 
 @torch.no_grad()
 def information(ratio: Tensor, log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> Info:
-    """`clip`: share of tokens clipped; `kl`: KL(old, new) by `r - 1 - log r`; `clamped`: tokens beyond LIMIT."""
-    count = mask.sum()
+    """`clip`: share of tokens clipped; `kl`: KL(old, new) by `r - 1 - log r`; `clamped`: tokens beyond LIMIT; 0 without a token."""
+    count = mask.sum().clamp(min=1)
     return {
         "clip": clipped.sum() / count,
         "kl": (ratio - 1 - log_ratio).sum() / count,
