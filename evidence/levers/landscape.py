@@ -1,8 +1,8 @@
 """Negative curvature along training: does it fall as the network nears a minimum?
 
-A perceptron on scikit-learn's digits, three seeds, at the start and after 20, 100 and 400 steps.
+A perceptron on scikit-learn's digits, five seeds, at the start and after 20, 100 and 400 steps.
 
-python evidence/levers/landscape.py      # three seeds, under a minute -> docs/evidence/levers-landscape.json
+python evidence/levers/landscape.py      # five seeds, under a minute -> docs/evidence/levers-landscape.json
 """
 
 from __future__ import annotations
@@ -38,4 +38,4 @@ def figures(seed: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    measure("landscape", figures, 4)
+    measure("landscape", figures)

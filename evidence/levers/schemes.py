@@ -197,7 +197,7 @@ def boosted(seed: int) -> Row:
     models = {
         "gbnn": [GBNNRegressor(stages=50, learning_rate=rate, random_state=seed) for rate in (0.1, 0.3, 0.5, 1.0)],
         "perceptron": [
-            MLPRegressor((50,), activation="tanh", solver="lbfgs", alpha=alpha, max_iter=500, random_state=seed)
+            MLPRegressor(hidden_layer_sizes=(50,), activation="tanh", solver="lbfgs", alpha=alpha, max_iter=500, random_state=seed)
             for alpha in (0.01, 0.1, 1.0, 10.0)
         ],
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import SequentialSampler
+from torch.utils.data import RandomSampler, SequentialSampler
 
 from trimtab.curricula import CurriculumSampler, Mixed, PackedBatches, pack
 
@@ -64,6 +66,80 @@ def test_a_curriculum_may_be_packed() -> None:
     sampler = CurriculumSampler(stages, Mixed(), length=8)
     found = list(PackedBatches(sampler, range(1, 13), capacity=24))
     assert sum(map(len, found)) == 8
+
+
+def test_batches_know_their_number_before_and_in_an_epoch() -> None:
+    lengths = [3, 6, 7, 4, 5, 5, 2, 8, 1, 9]
+    batches = PackedBatches(RandomSampler(lengths, generator=torch.Generator().manual_seed(1)), lengths, capacity=10)
+    assert len(batches) == 5
+    assert len(list(batches)) == 5
+    assert batches.epoch == 1
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+@pytest.mark.parametrize("kind", ["random", "curriculum"])
+def test_a_run_that_was_stopped_goes_on_with_the_very_batches_that_were_left(stop: int, kind: str) -> None:
+    lengths = list(range(1, 13))
+
+    def made(seed: int) -> PackedBatches:
+        if kind == "random":
+            inner = RandomSampler(lengths, generator=torch.Generator().manual_seed(seed))
+        else:
+            inner = CurriculumSampler(["easy"] * 6 + ["hard"] * 6, Mixed(), seed=4)
+        return PackedBatches(inner, lengths, capacity=13, seed=3)
+
+    whole = made(1)
+    expected = list(whole)
+    stopped = made(1)
+    running = iter(stopped)
+    first = [next(running) for _ in range(stop)]
+    state = json.loads(json.dumps(stopped.state_dict()))
+    again = made(2)
+    again.load_state_dict(state)
+    again.set_epoch(0)  # as trainers do
+    if stop or kind == "curriculum":
+        assert first + list(again) == expected
+        assert again.epoch == 1
+    if kind == "curriculum":  # the next epoch is the same too
+        assert list(again) == list(whole)
+
+
+def test_what_was_fetched_ahead_and_not_trained_on_comes_again() -> None:
+    lengths = [5] * 8
+    stopped = PackedBatches(SequentialSampler(lengths), lengths, capacity=10)
+    running = iter(stopped)
+    handed = [next(running) for _ in range(3)]
+    again = PackedBatches(SequentialSampler(lengths), lengths, capacity=10)
+    again.load_state_dict(stopped.state_dict(consumed=1))
+    assert next(iter(again)) == handed[1]
+
+
+def test_another_epoch_may_be_set_and_one_left_off_is_not_taken_up() -> None:
+    lengths = [5] * 8
+    batches = PackedBatches(SequentialSampler(lengths), lengths, capacity=10)
+    epochs = [list(batches) for _ in range(3)]
+    batches.set_epoch(1)
+    assert list(batches) == epochs[1]
+    batches.set_epoch(0)
+    next(iter(batches))
+    assert list(batches) == epochs[1]
+
+
+def test_ranks_share_the_batches_and_have_as_many() -> None:
+    lengths = [5] * 10
+    ranks = [PackedBatches(SequentialSampler(lengths), lengths, capacity=10, rank=rank, world=2) for rank in range(2)]
+    first, second = (list(one) for one in ranks)
+    assert len(first) == len(second) == 3 == len(ranks[0])
+    assert {row for one in first + second for row in one} == set(range(10))
+
+
+def test_a_state_of_other_batches_is_refused() -> None:
+    batches = PackedBatches(SequentialSampler(range(3)), [1, 1, 1], 10)
+    state = batches.state_dict()
+    with pytest.raises(ValueError, match="the state has seed 0 and capacity 10, these batches 1 and 10"):
+        PackedBatches(SequentialSampler(range(3)), [1, 1, 1], 10, seed=1).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"a drawn row must be a whole number in 0\.\.1, got 2"):
+        PackedBatches(SequentialSampler(range(2)), [1, 1], 10).load_state_dict(state | {"rows": [2]})
 
 
 def test_a_row_that_fits_no_bin_is_named() -> None:
