@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torchjd.aggregation as jd
 from torchjd import autojac
 
 from trimtab.adapters import torchjd as adapter
-from trimtab.multitask import CAGrad, Combine, EqualNorm, GCond, GradientDropout, PCGrad
+from trimtab.multitask import CAGrad, Combine, Combiner, EqualNorm, GCond, GradientDropout, PCGrad
 
 ROWS = wave(3, 12, seed=2) - 0.2
 
@@ -53,6 +54,47 @@ def test_combine_with_their_rule_equals_their_backward_with_it(rule: Any) -> Non
     autojac.jac_to_grad(theirs.parameters(), rule)
     for one, other in zip(net.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+RULES = {
+    "GradVac": jd.GradVac,
+    "PCD": jd.PCD,
+    "ExcessMTL": lambda: jd.ExcessMTL(n_warmup_steps=1),
+    "SDMGrad": jd.SDMGradWeighting,
+    "CRMOGM": lambda: jd.CRMOGMWeighting(jd.MGDAWeighting()),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_what_their_rule_remembers_is_saved_and_comes_back(name: str, tmp_path: Path) -> None:
+    steps = [wave(3, 12, seed=seed) - 0.2 for seed in range(5)]
+
+    def all_of(combiner: Combiner, rows: list[Tensor]) -> list[Tensor]:
+        return [combiner(one) for one in rows]
+
+    torch.manual_seed(0)
+    expected = all_of(adapter.from_torchjd(RULES[name]()), steps)
+    torch.manual_seed(0)
+    first = adapter.from_torchjd(RULES[name]())
+    found = all_of(first, steps[:2])
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = adapter.from_torchjd(RULES[name]())
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    found += all_of(second, steps[2:])
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    torch.manual_seed(0)
+    anew = all_of(adapter.from_torchjd(RULES[name]()), steps[2:])
+    assert not all(torch.equal(one, other) for one, other in zip(anew, expected[2:], strict=True))
+
+
+def test_a_state_of_another_rule_is_refused_and_what_cannot_be_saved_is_named() -> None:
+    state = adapter.from_torchjd(jd.GradVac(beta=0.3)).state_dict()
+    with pytest.raises(ValueError, match="the saved state is of"):
+        adapter.from_torchjd(jd.GradVac(beta=0.7)).load_state_dict(state)
+    rule = jd.GradVac()
+    rule.gramian_weighting.solver = object()
+    with pytest.raises(ValueError, match=r"GradVacWeighting\.solver is of the type object, which cannot be saved"):
+        adapter.from_torchjd(rule).state_dict()
 
 
 def test_their_rule_gives_each_parameter_a_gradient_of_its_own_dtype() -> None:

@@ -16,22 +16,45 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchjd import Stateful
 from torchjd.aggregation import Aggregator, GramianWeightedAggregator, Weighting
 
+from trimtab.adapters.torchjd_state import from_plain, remembered_of
 from trimtab.multitask.base import Combiner, Tasks, Weighted
 
 
-class _FromWeighting(Weighted):
-    def __init__(self, weighting: Weighting[Any]) -> None:
-        self.weighting = weighting
+class _Theirs(Combiner):
+    """A rule of torchjd's with what it remembers; an aggregator holds its weighting as a module in it."""
+
+    rule: Aggregator | Weighting[Any]
+    named: str
+
+    def settings(self) -> dict[str, Any]:
+        return {"rule": self.named}
+
+    def memory(self) -> dict[str, Any]:
+        parts = self.rule.named_modules()
+        return {name: remembered_of(module) for name, module in parts if isinstance(module, Stateful)}
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        for name, held in memory.items():
+            for key, value in held.items():
+                setattr(self.rule.get_submodule(name), key, from_plain(value))
+
+
+class _FromWeighting(_Theirs, Weighted):
+    def __init__(self, weighting: Weighting[Any], named: str) -> None:
+        self.rule = self.weighting = weighting
+        self.named = named
 
     def weights(self, products: Tensor) -> Tensor:
         return self.weighting(products)
 
 
-class _FromAggregator(Combiner):
+class _FromAggregator(_Theirs):
     def __init__(self, aggregator: Aggregator) -> None:
-        self.aggregator = aggregator
+        self.rule = self.aggregator = aggregator
+        self.named = repr(aggregator)
 
     def combine_(self, tasks: Tasks, products: Tensor) -> list[Tensor]:
         found = self.aggregator(torch.stack([torch.cat([part.flatten() for part in task]) for task in tasks]))
@@ -58,10 +81,16 @@ class _Weighting(Weighting[Any]):
 
 
 def from_torchjd(rule: Aggregator | Weighting[Any]) -> Combiner:
-    """A combiner that does what torchjd's aggregator, or weighting of the Gramian, does."""
+    """A combiner that does what torchjd's aggregator, or weighting of the Gramian, does; what it remembers is in `state_dict`.
+
+    Random rules of torchjd draw from torch's own generator, whose state is not part of it.
+
+    Raises:
+        ValueError: (at `state_dict`) the rule remembers something else than numbers and tensors, as NashMTL's solver.
+    """
     if isinstance(rule, GramianWeightedAggregator):
-        return _FromWeighting(rule.gramian_weighting)
-    return _FromWeighting(rule) if isinstance(rule, Weighting) else _FromAggregator(rule)
+        return _FromWeighting(rule.gramian_weighting, repr(rule))
+    return _FromWeighting(rule, repr(rule)) if isinstance(rule, Weighting) else _FromAggregator(rule)
 
 
 def to_torchjd(combiner: Combiner) -> Aggregator:

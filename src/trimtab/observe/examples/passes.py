@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
+from trimtab.checks import whole
 from trimtab.observe.examples.formulas import check_logits, influence
 from trimtab.observe.untouched import untouched
 
 State = Mapping[str, Tensor]
 CHUNK = 32
 """Examples whose gradients are made at once."""
+DRAWN = 1 << 22
+"""Entries of a random matrix that are drawn at once."""
 
 
 def whole_state(model: nn.Module, state: State | None) -> dict[str, Tensor]:
@@ -132,6 +135,33 @@ def input_gradients(model: nn.Module, inputs: Tensor, targets: Tensor, state: St
     return found
 
 
+def projected(gradients: Tensor, size: int, seed: int = 0) -> Tensor:
+    """Gradients (examples, elements) by a random matrix to (examples, size): products of two rows stay as they are on average.
+
+    `G R`, entries of R independent and normal with variance 1 / size, drawn anew from the seed in pieces, so that R is never
+    held. Of one seed and number of elements it is always the same R. A product `<g, h>` then has a deviation of at most
+    `sqrt(2 / size) ||g|| ||h||`.
+
+    Args:
+        gradients: real, on one device.
+        size: 1 or more.
+        seed: of R.
+
+    Reference: Johnson and Lindenstrauss 1984; for influence, Pruthi et al., arXiv 2002.08484.
+
+    Example:
+        >>> projected(torch.ones(2, 100), 8).shape
+        torch.Size([2, 8])
+    """
+    whole("size", size, least=1)
+    generator = torch.Generator(gradients.device).manual_seed(whole("seed", seed))
+    found = gradients.new_zeros(len(gradients), size)
+    for piece in gradients.split(max(1, DRAWN // size), dim=1):
+        drawn = torch.randn(piece.shape[1], size, generator=generator, device=piece.device, dtype=piece.dtype)
+        found.addmm_(piece, drawn)
+    return found / size**0.5
+
+
 def tracin(
     model: nn.Module,
     train: tuple[Tensor, Tensor],
@@ -139,6 +169,8 @@ def tracin(
     rates: Sequence[float],
     checkpoints: Sequence[State] | None = None,
     layer: nn.Linear | None = None,
+    projection: int | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """Influence of training examples on test examples over checkpoints; see `influence`.
 
@@ -148,9 +180,12 @@ def tracin(
         rates: learning rate at each checkpoint.
         checkpoints: states of the model. Default: the model as it stands, one rate.
         layer: the last layer alone. Default: all parameters, whose gradients for all examples are held at once.
+        projection: numbers that each example's gradient is brought down to by `projected` before it is kept, some examples at a
+            time: so much memory an example, at the price of noise. Default: gradients as they are.
+        seed: of the projection.
 
     Raises:
-        ValueError: not as many rates as checkpoints.
+        ValueError: not as many rates as checkpoints, or a projection below 1.
 
     Reference: Pruthi et al., arXiv 2002.08484.
 
@@ -161,5 +196,14 @@ def tracin(
         torch.Size([4, 4])
     """
     states: Sequence[Any] = [None] if checkpoints is None else checkpoints
-    each = [[example_gradients(model, *data, state, layer) for state in states] for data in (train, test)]
+
+    def gradients(inputs: Tensor, targets: Tensor, state: State | None) -> Tensor:
+        if projection is None:
+            return example_gradients(model, inputs, targets, state, layer)
+        parts = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
+        return torch.cat(
+            [projected(example_gradients(model, *part, state, layer), projection, seed) for part in parts]
+        )
+
+    each = [[gradients(*data, state) for state in states] for data in (train, test)]
     return influence(each[0], each[1], rates)

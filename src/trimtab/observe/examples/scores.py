@@ -104,8 +104,12 @@ class ExampleScores:
         checkpoints: Sequence[State] | None = None,
         rates: Sequence[float] | None = None,
         layer: nn.Linear | None = None,
+        *,
+        again: bool = False,
     ) -> None:
         """Score clean views in evaluation mode; the model is bit-equal afterwards.
+
+        A set may be looked at in parts, by several calls with other examples each. Nothing is taken in where a call fails.
 
         Args:
             model: makes logits (examples, classes).
@@ -116,9 +120,11 @@ class ExampleScores:
                 late scores (authors' code). Default: the model as it stands.
             rates: learning rate at each checkpoint, for tracin.
             layer: the last layer, of which alone grand and tracin are then.
+            again: put these scores in the place of earlier ones, as where a later checkpoint is looked at.
 
         Raises:
-            ValueError: an example comes twice, checkpoints or rates are missing, a checkpoint is of another model.
+            ValueError: an example comes twice, or has one of these scores already and `again` is not set; checkpoints or rates
+                are missing; a checkpoint is of another model.
         """
         wanted = some_of("scores", scores, LOOKED)
         states: Sequence[State | None] = [None] if checkpoints is None else checkpoints
@@ -133,6 +139,11 @@ class ExampleScores:
             self._check_ids(ids, inputs)
             ids = ids.cpu()
             _check_range(ids, self.size)
+            for name in () if again else wanted:
+                if name in self._looked and bool((before := self._looked[name][ids].isfinite()).any()):
+                    raise ValueError(
+                        f"example {int(ids[before][0])} has a {name} of an earlier look; again=True puts the new one in its place"
+                    )
             if bool(seen[ids].any()):
                 raise ValueError(f"example {int(ids[seen[ids]][0])} comes twice; each is looked at once")
             seen[ids] = True
@@ -141,6 +152,10 @@ class ExampleScores:
                 found[name][ids] = values.double().cpu()
         if "vog" in wanted:
             found["vog_raw"] = found["vog"]
+        for name, values in found.items():
+            if name in self._looked:
+                found[name] = torch.where(seen, values, self._looked[name])
+        if "vog" in wanted:
             found["vog"] = within_class(found["vog_raw"], kinds)
         self._targets = kinds
         self._looked.update(found)
