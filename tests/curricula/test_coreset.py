@@ -108,6 +108,25 @@ def test_zeroth_order_features_are_the_slopes_along_a_direction_and_leave_the_we
     assert zeroth_order_features(losses, layer.parameters(), seed=5, top=6).shape == (9, 6)
 
 
+def test_both_passes_of_zeroth_order_features_drop_the_same_units_and_draw_once() -> None:
+    weight, dropout = nn.Parameter(torch.ones(400)), nn.Dropout()
+    kept: list[torch.Tensor] = []
+
+    def losses() -> torch.Tensor:
+        kept.append(dropout(weight) != 0)
+        return torch.stack([kept[-1].float() @ weight])
+
+    torch.manual_seed(3)
+    found = zeroth_order_features(losses, [weight], seed=5, top=400)
+    after = torch.rand(1)
+    assert torch.equal(kept[0], kept[1])
+    direction = torch.randn(400, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(found[0], (kept[0].float() @ direction) * direction, rtol=1e-2, atol=1e-2)
+    torch.manual_seed(3)
+    dropout(weight)
+    assert torch.equal(after, torch.rand(1))
+
+
 def test_zeroth_order_features_put_the_weights_back_after_an_error() -> None:
     layer, *_ = classifier()
     before = layer.weight.detach().clone()

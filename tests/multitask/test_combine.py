@@ -250,6 +250,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda m, c: c.backward(sum(losses(m, batch()))), "losses must be a list of two or more"),
     (lambda m, c: c.backward([losses(m, batch())[0], torch.tensor(1.0)]), "loss 1 depends on no trained parameter"),
     (lambda m, c: c.backward([*losses(m, batch())[:2], m(batch()[0])[2]]), "loss 2 must be a single number"),
+    (lambda m, c: c.backward([losses(m, batch())[0], None]), "loss 1 has no gradient in this step: it was None in every"),
     (lambda m, c: c.backward([*losses(m, batch())[:2], m.heads[2].weight.sum()]), "loss 2 reaches nothing shared"),
     (lambda m, c: c.backward([m.heads[0].weight.sum(), m.heads[1].weight.sum()]), "no parameter is reached by two losses"),
     (lambda m, c: c.features(torch.zeros(2)), "features must come from trained parameters"),

@@ -254,6 +254,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda s: s.look(NET, [], "vog"), ValueError, "vog is a variance over checkpoints, two or more, got 0"),
     (lambda s: s.look(NET, [], "tracin"), ValueError, "tracin needs the learning rate at each of 1 checkpoints"),
     (lambda s: s.look(NET, [], "loss"), ValueError, "scores must be some of"),
+    (lambda s: [s.look(NET, [ROW]) for _ in range(2)], ValueError, "example 0 has its el2n of an earlier look; again=True"),
     (lambda s: s.look(NET, [ROW, ROW]), ValueError, "example 0 comes twice"),
     (lambda s: s.look(NET, [ROW], checkpoints=[{"weight": torch.zeros(2, 1)}]), ValueError, "the checkpoint lacks bias"),
     (lambda s: input_gradients(NET, torch.ones(1, 1).long(), ONE), TypeError, "give embeddings of tokens"),
@@ -267,6 +268,39 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_bad_input_is_one_error(act: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         act(ExampleScores(4))
+
+
+def test_a_set_may_be_looked_at_in_parts_and_again_on_demand() -> None:
+    torch.manual_seed(0)
+    net, inputs, targets = nn.Linear(3, 2), torch.randn(6, 3), torch.tensor([0, 1, 0, 1, 1, 0])
+    ids, wanted = torch.arange(6), ("el2n", "vog")
+    states = [{name: value * scale for name, value in net.state_dict().items()} for scale in (1, 2)]
+    whole, parts = ExampleScores(6), ExampleScores(6)
+    whole.look(net, [(ids, inputs, targets)], wanted, states)
+    for some in (ids[:3], ids[3:]):
+        parts.look(net, [(some, inputs[some], targets[some])], wanted, states)
+    for name in ("el2n", "vog", "vog_raw"):
+        torch.testing.assert_close(parts.values(name), whole.values(name))
+    parts.look(net, [(ids[:2], inputs[:2], targets[:2])], "el2n", [states[1]], again=True)
+    one = el2n(2 * net(inputs), targets).double()
+    torch.testing.assert_close(parts.values("el2n")[:2], one[:2].detach())
+    torch.testing.assert_close(parts.values("el2n")[2:], whole.values("el2n")[2:])
+
+
+def test_a_random_projection_keeps_influence_on_average_and_is_one_for_all_examples() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 3))
+    train = torch.randn(40, 6), torch.randint(3, (40,))
+    exact = tracin(net, train, train, rates=[0.5])
+    drawn = torch.stack([tracin(net, train, train, rates=[0.5], projection=64, seed=seed) for seed in range(60)])
+    size = exact.diagonal().sqrt()
+    bound = (2 / 64) ** 0.5 * size[:, None] * size
+    assert float(((drawn.mean(0) - exact) / bound * 60**0.5).abs().max()) < 5  # deviations of the mean
+    assert 0.3 < float(((drawn - exact) / bound).square().mean()) <= 1.05
+    part = tracin(net, (train[0][35:], train[1][35:]), train, rates=[0.5], projection=64, seed=7)
+    torch.testing.assert_close(part, drawn[7][35:])
+    with pytest.raises(ValueError, match="size must be a whole number of 1 or more, got 0"):
+        tracin(net, train, train, rates=[0.5], projection=0)
 
 
 def test_an_epoch_in_part_is_not_read() -> None:

@@ -208,3 +208,22 @@ def test_gbnn_refuses_bad_settings() -> None:
 @parametrize_with_checks([GBNNRegressor(stages=4, units=2, max_iter=50, random_state=0)])
 def test_gbnn_is_a_scikit_learn_estimator(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize("a", [4.0, 50.0, 700.0, 1e5])
+def test_steep_timesteps_stay_in_range_and_follow_their_density(a: float) -> None:
+    sampler = UShapedTimestep(a=a, low=0.0, high=1.0)
+    t = sampler.sample(20_000, generator=torch.Generator().manual_seed(0)).double()
+    assert bool(((t >= 0) & (t <= 1)).all())
+    near = torch.minimum(t, 1 - t) * a  # exponential, but for the other end
+    assert abs(float(near.mean()) - (1 if a > 20 else float(expected_near(a)))) < 0.03
+    ends = sampler.density(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    assert bool(ends.isfinite().all())
+    torch.testing.assert_close(ends[0].item(), a / 2 * (1 + math.exp(-a)) / -math.expm1(-a))
+
+
+def expected_near(a: float) -> torch.Tensor:
+    """Mean of `a min(t, 1 - t)` by its integral."""
+    t = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    density = a * ((a * (t - 1)).exp() + (-a * t).exp()) / (-2 * math.expm1(-a))
+    return torch.trapezoid(density * torch.minimum(t, 1 - t) * a, t)

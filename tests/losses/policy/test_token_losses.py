@@ -116,6 +116,8 @@ def test_bad_input_is_one_clear_error(loss: Any) -> None:
     with pytest.raises(ValueError, match=r"row 1 of the mask has no token: leave such rows out"):
         loss(new(), OLD, ADVANTAGE, empty)
     assert loss(new(), OLD, ADVANTAGE, empty, aggregate="none")[0][1].abs().sum() == 0
+    nothing = loss(new(), OLD, ADVANTAGE, torch.zeros_like(empty), aggregate="none")[1]
+    assert {name: value.item() for name, value in nothing.items()} == {"clip": 0, "kl": 0, "clamped": 0}
     with pytest.raises(ValueError, match="row 0 of the mask has no token"):
         loss(new(), OLD, ADVANTAGE, 0 * MASK)
     with pytest.raises(ValueError, match="the mask must hold 0 and 1 only"):
