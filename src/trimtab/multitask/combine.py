@@ -232,8 +232,8 @@ class Combine:
         for task, places in enumerate(reached):
             if not bool(places.any()):
                 raise ValueError(
-                    f"loss {task} has no gradient in this step: it was None in every micro-batch, or reaches no parameter of the "
-                    "model; give it examples, or go back with the other losses alone"
+                    f"loss {task} has no gradient in this step: it was None in every micro-batch, or reaches no parameter of "
+                    "the model; give it examples, or go back with the other losses alone"
                 )
             if not bool(places[shared].any()):
                 what = "no parameter is reached by two losses" if not shared else f"loss {task} reaches nothing shared"

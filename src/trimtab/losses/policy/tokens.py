@@ -90,7 +90,10 @@ def joined(losses: Tensor, mask: Tensor, aggregate: str) -> Tensor:
 
 @torch.no_grad()
 def information(ratio: Tensor, log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> Info:
-    """`clip`: share of tokens clipped; `kl`: KL(old, new) by `r - 1 - log r`; `clamped`: tokens beyond LIMIT; 0 without a token."""
+    """`clip`: share of tokens clipped; `kl`: KL(old, new), by `r - 1 - log r`; `clamped`: tokens beyond LIMIT.
+
+    All 0 where there is no token.
+    """
     count = mask.sum().clamp(min=1)
     return {
         "clip": clipped.sum() / count,

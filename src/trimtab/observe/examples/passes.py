@@ -201,9 +201,7 @@ def tracin(
         if projection is None:
             return example_gradients(model, inputs, targets, state, layer)
         parts = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
-        return torch.cat(
-            [projected(example_gradients(model, *part, state, layer), projection, seed) for part in parts]
-        )
+        return torch.cat([projected(example_gradients(model, *part, state, layer), projection, seed) for part in parts])
 
     each = [[gradients(*data, state) for state in states] for data in (train, test)]
     return influence(each[0], each[1], rates)

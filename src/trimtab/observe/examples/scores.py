@@ -142,7 +142,7 @@ class ExampleScores:
             for name in () if again else wanted:
                 if name in self._looked and bool((before := self._looked[name][ids].isfinite()).any()):
                     raise ValueError(
-                        f"example {int(ids[before][0])} has its {name} of an earlier look; again=True puts the new one in its place"
+                        f"example {int(ids[before][0])} has its {name} of an earlier look; again=True takes the new one"
                     )
             if bool(seen[ids].any()):
                 raise ValueError(f"example {int(ids[seen[ids]][0])} comes twice; each is looked at once")
