@@ -1,7 +1,8 @@
-"""What the experiments of this folder share: digits in three parts, small networks, tuning on validation, figures that are kept."""
+"""What the experiments of this folder share: digits in three parts, small networks, tuning, kept figures."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -36,14 +37,14 @@ def digits(seed: int, train: int = 1000, validation: int = 300) -> Digits:
     order = torch.randperm(len(found.data), generator=torch.Generator().manual_seed(seed))
     images, labels = torch.tensor(found.data, dtype=torch.float32)[order] / 16, torch.tensor(found.target)[order]
     ends = (0, train, train + validation, len(order))
-    parts = [(images[a:b], labels[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    parts = [(images[a:b], labels[a:b]) for a, b in itertools.pairwise(ends)]
     return Digits(*parts)
 
 
 def perceptron(*sizes: int, active: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Linear layers of these sizes with the activation between them."""
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), active()]
     return nn.Sequential(*layers[:-1])
 

@@ -59,6 +59,7 @@ class Two(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(24, 10) for _ in range(2))
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Logits of both."""
         features = self.trunk(x)
         return [head(features) for head in self.heads]
 
@@ -103,10 +104,13 @@ def shared_or_own(kind: str, seed: int, *, alike: bool) -> tuple[float, float]:
     layer = SharedOrOwn(nn.Linear(64, 32), ("a", "b"))
     if kind != "learnt":
         layer.scores.data.fill_(0.0 if kind == "shared" else 1.0)
-        layer.scores.requires_grad_(False)
+        layer.scores.requires_grad_(requires_grad=False)
     head = nn.Linear(32, 10)
     optimizer = torch.optim.Adam([*(p for p in layer.parameters() if p.requires_grad), *head.parameters()], lr=3e-3)
-    tasks = {"a": (parts.train[0][:150], parts.train[1][:150]), "b": (parts.train[0][150:][:, order], parts.train[1][150:])}
+    tasks = {
+        "a": (parts.train[0][:150], parts.train[1][:150]),
+        "b": (parts.train[0][150:][:, order], parts.train[1][150:]),
+    }
     for _ in range(300):
         optimizer.zero_grad()
         loss = sum(cross_entropy(head(layer(x, task=task).relu()), y) for task, (x, y) in tasks.items())

@@ -1,6 +1,6 @@
 """Losses of policies on a bandit that answers with a word, after as many fillers as it likes.
 
-Eight prompts, each with one right word of twenty (or four). A rollout is fillers and then a word; the policy is one table of logits.
+Eight prompts, each with one right word of twenty (or four). A rollout is fillers and a word; the policy is a table of logits.
 
 python evidence/levers/policy.py      # five seeds, a CPU minute -> docs/evidence/levers-policy.json
 """
@@ -34,7 +34,7 @@ PROMPT = torch.arange(PROMPTS).repeat_interleave(GROUP)
 
 
 def rollouts(logits: Tensor, generator: torch.Generator, right: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (b, t), lengths (b,), whether the word is right; token 0 is the filler, right for prompt p are p + 1 and those after."""
+    """Tokens (b, t), lengths (b,), whether the word is right; token 0 is the filler, right for prompt p: p + 1 and after."""
     tokens = torch.multinomial(logits.softmax(-1)[PROMPT], LONGEST, replacement=True, generator=generator)
     word = tokens != 0
     lengths = torch.where(word.any(1), word.int().argmax(1) + 1, LONGEST)
@@ -123,7 +123,9 @@ def preferences(kind: str, seed: int) -> float:
     near = chosen[:, None] + 0.5 * torch.randn(200, 2, generator=generator) + 0.5
     far = chosen[:, None] - 8 + torch.randn(200, 6, generator=generator)
     scores = torch.cat([chosen[:, None], near, far], 1)
-    shared = torch.randn(200, 9, 16, generator=generator)  # answers have features in common, so that they pull at each other
+    shared = torch.randn(
+        200, 9, 16, generator=generator
+    )  # answers have features in common, so that they pull at each other
     weight = torch.zeros(16, requires_grad=True)
     own = torch.zeros(200, 9, requires_grad=True)
     optimizer = torch.optim.Adam([weight, own], lr=0.01)
@@ -144,8 +146,8 @@ def preferences(kind: str, seed: int) -> float:
 def voids(kind: str, seed: int) -> tuple[float, float]:
     """Largest gradient of a run, and its reward at last, where a third of the rollouts drift off into unlikely words.
 
-    Such a rollout has a turn without code or answer, sixteen words drawn evenly, and is wrong. PPO's lower bound does not hold the
-    ratio of a token of negative advantage.
+    Such a rollout has a turn without code or answer, sixteen words drawn evenly, and is wrong. PPO's lower bound does not
+    hold the ratio of a token of negative advantage.
     """
     generator = torch.Generator().manual_seed(seed)
     logits = start()
@@ -185,7 +187,11 @@ def figures(seed: int) -> Row:
         found |= {f"{name} tuned updates to 0.9": until(tuned(name, seed), 0.9), f"{name} rate": rate_of(name)}
     for name in ("ppo", "dot"):
         run = train(name, seed, wrong=-20.0)
-        found |= {f"{name} right length at first": run[0][2], f"{name} right length": run[-1][2], f"{name} right reward": run[-1][0]}
+        found |= {
+            f"{name} right length at first": run[0][2],
+            f"{name} right length": run[-1][2],
+            f"{name} right reward": run[-1][0],
+        }
     for name in ("ppo", "drpo"):
         run = tuned(name, seed, wrong=-4.0)
         found |= {f"{name} wordy length": run[-1][2], f"{name} wordy reward": run[-1][0]}
@@ -196,7 +202,11 @@ def figures(seed: int) -> Row:
         found |= {f"{name} limited length": run[-1][2], f"{name} limited rate": rate_of(name, limit=4)}
     for name in ("ppo", "g2rl"):
         run = tuned(name, seed, answers=4)
-        found |= {f"{name} right words": run[-1][3], f"{name} open reward": run[-1][0], f"{name} open entropy": run[-1][1]}
+        found |= {
+            f"{name} right words": run[-1][3],
+            f"{name} open reward": run[-1][0],
+            f"{name} open entropy": run[-1][1],
+        }
         found[f"{name} open rate"] = rate_of(name, answers=4)
     for kind in ("plain", "dynamic"):
         found[f"{kind} preferences"] = preferences(kind, seed)

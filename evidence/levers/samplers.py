@@ -1,4 +1,4 @@
-"""What is drawn: coresets of large batches, questions of middling difficulty, packed batches; a classifier's first bias; guided scaling.
+"""What is drawn: coresets of batches, questions of middling difficulty, packed rows; a first bias; guided scaling.
 
 python evidence/levers/samplers.py      # ten seeds, two CPU minutes -> docs/evidence/levers-samplers.json
 """
@@ -47,7 +47,9 @@ def coreset(kind: str, rate: float, seed: int, *, tuning: bool) -> float:
             with torch.no_grad():
                 hidden = net[:-1](images[rows])
             last = net[-1].weight
-            sources = ["rare" if label >= 5 else "common" for label in labels[rows].tolist()] if kind == "sources" else None
+            sources = (
+                ["rare" if label >= 5 else "common" for label in labels[rows].tolist()] if kind == "sources" else None
+            )
             found = choose.by_last_layer(
                 net[-1](hidden).detach(), labels[rows], hidden, sources, moments=Moments.of(optimizer, last)
             )
@@ -67,8 +69,8 @@ def rate_of(kind: str) -> float:
 def questions(kind: str, seed: int) -> tuple[float, float]:
     """Share of mixed groups over the last half of the updates, and the mean pass rate at the end.
 
-    A thousand questions of logits from N(-3, 2); a question that is tried with a mixed group gains p (1 - p), as policy gradients
-    with a group advantage do, and all gain a twentieth of the mean gain, since they have something in common.
+    A thousand questions of logits from N(-3, 2); a question that is tried with a mixed group gains p (1 - p), as policy
+    gradients with a group advantage do, and all gain a twentieth of the mean gain, since they have something in common.
     """
     generator = np.random.default_rng(seed)
     logits = generator.normal(-3, 2, ITEMS)
@@ -102,7 +104,7 @@ def prior(seed: int) -> Row:
         torch.manual_seed(seed)
         inputs = torch.randn(20_000, 16)
         targets = torch.zeros(len(inputs), 1)
-        targets[:: 1000] = 1
+        targets[::1000] = 1
         inputs += targets
         net = perceptron(16, 32, 1)
         nn.init.normal_(net[-1].weight, std=0.01)
@@ -122,7 +124,7 @@ def prior(seed: int) -> Row:
 
 
 def guided(kind: str, rate: float, seed: int, *, tuning: bool) -> tuple[float, float]:
-    """Accuracy, and unexplained share of a position, where the classification's loss is a hundredfold: plain sum or guided scaling."""
+    """Accuracy, and unexplained share of a position, beside a hundredfold loss of classes: sum or guided scaling."""
     torch.manual_seed(seed)
     parts = digits(seed)
     net = perceptron(64, 32, 11)

@@ -1,4 +1,4 @@
-"""Seven starts on CAGrad's toy of two losses, 20,000 steps of Adam at 1e-3, as arXiv 2506.06130 prints it. Nothing in it is random.
+"""Seven starts on CAGrad's toy of two losses, 20,000 steps of Adam at 1e-3, as in arXiv 2506.06130. Nothing is random.
 
 python evidence/levers/valleys.py      # some CPU minutes -> docs/evidence/levers-valleys.json
 """
@@ -36,13 +36,15 @@ def valleys(place: Tensor) -> Tensor:
 
 
 def reached(rule: str) -> Row:
-    """Of the seven starts: how many end on the Pareto set (|x| <= 7, y = -8), how many in its middle, how far from it on average."""
+    """Of the seven starts: how many end on the Pareto set (|x| <= 7, y = -8), in its middle, how far from it."""
     places = torch.tensor(STARTS, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([places], lr=1e-3, betas=(0.9, 0.9 if rule.startswith("sam-gs") else 0.999))
     rules = [RULES[rule]() for _ in STARTS]
     for _ in range(20_000):
         losses = valleys(places)
-        slopes = torch.stack([torch.autograd.grad(losses[:, at].sum(), places, retain_graph=True)[0] for at in (0, 1)], 1)
+        slopes = torch.stack(
+            [torch.autograd.grad(losses[:, at].sum(), places, retain_graph=True)[0] for at in (0, 1)], 1
+        )
         places.grad = torch.stack(
             [one.sum(0) if rule is None else rule(one) for one, rule in zip(slopes, rules, strict=True)]
         )

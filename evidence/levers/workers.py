@@ -11,7 +11,7 @@ from itertools import product
 
 import torch
 from figures import Row, accuracy, best, digits, measure, perceptron
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trimtab.workers import (
@@ -139,7 +139,11 @@ def figures(seed: int) -> Row:
         found[f"{scheme} load"] = next(one.load for one in coding_plan(N, *code) if one.name == scheme)
     for kind in ("full", "differences"):
         rate, clip = private_of(kind)
-        found |= {f"{kind} private": private(kind, rate, clip, seed, tuning=False), f"{kind} rate": rate, f"{kind} clip": clip}
+        found |= {
+            f"{kind} private": private(kind, rate, clip, seed, tuning=False),
+            f"{kind} rate": rate,
+            f"{kind} clip": clip,
+        }
     for kind in ("one", "layers"):
         found[f"{kind} private accuracy"], found[f"{kind} epsilon"] = grouped(kind, clip_of(kind), seed, tuning=False)
         found[f"{kind} bound"] = clip_of(kind)
