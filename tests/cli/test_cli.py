@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_precision import HereAndNow
+from tests.here_and_now import in_this_process
 from trimtab.cli import COMMANDS, main
 from trimtab.deploy import load_sparse
 from trimtab.runs.recipe import load_recipe
-from trimtab.studies.plan import planned_runs
 from trimtab.studies.summary import Summary
 
 SMALL = [
@@ -28,8 +22,9 @@ SMALL = [
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of two methods and two seeds."""
     out = tmp_path_factory.mktemp("study")
-    code = main(["compare", "digits", *SMALL, "--methods", "sgd", "var", "--seeds", "0", "1", "--out", str(out),
-                 "--cost-steps", "2", "--track", "gradients,weights,updates", "--track-every", "2", "--quiet"])  # fmt: skip
+    with in_this_process():
+        code = main(["compare", "digits", *SMALL, "--methods", "sgd", "var", "--seeds", "0", "1", "--out", str(out),
+                     "--cost-steps", "2", "--track", "gradients,weights,updates", "--track-every", "2", "--quiet"])  # fmt: skip
     assert code == 0
     return out
 
@@ -82,10 +77,8 @@ def test_tracked_runs_have_dynamics_in_summary_report_and_their_own_page(
     assert [(row["step"], row["std"]) for row in found["steps"]] == list(zip(own.steps, own.std, strict=True))
 
 
-def test_runs_are_compared_by_their_gradients_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimtab.studies.workers.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+@pytest.mark.usefixtures("here_and_now")
+def test_runs_are_compared_by_their_gradients_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "compare",
         "digits",
@@ -124,6 +117,7 @@ def test_an_untracked_run_is_said_to_be_one(tmp_path: Path, capsys: pytest.Captu
     assert "trimtab gradients" not in output.out
 
 
+@pytest.mark.usefixtures("here_and_now")
 def test_a_second_compare_trains_nothing_again(study: Path) -> None:
     models = {file: file.stat().st_mtime_ns for file in study.rglob("model.safetensors")}
     assert main(["compare", "digits", *SMALL, "--methods", "sgd", "var", "--seeds", "0", "1", "--out", str(study),
@@ -145,6 +139,7 @@ def test_prune_report_and_list(study: Path, tmp_path: Path, capsys: pytest.Captu
     assert "cifar10-resnet20" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("here_and_now")
 def test_tune_chooses_on_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune", "digits", *SMALL, "--vary", "var.strength=1e-5,1e-3", "--out", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -303,36 +298,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(command in text for command in COMMANDS)
     assert main([]) == 2
     assert main(["--version"]) == 0
-
-
-def test_a_failing_run_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["compare", "digits", *SMALL, "--methods", "sgd", "--vary", "sgd.lr=0.1,1e+12", "--seeds", "0", "--out",
-                 str(tmp_path), "--cost-steps", "1", "--json"])  # fmt: skip
-    assert code == 1
-    assert "failed: sgd[sgd.lr=1000000000000.0] seed 0: FloatingPointError" in capsys.readouterr().err
-    assert len(list(tmp_path.rglob("error.txt"))) == 1
-    summary = Summary.read(tmp_path / "summary.json")
-    assert [run.method for run in summary.runs] == ["sgd[sgd.lr=0.1]"]
-    assert [(run.method, run.why) for run in summary.missing] == [("sgd[sgd.lr=1000000000000.0]", "failed")]
-    assert summary.headline.startswith("Incomplete, 1 of 2 runs is missing (1 failed). ")
-
-
-def test_ctrl_c_during_compare_leaves_resumable_runs(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "trimtab", "compare", "digits", "--epochs", "400", "--methods", "sgd", "--seeds", "0",
-             "--out", str(tmp_path), "--quiet"]  # fmt: skip
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    progress = tmp_path / "runs/sgd/seed0/.progress"
-    deadline = time.monotonic() + 400  # imports alone can take minutes on a busy machine
-    while not progress.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "go on" in errors
-    assert "Traceback" not in errors
-    assert (tmp_path / "runs/sgd/seed0/checkpoint.safetensors").exists()
-    assert json.loads((tmp_path / "runs/sgd/seed0/run.json").read_text())["status"] == "interrupted"
-    assert [run.label for run in planned_runs(tmp_path).values()] == ["sgd"]
 
 
 @pytest.mark.parametrize(("command", "extra"), [("demo", "medclm"), ("build", "medclm"), ("train", "training")])

@@ -60,6 +60,7 @@ def test_images_of_the_pruning_by_hand() -> None:
     assert module._pruning_images(controls, Run(), ("test",)) == 9 * (2 * 100 + 16)
 
 
+@pytest.mark.usefixtures("here_and_now")
 def test_runs_with_a_record_are_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

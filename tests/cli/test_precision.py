@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tests.here_and_now import in_this_process
 from tests.report.precision_factory import precision_study
 from trimtab.cli import main
 from trimtab.cli.precision_command import PrecisionArguments, study_of, verdict_table
@@ -23,23 +22,10 @@ TINY = ["--epochs", "2", "--data.limit-train", "320", "--precision.meter-every",
 STUDY = ["digits", *TINY, "--formats", "e4m3,e3m2", "--compensate", "--seeds", "0", "1"]
 
 
-class HereAndNow(Executor):
-    """Runs at once in this process: that a study survives its workers is tested with `compare`."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def submit(self, call: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(call(*given, **named))
-        return done
-
-
 @pytest.fixture(scope="module", autouse=True)
-def one_process_and_short_descents() -> object:
+def one_process_and_short_descents() -> Iterator[None]:
     """`descend` with fewer steps, and no process started for a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trimtab.studies.workers.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+    with in_this_process() as patch:
         defaults = dict(logistic_study.descend.__kwdefaults__ or {})
         patch.setattr(logistic_study.descend, "__kwdefaults__", defaults | {"steps": 40, "repetitions": 4})
         yield
@@ -130,6 +116,7 @@ def test_a_run_folder_stands_for_its_recipe(folder: Path, tmp_path: Path, capsys
         assert run["train_loss"] == there[run["label"]].train_loss
 
 
+@pytest.mark.filterwarnings("ignore:the gradients hold inf or NaN:UserWarning")
 def test_a_run_that_diverges_is_a_row_and_not_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["precision", "digits", *TINY, "--formats", "e2m1", "--steps", "1,1e30", "--seeds", "0", "--no-logistic",
                  "--out", str(tmp_path)]  # fmt: skip

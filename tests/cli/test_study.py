@@ -25,6 +25,7 @@ rows:
 """
 
 
+@pytest.mark.usefixtures("here_and_now")
 def test_tune_chooses_by_row_and_its_records_stand_for_the_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_contrast_twice_and_an_unknown_field_are_refused(tmp_path: Path) -> No
         read_study(file)
 
 
+@pytest.mark.usefixtures("here_and_now")
 def test_from_the_study_file_to_summary_terminal_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"epochs": 1, "data.limit_train": 64, "pruning.sparsities": [0.5, 0.9], "pruning.controls": False}
     recipe = Recipe().with_settings(settings)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.here_and_now import in_this_process
 from tests.runs.tiny import tiny_recipe
 from trimtab.files import HeldError
 from trimtab.runs.run_folder import RunFolder
@@ -20,6 +21,7 @@ from trimtab.studies.records import LIMIT, WORKING, Records, RunRecord, record_o
 from trimtab.studies.variants import Variant, variants
 from trimtab.studies.weights.assemble import assemble
 
+pytestmark = pytest.mark.usefixtures("here_and_now")
 SPLITS = ("validation", "test")
 
 
@@ -32,7 +34,8 @@ def wanted(**settings: Any) -> list[Variant]:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study in `study`, its records in `records`."""
     folder = tmp_path_factory.mktemp("recorded")
-    outcomes = compare(wanted(), folder / "study", splits=SPLITS, records=folder / "records")
+    with in_this_process():
+        outcomes = compare(wanted(), folder / "study", splits=SPLITS, records=folder / "records")
     assert [outcome.error for outcome in outcomes] == [None] * 4
     return folder
 
@@ -158,10 +161,11 @@ def test_what_makes_a_record_large_is_left_out_and_named(study: Path, tmp_path: 
 
 
 def _run(place: Path, out: str) -> list[str | None]:
-    return [outcome.error for outcome in compare(wanted()[:3], place / out, records=place / "records")]
+    with in_this_process():
+        return [outcome.error for outcome in compare(wanted()[:3], place / out, records=place / "records")]
 
 
-@pytest.mark.slow  # each of four processes imports torch
+@pytest.mark.slow  # each of two processes imports torch
 def test_two_processes_on_one_folder_of_records_share_the_runs(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         errors = [pool.submit(_run, tmp_path, out) for out in ("one", "two")]

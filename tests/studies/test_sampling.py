@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_precision import HereAndNow
 from trimtab.cli import main, tune_command
 from trimtab.runs.metric import METRICS
 from trimtab.runs.recipe import load_recipe
@@ -105,10 +104,8 @@ def test_tune_asks_method_by_method_and_writes_the_best(
     assert best not in json.loads(capsys.readouterr().out)["scores"]["l1"]
 
 
-def test_a_search_goes_on_where_it_was_stopped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trimtab.studies.workers.concurrent.futures.ProcessPoolExecutor", HereAndNow)
+@pytest.mark.usefixtures("here_and_now")
+def test_a_search_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["tune", "digits", *SMALL, "--methods", "l1", "--vary", "l1.strength=1e-6..1e-2"]
     words += ["--sampler", "optuna", "--out", str(tmp_path), "--json", "--records", str(tmp_path / "records")]
     assert main([*words, "--trials", "1"]) == 0
