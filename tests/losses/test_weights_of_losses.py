@@ -17,7 +17,7 @@ def test_balanced_terms_have_the_references_value_and_keep_their_gradients_direc
     weight = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
     terms = [weight.square().sum(), 1000 * (weight[0] - 3).square()]
     found = balance(terms)
-    assert [float(one) for one in found] == [5, 5]
+    assert [one.item() for one in found] == [5, 5]
     (gradient,) = torch.autograd.grad(found[1], weight, retain_graph=True)
     (plain,) = torch.autograd.grad(terms[1], weight)
     torch.testing.assert_close(gradient, plain * 5 / 4000)

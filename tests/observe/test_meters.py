@@ -243,7 +243,7 @@ def test_attention_that_returns_its_weights_shows_its_logits() -> None:
     inputs = torch.randn(1, 3, 4)
     layer(inputs, inputs, inputs, need_weights=True)[0].sum().backward()
     query, key, _ = functional.linear(inputs, layer.in_proj_weight, layer.in_proj_bias).chunk(3, -1)
-    expected = float((query @ key.transpose(-1, -2) / 2).max())
+    expected = (query @ key.transpose(-1, -2) / 2).max().item()
     optimizer.step()
     assert float(meter.signals()["attention_logit"]) == pytest.approx(expected, rel=1e-5)
     assert list(meter.signals()) == ["attention_logit"]

@@ -38,7 +38,7 @@ def test_a_linear_model_has_the_closed_form() -> None:
     _, change = stepped(lever, 50.0, net)
     inputs = torch.randn(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     moved = inputs @ change["weight"].T
-    assert float((moved.amax(1) - moved.amin(1)).max()) == pytest.approx(math.pi, rel=1e-12)
+    assert (moved.amax(1) - moved.amin(1)).max().item() == pytest.approx(math.pi, rel=1e-12)
     assert float(lever.signals()["radius"]) == pytest.approx(1 / float(lever.signals()["radius_factor"]), rel=1e-12)
 
 

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 import trimtab
 from tests.distributed import on_two_ranks
 from tests.optimizers.nets import METHODS, batch, closure_for, mlp, normed, same, weights, wrap
+from tests.warned import TOY_IS_CUT
 from trimtab.optimizers import SAM, CrAM, TwoPassOptimizer
 from trimtab.pruning import KeepMasks, keep_masks, one_shot
+
+pytestmark = TOY_IS_CUT
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

@@ -121,6 +121,9 @@ def test_a_network_that_differs_is_still_refused(tmp_path: Path) -> None:
         load_sparse(tmp_path / "net.safetensors", compiled(nn.Linear(6, 8, bias=False)))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:2 mask.s. remove weights that are not zero now:UserWarning"
+)  # the network was averaged
 def test_masks_of_an_average_keep_the_network_and_the_other_way_round() -> None:
     net = network()
     average = AveragedModel(net)
@@ -172,6 +175,7 @@ def test_two_tensors_of_one_name_are_refused() -> None:
         own_names(net, net.state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")  # one process
 def test_the_flat_parts_of_a_sharding_wrapper_are_named_and_not_pruned() -> None:
     net = network()
     sharded = FullyShardedDataParallel(net, use_orig_params=True, device_id=torch.device("cpu"))

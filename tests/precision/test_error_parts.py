@@ -28,6 +28,7 @@ def test_halving_is_bias_zeroing_is_dead_zone_and_what_is_orthogonal_is_noise() 
     assert all(np.isnan(parts(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]))))
 
 
+@pytest.mark.filterwarnings("ignore:stochastic rounding is biased under MX:UserWarning")  # as meant
 @pytest.mark.parametrize("rule", ["floor", "ceil"])
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_the_parts_are_those_of_a_regression_and_add_up(rule: str, rounding: str) -> None:

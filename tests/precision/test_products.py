@@ -154,6 +154,7 @@ def test_nvfp4_has_tiles_for_weights_and_turns_what_the_weights_gradient_is_made
     close(layer.weight.grad, along_nvfp4(turned(g.T, 16, 4)) @ along_nvfp4(turned(x.detach().T, 16, 4)).T)
 
 
+@pytest.mark.filterwarnings("ignore:stochastic rounding is biased under NVFP4:UserWarning")  # as said by the lever
 def test_gradients_of_nvfp4_are_rounded_stochastically_and_forward_passes_are_not() -> None:
     layer = nn.Linear(64, 32, bias=False)
     attached(layer, "nvfp4")
@@ -220,6 +221,7 @@ CONVOLUTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolutions_are_products_of_patches(kind: str) -> None:
     layer, shape = CONVOLUTIONS[kind]
@@ -495,6 +497,8 @@ def test_layers_kept_and_full_precision_and_removal() -> None:
     assert "forward" not in net[3].__dict__
 
 
+@pytest.mark.filterwarnings("ignore:.*products with weights elsewhere are not:UserWarning")  # attention's
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("what", ["matmul", "activations"])
 def test_the_fused_encoder_layer_of_torch_does_not_go_around_it(what: str, padded: bool) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from tests.pruning.nets import bits
+from tests.warned import TOY_IS_CUT
 from trimtab.observe import summary, weight_distribution
 from trimtab.parameters import Rule
 from trimtab.pruning import keep_masks, one_shot, sweep
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning"), TOY_IS_CUT]
 
 
 def older_spectral_norm(layer: nn.Module) -> nn.Module:

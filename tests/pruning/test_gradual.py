@@ -11,8 +11,11 @@ from torch import nn
 import trimtab
 from tests.pruning.along import attached, batch, resumed, same, scaled_steps_with_one_skipped, sgd, steps, zeros
 from tests.pruning.nets import Small, Tied
+from tests.warned import TOY_IS_CUT
 from trimtab.optimizers import SAM
 from trimtab.pruning import GradualPruning, one_shot
+
+pytestmark = TOY_IS_CUT
 
 WEIGHTS = ("conv.weight", "up.weight", "head.weight")
 SIZES = (288, 192, 30)

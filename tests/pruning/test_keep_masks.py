@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.pruning.nets import Small, Tied
+from tests.warned import TOY_IS_CUT
 from trimtab.optimizers import SAM
 from trimtab.pruning import keep_masks, one_shot
+
+pytestmark = TOY_IS_CUT
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:

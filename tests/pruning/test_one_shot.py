@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from tests.pruning.nets import Small, Tied, bits
+from tests.warned import TOY_IS_CUT
 from trimtab.parameters import Entry, Rule
 from trimtab.pruning import one_shot
+
+pytestmark = TOY_IS_CUT
 
 WEIGHTS = ("conv.weight", "up.weight", "head.weight")
 

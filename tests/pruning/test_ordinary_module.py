@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from tests.pruning.nets import Small, bits
+from tests.warned import TOY_IS_CUT
 from trimtab.pruning import one_shot, sweep
+
+pytestmark = TOY_IS_CUT
 
 
 def test_same_keys_no_hooks_and_copies() -> None:

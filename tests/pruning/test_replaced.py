@@ -61,7 +61,10 @@ def test_masks_end_where_a_parameter_was_replaced() -> None:
     net[1] = nn.Linear(8, 4)
     for parameter in (net[0].weight, old):
         parameter.grad = torch.ones_like(parameter)
-    with pytest.warns(UserWarning, match=r"'1\.weight': replaced in Sequential since the masks were put on"):
+    with (
+        pytest.warns(UserWarning, match=r"'1\.weight': replaced in Sequential since the masks were put on"),
+        pytest.warns(UserWarning, match=r"Sequential no longer holds 2 parameter\(s\) that the optimizer steps"),
+    ):
         optimizer.step()
     assert bool((net[0].weight[~pruned.masks["0.weight"]] == 0).all())
     assert bool((old[~pruned.masks["1.weight"]] != 0).all())

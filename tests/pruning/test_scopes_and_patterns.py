@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.pruning.nets import Small, bits
+from tests.warned import TOY_IS_CUT
 from trimtab.parameters import Rule
 from trimtab.pruning import erk_densities, one_shot, sweep
 from trimtab.pruning.scopes import _rounded
+
+pytestmark = TOY_IS_CUT
 
 SHAPES = st.lists(
     st.one_of(

@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from tests.pruning.nets import Small, Tied, bits
+from tests.warned import TOY_IS_CUT
 from trimtab.pruning import one_shot, recalibrate, sweep
+
+pytestmark = TOY_IS_CUT
 
 SPARSITIES = (0.9, 0.0, 0.5, 0.99, 0.5)
 
