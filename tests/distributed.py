@@ -17,7 +17,15 @@ import torch.multiprocessing as mp
 
 # Ranks are forked from a process that has these imported and does nothing else, begun at the first call: a rank that
 # imports torch for itself takes seconds, a forked one a tenth of one.
-PRELOADED = ["__main__", "torch.distributed.fsdp", "trimtab.levers", "trimtab.precision", "tests.distributed"]
+PRELOADED = [
+    "__main__",
+    "pytest",
+    "torch.distributed.fsdp",
+    "trimtab.levers",
+    "trimtab.observe",
+    "trimtab.precision",
+    "tests.distributed",
+]
 
 
 def _worker(rank: int, world: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
