@@ -322,16 +322,22 @@ def test_all_other_tensors_and_extra_states_come_back(tmp_path: Path) -> None:
         ([], "nothing can be measured: give --budget"),
         (["--budget", "100"], "budget_bytes = 100 is too small"),
         (["--bits", "17"], "1..16, got 17"),
+        (["--bits", "4", "--kept-bits", "0"], "kept_bits must be a whole number in 1..53, got 0"),
+        (["--bits", "4", "--out", "net.safetensors"], "is the network itself"),
+        (["--bits", "4", "--out", "."], "is a folder"),
     ],
 )
 def test_the_command_line_on_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     safetensors.torch.save_file({"w": torch.randn(40, 50), "b": torch.ones(40)}, tmp_path / "net.safetensors")
     assert main(["compress", str(tmp_path / "net.safetensors"), *words]) == 2
     assert message in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]
+    assert main(["compress", "none.safetensors", *words]) == 2
+    assert "none.safetensors is not there" in capsys.readouterr().err
     assert main(["compress", str(tmp_path / "net.safetensors"), "--budget", "1.5kB"]) == 0
     out = tmp_path / "net-compact.safetensors"
     assert out.stat().st_size <= 1500

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 import tyro
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from trimtab import deploy, pruning
 from trimtab.cli.arguments import Output, parse
@@ -23,6 +23,7 @@ from trimtab.cli.dry_run import Part, show_parts, timed
 from trimtab.datasets import DataSet
 from trimtab.deploy import compact_choice, compact_search
 from trimtab.deploy.compact_job import job_of
+from trimtab.deploy.compact_quantise import KEPT_BITS
 from trimtab.deploy.store_format import COMPACT_KEY, METADATA_KEY
 from trimtab.runs.evaluation import Quality, evaluate
 from trimtab.runs.loading import batches_of, load_data, trained_model
@@ -57,6 +58,8 @@ class CompressArguments:
     """Bits that a weight may get, 1 to 16; default 2 to 8. One: for all weights."""
     sparsity: tuple[float, ...] = ()
     """Sparsities that a weight may get; default 0 to 0.98. One: for all weights."""
+    kept_bits: int = KEPT_BITS
+    """Significant bits of biases, norms and BatchNorm's statistics; 24 keeps float32 as it is."""
     recalibrate: bool = True
     """Re-estimate BatchNorm statistics on training images."""
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
@@ -148,11 +151,30 @@ def _settings(given: CompressArguments, metric: Metric = METRICS["accuracy"]) ->
     searched = budget is not None or drop is not None
     bits: Any = (given.bits if searched else given.bits[0]) if given.bits else None
     sparsity: Any = (given.sparsity if searched else given.sparsity[0]) if given.sparsity else None
-    return {"budget_bytes": budget, "max_drop": drop, "bits": bits, "sparsity": sparsity}
+    return {
+        "budget_bytes": budget, "max_drop": drop, "bits": bits, "sparsity": sparsity, "kept_bits": given.kept_bits,
+    }  # fmt: skip
 
 
 def _out(given: CompressArguments) -> Path:
-    """Where the file goes."""
+    """Where the file goes.
+
+    Raises:
+        ValueError: onto the network itself, or where a folder is.
+    """
+    out = _place(given)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file in it")
+    taken = given.source if given.source.is_file() else RunFolder(given.source).model_file
+    if out.resolve() == taken.resolve():
+        raise ValueError(
+            f"--out {out} is the network itself, which a compact file does not replace; choose another name"
+        )
+    return out
+
+
+def _place(given: CompressArguments) -> Path:
+    """As asked for, or the default."""
     if given.out is not None:
         return given.out
     if given.source.is_file():
@@ -170,14 +192,13 @@ def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, di
         raise ValueError(
             f"{file} is a file, so nothing can be measured: give --budget, or one of --bits and --sparsity"
         )
-    state: dict[str, Tensor] = _state_of(file)
-    return deploy.save_compact(state, _out(given), **settings), {}
+    out, state = _out(given), _state_of(file)
+    return deploy.save_compact(state, out, **settings), {}
 
 
 def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, Any]]:
     """Of a run, and its quality on the test split as it is written before and after."""
-    folder = RunFolder(given.source)
-    measured = _Measured(folder, given.root)
+    out, measured = _out(given), _Measured(RunFolder(given.source), given.root)
     settings = _settings(given, measured.metric)
     recipe = measured.recipe
     if not given.output.silent:
@@ -185,7 +206,7 @@ def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dic
     before = measured.test(measured.model)
     report = deploy.save_compact(
         measured.model,
-        _out(given),
+        out,
         **settings,
         loss=measured.loss,
         quality=measured.quality,
@@ -239,6 +260,8 @@ def _show_cost(given: CompressArguments) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Parse, choose, write."""
     given = parse(CompressArguments, arguments, "compress")
+    if not given.source.exists():
+        raise ValueError(f"{given.source} is not there: give a finished run folder or a safetensors file")
     if given.dry_run:
         return _show_cost(given)
     report, test = (_compressed_file if given.source.is_file() else _compressed_run)(given)
