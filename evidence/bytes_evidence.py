@@ -23,6 +23,7 @@ PACKERS = {
     "code over zstd -19": ("code", "zstd"),
     "code over gzip -9": ("code", "gzip"),
     "file over zstd -19": ("bytes", "zstd"),
+    "file over zstd -19 of all": ("bytes", "container"),
     "code over NNCodec's": ("code", "nncodec"),
 }
 Rows = Sequence[dict[str, Any]]
@@ -67,14 +68,15 @@ def quality_table(rows: Rows, column: str, head: str, scale: float, digits: int)
 
 def packed_table(rows: Rows) -> str:
     """The compact file beside what others make of the same numbers."""
-    compact = [row | {"forms": [form for form in row["forms"] if "zstd" in form]} for row in rows]
-    ratios = {
-        name: over_seeds(compact, lambda form, own=own, other=other: form[own] / form[other])
-        for name, (own, other) in PACKERS.items()
-    }
+
+    def ratio(own: str, other: str) -> dict[tuple[str, str], Estimate]:
+        held = [row | {"forms": [form for form in row["forms"] if other in form]} for row in rows]
+        return over_seeds(held, lambda form: form[own] / form[other])
+
+    ratios = {name: found for name, pair in PACKERS.items() if (found := ratio(*pair))}
     keys = sorted(ratios["code over entropy"], key=lambda one: [row["method"] for row in rows].index(one[0]))
     return table(
-        ["method", "form", *PACKERS], [[*key, *(spread(found[key]) for found in ratios.values())] for key in keys]
+        ["method", "form", *ratios], [[*key, *(spread(found[key]) for found in ratios.values())] for key in keys]
     )
 
 
