@@ -438,3 +438,20 @@ def test_sharded_weights_follow_one_process_but_for_rounding():
         for rank in found:
             for own, other, before in zip(net.parameters(), rank[name], start, strict=True):
                 assert float((own.detach() - other).norm()) <= 0.05 * float((own.detach() - before).norm()) + 1e-5
+
+
+@pytest.mark.parametrize("floor", [True, False])
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize(("name", "bits"), [("dynamic", 8), ("dynamic", 4), ("linear", 8)])
+def test_codes_change_exactly_at_the_bounds(name, bits, signed, floor):
+    """The numbers at, just below and just above every bound, zeros of both signs and what is hardly a number."""
+    book = code_book(name, bits, signed=signed)
+    bounds = ((book[1:].double() + book[:-1].double()) / 2).float()
+    if floor:
+        bounds[int((book == 0).nonzero()[-1])] = 0.0
+    beside = [torch.nextafter(bounds, torch.tensor(side)) for side in (-torch.inf, torch.inf)]
+    x = torch.cat([bounds, *beside, torch.tensor([0.0, -0.0, 1e-45, 1e-38])])
+    x = x if signed else x.abs()
+    lines = torch.cat([x[:, None], torch.ones(len(x), 15)], 1)  # the largest of each block is 1
+    found = encode(lines, name, bits, block=16, signed=signed, floor=floor).codes.view(-1, 16)[:, 0]
+    assert found.tolist() == np.searchsorted(bounds.numpy(), x.numpy(), side="left").tolist()

@@ -62,10 +62,12 @@ def code_book(name: Map = "dynamic", bits: int = 8, *, signed: bool = True) -> T
 
 
 @functools.cache
-def _cells(name: Map, bits: int, *, signed: bool, floor: bool) -> tuple[Tensor, Tensor]:
-    """For each upper half of a float32 its lowest number's code, and the bound above which the next one begins.
+def _cells(name: Map, bits: int, *, signed: bool, floor: bool) -> Tensor:
+    """For each upper half of a float32 a whole number that, added to the lower half, has the code in its upper half.
 
-    Bounds lie further apart than numbers that share an upper half, so that one comparison finds the code.
+    It is the code of the lowest number of that upper half, and what carries from the bound on above which the next one begins;
+    of negative numbers, which fall as the lower half grows, the lower half is turned round. Bounds lie further apart than
+    numbers that share an upper half, so that one carry finds the code.
     """
     book = code_book(name, bits, signed=signed)
     bounds = (book[1:].double() + book[:-1].double()).div_(2).float()
@@ -77,8 +79,10 @@ def _cells(name: Map, bits: int, *, signed: bool, floor: bool) -> tuple[Tensor, 
     first, last = (torch.bucketize(end.nan_to_num(0.0), bounds) for end in (lowest, highest))
     inside = (lowest.abs() <= 1) & (highest.abs() <= 1)
     assert bool(((last - first)[inside] <= 1).all())
-    following = torch.cat([bounds, torch.tensor([torch.inf])])
-    return first.to(torch.uint8), following[first]
+    following = torch.cat([bounds, torch.tensor([torch.inf])])[first].view(torch.int32).long()
+    low = torch.where(pattern < 1 << 15, following, ~following) & 0xFFFF
+    carry = torch.where((following >> 16 & 0xFFFF) == pattern, 0xFFFF - low, 0)
+    return (first.long() << 16 | carry).to(torch.int32)
 
 
 @torch.no_grad()
@@ -113,17 +117,8 @@ def encode(
         tensor([ 1.0000, -0.5008,  0.0000])
     """
     check_block(block)
-    flat = x.detach().reshape(-1)
-    codes = torch.empty(len(flat), dtype=torch.uint8, device=x.device)
-    absmax = torch.empty(-(-len(flat) // block), dtype=torch.float32, device=x.device)
     coder = Coder(name, bits, block, signed=signed, floor=floor, stochastic=rounding == "stochastic", device=x.device)
-    for start in range(0, len(flat), coder.size):
-        part = flat[start : start + coder.size]
-        first = start // block
-        coder.encode(part, codes[start : start + coder.size], absmax[first : first + -(-len(part) // block)], generator)
-    if not signed and bool((absmax < 0).any()):
-        raise ValueError(f"unsigned codes are of numbers from 0 on, got {float(absmax.min()):g}")
-    return Codes(codes, absmax)
+    return coder.encoded(x, generator)
 
 
 @torch.no_grad()
@@ -131,12 +126,8 @@ def decode(
     codes: Codes, shape: tuple[int, ...], name: Map = "dynamic", bits: int = 8, block: int = 256, *, signed: bool = True
 ) -> Tensor:
     """The numbers: entry times largest magnitude; float32 of the shape given."""
-    coder = Coder(name, bits, block, signed=signed, device=codes.codes.device)
-    flat = torch.empty(len(codes.codes), dtype=torch.float32, device=codes.codes.device)
-    for start in range(0, len(flat), coder.size):
-        first = start // block
-        coder.decode(codes.codes[start : start + coder.size], codes.absmax[first:], flat[start : start + coder.size])
-    return flat.view(shape)
+    device = codes.codes.device
+    return Coder(name, bits, block, signed=signed, device=device).decoded(codes).view(shape)
 
 
 class Coder:
@@ -155,16 +146,38 @@ class Coder:
         self.block, self.signed, self.floor, self.stochastic = block, signed, floor, stochastic
         self.size = max((CHUNK_CPU if torch.device(device).type == "cpu" else CHUNK_GPU) // block, 1) * block
         self.book = code_book(name, bits, signed=signed).to(device)
-        self.cells, self.bounds = (each.to(device) for each in _cells(name, bits, signed=signed, floor=floor))
+        self.cells = _cells(name, bits, signed=signed, floor=floor).to(device)
         self._floats: dict[int, Tensor] = {}
         self._whole: dict[int, Tensor] = {}
-        self._bytes: dict[int, Tensor] = {}
+        self._places: dict[int, Tensor] = {}
         self._device = device
 
     def _buffer(self, kept: dict[int, Tensor], place: int, count: int, dtype: torch.dtype) -> Tensor:
         if place not in kept or len(kept[place]) < count:
             kept[place] = torch.empty(max(count, min(self.size, 1024)), dtype=dtype, device=self._device)
         return kept[place][:count]
+
+    def encoded(self, x: Tensor, generator: torch.Generator | None = None) -> Codes:
+        """A tensor of any size in codes; ValueError for a negative number where codes have no sign."""
+        flat, block = x.detach().reshape(-1), self.block
+        codes = torch.empty(len(flat), dtype=torch.uint8, device=x.device)
+        absmax = torch.empty(-(-len(flat) // block), dtype=torch.float32, device=x.device)
+        for start in range(0, len(flat), self.size):
+            part = flat[start : start + self.size]
+            first = start // block
+            own = absmax[first : first + -(-len(part) // block)]
+            self.encode(part, codes[start : start + self.size], own, generator)
+        if not self.signed and bool((absmax < 0).any()):
+            raise ValueError(f"unsigned codes are of numbers from 0 on, got {float(absmax.min()):g}")
+        return Codes(codes, absmax)
+
+    def decoded(self, codes: Codes, out: Tensor | None = None) -> Tensor:
+        """All the numbers in one dimension, float32; into `out` where given."""
+        flat = torch.empty(len(codes.codes), dtype=torch.float32, device=codes.codes.device) if out is None else out
+        for start in range(0, len(flat), self.size):
+            part = slice(start, start + self.size)
+            self.decode(codes.codes[part], codes.absmax[start // self.block :], flat[part])
+        return flat
 
     def encode(self, x: Tensor, codes: Tensor, absmax: Tensor, generator: torch.Generator | None = None) -> None:
         """One stretch into codes and largest magnitudes; an unsigned block with a negative number gets a negative one."""
@@ -186,13 +199,14 @@ class Coder:
         if self.stochastic:
             self._draw(scaled, codes, generator)
             return
-        cell = self._buffer(self._whole, 0, count, torch.int32)
-        torch.bitwise_right_shift(scaled.view(torch.int32), 16, out=cell).bitwise_and_(0xFFFF)
-        above = torch.index_select(self.bounds, 0, cell, out=self._buffer(self._floats, 2, count, torch.float32))
-        found = self._buffer(self._bytes, 0, count, torch.uint8)
-        torch.index_select(self.cells, 0, cell, out=found)
-        following = torch.gt(scaled, above, out=self._buffer(self._bytes, 1, count, torch.uint8))
-        torch.add(found[: len(codes)], following[: len(codes)], out=codes)
+        pattern, cell = scaled.view(torch.int32), self._buffer(self._whole, 0, count, torch.int32)
+        torch.bitwise_right_shift(pattern, 16, out=cell).bitwise_and_(0xFFFF)
+        place = self._buffer(self._places, 0, count, torch.int64).copy_(cell)  # by which torch looks up fastest
+        if self.signed:
+            pattern.bitwise_xor_(torch.bitwise_right_shift(pattern, 31, out=cell))
+        torch.index_select(self.cells, 0, place, out=cell)
+        cell.add_(pattern.bitwise_and_(0xFFFF)).bitwise_right_shift_(16)
+        codes.copy_(cell[: len(codes)])
 
     def _draw(self, scaled: Tensor, codes: Tensor, generator: torch.Generator | None) -> None:
         at = torch.bucketize(scaled.nan_to_num(0.0), self.book, right=True).clamp_(1, len(self.book) - 1)
@@ -206,8 +220,8 @@ class Coder:
 
     def decode(self, codes: Tensor, absmax: Tensor, out: Tensor) -> None:
         """Entries times largest magnitudes, into float32; `absmax` may go on."""
-        cell = self._buffer(self._whole, 0, len(codes), torch.int32).copy_(codes)
-        torch.index_select(self.book, 0, cell, out=out)
+        place = self._buffer(self._places, 0, len(codes), torch.int64).copy_(codes)
+        torch.index_select(self.book, 0, place, out=out)
         full = len(out) // self.block
         out[: full * self.block].view(-1, self.block).mul_(absmax[:full, None])
         if full * self.block < len(out):

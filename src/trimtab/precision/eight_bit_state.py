@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trimtab.checks import one_of, whole
 from trimtab.collectives import local_part
 from trimtab.parameters import Entry, Judged, Rule, rule_or
-from trimtab.precision.code_book import Codes, Map, check_block, code_book, decode, encode
+from trimtab.precision.code_book import Coder, Codes, Map, check_block, code_book
 from trimtab.precision.randomness import Generators, shard_of
 
 UNSIGNED = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta")
@@ -90,6 +90,7 @@ class EightBitState:
         self._default_rule = rule is None
         self.step = 0
         self._random = Generators(seed)
+        self._coders: dict[tuple[torch.device, bool], Coder] = {}
         self._codes: dict[str, dict[str, tuple[Codes, str]]] = {}
         self._judged: Judged[tuple[list[Entry], list[tuple[Entry, str]]]] = Judged()
         self._entries: Sequence[Entry] = ()
@@ -118,8 +119,11 @@ class EightBitState:
                 if name in state:  # a step that was skipped left it
                     continue
                 like = torch.empty_like(entry.parameter, dtype=getattr(torch, dtype))
-                part = local_part(like)
-                part.copy_(decode(codes, tuple(part.shape), self.map, self.bits, self.block, signed=self._signed(name)))
+                part, coder = local_part(like), self._coder(codes.codes.device, name)
+                if part.is_contiguous() and part.dtype == torch.float32 and part.device == codes.codes.device:
+                    coder.decoded(codes, part.view(-1))
+                else:
+                    part.copy_(coder.decoded(codes).view(part.shape))
                 state[name] = like
 
     @torch.no_grad()
@@ -138,18 +142,22 @@ class EightBitState:
                     key = (self.step, entry.name, name, *shard_of(entry.parameter))
                     generator = self._random.begin(part.device, *key)
                 try:
-                    codes = encode(
-                        part, self.map, self.bits, self.block, signed=self._signed(name), floor=self.floor,
-                        rounding=self.rounding, generator=generator,
-                    )  # fmt: skip
+                    codes = self._coder(part.device, name).encoded(part, generator)
                 except ValueError as error:
                     raise ValueError(f"{name} of {entry.name}: {error}; see `unsigned`") from error
                 dtype = str(value.dtype).removeprefix("torch.")
                 self._codes.setdefault(entry.name, {})[name] = (codes, dtype)
                 del state[name]
 
-    def _signed(self, name: str) -> bool:
-        return name not in self.unsigned
+    def _coder(self, device: torch.device, name: str) -> Coder:
+        """One for each device and kind of state, with its buffers."""
+        signed = name not in self.unsigned
+        if (device, signed) not in self._coders:
+            self._coders[device, signed] = Coder(
+                self.map, self.bits, self.block, signed=signed, floor=self.floor,
+                stochastic=self.rounding == "stochastic", device=device,
+            )  # fmt: skip
+        return self._coders[device, signed]
 
     def _chosen(self, parameters: Sequence[Entry]) -> list[Entry]:
         return self._judged(parameters, self._judge)[0]
