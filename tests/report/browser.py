@@ -21,7 +21,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-def wait(condition: Callable[[], Any], what: str, seconds: float = 90) -> Any:
+def wait(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     """Poll until the condition holds; the limit only bounds a failure."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -43,6 +43,8 @@ def started(folder: Path) -> Iterator[Any]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.command_executor.client_config.timeout = 600  # as everywhere here, a limit only bounds a failure
+    driver.set_script_timeout(300)
     try:
         (folder / "downloads").mkdir()
         driver.execute_cdp_cmd(
@@ -61,6 +63,18 @@ def problems(driver: Any) -> list[str]:
 
 def script(driver: Any, code: str) -> Any:
     return driver.execute_script(code)
+
+
+def show(driver: Any, address: str) -> None:
+    """A new document of that address, drawn.
+
+    By way of an empty one: what is asked next is answered by the new document, never by the one before, also where the two
+    addresses differ in their fragment alone. A test therefore opens what it wants anew; it never reloads.
+    """
+    driver.get("about:blank")
+    driver.get(address)
+    drawn = "const set = document.documentElement.dataset; return (set.drawn ?? '0') !== '0' || set.ready"
+    wait(lambda: script(driver, drawn), "drawing")  # a live page counts what it has read, from 0
 
 
 def click(driver: Any, selector: str) -> None:

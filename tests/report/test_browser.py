@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.browser import CHROMIUM, DRIVER, WITHOUT, click, problems, script, started, wait
+from tests.report.browser import CHROMIUM, DRIVER, WITHOUT, click, problems, script, show, started, wait
 from tests.report.factory import make_dynamics, make_summary
 from trimtab.report import render
 from trimtab.studies.summary import Summary
@@ -37,8 +37,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 def load(driver: Any) -> None:
     """Load the page anew and wait for its figures."""
-    driver.get(driver.page)
-    wait(lambda: driver.execute_script("return document.documentElement.dataset.drawn"), "drawing")
+    show(driver, driver.page)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.browser import CHROMIUM, DRIVER, WITHOUT, look_as, problems, script, started, wait
+from tests.report.browser import CHROMIUM, DRIVER, WITHOUT, look_as, problems, script, show, started, wait
 from trimtab.cli import main
 from trimtab.report.live.server import LiveServer
 from trimtab.report.live.state import LiveRuns
@@ -185,9 +185,8 @@ def test_the_page_follows_the_run_and_its_runs_are_toggled(tmp_path: Path) -> No
     (tmp_path / "browser").mkdir()
     with served(root, every=0.2) as server, started(tmp_path / "browser") as driver:
         look_as(driver, width=390, dark=True)
-        driver.get(server.address)
+        show(driver, server.address)
         traces = "return document.querySelector('#figure-train_loss .chart').data.map(t => [t.name, t.y.length])"
-        wait(lambda: script(driver, "return Number(document.documentElement.dataset.drawn) > 0"), "the first look")
         assert script(driver, "return document.documentElement.scrollWidth") <= 390
         lengths = [length for _, length in script(driver, traces)]
         assert lengths == [2, 3]
