@@ -51,7 +51,6 @@ def _write(kind: str, folder: Path) -> Path:
 
 
 def _viewer(page: Path, ask: str = "Question") -> Path:
-    """Thirty rows. What a browser keeps of a set goes by its texts: a test that marks rows asks something of its own."""
     from PIL import Image
 
     Image.new("RGB", (60, 40)).save(page.parent / "a.png")
@@ -74,6 +73,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         driver.pages = {kind: _write(kind, folder).as_uri() for kind in KINDS if kind != "watch"}
         driver.pages["watch"] = server.address
         yield driver
+
+
+@pytest.fixture
+def unmarked(browser: Any, tmp_path: Path) -> str:
+    """A viewer of a set of the test's own: what a browser keeps of a set goes by its texts."""
+    return _viewer(tmp_path / "view.html", tmp_path.name).as_uri()
 
 
 def load(driver: Any, kind: str) -> None:
@@ -279,10 +284,9 @@ def test_a_surface_turns(browser: Any) -> None:
     wait(lambda: script(browser, image) != before, "the turned surface")
 
 
-def test_rows_are_marked_found_again_linked_and_exported(browser: Any) -> None:
+def test_rows_are_marked_found_again_linked_and_exported(browser: Any, unmarked: str) -> None:
     look_as(browser, width=1400)
-    page = _viewer(browser.folder / "marked.html", "Mark").as_uri()
-    show(browser, page)
+    show(browser, unmarked)
     body = browser.find_element("css selector", "body")
     body.send_keys("ajjr")
     assert script(browser, "return location.hash") == "#row=3"
@@ -293,16 +297,17 @@ def test_rows_are_marked_found_again_linked_and_exported(browser: Any) -> None:
     assert script(browser, f"const m = {middles}; return Math.max(...m) - Math.min(...m)") < 4  # one line
 
     def opened_anew() -> bool:
-        show(browser, page + "#row=3")  # by a link: at that row, with its mark
-        assert "Mark 2," in script(browser, "return document.getElementById('text').textContent")
+        show(browser, unmarked + "#row=3")  # by a link: at that row, with its mark
+        assert " 2, where" in script(browser, "return document.getElementById('text').textContent")
         pressed = "return document.querySelector('.marks button:nth-child(2)').getAttribute('aria-pressed')"
         return bool(script(browser, pressed) == "true")
 
     wait(opened_anew, "the mark's return")  # Chromium writes what a page stores a little later
     options = "return [...document.getElementById('marked').options].map(o => o.textContent)"
     assert script(browser, options) == ["marks: all", "accepted (1)", "rejected (1)", "not marked (28)"]
-    browser.find_element("css selector", "#export").click()
     file = browser.folder / "downloads" / "marks.csv"
+    file.unlink(missing_ok=True)
+    browser.find_element("css selector", "#export").click()
     wait(file.is_file, "the export")
     lines = file.read_text().splitlines()
     assert lines[0] == "row,mark,comment,image,question,answer,class,organ,side,stage,source"
@@ -312,21 +317,23 @@ def test_rows_are_marked_found_again_linked_and_exported(browser: Any) -> None:
     ]
 
 
-def test_a_review_with_comments_and_reviewer_is_exported_for_the_command(browser: Any) -> None:
+def test_a_review_with_comments_and_reviewer_is_exported_for_the_command(browser: Any, unmarked: str) -> None:
     look_as(browser, width=1400)
-    show(browser, _viewer(browser.folder / "reviewed.html", "Judge").as_uri())
+    show(browser, unmarked)
     assert script(browser, "return [judged().length, found[at]]") == [0, 0]  # nothing kept, at the first row
     body = browser.find_element("css selector", "body")
     body.send_keys("ajr")
     body.send_keys("c")
     browser.switch_to.active_element.send_keys('the box, "j" and a are too small')
     assert script(browser, "return location.hash") == "#row=2"  # letters of a comment are no keys
+    browser.find_element("css selector", "#reviewer").clear()  # a browser knows its reviewer from set to set
     browser.find_element("css selector", "#reviewer").send_keys("Ann B")
     script(browser, "document.activeElement.blur()")
     body.send_keys("jj")
     browser.find_element("css selector", "textarea").send_keys("unsure")
-    browser.find_element("css selector", "#review").click()
     file = browser.folder / "downloads" / "review-Ann-B.json"
+    file.unlink(missing_ok=True)
+    browser.find_element("css selector", "#review").click()
     wait(file.is_file, "the export")
     review = load_review(file)
     assert (review.reviewer, review.title, review.rows) == ("Ann B", "A set with a long title of its own", 30)
