@@ -48,23 +48,30 @@ def test_schedules_are_the_written_down_ones() -> None:
         assert [fading.beta_at(t) for t in (0, 50, 100, 150)] == pytest.approx(expected)
     assert lever(n=2, m=16, method="structure").stages == ((15, 16), (8, 16), (4, 16), (2, 16))
     assert lever(n=1, m=4, method="structure", variant="fine").stages == ((8, 32), (4, 16), (2, 8), (1, 4))
+    assert lever(n=1, m=8, method="structure", variant="densify").stages == ((1, 128), (1, 32), (1, 16), (1, 8))
+    assert lever(n=2, m=6, method="structure", variant="densify").stages == ((2, 96), (2, 24), (2, 12), (2, 6))
     own = lever(decay="exponential", begin=0.2, end=0.7, total_steps=100)
     assert own.beta_at(19) == own.beta_at(20) == 1.0
     assert own.beta_at(69) == pytest.approx(0.01 ** (49 / 50))
     assert own.beta_at(70) == 0.0
 
 
-def test_stages_come_in_equal_frames_and_each_holds() -> None:
-    net = nn.Linear(16, 3, bias=False)
-    tightening = lever(n=2, m=16, method="structure", begin=0.2, end=0.6, total_steps=20)
+@pytest.mark.parametrize(
+    ("variant", "m", "inputs", "expected"),
+    [("sparsify", 16, 16, [15, 8, 4, 2]), ("fine", 4, 32, [16, 16, 16, 16]), ("densify", 4, 64, [2, 8, 16, 32])],
+)
+def test_stages_come_in_equal_frames_and_each_holds(variant: Any, m: int, inputs: int, expected: list[int]) -> None:
+    net = nn.Linear(inputs, 3, bias=False)
+    tightening = lever(n=2, m=m, method="structure", variant=variant, begin=0.2, end=0.6, total_steps=20)
     optimizer, _ = attached(net, tightening)
     kept = []
     for _ in range(14):
         optimizer.zero_grad()
-        net(torch.ones(1, 16)).square().sum().backward()
+        net(torch.ones(1, inputs)).square().sum().backward()
         optimizer.step()
         kept.append(int((net.weight != 0).sum()) // 3)
-    assert kept == [16] * 3 + [15] * 2 + [8] * 2 + [4] * 2 + [2] * 5
+    first, second, third, last = expected
+    assert kept == [inputs] * 3 + [first] * 2 + [second] * 2 + [third] * 2 + [last] * 5
 
 
 @pytest.mark.parametrize("method", ["mask", "sr_ste"])

@@ -164,6 +164,18 @@ def test_any_bit_pattern_by_magnitude(dtype: torch.dtype, data: st.DataObject) -
         assert torch.equal(joined(smallest_masks(scores, threshold, absolute=True)), by_sorting(scores, count))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("keep", "group"), [(1, 32), (16, 64), (0, 32), (32, 32)])
+def test_large_groups_equal_a_stable_sort(keep: int, group: int, dtype: torch.dtype) -> None:
+    scores = torch.randint(9, (6, 64, 5), generator=torch.Generator().manual_seed(group)).to(dtype)
+    scores[0, 3] = torch.inf
+    mask = smallest_in_groups(scores, keep, group, 1)
+    rows = scores.movedim(1, -1).reshape(-1, group)
+    expected = torch.zeros_like(rows, dtype=torch.bool)
+    expected.scatter_(1, rows.argsort(dim=1, stable=True)[:, : group - keep], True)
+    assert torch.equal(mask.movedim(1, -1).reshape(-1, group), expected)
+
+
 def test_patterns_over_large_groups_are_exact() -> None:
     scores = torch.rand(2, 600)
     for group in (300, 600):

@@ -23,7 +23,7 @@ from trimtab.tensors.selection import smallest_in_groups
 
 Method = Literal["mask", "structure", "sr_ste"]
 Decay = Literal["linear", "exponential"]
-Variant = Literal["sparsify", "fine"]
+Variant = Literal["sparsify", "fine", "densify"]
 
 
 class NMDecay(AlongTraining):
@@ -35,7 +35,8 @@ class NMDecay(AlongTraining):
 
     * method "mask": beta = 1 until `begin`, then `max(0, 1 - c t)` (linear) or `exp(-c t)` over t steps, 0 from `end` on.
     * method "structure": beta 0 and looser groups first, in equal frames from `begin` to `end`: "sparsify" keeps
-      m-1, m/2, m/4, .., n of m; "fine" 8n of 8m, 4n of 4m, 2n of 2m, n of m.
+      m-1, m/2, m/4, .., n of m; "fine" 8n of 8m, 4n of 4m, 2n of 2m, n of m; "densify", which comes from the other side, n of
+      16m, n of 4m, n of 2m, n of m.
     * method "sr_ste": beta 0 from `begin` on, and `strength (1 - M) (*) W` is added to the gradient.
 
     Parameters hold the masked values between steps, so what is evaluated or saved is the network as it would be used; the
@@ -48,9 +49,10 @@ class NMDecay(AlongTraining):
         rate: c per step. Default: so that beta is 0 (linear) or 0.01 (exponential) at `end` [ours].
         begin: dense until this fraction of the run. Default 0.1 [ours]; SR-STE was published with 0.
         end: n of m holds from this fraction on. Default 0.6 [ours].
-        variant: of method "structure": "sparsify" (default) or "fine".
+        variant: of method "structure": "sparsify" (default), "fine" or "densify" (stages of the authors' code).
         strength: of method "sr_ste". Default 2e-4 (paper).
-        indivisible: "refuse" (default [ours]): a weight whose inputs are no multiple of m (fine: 8m) is an error that names it;
+        indivisible: "refuse" (default [ours]): a weight whose inputs are no multiple of m (fine: 8m, densify: 16m) is an error
+            that names it;
             "leave_out": it stays dense.
         total_steps: optimizer steps of the whole run; `trimtab train` gives it.
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
@@ -105,7 +107,7 @@ class NMDecay(AlongTraining):
         self.begin, self.end = below_one("begin", begin), number("end", end, above=0, most=1)
         if not self.begin < self.end:
             raise ValueError(f"begin must be below end, got begin={begin:g}, end={end:g}")
-        self.variant: Variant = one_of("variant", variant, ("sparsify", "fine"))  # type: ignore[assignment]
+        self.variant: Variant = one_of("variant", variant, ("sparsify", "fine", "densify"))  # type: ignore[assignment]
         self.strength = non_negative("strength", strength)
         self.indivisible: Indivisible = one_of("indivisible", indivisible, ("refuse", "leave_out"))  # type: ignore[assignment]
         self.total_steps = whole("total_steps", total_steps, 1)
@@ -121,11 +123,13 @@ class NMDecay(AlongTraining):
             return ((self.n, self.m),)
         if self.variant == "fine":
             return tuple((self.n * factor, self.m * factor) for factor in (8, 4, 2, 1))
+        if self.variant == "densify":
+            return tuple((self.n, self.m * factor) for factor in (16, 4, 2, 1))
         halvings = math.log2(self.m / self.n)
         if not halvings.is_integer():
             raise ValueError(
                 f"method 'structure' halves what stays from m to n, so that m/n must be a power of 2; got {self.n}:{self.m} "
-                "(variant 'fine' takes any)"
+                "(the other variants take any)"
             )
         return ((self.m - 1, self.m), *((self.m >> place, self.m) for place in range(1, int(halvings) + 1)))
 

@@ -20,6 +20,7 @@ from trimtab.tensors.cuda_selection import order_statistics
 PIECE = 1 << 17  # elements worked on at a time on a CPU: integers and masks of one piece stay in the cache
 PIECE_ON_DEVICE = 1 << 25  # elements at a time elsewhere: few launches, still bounded memory
 DIGIT = 16  # bits resolved by one histogram
+PAIRED = 24  # groups up to this size are compared pair by pair, which is faster than finding a limit for each
 MIDDLE = 1 << (DIGIT - 1)  # where the buckets of scores of 0 and more begin in the first histogram
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -298,10 +299,13 @@ def smallest_in_groups(scores: Tensor, keep: int, group: int, axis: int) -> Tens
     if scores.shape[axis] % group:
         raise ValueError(f"axis {axis} of shape {tuple(scores.shape)} is not a multiple of {group}")
     moved = scores.movedim(axis, -1)
+    if group > PAIRED:
+        return (
+            smallest_in_rows(moved.reshape(-1, group), group - keep, 0).view(moved.shape).movedim(-1, axis).contiguous()
+        )
     members = moved.reshape(*moved.shape[:-1], -1, group).unbind(-1)
-    counter = torch.uint8 if group <= 256 else torch.int32
-    # How many of its group come before each member, by pairwise comparison: faster than sorting for small groups.
-    before = [torch.zeros(members[0].shape, dtype=counter, device=scores.device) for _ in members]
+    # How many of its group come before each member
+    before = [torch.zeros(members[0].shape, dtype=torch.uint8, device=scores.device) for _ in members]
     for later in range(1, group):
         for earlier in range(later):
             first = members[earlier] <= members[later]
