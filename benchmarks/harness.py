@@ -162,6 +162,11 @@ def record(name: str, rows: list[dict[str, Any]]) -> None:
     """Print the rows (question, ratio, bar, met) and keep them in `benchmarks/results/NAME.json`."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    show(rows)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the rows."""
     for row in rows:
         print(
             "  ".join(

@@ -1,24 +1,26 @@
-"""What pruning along training costs: SAFE's step against SAM's and plain SGD's, gradual pruning and AC/DC on average.
+"""What pruning along training costs: SAFE's step against SAM's and plain SGD's; gradual pruning, RigL, SET, AC/DC on average.
 
 Whole rounds of steps are compared, so that projections and prunings count with their share: 32 steps for SAFE (one projection),
-100 for gradual pruning (one pruning), 65 for AC/DC (one phase of a run of 1300 steps). ResNet-20 on CIFAR-sized images,
-batch 64, one thread, two variants in turns A B B A in one process, CPU time. Run: `python benchmarks/step_masked.py`
+100 for gradual pruning, RigL and SET (one pruning or move), 65 for AC/DC (one phase of a run of 1300 steps). ResNet-20 on
+CIFAR-sized images, batch 64, one thread, two variants in turns A B B A in one process, CPU time.
+
+Run: `python benchmarks/step_masked.py`; shorter, and then kept in no file: `--turns 1 --network resnet8 --only rigl`.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import cpu_ratio_in_turns, record
+from harness import cpu_ratio_in_turns, record, show
 from torch import Tensor, nn
 
 import trimtab
 from trimtab.models import create
 from trimtab.penalties import SAFE
-from trimtab.pruning import ACDC, GradualPruning
+from trimtab.pruning import ACDC, DynamicSparse, GradualPruning
 
 LONG = 10_000
 """Steps of the run that the levers believe in, so that they are in the middle of it."""
@@ -27,9 +29,9 @@ LONG = 10_000
 class Loop:
     """A network that trains; a call takes so many steps."""
 
-    def __init__(self, rho: float, lever: Any, steps: int, data: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, network: str, rho: float, lever: Any, steps: int, data: tuple[Tensor, Tensor]) -> None:
         torch.manual_seed(0)
-        self.model, self.data, self.steps = create("resnet20", num_classes=10), data, steps
+        self.model, self.data, self.steps = create(network, num_classes=10), data, steps
         self.optimizer: Any = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         if rho:
             self.optimizer = trimtab.optimizers.SAM(self.optimizer, rho=rho, model=self.model)
@@ -60,6 +62,10 @@ def gradual() -> GradualPruning:
     return lever
 
 
+def dynamic(grow: Any) -> DynamicSparse:
+    return DynamicSparse(0.95, grow=grow, every=100, stop=1.0, total_steps=LONG)
+
+
 def ac_dc() -> ACDC:
     lever = ACDC(0.95, total_steps=1300)  # phases of 65 steps
     lever.steps = 130
@@ -72,31 +78,43 @@ def safe() -> SAFE:
     return lever
 
 
-def main(turns: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--only", nargs="*", default=[])
+    given = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(64, 3, 32, 32, generator=generator), torch.randint(10, (64,), generator=generator)
-    questions: list[tuple[str, float, Callable[[], Any], int, float]] = [
-        ("a SAFE step (rho 0.1) / a SAM step", 0.1, safe, 32, 1.10),
-        ("a SAFE step (rho 0) / a plain step", 0.0, safe, 32, 1.08),
-        ("a step of gradual pruning, on average / a plain step", 0.0, gradual, 100, 1.02),
-        ("a step of AC/DC, on average / a plain step", 0.0, ac_dc, 65, 1.02),
-    ]
+    plain = "a plain step"
+    questions: dict[str, tuple[str, str, float, Callable[[], Any], int, float]] = {
+        "safe+sam": ("a SAFE step (rho 0.1)", "a SAM step", 0.1, safe, 32, 1.10),
+        "safe": ("a SAFE step (rho 0)", plain, 0.0, safe, 32, 1.08),
+        "gradual": ("a step of gradual pruning, on average", plain, 0.0, gradual, 100, 1.02),
+        "rigl": ("a step of RigL, on average", plain, 0.0, lambda: dynamic("gradient"), 100, 1.03),
+        "set": ("a step of SET, on average", plain, 0.0, lambda: dynamic("random"), 100, 1.03),
+        "ac_dc": ("a step of AC/DC, on average", plain, 0.0, ac_dc, 65, 1.02),
+    }
     rows = []
-    for question, rho, lever, steps, bar in questions:
-        plain, changed = Loop(rho, None, steps, data), Loop(rho, lever(), steps, data)
-        ratio, least = cpu_ratio_in_turns(plain, changed, turns, warm_up=0)
+    for name in given.only or questions:
+        own, other, rho, lever, steps, bar = questions[name]
+        base, changed = (Loop(given.network, rho, one, steps, data) for one in (None, lever()))
+        ratio, least = cpu_ratio_in_turns(base, changed, given.turns, warm_up=0)
         rows.append(
             {
-                "question": f"{question}, resnet20, batch 64, CPU time over {steps} steps",
+                "question": f"{own} / {other}, {given.network}, batch 64, CPU time over {steps} steps",
                 "ratio": ratio,
                 "bar": f"<= {bar:.2f}",
                 "met": ratio <= bar,
                 "ratio_of_least": least,
             }
         )
-    record("step_masked", rows)
+    if (given.turns, given.network, given.only) == (3, "resnet20", []):
+        record("step_masked", rows)
+    else:
+        show(rows)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main()

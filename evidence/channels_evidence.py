@@ -1,8 +1,12 @@
-"""ResNet-20 without half of its channels: accuracy after two epochs of training on, and latency before and after.
+"""ResNet-20 without half of its channels: accuracy as cut, recalibrated, after training on, and latency before and after.
 
-trimtab train cifar10-resnet20 --data.root CIFAR --epochs 12 --seed N --out runs/channels/seedN   # N = 20, 21, 22
+Whole:  trimtab train cifar10-resnet20 --data.root CIFAR --epochs 12 --seed N --out runs/channels/seedN   # N = 20, 21, 22
+Small:  the same with --epochs 4 --data.limit-train 8000 --data.batch-size 64 --validate-every 4
+
 python evidence/channels_evidence.py runs/channels --root CIFAR     # -> docs/evidence/sparsity-channels.json
 python evidence/channels_evidence.py                                # prints the table of that file
+
+(small: with --epochs 1 --images 2000). Networks that are in the file already are left, so that seeds may come one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ from trimtab.datasets import Batches
 from trimtab.deploy import remove_channels
 from trimtab.files import write_text
 from trimtab.pruning import recalibrate
-from trimtab.runs.evaluation import evaluate
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.statistics import estimate
@@ -45,22 +48,35 @@ def train_on(model: nn.Module, batches: Batches, epochs: int, rate: float) -> No
     model.eval()
 
 
-def measure(runs: Path, root: str, epochs: int, rate: float) -> None:
+@torch.no_grad()
+def accuracy_of(net: nn.Module, batches: Batches, images: int) -> float:
+    """In per cent, over the first images."""
+    net.eval()
+    right = seen = 0
+    for pictures, targets in batches.epoch(0):
+        right += int((net(pictures).argmax(1) == targets).sum())
+        seen += len(targets)
+        if seen >= images:
+            break
+    return 100 * right / seen
+
+
+def measure(runs: Path, root: str, epochs: int, rate: float, images: int) -> None:
     """Each network without half of its channels, or of its multiply-adds."""
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = kept()
     for place in sorted(runs.glob("seed*")):
         folder = RunFolder(place)
         recipe = folder.recipe
+        if not folder.finished or recipe.seed in {row["seed"] for row in rows}:
+            continue
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
         data = load_data(recipe)
         model = trained_model(folder, data).eval()
         test, train = batches_of(recipe, data, "test"), batches_of(recipe, data, "train")
 
-        def accuracy(net: nn.Module, seen: Any = (test, data)) -> float:
-            return 100 * evaluate(net, seen[0], seen[1].num_classes).accuracy
-
-        dense = accuracy(model)
+        dense = accuracy_of(model, test, images)
+        found: list[dict[str, Any]] = []
         for budget, score in WAYS:
             smaller = remove_channels(model, data.example(), 0.5, budget=budget, score=score)  # type: ignore[arg-type]
             row = {
@@ -68,26 +84,34 @@ def measure(runs: Path, root: str, epochs: int, rate: float) -> None:
                 "budget": budget,
                 "score": score,
                 "dense": dense,
-                "cut": accuracy(smaller.model),
+                "cut": accuracy_of(smaller.model, test, images),
             }
             recalibrate(smaller.model, train.sample(20, recipe.seed))
-            row["recalibrated"] = accuracy(smaller.model)
+            row["recalibrated"] = accuracy_of(smaller.model, test, images)
             train_on(smaller.model, train, epochs, rate)
             row |= {
-                "trained on": accuracy(smaller.model),
-                "epochs": epochs,
+                "trained on": accuracy_of(smaller.model, test, images),
+                "trained": f"{recipe.epochs} epochs of {recipe.data.limit_train or 45_000:,} images, then {epochs}",
+                "images": images,
                 "latency": smaller.latency(64, budget=3.0).ratio,
                 "multiply_adds": smaller.multiply_adds[0] / smaller.multiply_adds[1],
                 "parameters": smaller.parameters[0] / smaller.parameters[1],
             }
-            rows.append(row)
+            found.append(row)
             print(row, flush=True)
-            write_text(FIGURES, json.dumps({"rows": rows}, indent=1) + "\n")
+        rows += found
+        write_text(FIGURES, json.dumps({"rows": rows}, indent=1) + "\n")
 
 
-def tables() -> None:
+def kept() -> list[dict[str, Any]]:
+    """What was measured before."""
+    found: list[dict[str, Any]] = json.loads(FIGURES.read_text(encoding="utf-8"))["rows"] if FIGURES.is_file() else []
+    return found
+
+
+def tables() -> str:
     """The table, as Markdown."""
-    rows = json.loads(FIGURES.read_text(encoding="utf-8"))["rows"]
+    rows = kept()
 
     def mean(field: str, own: list[dict[str, Any]], digits: int = 1) -> str:
         return spread(estimate(row[field] for row in own), digits=digits)
@@ -97,7 +121,9 @@ def tables() -> None:
         own = [row for row in rows if (row["budget"], row["score"]) == (budget, score)]
         cells = [*(mean(name, own) for name in COLUMNS), *(mean(name, own, 2) for name in ("multiply_adds", "latency"))]
         lines.append([f"half of the {budget.replace('_', '-')}, {score}", *cells])
-    print(table(["accuracy in %", *COLUMNS, "multiply-adds, times fewer", "batch 64, times faster"], lines))
+    seeds = len({row["seed"] for row in rows})
+    head = f"accuracy in %, {seeds} seed{'s' if seeds > 1 else ''}"
+    return table([head, *COLUMNS, "multiply-adds, times fewer", "batch 64, times faster"], lines)
 
 
 def main() -> None:
@@ -106,10 +132,11 @@ def main() -> None:
     parser.add_argument("--root", default="")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--images", type=int, default=10_000)
     given = parser.parse_args()
     if given.runs is not None:
-        measure(given.runs, given.root, given.epochs, given.rate)
-    tables()
+        measure(given.runs, given.root, given.epochs, given.rate, given.images)
+    print(tables())
 
 
 if __name__ == "__main__":

@@ -144,6 +144,10 @@ def test_bash_completes_commands_options_and_names(tmp_path: Path, capsys: pytes
     assert completed(script, "trimtab train digits --device cu") == ["cuda"]
     assert completed(script, "trimtab medclm bu") == ["build"]
     assert completed(script, "trimtab medclm export SET --to t") == ["trl"]
+    assert completed(script, "trimtab prune MODEL --cal") == ["--calibrate"]
+    assert completed(script, "trimtab prune MODEL --score sparse") == ["sparse_gpt"]
+    assert completed(script, "trimtab prune RUN --sparsit") == ["--sparsities", "--sparsity"]
+    assert completed(script, "trimtab prune MODEL --to m") == ["macko"]
     assert completed(script, "trimtab prune trim") == ["trimtab.bash"]  # files
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import tyro
@@ -13,6 +13,7 @@ from trimtab import cli
 from trimtab.cli import medclm
 from trimtab.cli.arguments import parse
 from trimtab.cli.flags import Flag, flags_of, known
+from trimtab.cli.language_pruning import LanguagePruneArguments
 from trimtab.registry import TRAINED, of_home
 from trimtab.runs.shipped import shipped_recipes
 
@@ -45,6 +46,19 @@ def command_flags() -> dict[str, list[Flag]]:
         module = importlib.import_module(f"trimtab.cli.medclm.{medclm.home(name)}")
         found[f"medclm {name}"] = flags_of(getattr(module, f"{name.title()}Arguments"))
     return found
+
+
+def offered() -> dict[str, list[Flag]]:
+    """The flags to complete: of a command that takes two kinds of things, such as prune, those of both."""
+    table = command_flags()
+    for flag in flags_of(LanguagePruneArguments):
+        own = next((one for one in table["prune"] if one.name == flag.name), None)
+        if own is None:
+            table["prune"].append(flag)
+        elif own.value != flag.value and "|" in flag.value:
+            both = dict.fromkeys(values_of(own) + values_of(flag))
+            table["prune"][table["prune"].index(own)] = replace(own, value="|".join(both))
+    return table
 
 
 def values_of(flag: Flag) -> list[str]:
@@ -137,7 +151,7 @@ def _quoted(text: str) -> str:
 def run(arguments: Sequence[str]) -> int:
     """Parse and print."""
     given = parse(CompletionArguments, arguments, "completion")
-    table = command_flags()
+    table = offered()
     if given.shell == "fish":
         print(fish(table), end="")
     else:

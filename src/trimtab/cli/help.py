@@ -24,7 +24,7 @@ def told(kind: type) -> tuple[str, list[str]]:
 
 
 def usage(kind: type, flags: Sequence[Flag], command: str) -> str:
-    """The first line; a command that takes its words in another way names them in `WORDS`."""
+    """The first line; a command that takes its words in another way names them in `WORDS` (and in `HELP` where its help is)."""
     arguments = [flag.name if flag.required else f"[{flag.name}]" for flag in flags if flag.positional]
     if any(flag.recipe for flag in flags):
         arguments = [word.strip("[]") for word in arguments]
@@ -75,7 +75,7 @@ def short(kind: type, flags: Sequence[Flag], command: str) -> str:
     ]
     bottom = ["", "examples:", *(f"  {line}" for line in examples), ""]
     total = sum(not flag.positional for flag in flags)
-    last = f"All {total} options: trimtab {command} --help-all"
+    last = f"All {total} options: trimtab {getattr(kind, 'HELP', command)} --help-all"
     room = LINES - len(top) - len(bottom) - 1
     if len(shown) > room:
         quiet = [flag for flag in shown[:own] if flag.name in {"--quiet", "--json"}]

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 from rich.table import Table
 
 from trimtab.cli.arguments import Output, check_first, parse
 from trimtab.cli.console import console, errors, print_json
+from trimtab.cli.dry_run import Part, show_parts
 from trimtab.inputs import CODE_VARIABLE
 from trimtab.pruning.layer_sparsity import Sparsity
+from trimtab.studies.language.estimate import estimate_language_pruning
+from trimtab.studies.language.folder import is_language_folder
 from trimtab.studies.language.prune import REPORT, LanguageReport, prune_language_folder
 from trimtab.studies.language.pruning import PruneOptions
 from trimtab.studies.language.text import TextQuality
-
-OWN = {"--calibrate", "--measure"}
-"""Options that no run has: who gives one means a language model."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class LanguagePruneArguments:
         trimtab prune MODEL --score sparse_gpt --pattern 2:4 --calibrate text.txt
         trimtab prune MODEL --sparsity 0.6 --owl --calibrate text.txt --to sparse
     """
+
+    HELP: ClassVar[str] = "prune MODEL"
+    """What the whole help is asked for by."""
 
     model: tyro.conf.Positional[Path]
     """A folder that save_pretrained wrote: config, safetensors, tokenizer."""
@@ -74,7 +77,21 @@ class LanguagePruneArguments:
     """Of the sequences drawn."""
     device: str | None = None
     """cpu or cuda; default a GPU where there is one."""
+    dry_run: bool = False
+    """Read everything, say what would be done and what it would cost here, and stop."""
     output: Annotated[Output, tyro.conf.arg(name="")] = Output()
+
+
+def meant_by(first: Path, words: Sequence[str]) -> bool:
+    """Whether a command line means a language model: its folder, or (where no run lies there) help or an option of its own."""
+    if is_language_folder(first):
+        return True
+    asked = {"-h", "--help", "-H", "--help-all"}
+    return not (first / "recipe.yaml").is_file() and not asked.union(_OWN).isdisjoint(words)
+
+
+_OWN = {"--calibrate", "--measure", "--owl", "--sparsity", "--quantize", "--samples", "--windows", "--to"}
+"""Options that no run has."""
 
 
 def parse_sparsity(words: Sequence[str]) -> Sparsity | None:
@@ -116,6 +133,8 @@ def _show(report: LanguageReport) -> None:
     for row in report.layers:
         table.add_row(row.name, " x ".join(map(str, row.shape)), f"{row.removed:,}", f"{row.sparsity:.2%}")
     console.print(table)
+    if report.options["quantize"]:
+        console.print(f"what stays is rounded to {report.options['quantize']} bits, an even grid of each output")
     for name, reason in list(report.left_out.items())[:5]:
         console.print(f"left dense: {name}: {reason}", soft_wrap=True, markup=False)
     if len(report.left_out) > 5:
@@ -149,20 +168,27 @@ def run(arguments: Sequence[str]) -> int:
         indivisible=given.indivisible,
     )
     model = given.model
+    out = given.out or model.resolve().with_name(f"{model.resolve().name}-pruned")
+    asked: dict[str, Any] = {
+        "calibrate": given.calibrate,
+        "measure": given.measure,
+        "samples": given.samples,
+        "length": given.length,
+        "windows": given.windows,
+        "forms": given.to,
+        "bits": given.bits,
+        "seed": given.seed,
+        "device": given.device,
+        "trust_code": os.environ.get(CODE_VARIABLE) == "any",
+    }
+    if given.dry_run:
+        costs = estimate_language_pruning(model, out, options, **asked)
+        return show_parts([Part(*astuple(cost)) for cost in costs], out, given.output)
     report = prune_language_folder(
         model,
-        given.out or model.resolve().with_name(f"{model.resolve().name}-pruned"),
+        out,
         options,
-        calibrate=given.calibrate,
-        measure=given.measure,
-        samples=given.samples,
-        length=given.length,
-        windows=given.windows,
-        forms=given.to,
-        bits=given.bits,
-        seed=given.seed,
-        device=given.device,
-        trust_code=os.environ.get(CODE_VARIABLE) == "any",
+        **asked,
         note=None if given.output.silent else lambda text: errors.print(f"  {text}", markup=False, soft_wrap=True),
     )
     if given.output.json:

@@ -19,7 +19,6 @@ from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import RunFolder
 from trimtab.runs.sections import Pruning
 from trimtab.studies.estimate import estimate
-from trimtab.studies.language.folder import is_language_folder
 from trimtab.studies.prune_run import prune_run, pruned_file, read_pruned
 from trimtab.studies.statistics import sparsity_label
 from trimtab.studies.variants import Variant
@@ -69,8 +68,10 @@ def _show_cost(recipe: Recipe, given: PruneArguments, file: Path) -> int:
 def run(arguments: Sequence[str]) -> int:
     """Parse and measure."""
     first = Path(arguments[0]) if arguments and not arguments[0].startswith("-") else None
-    if first is not None and (is_language_folder(first) or language_pruning.OWN & set(arguments)):
+    if first is not None and language_pruning.meant_by(first, arguments):
         return language_pruning.run(arguments)
+    if first is not None and not first.is_dir():
+        raise FileNotFoundError(f"{first} is not a run folder, nor one of a language model: there is no such folder")
     default = None if first is None else PruneArguments(first, RunFolder(first).recipe.pruning)
     given = parse(PruneArguments, arguments, "prune", default=default)
     check_first(given.run, first, "RUN", "prune")

@@ -195,6 +195,7 @@ def test_help_of_the_command_for_models(folders: dict[str, Path], capsys: pytest
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 80
     assert lines[0].startswith("usage: trimtab prune MODEL")
+    assert lines[-1].endswith("trimtab prune MODEL --help-all")
     for example in told(LanguagePruneArguments)[1]:
         check_words(example.split()[2:], flags_of(LanguagePruneArguments), "prune")
 
@@ -212,6 +213,9 @@ def test_help_of_the_command_for_models(folders: dict[str, Path], capsys: pytest
         (["--calibrate", "CORPUS", "--pattern", "2:4", "--sparsity", "0.6"], "fixes the sparsity at 0.5"),
         (["--calibrate", "CORPUS", "--length", "65"], "more than the 64 tokens"),
         (["--calibrate", "CORPUS", "--samples", "0"], "samples must be"),
+        (["--calibrate", "CORPUS", "--damping", "0.1"], "give score sparse_gpt with it, not wanda"),
+        (["--calibrate", "CORPUS", "--bits", "4"], "bits=4 is of a compact file"),
+        (["--calibrate", "CORPUS", "--device", "nowhere"], "device 'nowhere' cannot be used here"),
         (["--calibrate", "SHORT"], "fewer than one sequence of 64"),
         (["--calibrate", "EMPTY"], "is empty"),
         (["--calibrate", "LATIN"], "line 1 is not UTF-8"),
@@ -242,8 +246,64 @@ def test_bad_input_is_one_error_and_nothing_is_written(
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_the_new_folder_is_not_inside_the_old_one(folders: dict[str, Path]) -> None:
+    before = tree(folders["llama"])
+    for out in (folders["llama"], folders["llama"] / "pruned"):
+        with pytest.raises(ValueError, match=r"lies in .*, which is not changed"):
+            prune_language_folder(folders["llama"], out, PruneOptions("magnitude"))
+    assert tree(folders["llama"]) == before
+
+
+def test_weights_that_are_no_numbers_are_named(corpus: Path, tmp_path: Path) -> None:
+    model = llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = torch.nan
+    folder = saved(model, tmp_path / "model")
+    with pytest.raises(ValueError, match=r"NaN or infinite weights in model\.layers\.1\.mlp\.up_proj\.weight$"):
+        prune_language_folder(folder, tmp_path / "out", calibrate=corpus, **FEW)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(
+    folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "prune",
+        str(folders["llama"]),
+        "--calibrate",
+        str(corpus),
+        "--length",
+        "32",
+        "--windows",
+        "3",
+        "--dry-run",
+    ]
+    out = tmp_path / "out"
+    assert main([*words, "--samples", "4", "--owl", "--to", "compact", "--out", str(out), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["writes"] == str(out)
+    assert [part["times"] for part in said["parts"]] == [16, 9]  # 4 sequences: order, OWL, then 1, 2 and 3 of 3 blocks
+    assert main([*words, "--out", str(out)]) == 0
+    assert "nothing was written" in " ".join(capsys.readouterr().out.split())
+    assert not out.exists()
+    assert main([*words, "--sparsity", "1.5"]) == 2
+
+
+def test_what_is_left_dense_is_told_of_matrices_and_files_may_be_read(
+    folders: dict[str, Path], corpus: Path, tmp_path: Path
+) -> None:
+    report = prune_language_folder(
+        folders["llama"], tmp_path / "out", measure=corpus, calibrate=corpus, windows=1, **FEW
+    )
+    assert not any("norm" in name for name in report.left_out)
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1
+
+
 def test_what_is_no_folder_of_a_model_is_said(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--calibrate", str(corpus), "--out", str(tmp_path / "out")]
+    assert main(["prune", "meta/llama"]) == 2
+    assert "meta/llama is not a run folder, nor one of a language model" in capsys.readouterr().err
     assert main(["prune", "meta/llama", *words]) == 2
     assert (
         "meta/llama is no folder; give one that save_pretrained wrote, nothing is downloaded" in capsys.readouterr().err

@@ -150,4 +150,12 @@ def save_language_model(language: LanguageModel, out: Path) -> Iterator[Path]:
             model: Any = language.model
             model.save_pretrained(temporary)
             language.tokenizer.save_pretrained(temporary)
+        _readable(temporary)
         yield temporary
+
+
+def _readable(folder: Path) -> None:
+    """Files of safetensors are the owner's alone; here they are as readable as what was written beside them."""
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)

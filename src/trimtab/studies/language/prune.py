@@ -7,33 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from trimtab.checks import some_of, whole
 from trimtab.deploy import load_compact, save_compact, save_macko, save_sparse
-from trimtab.files import check_free, write_text
-from trimtab.studies.language.folder import (
-    LanguageModel,
-    load_language_model,
-    save_language_model,
-)
+from trimtab.files import write_text
+from trimtab.studies.language.folder import LanguageModel, save_language_model
 from trimtab.studies.language.pruning import PruneOptions, prune_language_model
-from trimtab.studies.language.text import (
-    HELD_BACK,
-    TextQuality,
-    read_text,
-    sequences,
-    text_quality,
-    tokens_of,
-)
+from trimtab.studies.language.ready import BITS, Form, Measured, Ready
+from trimtab.studies.language.text import TextQuality
 
-Form = Literal["sparse", "compact", "macko"]
-FORMS = ("sparse", "compact", "macko")
-LONGEST = 2048
-"""Tokens of a sequence where nothing else is asked, as published; fewer where the model reads fewer."""
 REPORT = "pruning.json"
 
 
@@ -92,51 +76,6 @@ def _told(quality: TextQuality) -> dict[str, float]:
     return {**asdict(quality), "perplexity": quality.perplexity}
 
 
-@dataclass(frozen=True)
-class _Texts:
-    """What is calibrated and measured on, before the tokenizer is there."""
-
-    calibrate: Path | None
-    calibration: str
-    measured: str
-    where: str
-
-    @classmethod
-    def read(cls, calibrate: Path | None, measure: Path | None, *, needed: str) -> _Texts:
-        if calibrate is None and needed:
-            raise ValueError(f"{needed} needs calibration data: give a text file (--calibrate FILE)")
-        calibration = "" if calibrate is None else read_text(calibrate)
-        if measure is not None:
-            return cls(calibrate, calibration, read_text(measure), str(measure))
-        cut = len(calibration) - int(HELD_BACK * len(calibration))
-        held = calibration[cut:]
-        where = f"the last {HELD_BACK:.0%} of {calibrate}, which was not calibrated on" if held else ""
-        return cls(calibrate, calibration[:cut] if held else calibration, held, where)
-
-
-class _Measured:
-    """The quality of one model on the text, again and again."""
-
-    def __init__(self, language: LanguageModel, texts: _Texts, length: int, windows: int | None) -> None:
-        self.model, self.length, self.windows = language.model, length, windows
-        self.tokens = tokens_of(texts.measured, language.tokenizer) if texts.measured else None
-        self.size = len(texts.measured.encode())
-
-    def __call__(self) -> TextQuality | None:
-        if self.tokens is None:
-            return None
-        return text_quality(self.model, self.tokens, self.length, self.size, self.windows)
-
-
-def _length(language: LanguageModel, length: int | None) -> int:
-    longest = language.longest
-    if length is None:
-        return min(LONGEST, longest or LONGEST)
-    if longest is not None and whole("length", length, 2) > longest:
-        raise ValueError(f"length {length} is more than the {longest} tokens that {language.folder} reads at once")
-    return length
-
-
 def prune_language_folder(
     folder: Path | str,
     out: Path | str,
@@ -148,7 +87,7 @@ def prune_language_folder(
     length: int | None = None,
     windows: int | None = None,
     forms: tuple[Form, ...] = (),
-    bits: int = 8,
+    bits: int = BITS,
     seed: int = 0,
     device: str | torch.device | None = None,
     trust_code: bool = False,
@@ -181,40 +120,29 @@ def prune_language_folder(
         OSError: the new folder could not be written; nothing is left of it.
     """
     folder, out, options = Path(folder), Path(out), options or PruneOptions()
-    forms = some_of("forms", forms, FORMS) if forms else ()  # type: ignore[assignment]
-    whole("samples", samples, 1)
-    whole("bits", bits, 1, 16)
-    if windows is not None:
-        whole("windows", windows, 1)
     note = note or (lambda text: None)
-    check_free(out)
-    texts = _Texts.read(
-        None if calibrate is None else Path(calibrate),
-        None if measure is None else Path(measure),
-        needed=("owl" if options.owl else options.score) if options.needs_data else "",
-    )
     note(f"reading {folder}")
-    language = load_language_model(folder, trust_code=trust_code)
-    language.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    length = _length(language, length)
-    batches: list[Tensor] = []
-    told: dict[str, Any] = {}
-    if options.needs_data:
-        tokens = tokens_of(texts.calibration, language.tokenizer)
-        batches = sequences(tokens, length, samples, seed, where=texts.calibrate)
-        told = {
-            "file": str(texts.calibrate),
-            "tokens": len(tokens),
-            "sequences": samples,
-            "length": length,
-            "seed": seed,
-        }
-    measured = _Measured(language, texts, length, windows)
+    ready = Ready.read(
+        folder,
+        out,
+        options,
+        calibrate=calibrate,
+        measure=measure,
+        samples=samples,
+        length=length,
+        windows=windows,
+        forms=forms,
+        bits=bits,
+        seed=seed,
+        device=device,
+        trust_code=trust_code,
+    )
+    language, measured, texts = ready.language, ready.measured, ready.texts
     if measured.tokens is not None:
         note(f"measuring on {texts.where}")
     before = measured()
     note(f"pruning by {options.score}")
-    pruned, shares = prune_language_model(language.model, batches, options)
+    pruned, shares = prune_language_model(language.model, ready.batches, options)
     pruned.record = None  # the way back is the folder
     note("measuring what is left")
     report = LanguageReport(
@@ -224,7 +152,7 @@ def prune_language_folder(
         before=before,
         after=measured(),
         text=texts.where,
-        calibration=told,
+        calibration=ready.told,
         layers=tuple(
             LayerRow(name, tuple(pruned.masks[name].shape), count, count / pruned.masks[name].numel())
             for name, count in pruned.removed.items()
@@ -250,7 +178,7 @@ def _write_forms(
     bits: int,
     place: Path,
     options: PruneOptions,
-    measured: _Measured,
+    measured: Measured,
 ) -> dict[str, TextQuality]:
     """The network in each form; what a form does not hold to the bit is measured as read back. Compact comes last."""
     found: dict[str, TextQuality] = {}

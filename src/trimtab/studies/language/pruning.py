@@ -61,7 +61,10 @@ class PruneOptions:
             object.__setattr__(self, "sparsity", 0.5)
         if isinstance(self.sparsity, float | int):
             below_one("sparsity", self.sparsity)
-        positive("damping", self.damping)
+        if positive("damping", self.damping) != 0.01 and self.score != "sparse_gpt":
+            raise ValueError(
+                f"damping={self.damping:g} is of SparseGPT; give score sparse_gpt with it, not {self.score}"
+            )
         if self.quantize is not None:
             whole("quantize", self.quantize, 1, 16)
             if self.score != "sparse_gpt":
@@ -103,7 +106,7 @@ def chosen_weights(model: nn.Module, options: PruneOptions) -> tuple[list[str], 
     find: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = getattr(find(), "weight", None)
     names: list[str] = []
-    left_out = list(selection.left_out)
+    left_out = [(entry, reason) for entry, reason in selection.left_out if entry.parameter.ndim > 1]
     for entry in selection.chosen:
         reason = reason_against(entry)
         if reason is None and entry.parameter is head and not options.head:
