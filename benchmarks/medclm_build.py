@@ -6,8 +6,9 @@ VOC files of 5,000 boxes on 500 images against supervision's and pycocotools' lo
 image to check its size, which the bar allows for by letting the others do so too. Viewer: a page of 1e4 rows in headless
 Chromium.
 
-`python benchmarks/medclm_build.py [readers] [trusted] [viewer] [scale [LESIONS ...]]` measures some of it and keeps the
-other figures.
+`python benchmarks/medclm_build.py [readers] [trusted] [viewer] [scale [LESIONS ...]] [ray [LESIONS]]` measures some of it and
+keeps the other figures. `ray` (default 1e5 lesions), measured only when asked for, sets a build with its images as tasks of a
+cluster on this machine beside one process: wall seconds, so on a quiet machine alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from harness import RESULTS, interleaved, paired_ratio, peak_extra_bytes, record
@@ -89,28 +91,49 @@ def write_voc(folder: Path, document: Any) -> None:
         (folder / f"{Path(image['file_name']).stem}.xml").write_text(text)
 
 
-def measured(lesions: int) -> dict[str, Any]:
-    """One build in this process: rows, CPU and wall seconds, growth of memory in MiB."""
+def measured(lesions: int, launcher: Literal["local", "ray"] = "local") -> dict[str, Any]:
+    """One build from this process: rows, CPU (of this process alone) and wall seconds, growth of memory in MiB."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(write_set(folder / "small", 100), folder / "first")
         options = write_set(folder / "source", lesions)
         cpu, wall = time.process_time(), time.perf_counter()
-        grown = peak_extra_bytes(lambda: build(options, folder / "out"), 0.02)
+        grown = peak_extra_bytes(lambda: build(options, folder / "out", launcher=launcher), 0.02)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         rows = sum(1 for _ in (folder / "out" / "rows.jsonl").open())
     return {"lesions": lesions, "rows": rows, "cpu": cpu, "wall": wall, "grown": grown / 2**20}
 
 
 def scale(sizes: Sequence[int]) -> list[dict[str, Any]]:
-    found = []
-    for lesions in sizes:
-        command = [sys.executable, __file__, "--child", str(lesions)]
-        found.append(
-            json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        )
-        print(found[-1], flush=True)
-    return scale_rows(found)
+    return scale_rows([in_child(lesions) for lesions in sizes])
+
+
+def in_child(lesions: int, launcher: str = "local") -> dict[str, Any]:
+    """`measured` in a fresh process."""
+    command = [sys.executable, __file__, "--child", str(lesions), launcher]
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+    )
+    print(launcher, found, flush=True)
+    return found
+
+
+def launched(lesions: int) -> list[dict[str, Any]]:
+    """The same build with its images as Ray tasks on this machine's cores, and in one process."""
+    alone, cluster = (in_child(lesions, launcher) for launcher in ("local", "ray"))
+    if cluster["rows"] != alone["rows"]:
+        raise ValueError(f"Ray wrote {cluster['rows']} rows, one process {alone['rows']}")
+    question = f"build of {lesions:,} lesions on {os.cpu_count()} cores, wall seconds: Ray / one process"
+    more = {f"seconds_{name}": round(one["wall"], 1) for name, one in (("ray", cluster), ("one_process", alone))}
+    return [
+        {
+            "question": question,
+            "ratio": cluster["wall"] / alone["wall"],
+            "bar": "reported as it is",
+            "met": True,
+            **more,
+        }
+    ]
 
 
 def scale_rows(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -275,7 +298,7 @@ def viewing() -> list[dict[str, Any]]:
 def main() -> None:
     words = sys.argv[1:]
     if words[:1] == ["--child"]:
-        print(json.dumps(measured(int(words[1]))))
+        print(json.dumps(measured(int(words[1]), "ray" if words[2:] == ["ray"] else "local")))
         return
     sizes = tuple(int(word) for word in words if word.isdigit()) or SIZES
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -283,11 +306,12 @@ def main() -> None:
         "trusted": trusted,
         "viewer": viewing,
         "scale": lambda: scale(sizes),
+        "ray": lambda: launched(max(sizes)),
     }
     kept = RESULTS / "medclm_build.json"
     rows = json.loads(kept.read_text())["rows"] if kept.is_file() else []
     for part, measure in parts.items():
-        if part in words or not words:
+        if part in words or not (words or part == "ray"):
             found = [{**row, "part": part} for row in measure()]
             rows = [*(row for row in rows if row["part"] != part), *found]
             record("medclm_build", rows)

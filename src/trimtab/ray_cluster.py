@@ -49,7 +49,7 @@ def join(address: str | None) -> tuple[Any, bool]:
         quiet["include_dashboard"] = False
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that does not start in time is a bare one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"no Ray cluster answers at {address or 'this machine'}: {reason}") from None
     return ray, True

@@ -28,11 +28,17 @@ def _commands() -> list[list[str]]:
 def test_every_command_of_the_tutorial_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     commands = _commands()
-    assert [words[2] for words in commands] == ["demo", "build", "check", "view", *["export"] * 5]
+    assert [words[2] for words in commands] == ["demo", "build", "check", "view", *["export"] * 6]
     for words in commands:
         assert words[0] == "trimtab"
         assert main([*words[1:], "--quiet"]) == 0, words
-    assert {path.name for path in (tmp_path / "chest" / "exports").iterdir()} == {"trl", "sharegpt", "swift", "coco"}
+    assert {path.name for path in (tmp_path / "chest" / "exports").iterdir()} == {
+        "trl",
+        "sharegpt",
+        "swift",
+        "grpo",
+        "coco",
+    }
     first = json.loads((tmp_path / "chest" / "exports" / "trl" / "train.jsonl").read_text().splitlines()[0])
     assert (tmp_path / "chest" / first["images"][0]).is_file()
     assert json.loads((tmp_path / "chest-llava" / "train.json").read_text())[0]["conversations"]
