@@ -12,15 +12,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trimtab.collectives import is_distributed, local_part
+from trimtab.collectives import is_distributed, is_sharded, local_part
 from trimtab.levers import numbers_of
-from trimtab.optimizers.alarm import Alarm, apart, dead, spike
+from trimtab.optimizers.alarm import Alarm, apart, dead, grown, silent, spike, still
+from trimtab.optimizers.growth import Growth
+from trimtab.optimizers.silent_units import SilentUnits
 from trimtab.optimizers.usual import Usual
 from trimtab.parameters import Entry
+from trimtab.tensors.checksums import checksums
 from trimtab.tensors.norms import each_norm
 
-APART = 1e-6
-"""Relative difference of the norm of replicated weights from which ranks have gone apart [ours]."""
+LOOK = 5
+"""Steps between two looks at units and at the ranks' weights [ours]."""
+RUNNING = "running statistics"
 Action = Callable[[str], tuple[str, int | None]]
 
 
@@ -28,9 +32,11 @@ class Judging:
     """What is usual so far, and the alarms that followed.
 
     Args:
-        kinds: what is judged: some of "loss", "gradient", "update", "dead", "ranks".
+        kinds: what is judged: some of "loss", "gradient", "update", "growth", "dead", "running", "ranks".
         usual: makes the memory of a number; told whether its logarithm counts.
+        growth: makes the memory of a number that may grow; told its name.
         dead_after: steps of a gradient of zero.
+        silent: share of a weight's units that may fall silent.
 
     Attributes:
         alarms: in order.
@@ -38,42 +44,90 @@ class Judging:
         signals: z of what was judged in this step.
     """
 
-    def __init__(self, kinds: Sequence[str], usual: Callable[..., Usual], dead_after: int) -> None:
-        self.kinds, self.dead_after = kinds, dead_after
-        self._new = usual
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        usual: Callable[..., Usual],
+        growth: Callable[[str], Growth],
+        dead_after: int,
+        silent: float,
+    ) -> None:
+        self.kinds, self.dead_after, self.silent = kinds, dead_after, silent
+        self._new, self._new_growth = usual, growth
         self.alarms: list[Alarm] = []
         self.listeners: list[Callable[[Alarm], object]] = []
         self.signals: dict[str, float] = {}
         self._usual: dict[str, Usual] = {}
         self._zeros: dict[str, int] = {}
-        """Steps in a row in which a tensor's gradient was zero everywhere; only of those whose gradient once was not."""
+        """Steps in a row in which a number was zero, such as the norm of a tensor's gradient; of those that once were not."""
+        self._growths: dict[str, Growth] = {}
+        self._units = SilentUnits(-(-dead_after // LOOK))
         self._apart = False
         self._said: set[str] = set()
 
-    def read(self, parameters: Sequence[Entry], loss: Any, at: int) -> dict[str, float]:
-        """Joint norm of the gradients and loss, means over the ranks; one wait for the device, one collective."""
+    def read(self, parameters: Sequence[Entry], loss: Any, running: Tensor | None, at: int) -> dict[str, float]:
+        """Joint norm of the gradients, loss and change of the running statistics, means over the ranks; looks for what is dead
+        and for running statistics that go wrong. One wait for the device, one collective.
+        """
         given = [(entry, entry.parameter.grad) for entry in parameters if entry.parameter.grad is not None]
-        found: dict[str, float] = {}
+        parts: dict[str, Tensor] = {}
+        units: list[str] = []
         if ("gradient" in self.kinds or "dead" in self.kinds) and given:
             gradients = [gradient for _, gradient in given]
-            norms = each_norm([numbers_of(gradient) for gradient in gradients], gradients)
-            if isinstance(loss, Tensor):
-                *each, loss = torch.cat([norms, loss.reshape(1).to(norms)]).tolist()
-            else:
-                each = norms.tolist()
-            if "gradient" in self.kinds:
-                sound = all(map(math.isfinite, each))
-                found["gradient"] = math.sqrt(math.fsum(value * value for value in each)) if sound else math.nan
-            if "dead" in self.kinds:
-                self._look_for_dead([entry.name for entry, _ in given], each, at)
+            parts["norms"] = each_norm([numbers_of(gradient) for gradient in gradients], gradients)
+        if "dead" in self.kinds and given and at % LOOK == 0:
+            units, parts["units"] = self._units.look(parameters)
         if loss is not None and "loss" in self.kinds:
-            found["loss"] = float(loss)
+            parts["loss"] = loss.reshape(1) if isinstance(loss, Tensor) else torch.tensor([loss], dtype=torch.float64)
+        if running is not None:
+            parts["running"] = running.reshape(1)
+        if not parts:
+            return {}
+        device = next(iter(parts.values())).device
+        row = torch.cat([part.to(device, torch.float64) for part in parts.values()]).tolist()
+        known = {name: [row.pop(0) for _ in range(len(part))] for name, part in parts.items()}
+        found = {name: known[name][0] for name in ("loss", "running") if name in known}
+        if "gradient" in self.kinds and "norms" in known:
+            sound = all(map(math.isfinite, known["norms"]))
+            found["gradient"] = math.sqrt(math.fsum(value * value for value in known["norms"])) if sound else math.nan
+        if "dead" in self.kinds and "norms" in known:
+            for (entry, _), norm in zip(given, known["norms"], strict=True):
+                if self._is_dead(entry.name, norm):
+                    self._tell(dead(at, entry.name, self.dead_after))
+            for name, share in self._units.news(units, known.get("units", []), self.silent):
+                self._tell(silent(at, name, share, self.dead_after))
         if is_distributed() and found:
-            row = torch.tensor(list(found.values()), dtype=torch.float64)
-            row = row.to(local_part(parameters[0].parameter).device)
-            dist.all_reduce(row)
-            found = dict(zip(found, (row / dist.get_world_size()).tolist(), strict=True))
+            shared = torch.tensor(list(found.values()), dtype=torch.float64)
+            shared = shared.to(local_part(parameters[0].parameter).device)
+            dist.all_reduce(shared)
+            found = dict(zip(found, (shared / dist.get_world_size()).tolist(), strict=True))
+        if "running" in found:
+            self._judge_running(found.pop("running"), at)
         return found
+
+    def _is_dead(self, name: str, value: float) -> bool:
+        """Whether a number has been zero for `dead_after` steps, exactly now, and once was not."""
+        if value:
+            self._zeros[name] = 0
+        elif name in self._zeros:
+            self._zeros[name] += 1
+            return self._zeros[name] == self.dead_after
+        return False
+
+    def _judge_running(self, change: float, at: int) -> None:
+        self.signals["running_change"] = change
+        if self._is_dead(RUNNING, change):
+            self._tell(still(at, self.dead_after))
+        self.grew("running", change, at, kind="running")
+
+    def grew(self, name: str, value: float, at: int, kind: str = "growth") -> None:
+        """Learn from a number of which growth is no good sign; an alarm where it has grown for long."""
+        if kind not in self.kinds:
+            return
+        if name not in self._growths:
+            self._growths[name] = self._new_growth(name)
+        if times := self._growths[name].learn(value, at):
+            self._tell(grown(at, kind, name, value, times))
 
     def moved(
         self, places: Sequence[Tensor], before: Sequence[Tensor], owners: Sequence[Tensor]
@@ -103,25 +157,19 @@ class Judging:
         self.signals[f"{kind}_z"] = z
         return self._tell(spike(at, kind, value, was, z, *action(kind))) if z > usual.threshold else None
 
-    def _look_for_dead(self, names: Sequence[str], norms: Sequence[float], at: int) -> None:
-        for name, norm in zip(names, norms, strict=True):
-            if norm:
-                self._zeros[name] = 0
-            elif name in self._zeros:
-                self._zeros[name] += 1
-                if self._zeros[name] == self.dead_after:
-                    self._tell(dead(at, name, self.dead_after))
-
-    def compare_ranks(self, weight: float, device: torch.device, at: int) -> None:
-        """An alarm when the norm of the weights differs between the ranks, and did not in the step before; one collective."""
-        if "ranks" not in self.kinds or not is_distributed():
+    def compare_ranks(self, parameters: Sequence[Entry], at: int) -> None:
+        """An alarm when replicated weights differ between the ranks, bit by bit, and did not at the last look; one collective,
+        a second one to find out where.
+        """
+        replicated = [entry for entry in parameters if not is_sharded(entry.parameter)]
+        if "ranks" not in self.kinds or at % LOOK or not replicated or not is_distributed():
             return
-        ends = torch.tensor([weight, -weight], dtype=torch.float64, device=device)
-        dist.all_reduce(ends, dist.ReduceOp.MAX)
-        most, least = ends[0].item(), -ends[1].item()
-        differ = not most - least <= APART * abs(most)
+        sums = checksums([entry.parameter for entry in replicated])
+        ends = torch.stack([sums.sum(), torch.full_like(sums[0], len(replicated))])
+        differ = bool(_spans_ranks(ends).any())
         if differ and not self._apart:
-            self._tell(apart(at, most - least))
+            places = _spans_ranks(sums).nonzero().flatten().tolist()
+            self._tell(apart(at, [replicated[place].name for place in places], len(replicated)))
         self._apart = differ
 
     def _tell(self, alarm: Alarm) -> Alarm:
@@ -139,6 +187,8 @@ class Judging:
             "usual": {kind: usual.state_dict() for kind, usual in self._usual.items()},
             "alarms": [asdict(alarm) for alarm in self.alarms],
             "zeros": dict(self._zeros),
+            "growths": {name: growth.state_dict() for name, growth in self._growths.items()},
+            "units": self._units.state_dict(),
             "apart": self._apart,
         }
 
@@ -148,5 +198,18 @@ class Judging:
         for kind, held in state["usual"].items():
             self._usual[kind] = self._new(logarithm=kind != "loss")
             self._usual[kind].load_state_dict(held)
+        self._growths = {}
+        for name, held in state["growths"].items():
+            self._growths[name] = self._new_growth(name)
+            self._growths[name].load_state_dict(held)
+        self._units.load_state_dict(state["units"])
         self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
         self._zeros, self._apart = dict(state["zeros"]), bool(state["apart"])
+
+
+def _spans_ranks(numbers: Tensor) -> Tensor:
+    """Which of some whole numbers are not the same on all ranks; one collective."""
+    ends = torch.cat([numbers, ~numbers])
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    most, least = ends.chunk(2)
+    return most != ~least

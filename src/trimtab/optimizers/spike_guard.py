@@ -16,7 +16,9 @@ from trimtab.collectives import local_part
 from trimtab.levers import attached, takes_closure
 from trimtab.optimizers import snapshot
 from trimtab.optimizers.alarm import Alarm
+from trimtab.optimizers.growth import Growth
 from trimtab.optimizers.judging import Judging
+from trimtab.optimizers.running_change import running_change, running_statistics
 from trimtab.optimizers.scaled_rates import ScaledRates
 from trimtab.optimizers.usual import Usual
 from trimtab.parameters import Entry, unwrapped
@@ -24,8 +26,12 @@ from trimtab.tensors.passes import refuse_sharded
 
 Policy = Literal["warn", "skip", "lower_lr", "rollback"]
 POLICIES = ("warn", "skip", "lower_lr", "rollback")
-JUDGED = ("loss", "gradient", "update", "dead", "ranks")
-JUDGE = Sequence[Literal["loss", "gradient", "update", "dead", "ranks"]]
+JUDGED = ("loss", "gradient", "update", "growth", "dead", "running", "ranks")
+JUDGE = Sequence[Literal["loss", "gradient", "update", "growth", "dead", "running", "ranks"]]
+
+
+COLLECT = 4
+"""Growth is judged after so many times `warmup` steps [ours]: what grows while training sets in is well."""
 
 
 class SpikeGuard:
@@ -42,21 +48,33 @@ class SpikeGuard:
     | `"lower_lr"` | taken with `lr * usual / norm`, then with `factor * lr`, which recovers | shortened to the usual norm |
     | `"rollback"` | model, optimizer, levers and random numbers as at the last snapshot; the data go on | the same |
 
-    Told but never acted on: a tensor whose gradient, once not zero, has been zero everywhere for `dead_after` steps, and ranks
-    whose replicated weights differ. All ranks decide alike, from the mean over the ranks.
+    Told but never acted on is what goes wrong slowly:
+
+    * growth: the weights' change, as a share of them and of the learning rate, has become `growth` times what is usual, which
+      follows by 0.1 % a step, or a watched signal `growth`^2 times (see `trimtab.optimizers.growth.Growth`);
+    * dead: the gradient of a tensor, or of a share `silent` of its units, once not zero, is zero for `dead_after` steps;
+    * running: running statistics of normalisation layers move `growth` times as far as usual, or stand still for `dead_after`
+      steps of training (of the model given to `attach`);
+    * ranks: replicated weights are not the same on all ranks, bit for bit.
+
+    All ranks decide alike, from the mean over the ranks; a watched signal is this rank's.
 
     Args:
         policy: see above.
         threshold: deviations above usual; above 0. Default 6 [ours].
-        warmup: steps that collect; 2 or more. Default 50 [ours]. What is not finite makes an alarm from the second step on.
+        warmup: steps that collect; 2 or more. Default 50 [ours]; growth is judged after four times as many. What is not finite
+            makes an alarm from the second step on.
         decay: of mean and deviation, in [0, 1). Default 0.97, as ZClip.
-        judge: some of "loss", "gradient", "update", "dead", "ranks". Default all. The loss is judged where someone tells it:
-            `guard.see(loss)` before the step, a closure, `trimtab train`.
+        judge: some of "loss", "gradient", "update", "growth", "dead", "running", "ranks". Default all. The loss is judged where
+            someone tells it: `guard.see(loss)` before the step, a closure, `trimtab train`.
         factor: of the learning rate after an alarm; in (0, 1). Default 0.5 [ours].
         recover: steps in which that factor is made up for again; 1 or more. Default 100 [ours].
         every: steps between snapshots, each taken after loss and gradient were found sound; 1 or more. Default 50 [ours].
         dead_after: steps; 1 or more. Default 20 [ours].
         patience: steps in a row that may be withheld before it gives up; 1 or more. Default 20 [ours].
+        growth: how many times its usual self a number may become before that is said, squared for watched signals, which grow
+            while a network learns; above 1. Default 1.8 [ours].
+        silent: share of a weight's units that may fall silent before that is said; above 0, at most 1. Default 0.25 [ours].
 
     Attributes:
         alarms: every `Alarm`, in order.
@@ -99,6 +117,8 @@ class SpikeGuard:
         every: int = 50,
         dead_after: int = 20,
         patience: int = 20,
+        growth: float = 1.8,
+        silent: float = 0.25,
     ) -> None:
         self.policy = one_of("policy", policy, POLICIES)
         self.threshold = positive("threshold", threshold)
@@ -110,7 +130,15 @@ class SpikeGuard:
         self.every = whole("every", every, least=1)
         self.dead_after = whole("dead_after", dead_after, least=1)
         self.patience = whole("patience", patience, least=1)
-        self._judging = Judging(self.judge, partial(Usual, self.decay, self.warmup, self.threshold), self.dead_after)
+        self.growth = number("growth", growth, above=1)
+        self.silent = number("silent", silent, above=0, most=1)
+        self._judging = Judging(
+            self.judge,
+            partial(Usual, self.decay, self.warmup, self.threshold),
+            self._new_growth,
+            self.dead_after,
+            self.silent,
+        )
         self.step = 0
         self._counts = {"withheld": 0, "in_a_row": 0, "rollbacks": 0}
         self._lowered = self._shorten = 1.0
@@ -121,12 +149,19 @@ class SpikeGuard:
         self._optimizer: Callable[[], torch.optim.Optimizer | None] = lambda: None
         self._model: nn.Module | None = None
         self._before: list[tuple[Entry, Tensor]] = []
+        self._running: list[tuple[Tensor, Tensor]] = []
+        """Running means and variances as they were after the last step."""
+        self._rate = 0.0
         self._rates = ScaledRates()
 
     @property
     def alarms(self) -> list[Alarm]:
         """Every alarm so far, in order."""
         return self._judging.alarms
+
+    def _new_growth(self, name: str) -> Growth:
+        factor = self.growth if name in ("update", "running") else self.growth**2
+        return Growth(factor, COLLECT * self.warmup)
 
     # What it is told
 
@@ -135,7 +170,10 @@ class SpikeGuard:
         self._loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def watch(self, *observers: Any) -> SpikeGuard:
-        """Also judge every positive number that these signal, such as the meters of `trimtab.observe`: told, never acted on."""
+        """Also judge the positive numbers that these signal, such as the meters of `trimtab.observe`, as spikes and for their
+        growth: told, never acted on. One with `judged`, a tuple of names, has only these judged. `trimtab train` lets its guard
+        watch the activations and the attention that it tracks.
+        """
         self._watched += observers
         return self
 
@@ -171,11 +209,12 @@ class SpikeGuard:
         self._judging.signals, self._shorten = {}, 1.0
         self._lowered = min(1.0, self._lowered * self.factor ** (-1 / self.recover))
         loss, self._loss = self._loss, None
-        found = self._judging.read(parameters, loss, at)
+        found = self._judging.read(parameters, loss, self._running_change(), at)
         judged = [self._judging.judge(kind, value, at, self._action("skip")) for kind, value in found.items()]
         alarms = [alarm for alarm in judged if alarm is not None]
         for name, value in self._signals_watched():
             self._judging.judge(name, value, at, lambda kind: ("warn", None))
+            self._judging.grew(name, value, at)
         if not alarms:
             self._counts["in_a_row"] = 0
             if self.policy == "rollback" and (self._snapshot is None or at >= self._snapshot["step"] + self.every):
@@ -199,9 +238,17 @@ class SpikeGuard:
 
         return of
 
+    def _running_change(self) -> Tensor | None:
+        """How far the step's forward passes moved the running statistics; None where that is not known."""
+        now = running_statistics(self._model) if self._running else []
+        return running_change(now, self._running) if now and len(now) == len(self._running) else None
+
     def _signals_watched(self) -> list[tuple[str, float]]:
-        found = [(name, float(value)) for one in self._watched for name, value in one.signals().items()]
-        return [(name, value) for name, value in found if value > 0]
+        given = [(getattr(one, "judged", None), one.signals()) for one in self._watched]
+        found = [
+            (name, value) for judged, own in given for name, value in own.items() if judged is None or name in judged
+        ]
+        return [(name, size) for name, value in found if (size := float(value)) > 0]
 
     def _withhold(self, alarm: Alarm, parameters: Sequence[Entry]) -> None:
         """Put back what the batch has moved already, or all to the snapshot."""
@@ -233,8 +280,10 @@ class SpikeGuard:
     def before_step(self, parameters: Sequence[Entry]) -> None:
         """Lower the learning rate where it must be, and keep the weights; called by `trimtab.attach`."""
         self._rates.scale(self._optimizer(), min(self._lowered, self._shorten))
-        self._before = []
-        if "update" in self.judge:
+        self._before, self._rate = [], 0.0
+        if (optimizer := self._optimizer()) is not None:
+            self._rate = max((float(group.get("lr", 1.0)) for group in optimizer.param_groups), default=0.0)
+        if "update" in self.judge or "growth" in self.judge:
             stepped = [entry for entry in parameters if entry.parameter.grad is not None and entry.computed is None]
             self._before = [(entry, local_part(entry.parameter).detach().clone()) for entry in stepped]
 
@@ -247,6 +296,7 @@ class SpikeGuard:
         before, self._before = self._before, []
         if before:
             self._judge_update(before, parameters)
+        self._judging.compare_ranks(parameters, self.step - 1)
         self._keep_buffers()
 
     def _judge_update(self, before: Sequence[tuple[Entry, Tensor]], parameters: Sequence[Entry]) -> None:
@@ -254,9 +304,10 @@ class SpikeGuard:
         owners, kept = [entry.parameter for entry, _ in before], [weight for _, weight in before]
         places = [local_part(owner) for owner in owners]
         update, weight = judging.moved(places, kept, owners)
-        judging.compare_ranks(weight, places[0].device, at)
         judging.signals["update_ratio"] = update / weight if weight else math.nan
-        alarm = judging.judge("update", update, at, self._action("undo"))
+        if weight and self._rate:
+            judging.grew("update", update / weight / self._rate, at)
+        alarm = judging.judge("update", update, at, self._action("undo")) if "update" in self.judge else None
         if alarm is None or self.policy == "warn":
             return
         if alarm.action == "rollback":
@@ -271,11 +322,13 @@ class SpikeGuard:
         """Remember the buffers as they are between steps, so that a batch which is not learned from leaves no trace."""
         if self.policy != "warn":
             self._buffers = {n: buffer.detach().clone() for n, buffer in snapshot.buffers_of(self._model).items()}
+        if "running" in self.judge:
+            self._running = [(mean.clone(), variance.clone()) for mean, variance in running_statistics(self._model)]
 
     # What it says
 
     def signals(self) -> dict[str, float]:
-        """Of the last step: `loss_z`, `gradient_z`, `update_z` (deviations above usual), and `update_ratio`."""
+        """Of the last step: `loss_z`, `gradient_z`, `update_z` (deviations above usual), `update_ratio`, `running_change`."""
         return dict(self._judging.signals)
 
     def describe(self) -> dict[str, float]:
@@ -296,6 +349,8 @@ class SpikeGuard:
             "every",
             "dead_after",
             "patience",
+            "growth",
+            "silent",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -308,6 +363,7 @@ class SpikeGuard:
             "counts": dict(self._counts),
             "lowered": self._lowered,
             "buffers": dict(self._buffers),
+            "running": [list(pair) for pair in self._running],
             "snapshot": self._snapshot,
         }
 
@@ -318,6 +374,7 @@ class SpikeGuard:
         self._judging.load_state_dict(state)
         self.step, self._lowered, self._counts = int(state["step"]), float(state["lowered"]), dict(state["counts"])
         self._buffers, self._snapshot = dict(state["buffers"]), state["snapshot"]
+        self._running = [(mean, variance) for mean, variance in state["running"]]
 
     def __repr__(self) -> str:
         return f"SpikeGuard({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"

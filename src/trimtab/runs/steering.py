@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.levers import Handle, attach
 from trimtab.levers.protocol import call
+from trimtab.observe import ActivationStatistics, AttentionStatistics
 from trimtab.optimizers import SpikeGuard
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 from trimtab.penalties import Penalty
@@ -105,7 +106,7 @@ def steer(
         recipe: what to do.
         model: the network itself.
         tracker: watches the gradients.
-        meters: look at the steps with it; it records what they signal.
+        meters: look at the steps with it; it records what they signal. A guard judges those of activations and attention.
         folder: the run folder, into which rounding is metered.
         reducing: the DistributedDataParallel model around it, whose reduction `precision.before_reduce` hooks.
         steps_per_epoch: handed to the levers that name it, with `total_steps` of the whole run; those that need it are refused
@@ -132,6 +133,8 @@ def steer(
     if tracker is not None:
         attach(optimizer, tracker, *meters, model=model)
         tracker.watch((*meters, *(lever for lever in chain if hasattr(lever, "signals")), *precision))
+        for guard in (lever for lever in chain if isinstance(lever, SpikeGuard)):
+            guard.watch(*(meter for meter in meters if isinstance(meter, ActivationStatistics | AttentionStatistics)))
     named = reducing if reducing is not None and recipe.precision.before_reduce else model
     handle = attach(optimizer, *chain, *precision, model=named, on_nonfinite="skip")
     return Steering(optimizer, base, wrapper, chain, precision, handle, {**parts, **levers})

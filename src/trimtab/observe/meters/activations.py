@@ -49,6 +49,8 @@ class ActivationStatistics(Meter):
         {'max_abs': 20.0, 'rms': 11.56, 'outliers': 0.33, 'silent': 0.33}
     """
 
+    judged = ("activation_max",)
+
     def __init__(
         self,
         model: nn.Module,

@@ -93,6 +93,8 @@ class AttentionStatistics(Meter):
         ['self_attn']
     """
 
+    judged = ("attention_logit",)
+
     def __init__(self, model: nn.Module, every: int | Callable[[int], bool] = 1) -> None:
         super().__init__(every)
         model = unwrapped(model)

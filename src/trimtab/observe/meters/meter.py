@@ -28,6 +28,8 @@ class Meter(ABC):
     """
 
     observes = True
+    judged: tuple[str, ...] | None = None
+    """Signals that a guard which watches the meter judges; None for all."""
 
     def __init__(self, every: int | Callable[[int], bool] = 1) -> None:
         self.every = every if callable(every) else whole("every", every, 1)
