@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,37 @@ from trimtab.checks import below_one, flag, non_negative, number, positive
 from trimtab.collectives import is_sharded
 from trimtab.optimizers.foreach import ForeachOptimizer, Lists, adam_moments_, learning_rate, two_decays
 from trimtab.parameters import entries
-from trimtab.tensors.projection import project_out, row_products
+from trimtab.tensors.projection import row_products, share_along
 
 TOGETHER = 1 << 16
 """Elements up to which tensors of one shape are stacked, so that one kernel serves all of them and reads the cache."""
 
 
+class Invariant(NamedTuple):
+    """Weights whose scale does not matter, as they were found at a step.
+
+    Attributes:
+        groups: axis of the outputs and positions of those that are worked on together.
+        rows: their weights as rows, where all of a group are among them; else None.
+        norms: of all their rows, in this order.
+        lengths: rows of each.
+        whole: which are invariant as a whole alone, shape (weights,); the others are so row by row.
+    """
+
+    groups: list[tuple[int, list[int]]]
+    rows: list[Tensor | None]
+    norms: Tensor
+    lengths: list[int]
+    whole: Tensor
+
+    @property
+    def members(self) -> list[int]:
+        """Positions of all."""
+        return [at for _, members in self.groups for at in members]
+
+
 class ProjectedOptimizer(ForeachOptimizer):
-    """What AdamP and SGDP share: which weights are scale-invariant, judged at every step, and the projection of their step."""
+    """What AdamP and SGDP share: which weights are scale-invariant, judged at every step."""
 
     def __init__(
         self,
@@ -43,83 +66,129 @@ class ProjectedOptimizer(ForeachOptimizer):
                     f"{tuple(owner.shape)}; use AdamW or SGD for them"
                 )
 
-    def project(
-        self,
-        group: dict[str, Any],
-        weights: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        steps: list[Tensor],
-        owners: Sequence[Tensor],
-    ) -> list[float]:
-        """Project the steps of scale-invariant weights, in the list; returns what each weight's decay is multiplied by."""
-        ratios = [1.0] * len(steps)
+    def judge(
+        self, group: dict[str, Any], weights: Sequence[Tensor], grads: Sequence[Tensor], owners: Sequence[Tensor]
+    ) -> Invariant | None:
+        """The scale-invariant weights; None for none. The device is asked once for all."""
+        groups = self._groups(owners)
+        if not groups:
+            return None
+        along, own, norms, together = [], [], [], []
+        for axis, members in groups:
+            g, w = (_rows([of[at] for at in members], axis) for of in (grads, weights))
+            along.append(row_products(g, w))
+            own.append(torch.linalg.vector_norm(g, dim=1))
+            norms.append(torch.linalg.vector_norm(w, dim=1))
+            together.append(w)
+        members = [at for _, some in groups for at in some]
+        axes = [axis for axis, some in groups for _ in some]
+        rows = [owners[at].shape[axis] for at, axis in zip(members, axes, strict=True)]
+        sizes = [owners[at].numel() for at in members]
+        norm = torch.cat(norms)
+        answers = _scale_invariant(torch.cat(along), torch.cat(own), norm, rows, sizes, group["delta"], group["eps"])
+        by_row, by_whole = answers.tolist()
+        known = {at: row for at, row, whole in zip(members, by_row, by_whole, strict=True) if row or whole}
+        if not known:
+            return None
+        lengths = [number for at, number in zip(members, rows, strict=True) if at in known]
+        if len(known) < len(members):
+            norm = torch.cat([of for at, of in zip(members, norm.split_with_sizes(rows), strict=True) if at in known])
+        kept = [
+            (axis, [at for at in some if at in known], len(some), w)
+            for (axis, some), w in zip(groups, together, strict=True)
+        ]
+        whole = torch.tensor([not row for row in known.values()], device=norm.device)
+        return Invariant(
+            [(axis, left) for axis, left, _, _ in kept if left],
+            [w if len(left) == number else None for _, left, number, w in kept if left],
+            norm, lengths, whole,
+        )  # fmt: skip
+
+    def _groups(self, owners: Sequence[Tensor]) -> list[tuple[int, list[int]]]:
+        """Weights of two or more dimensions: axis of their outputs and positions of a few of one shape."""
         alike: dict[tuple[Any, ...], list[int]] = {}
         for at, owner in enumerate(owners):
             if owner.ndim < 2 or not owner.numel():
                 continue
             axis = self._axes.get(owner) or 0
             alike.setdefault((owner.shape, axis), []).append(at)
-        judged = []
-        for axis, members in _some_at_a_time(alike):
-            g, w = (_rows([of[at] for at in members], axis) for of in (grads, weights))
-            judged.append((axis, members, w, *_scale_invariant(g, w, group["delta"], group["eps"])))
-        # the device is asked once for all
-        answers = iter(
-            torch.cat([flags for *_, row, whole in judged for flags in (row, whole)]).tolist() if judged else []
-        )
-        for axis, members, w, norms, *_ in judged:
-            by_row, by_whole = [next(answers) for _ in members], [next(answers) for _ in members]
-            for taken in ([k for k, is_so in enumerate(by_row) if is_so], _only(by_whole, by_row)):
-                if not taken:
-                    continue
-                u, d, n = _rows([steps[members[k]] for k in taken], axis), w, norms
-                if len(taken) < len(members):
-                    some = torch.tensor(taken, device=w.device)
-                    d, n = w[some], norms[some]
-                flat = (-1, u.shape[2]) if by_row[taken[0]] else (len(taken), -1)
-                n = n.flatten() if by_row[taken[0]] else n.norm(dim=1)
-                found = project_out(u.reshape(flat), d.reshape(flat), group["eps"], n).view(u.shape)
-                moved = steps[members[taken[0]]].movedim(axis, 0).shape
-                for k, part in zip(taken, found.view(-1, *moved).unbind(), strict=True):
-                    steps[members[k]] = part.movedim(0, axis)
-                    ratios[members[k]] = group["wd_ratio"]
-        return ratios
-
-
-def _some_at_a_time(alike: Mapping[tuple[torch.Size, int], list[int]]) -> Iterator[tuple[int, list[int]]]:
-    for (shape, axis), members in alike.items():
-        number = max(1, TOGETHER // math.prod(shape))
-        for start in range(0, len(members), number):
-            yield axis, members[start : start + number]
-
-
-def _only(these: Sequence[bool], others: Sequence[bool]) -> list[int]:
-    return [k for k, (this, other) in enumerate(zip(these, others, strict=True)) if this and not other]
+        found = []
+        for (shape, axis), members in alike.items():
+            number = max(1, TOGETHER // math.prod(shape))
+            found += [(axis, members[start : start + number]) for start in range(0, len(members), number)]
+        return found
 
 
 def _rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
-    """Tensors of one shape as one of shape (tensors, rows, elements of a row); a view of a single one where it can be."""
+    """Tensors of one shape as one of shape (all rows, elements of a row); a view of a single one where it can be."""
     if axis:
         tensors = [tensor.movedim(axis, 0) for tensor in tensors]
-    rows = tensors[0].shape[0]
-    if len(tensors) == 1:
-        return tensors[0].reshape(1, rows, -1)
-    return torch.cat([*tensors]).reshape(len(tensors), rows, -1)
+    return (tensors[0] if len(tensors) == 1 else torch.cat([*tensors])).flatten(1)
 
 
-def _scale_invariant(g: Tensor, w: Tensor, delta: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each of k tensors, given as (k, rows, elements): norms of w's rows, whether its rows are, whether it is as a whole."""
-    along, own, weight = row_products(g, w), torch.linalg.vector_norm(g, dim=2), torch.linalg.vector_norm(w, dim=2)
-    rows = (along.abs() / (own * weight).clamp(min=eps)).amax(1)
-    whole = along.sum(1).abs() / (own.norm(dim=1) * weight.norm(dim=1)).clamp(min=eps)
-    elements = w.shape[2]
-    return weight, rows < delta / math.sqrt(elements), whole < delta / math.sqrt(elements * w.shape[1])
+def _scale_invariant(
+    along: Tensor, own: Tensor, weight: Tensor, rows: Sequence[int], sizes: Sequence[int], delta: float, eps: float
+) -> Tensor:
+    """Of each weight, whether its rows are scale-invariant and whether it is as a whole; shape (2, weights).
+
+    Args:
+        along: `<g, w>` of all rows of all weights.
+        own: norms of the gradients' rows.
+        weight: norms of the weights' rows.
+        rows: of each weight.
+        sizes: elements of each weight.
+        delta: how perpendicular a gradient must be.
+        eps: least product of norms.
+    """
+    along, own, weight = (of.to(torch.promote_types(of.dtype, torch.float32)) for of in (along, own, weight))
+    lengths = torch.tensor(rows, device=along.device)
+    numbers = torch.tensor([[size / row for size, row in zip(sizes, rows, strict=True)], sizes], dtype=along.dtype)
+    limits = delta / numbers.to(along.device).sqrt()
+    of_rows = torch.repeat_interleave(limits[0], lengths, output_size=len(along))
+    oblique = (along.abs() >= of_rows * (own * weight).clamp_(min=eps)) | along.isnan()
+    columns = torch.stack([along, own.square(), weight.square(), oblique.to(along.dtype)], 1)
+    total, gradients, weights, found = torch.segment_reduce(
+        columns, "sum", lengths=lengths, axis=0, unsafe=True
+    ).unbind(1)
+    whole = total.abs() < limits[1] * (gradients * weights).sqrt_().clamp_(min=eps)
+    return torch.stack([found == 0, whole])
 
 
-def _decay_(params: list[Tensor], rate: float, ratios: Sequence[float]) -> None:
-    """`w <- (1 - rate * ratio) w`."""
+def _projected(
+    found: Invariant, steps: Sequence[Tensor], weights: Sequence[Tensor], eps: float, *, in_place: bool = False
+) -> list[Tensor]:
+    """`u - w^ <w^, u>` for the steps of these weights, by row or as a whole, in the order of `found.members`."""
+    members, parts = found.members, []
+    of_member = dict(zip(members, steps, strict=True))
+    for (axis, some), rows in zip(found.groups, found.rows, strict=True):
+        w = _rows([weights[at] for at in some], axis) if rows is None else rows
+        parts.append(row_products(_rows([of_member[at] for at in some], axis), w))
+    along = torch.cat(parts)
+    wide = torch.promote_types(along.dtype, torch.float32)
+    own, norms = along.to(wide), found.norms.to(wide)
+    lengths = torch.tensor(found.lengths, device=own.device)
+    both = torch.segment_reduce(torch.stack([own, norms.square()], 1), "sum", lengths=lengths, axis=0, unsafe=True)
+    joint, squares, whole = (
+        torch.repeat_interleave(of, lengths, output_size=len(own)) for of in (*both.unbind(1), found.whole)
+    )
+    own, norms = torch.where(whole, joint, own), torch.where(whole, squares.sqrt(), norms)
+    shares = share_along(own, norms, eps).to(along.dtype).split_with_sizes(found.lengths)
+    axes = [axis for axis, some in found.groups for _ in some]
+    columns = [
+        share.view(*[1] * axis, -1, *[1] * (weights[at].ndim - axis - 1))
+        for at, axis, share in zip(members, axes, shares, strict=True)
+    ]
+    places: list[Tensor | None] = list(steps) if in_place else [None] * len(steps)
+    return [
+        torch.addcmul(step, weights[at], column, value=-1, out=place)
+        for step, at, column, place in zip(steps, members, columns, places, strict=True)
+    ]
+
+
+def _decay_(params: list[Tensor], rate: float, slower: Mapping[int, Tensor], ratio: float) -> None:
+    """`w <- (1 - rate) w`, with `rate * ratio` for those at the positions of `slower`."""
     if rate:
-        torch._foreach_mul_(params, [1 - rate * ratio for ratio in ratios])
+        torch._foreach_mul_(params, [1 - rate * (ratio if at in slower else 1) for at in range(len(params))])
 
 
 class AdamP(ProjectedOptimizer):
@@ -198,15 +267,21 @@ class AdamP(ProjectedOptimizer):
         first, second = states["exp_avg"], states["exp_avg_sq"]
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         adam_moments_(first, second, grads, group["betas"])
-        below = torch._foreach_sqrt(second)
-        torch._foreach_div_(below, math.sqrt(1 - beta2**step))
-        torch._foreach_add_(below, group["eps"])
-        torch._foreach_reciprocal_(below)
-        above = torch._foreach_lerp(first, grads, 1 - beta1) if group["nesterov"] else first
-        torch._foreach_mul_(below, above)
-        steps = list(below)
-        _decay_(params, lr * group["weight_decay"], self.project(group, params, grads, steps, owners))
-        torch._foreach_add_(params, steps, alpha=-lr / (1 - beta1**step))
+        below, correction = list(torch._foreach_sqrt(second)), math.sqrt(1 - beta2**step)
+        torch._foreach_add_(below, group["eps"] * correction)
+        above = list(torch._foreach_lerp(first, grads, 1 - beta1)) if group["nesterov"] else first
+        size = lr * correction / (1 - beta1**step)
+        found = self.judge(group, params, grads, owners)
+        steps: dict[int, Tensor] = {}
+        if found is not None:
+            own = [torch.div(above[at], below[at], out=below[at]) for at in found.members]
+            steps = dict(zip(found.members, _projected(found, own, params, group["eps"], in_place=True), strict=True))
+        _decay_(params, lr * group["weight_decay"], steps, group["wd_ratio"])
+        if len(steps) < len(params):
+            plain = [[of[at] for at in range(len(params)) if at not in steps] for of in (params, above, below)]
+            torch._foreach_addcdiv_(*plain, -size)
+        if steps:
+            torch._foreach_add_([params[at] for at in steps], list(steps.values()), alpha=-size)
 
 
 class SGDP(ProjectedOptimizer):
@@ -285,10 +360,11 @@ class SGDP(ProjectedOptimizer):
         buffer, lr, momentum = states["momentum_buffer"], float(group["lr"]), group["momentum"]
         torch._foreach_mul_(buffer, momentum)
         torch._foreach_add_(buffer, grads, alpha=1 - group["dampening"])
-        if group["nesterov"]:
-            steps = list(torch._foreach_add(grads, buffer, alpha=momentum))
-        else:
-            steps = list(buffer)
-        ratios = self.project(group, params, grads, steps, owners)
-        _decay_(params, lr * group["weight_decay"] / (1 - momentum), ratios)
-        torch._foreach_add_(params, steps, alpha=-lr)
+        whole = list(torch._foreach_add(grads, buffer, alpha=momentum)) if group["nesterov"] else buffer
+        found = self.judge(group, params, grads, owners)
+        steps: dict[int, Tensor] = {}
+        if found is not None:
+            own = [whole[at] for at in found.members]
+            steps = dict(zip(found.members, _projected(found, own, params, group["eps"]), strict=True))
+        _decay_(params, lr * group["weight_decay"] / (1 - momentum), steps, group["wd_ratio"])
+        torch._foreach_add_(params, [steps.get(at, own) for at, own in enumerate(whole)], alpha=-lr)

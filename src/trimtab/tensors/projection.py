@@ -24,6 +24,11 @@ def row_products(vectors: Tensor, others: Tensor) -> Tensor:
     return torch.cat([(one * other).sum(-1) for one, other in zip(*parts, strict=True)]).view(vectors.shape[:-1])
 
 
+def share_along(products: Tensor, norms: Tensor, eps: float = 0.0) -> Tensor:
+    """`<v, d> / (||d|| + eps)^2`: how many times a direction d must be taken off a vector v."""
+    return products / (norms + eps).square()
+
+
 def project_out(vectors: Tensor, directions: Tensor, eps: float = 0.0, norms: Tensor | None = None) -> Tensor:
     """Each row of `vectors` without its part along the same row of `directions`: `v - u <u, v>`, `u = d / (||d|| + eps)`.
 
@@ -38,5 +43,5 @@ def project_out(vectors: Tensor, directions: Tensor, eps: float = 0.0, norms: Te
         tensor([[ 1., -1.]])
     """
     known = torch.linalg.vector_norm(directions, dim=1) if norms is None else norms
-    share = row_products(vectors, directions) / (known + eps).square()
+    share = share_along(row_products(vectors, directions), known, eps)
     return torch.addcmul(vectors, directions, share.unsqueeze(1), value=-1)
