@@ -78,8 +78,8 @@ the last 100 steps), against the run of the same seed and data without the failu
 
 ## Slow failures
 
-From step 500 on, for 500 steps; three seeds. The loss has left its band when its median over 25 steps is 1.2 times what it was in the 100
-before (BatchNorm: the test loss). The seed with the shortest warning is shown.
+From step 500 on, for 500 steps; three seeds. The loss (of BatchNorm the test loss) has left its band when its median over
+25 steps is 1.2 times what it was in the 100 before. The seed with the shortest warning is shown.
 
 <!-- slow begins -->
 <!-- slow ends -->

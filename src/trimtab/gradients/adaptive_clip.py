@@ -133,9 +133,12 @@ class AdaptiveClip(GradientTransform):
         cut: list[tuple[Tensor, Item, Item]] = []
         for entry in chosen:
             weight, gradient = same_layout(entry)
+            axis = channel_axis(entry)
             if is_cut(entry, entry.parameter):
-                axis = channel_axis(entry)
                 cut.append((entry.parameter, Item(weight, axis), Item(gradient, axis)))
+            elif entry.stack_axis is None:  # most of them: as little as can be
+                weights.append(Item(weight, axis))
+                gradients.append(Item(gradient, axis))
             else:
                 weights += items_of(entry, weight)
                 gradients += items_of(entry, gradient)

@@ -16,8 +16,8 @@ from trimtab.tensors.passes import PIECE_ON_ACCELERATOR, working_dtype
 from trimtab.tensors.unit_sums import unit_squares, unit_sums
 from trimtab.tensors.units import Item, rows_of
 
-STACKED = 1 << 14
-"""Elements up to which tensors of one shape are stacked."""
+STACKED = 1 << 13
+"""Elements up to which tensors of one shape are stacked: beyond it a call for each costs less than the copies."""
 BLOCK_ON_CPU = 1 << 22
 """Elements in a block on the CPU: bounds the copies to 16 MiB. Smaller blocks would stay in a nearer cache, but cost more in
 calls than that saves."""
@@ -67,7 +67,8 @@ class Block(NamedTuple):
         items = [others[position] for position in self.positions]
         if self.units is None:
             return [stacked(items)]
-        return [rows_of(*item, like)[self.units] for item, like in zip(items, self.sources, strict=True)]
+        rows = [rows_of(*item, like) for item, like in zip(items, self.sources, strict=True)]
+        return rows if self.units.stop - self.units.start >= len(rows[0]) else [row[self.units] for row in rows]
 
 
 def norms(rows: Sequence[Tensor]) -> Tensor:

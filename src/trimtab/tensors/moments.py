@@ -84,7 +84,12 @@ def moments(tensors: Sequence[Tensor], parameters: Sequence[Tensor] | None = Non
         >>> found.mean.tolist(), found.variance.tolist()
         ([2.0, 5.0], [1.0, 0.0])
     """
-    flats = [flat_part(local_part(tensor), position) for position, tensor in enumerate(tensors)]
+    flats = [
+        flat_part(
+            tensor if type(tensor) is Tensor else local_part(tensor), position
+        )  # the first is the usual case, and quick
+        for position, tensor in enumerate(tensors)
+    ]
     if not flats:
         empty = torch.zeros(0, dtype=torch.float64)
         return Moments(empty, empty, empty)
@@ -106,7 +111,7 @@ def _of_kind(flats: Sequence[Tensor]) -> Tensor:
 
 def over_shards(local: Moments, parameters: Sequence[Tensor]) -> Moments:
     """The moments of whole tensors where `local` are those of the parts on this rank; one small collective."""
-    if not any(is_sharded(parameter) for parameter in parameters):
+    if not any(type(parameter) is not Tensor and is_sharded(parameter) for parameter in parameters):
         return local
     return from_terms(sum_over_shards(terms(local), parameters))
 

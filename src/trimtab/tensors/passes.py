@@ -24,7 +24,7 @@ FUSED = 16.0
 """Shifts of at most so many standard deviations are taken off by one fused pass on a CPU: its rounding error is that share of
 the last digit; larger ones would cancel."""
 
-FUSED_FROM = 1 << 14
+FUSED_FROM = 1 << 11
 """Elements from which a call of its own for each tensor costs less than a second pass."""
 
 Group = list[int]

@@ -54,7 +54,10 @@ def unit_squares(rows: Sequence[Tensor]) -> Tensor:
     """
     if not _serves(rows):
         return torch.cat([_over_units(part, _squares) for part in rows])
-    short = [_stretches(part, STRETCH, lambda part: _norm(part, 2, -1, part.ndim == 2)) for part in rows]
+    if rows[0].shape[1] <= STRETCH:
+        short = [_norm(part, 2, 1, keepdim=True) for part in rows]
+    else:
+        short = [_stretches(part, STRETCH, lambda part: _norm(part, 2, -1, part.ndim == 2)) for part in rows]
     second = torch.cat(short).double().square_()
     second = second if second.shape[1] == 1 else second.sum(1, keepdim=True)
     return _again(rows, second, (second > LEAST_SQUARES[torch.float32]) & second.isfinite(), _squares)
