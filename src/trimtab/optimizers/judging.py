@@ -86,7 +86,7 @@ class Judging:
         device = next(iter(parts.values())).device
         row = torch.cat([part.to(device, torch.float64) for part in parts.values()]).tolist()
         known = {name: [row.pop(0) for _ in range(len(part))] for name, part in parts.items()}
-        found = {name: known[name][0] for name in ("loss", "running") if name in known}
+        found: dict[str, float] = {name: known[name][0] for name in ("loss", "running") if name in known}
         if "gradient" in self.kinds and "norms" in known:
             sound = all(map(math.isfinite, known["norms"]))
             found["gradient"] = math.sqrt(math.fsum(value * value for value in known["norms"])) if sound else math.nan

@@ -278,8 +278,9 @@ class AdamP(ProjectedOptimizer):
             steps = dict(zip(found.members, _projected(found, own, params, group["eps"], in_place=True), strict=True))
         _decay_(params, lr * group["weight_decay"], steps, group["wd_ratio"])
         if len(steps) < len(params):
-            plain = [[of[at] for at in range(len(params)) if at not in steps] for of in (params, above, below)]
-            torch._foreach_addcdiv_(*plain, -size)
+            plain = [at for at in range(len(params)) if at not in steps]
+            own, numerators, denominators = ([of[at] for at in plain] for of in (params, above, below))
+            torch._foreach_addcdiv_(own, numerators, denominators, -size)
         if steps:
             torch._foreach_add_([params[at] for at in steps], list(steps.values()), alpha=-size)
 
