@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from claims import CLAIMS, Claim
+from claims import CLAIMS as EVERY
+from claims import SYSTEMS, Claim
 from evidence_page import fill, spread, table
 from figures import FOLDER, file_of, rows_of
 from scipy import stats
@@ -24,6 +25,8 @@ from scipy import stats
 from trimtab.studies.statistics import estimate
 
 LEVEL = 0.05
+CLAIMS = tuple(claim for claim in EVERY if file_of(claim.file).is_file())
+"""Those that were measured."""
 
 
 def values_of(claim: Claim) -> list[list[float]]:
@@ -100,9 +103,42 @@ def costs() -> str:
     return table(["command", "seeds", "CPU seconds"], rows)
 
 
+def said(claims: Sequence[tuple[Claim, str]]) -> str:
+    """Claims with their verdicts, in one sentence."""
+    return "; ".join(f"{claim.text}: {found}" for claim, found in claims)
+
+
+def cards() -> dict[str, str]:
+    """What each card says was measured."""
+    every: dict[str, list[tuple[Claim, str]]] = {}
+    for claim, found in zip(CLAIMS, verdicts(CLAIMS), strict=True):
+        every.setdefault(claim.card, []).append((claim, found))
+    found = {}
+    for card, claims in every.items():
+        named = dict.fromkeys(claim.lever for claim, _ in claims)
+        parts = [f"`{name}`: {said([pair for pair in claims if pair[0].lever == name])}" for name in named]
+        commands = ", ".join(
+            f"`python evidence/levers/{name}.py`" for name in dict.fromkeys(claim.file for claim, _ in claims)
+        )
+        found[card] = f"**Measured on toys** ([evidence](../evidence/levers.md), {commands}). {'. '.join(parts)}."
+    return found
+
+
+def systems() -> dict[int, str]:
+    """What the list of systems says we found, by number."""
+    every: dict[int, list[tuple[Claim, str]]] = {}
+    for claim, found in zip(CLAIMS, verdicts(CLAIMS), strict=True):
+        if claim.lever in SYSTEMS:
+            every.setdefault(SYSTEMS[claim.lever], []).append((claim, found))
+    return {number: f"on a toy, {said(claims)}" for number, claims in every.items()}
+
+
 def main() -> None:
-    """Fill the page."""
+    """Fill the page, and the line in every card; print what docs/systems.yaml is to say."""
     fill(FOLDER / "levers.md", {"levers": block(), "commands": costs()})
+    for card, line in cards().items():
+        fill(FOLDER.parent / "methods" / f"{card}.md", {"measured": line})
+    print(json.dumps(systems(), indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
