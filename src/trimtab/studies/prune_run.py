@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -62,6 +62,13 @@ class PrunedRun(Record):
             inside = str(data.get("settings", {}).get("label", "")).partition("[")[2].rstrip("]")
             data = {**data, "varied": [item.partition("=")[0] for item in inside.split(",") if item]}
         return data
+
+    @model_validator(mode="after")
+    def _with_what_reports_name(self) -> Self:
+        wanted = ["score", "scope", "pattern", *["finetune_rate"] * any(row.finetuned for row in self.rows)]
+        if missing := [name for name in wanted if name not in self.settings]:
+            raise ValueError(f"settings lack {', '.join(missing)}")
+        return self
 
 
 @contextmanager

@@ -21,8 +21,10 @@ def pruned(label: str, **more: Any) -> dict[str, Any]:
         method=label, seed=0, edges=[0, 1], counts=[1], near_zero=0, variance_of_magnitude=0, root_mean_square=1
     )
     return {
-        "settings": {"label": label, "score": "magnitude", "split": "test"}, "rows": [], "storage": [], "left_out": {},
-        "histogram": histogram.model_dump(), **more,
+        "settings": {
+            "label": label, "score": "magnitude", "scope": "global", "pattern": "unstructured", "split": "test",
+        },
+        "rows": [], "storage": [], "left_out": {}, "histogram": histogram.model_dump(), **more,
     }  # fmt: skip
 
 
@@ -50,3 +52,10 @@ def test_files_that_know_the_label_alone_are_read() -> None:
     assert old.varied == ["var.strength", "data.batch_size"]
     assert PrunedRun.model_validate(pruned("sgd")).varied == []
     assert PrunedRun.model_validate_json(old.model_dump_json()) == old
+
+
+def test_a_file_without_what_reports_name_is_refused() -> None:
+    whole = pruned("sgd")
+    del whole["settings"]["pattern"]
+    with pytest.raises(ValueError, match="settings lack pattern"):
+        PrunedRun.model_validate(whole)
