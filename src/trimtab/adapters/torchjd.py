@@ -34,7 +34,7 @@ class _Theirs(Combiner):
 
     def memory(self) -> dict[str, Any]:
         parts = self.rule.named_modules()
-        return {name: remembered_of(module) for name, module in parts if isinstance(module, Stateful)}
+        return {name: remembered_of(module) for name, module in parts if issubclass(type(module), Stateful)}
 
     def remember(self, memory: dict[str, Any]) -> None:
         for name, held in memory.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -120,10 +120,11 @@ class SimilarityMomentum(Combiner):
             rows, momenta = [task[at] for task in tasks], [held[at] for held in self._momenta]
             total = part if part.dtype == momenta[0].dtype else torch.empty_like(momenta[0])
             together = [total, *rows, *momenta]
+            pieces: Iterable[tuple[Tensor, ...]]
             if part.numel() > BLOCK and all(one.is_contiguous() for one in together):
                 pieces = zip(*(torch.split(one.view(-1), BLOCK) for one in together), strict=True)
             else:
-                pieces = iter([tuple(together)])
+                pieces = [tuple(together)]
             for joined, *both in pieces:
                 self._add_up_(joined, both[: len(rows)], both[len(rows) :], factor)
             found.append(total)

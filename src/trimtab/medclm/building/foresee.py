@@ -62,7 +62,8 @@ def foresee(options: BuildOptions, out: Path) -> Foreseen:
     rules = host_rules(options.preset, options.rule, options.allowed)
     reader = readers.create(options.format, **options.reader)
     records: list[ImageRecord] = []
-    rejected, seconds = 0, []
+    rejected = 0
+    seconds: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         preparation = preparation_of(options, Path(temporary), rules)
         for item in items_of(reader.read(options.detections, options.images), options):

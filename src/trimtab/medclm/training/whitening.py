@@ -35,7 +35,7 @@ def whiten_(tower: Any, pictures: Tensor) -> None:
     weight, size = embeddings.patch_embedding.weight, tower.config.patch_size
     pixels = weight[0].numel()
     total, square, count = torch.zeros(pixels), torch.zeros(pixels, pixels), 0
-    for some in places.split(64):
+    for some in torch.split(places, 64):
         patches = unfold(normalised(pictures[some]), size, stride=size).transpose(1, 2).reshape(-1, pixels)
         total, square, count = total + patches.sum(0), square + patches.T @ patches, count + len(patches)
     mean = total / count

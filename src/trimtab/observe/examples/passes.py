@@ -156,10 +156,10 @@ def projected(gradients: Tensor, size: int, seed: int = 0) -> Tensor:
     whole("size", size, least=1)
     generator = torch.Generator(gradients.device).manual_seed(whole("seed", seed))
     found = gradients.new_zeros(len(gradients), size)
-    for piece in gradients.split(max(1, DRAWN // size), dim=1):
+    for piece in torch.split(gradients, max(1, DRAWN // size), dim=1):
         drawn = torch.randn(piece.shape[1], size, generator=generator, device=piece.device, dtype=piece.dtype)
         found.addmm_(piece, drawn)
-    return found / size**0.5
+    return found.div_(size**0.5)
 
 
 def tracin(
@@ -200,7 +200,7 @@ def tracin(
     def gradients(inputs: Tensor, targets: Tensor, state: State | None) -> Tensor:
         if projection is None:
             return example_gradients(model, inputs, targets, state, layer)
-        parts = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
+        parts = zip(torch.split(inputs, CHUNK), torch.split(targets, CHUNK), strict=True)
         return torch.cat([projected(example_gradients(model, *part, state, layer), projection, seed) for part in parts])
 
     each = [[gradients(*data, state) for state in states] for data in (train, test)]
