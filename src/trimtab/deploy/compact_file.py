@@ -170,7 +170,7 @@ def load_compact(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = save_compact(net, f"{folder}/net.safetensors", bits=4)
         ...     _ = load_compact(f"{folder}/net.safetensors", other)
-        >>> torch.equal(net.bias, other.bias), len(other.weight.unique()) <= 15
+        >>> torch.allclose(net.bias, other.bias, atol=1e-3), len(other.weight.unique()) <= 15
         (True, True)
     """
     raw, beside = load_raw(path, max_bytes, key=COMPACT_KEY)

@@ -235,6 +235,7 @@ class Combine:
                     f"loss {task} has no gradient in this step: it was None in every micro-batch, or reaches no parameter of "
                     "the model; give it examples, or go back with the other losses alone"
                 )
+        for task, places in enumerate(reached):
             if not bool(places[shared].any()):
                 what = "no parameter is reached by two losses" if not shared else f"loss {task} reaches nothing shared"
                 raise ValueError(f"{what}: gradients can be joined only where losses share what they train")
