@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from trimtab.averaging import EMA, MeanWeights
 from trimtab.penalties import Concentrate, ProximalL1
 
 BATCH = 64
+REPEATS = {"resnet20": 30, "resnet18": 8}
 LEVERS: dict[str, tuple[Callable[[], Any], float]] = {
     "Concentrate": (lambda: Concentrate(0.1), 1.03),
     "Concentrate by layer": (lambda: Concentrate(0.1, "layer"), 1.03),
@@ -43,5 +45,7 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--networks", nargs="+", choices=REPEATS, default=[*REPEATS])
     torch.set_num_threads(1)
-    record("step_after", measure("resnet20", repeats=30) + measure("resnet18", repeats=8))
+    record("step_after", [row for name in parser.parse_args().networks for row in measure(name, REPEATS[name])])

@@ -40,6 +40,10 @@ class Rule(ABC):
     @torch.no_grad()
     def __call__(self, vectors: Tensor, own: Tensor | None = None) -> Tensor:
         """The result (d,)."""
+        if not isinstance(vectors, Tensor):
+            raise TypeError(
+                f"what was sent must be a matrix (workers, elements), got {type(vectors).__name__}; torch.stack joins"
+            )
         if vectors.ndim != 2 or not len(vectors):
             raise ValueError(
                 f"what was sent must be a matrix (workers, elements), got the shape {tuple(vectors.shape)}"
