@@ -177,15 +177,14 @@ def _worth(one: Quantised, each: Quantised, pruned: Floats) -> bool:
 
 def _rounded(name: str, given: Tensor, flat: Floats, pruned: Floats, bits: int, axis: int | None) -> Quantised:
     """The pruned weight in so many bits, with one scale or one for each index of `axis`."""
-    wide = pruned
     moved = pruned[None] if axis is None else np.moveaxis(pruned, axis, 0)
-    rows = np.ascontiguousarray(moved).reshape(1 if axis is None else wide.shape[axis], -1)
+    rows = np.ascontiguousarray(moved).reshape(1 if axis is None else pruned.shape[axis], -1)
     scales = _scales(rows, bits)
     numbers = _numbers(rows, scales, bits)
 
     def back(x: Floats) -> Floats:
         """In the order of the weight, flat."""
-        found = x.reshape(wide.shape) if axis is None else np.moveaxis(x.reshape(moved.shape), 0, axis)
+        found = x.reshape(pruned.shape) if axis is None else np.moveaxis(x.reshape(moved.shape), 0, axis)
         return np.ascontiguousarray(found).reshape(-1)
 
     with np.errstate(over="ignore", invalid="ignore"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import one_of
 from trimtab.collectives import is_distributed
+from trimtab.levers import gradients_stand
 from trimtab.parameters import Entry, entries
 from trimtab.parameters.arguments import Arguments, layer_input, with_input
 from trimtab.tensors.passes import refuse_sharded
@@ -156,17 +157,16 @@ class RouteByLabel:
     def _remember(self, module: nn.Module, inputs: Any) -> None:
         if not torch.is_grad_enabled():
             return
-        gradients = (parameter.grad for parameter in self._parameters)
-        other = next(iter(self._seen - {self._label}), self._label)
-        if other != self._label and not any(bool(one.any()) for one in gradients if one is not None):
-            self._seen.clear()  # a step that was skipped
-            other = self._label
-        self._seen.add(other)
-        if other != self._label:
+        others = self._seen - {self._label}
+        if others and not gradients_stand(self._parameters):
+            self._seen, others = set(), set()  # a step that was skipped
+        if others:
+            (other,) = others
             raise ValueError(
                 f"a batch of label {self._label!r} while gradients of one of {other!r} wait for their step; a step has one "
                 "label: split the batch, and clear the gradients in between"
             )
+        self._seen.add(self._label)
 
     def _mask_inputs(self, module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
         self._ran.add(module)

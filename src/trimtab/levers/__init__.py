@@ -7,7 +7,7 @@ accumulated and reduced. `attach` hooks it to any `torch.optim.Optimizer`.
 from trimtab.levers.attaching import attach, attached, show
 from trimtab.levers.copied import CopiedWhole
 from trimtab.levers.handle import Handle
-from trimtab.levers.nonfinite import any_nonfinite, numbers_of, on_any_rank
+from trimtab.levers.nonfinite import any_nonfinite, gradients_stand, numbers_of, on_any_rank
 from trimtab.levers.protocol import Lever, members
 from trimtab.levers.wrappers import innermost, takes_closure
 
@@ -18,6 +18,7 @@ __all__ = [
     "any_nonfinite",
     "attach",
     "attached",
+    "gradients_stand",
     "innermost",
     "members",
     "numbers_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -26,6 +26,12 @@ def numbers_of(gradient: Tensor) -> Tensor:
     if gradient.layout is not torch.strided:
         gradient = gradient.coalesce().values() if gradient.layout is torch.sparse_coo else gradient.values()
     return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
+def gradients_stand(parameters: Iterable[Tensor]) -> bool:
+    """Whether one of them has a gradient with an entry that is not zero, to which a backward pass would add."""
+    gradients = (parameter.grad for parameter in parameters)
+    return any(bool(numbers_of(gradient).any()) for gradient in gradients if gradient is not None)
 
 
 @torch.no_grad()

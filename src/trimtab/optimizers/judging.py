@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
@@ -84,8 +85,8 @@ class Judging:
         if not parts:
             return {}
         device = next(iter(parts.values())).device
-        row = torch.cat([part.to(device, torch.float64) for part in parts.values()]).tolist()
-        known = {name: [row.pop(0) for _ in range(len(part))] for name, part in parts.items()}
+        row = iter(torch.cat([part.to(device, torch.float64) for part in parts.values()]).tolist())
+        known = {name: list(islice(row, len(part))) for name, part in parts.items()}
         found: dict[str, float] = {name: known[name][0] for name in ("loss", "running") if name in known}
         if "gradient" in self.kinds and "norms" in known:
             sound = all(map(math.isfinite, known["norms"]))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import whole
 from trimtab.collectives import is_distributed, local_part
-from trimtab.levers import numbers_of
+from trimtab.levers import gradients_stand
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.activations import ActivationHooks
 from trimtab.precision.communication import QuantisedReduction, quantised_reduction
@@ -276,8 +276,7 @@ class LowPrecision:
         return chosen
 
     def _gradients_stand(self) -> bool:
-        gradients = [entry.parameter.grad for entry in self._chosen]
-        return any(bool(numbers_of(gradient).any()) for gradient in gradients if gradient is not None)
+        return gradients_stand(entry.parameter for entry in self._chosen)
 
     def _round_before_reduction(self, parameter: Tensor, gradient: Tensor) -> None:
         if entry := self._by_id.get(id(parameter)):
