@@ -136,6 +136,33 @@ def test_ignored_layers_stay() -> None:
     assert smaller.model.conv1.out_channels == 16
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, and a layer between them that reads the channels of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.second.weight = self.first.weight
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.narrow(torch.relu(self.wide(torch.relu(self.first(x)))))))
+
+
+def test_channels_of_tied_weights_stay() -> None:
+    net, rows = Tied(), torch.randn(4, 8)
+    before = bits(net)
+    smaller = remove_channels(net, rows, 0.5)
+    assert [(name, size, left) for name, _, size, left in smaller.groups] == [("wide", 16, 8)]
+    reasons = dict(smaller.left_out)
+    assert "tied weights: first.weight and second.weight are one" in reasons["first"]
+    assert "tied weights: first.weight and second.weight are one" in reasons["narrow"]
+    assert smaller.model.first.weight is smaller.model.second.weight  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"no group of channels that can go .*tied weights"):
+        remove_channels(net, rows, 0.5, ignore=("wide",))
+    assert bits(net) == before
+
+
 def test_bad_input_is_named_and_the_model_stays() -> None:
     net = residual()
     before = bits(net)

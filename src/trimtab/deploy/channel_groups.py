@@ -58,6 +58,7 @@ def find_groups(
     """Groups of channels that can go, with their scores, and layers whose channels stay, with the reasons."""
     twin = twin_of(model)
     names = {id(module): name for name, module in twin.named_modules()}
+    held = _holders(twin)
     expected = _shapes(twin, example)
     graph = dependency_graph(library, twin, example)
     found, left_out = [], []
@@ -71,6 +72,9 @@ def find_groups(
             reason = "named in ignore"
         if any(getattr(module, "groups", 1) not in (1, getattr(module, "in_channels", 1)) for module in modules):
             reason = "a grouped convolution in it: whole groups would have to go"
+        own = [one for module in modules if isinstance(module, nn.Module) for one in module.parameters(recurse=False)]
+        if (tied := next((held[id(one)] for one in own if len(held[id(one)]) > 1), None)) is not None:
+            reason = f"tied weights: {' and '.join(tied)} are one, and what one layer loses the other would lose"
         if reason is not None:
             left_out.append((name, reason))
             continue
@@ -87,6 +91,14 @@ def find_groups(
             raise ValueError(f"the score of {name} holds NaN in {int(scores.isnan().sum())} of {len(scores)} channels")
         found.append(Group(name, scores.detach().double().tolist(), members))
     return found, left_out
+
+
+def _holders(model: nn.Module) -> dict[int, list[str]]:
+    """The names under which each parameter is held."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return found
 
 
 def _reason(library: Any, model: nn.Module, example: Tensor, name: str, expected: list[torch.Size]) -> str | None:

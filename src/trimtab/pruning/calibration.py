@@ -103,7 +103,7 @@ class Calibration:
         if lost := [entry.name for entry in chosen if id(entry) not in reached]:
             raise ValueError(
                 f"the calibration data never reach {', '.join(lost[:5])}{' and more' if len(lost) > 5 else ''}: give "
-                "batches that do, or leave the layer out with rule=Rule(exclude=...)"
+                "batches that do, or leave the layer out with rule=Rule(exclude=...) (trimtab prune MODEL: --exclude)"
             )
 
     def order(self, model: nn.Module, chosen: Sequence[Entry]) -> tuple[list[Entry], bool]:
