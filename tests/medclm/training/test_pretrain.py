@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from tests.medclm.samples import source
@@ -134,7 +135,9 @@ def test_a_pretraining_that_was_stopped_goes_on_to_the_same_bits(boxed, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(boxed, tmp_path / "cut", QUICK, die)
+    _as_if_it_had_taken(1000.0, tmp_path / "cut" / "checkpoint.safetensors")
     cut = pretrain(boxed, tmp_path / "cut", QUICK)
+    assert whole["cpu_seconds"] < 1000 < cut["cpu_seconds"]  # of all its processes
     changing = ("cpu_seconds",)
     assert {k: v for k, v in whole.items() if k not in changing} == {k: v for k, v in cut.items() if k not in changing}
     one, other = (load_file(tmp_path / name / "tower" / "model.safetensors") for name in ("whole", "cut"))
@@ -145,6 +148,13 @@ def test_a_pretraining_that_was_stopped_goes_on_to_the_same_bits(boxed, tmp_path
     assert set(whole["figures"]["classes"]) == set(whole["classes"])
     with pytest.raises(ValueError, match="with other options or data"):
         pretrain(boxed, tmp_path / "cut", PretrainOptions(epochs=4))
+
+
+def _as_if_it_had_taken(seconds, checkpoint):
+    with safe_open(checkpoint, "pt") as opened:
+        tensors, kept = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    assert 0 < float(kept["cpu_seconds"]) < 1000
+    save_file(tensors, checkpoint, metadata={**kept, "cpu_seconds": repr(seconds)})
 
 
 def test_the_model_has_the_tower_and_keeps_it(boxed, tmp_path):

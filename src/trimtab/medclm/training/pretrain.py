@@ -112,9 +112,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Teach a new tower what the training pictures of a built set show; goes on after an interruption.
 
-    Leaves `pretrain.json` (options, state, classes, figures), `tower/` (a `CLIPVisionModel` as transformers reads it), and
-    while it runs `checkpoint.safetensors`, written after every epoch. The same options, data and machine give the same tower,
-    interrupted or not.
+    Leaves `pretrain.json` (options, state, classes, CPU seconds of all its processes, figures), `tower/` (a `CLIPVisionModel`
+    as transformers reads it), and while it runs `checkpoint.safetensors`, written after every epoch. The same options, data and
+    machine give the same tower, interrupted or not.
 
     Args:
         data: folder of `trimtab medclm build`.
@@ -154,11 +154,11 @@ def pretrain(
         teacher = Teacher(tiny_tower(), len(classes), len(organs))
         whiten_(teacher.tower, sights.pictures)
     teacher.to(device)
-    losses = _teach(teacher, sights, options, out / "checkpoint.safetensors", progress)
+    losses, earlier = _teach(teacher, sights, options, out / "checkpoint.safetensors", start, progress)
     teacher.eval()
     done = {
         **wanted, "state": "finished", "classes": classes, "organs": organs, "pictures": len(training),
-        "cpu_seconds": round(time.process_time() - start, 2), "losses": losses,
+        "cpu_seconds": round(earlier + time.process_time() - start, 2), "losses": losses,
         "figures": figures(teacher, held_out, classes, organs),
     }  # fmt: skip
     disable_progress_bar()
@@ -202,14 +202,18 @@ def _teach(
     sights: Sights,
     options: PretrainOptions,
     checkpoint: Path,
+    start: float,
     progress: Callable[[int, int, float | None], None] | None,
-) -> list[float]:
-    """Train to the end, from the checkpoint if there is one; returns the mean loss of each epoch."""
+) -> tuple[list[float], float]:
+    """Train to the end, from the checkpoint if there is one: the mean loss of each epoch, CPU seconds before the checkpoint.
+
+    `start` is the process's CPU time at which this process began with it.
+    """
     device = next(teacher.parameters()).device
     optimizer = torch.optim.AdamW(teacher.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     per_epoch = max(len(sights) // options.batch, 1)
     total = options.epochs * per_epoch
-    losses = _load(teacher, optimizer, checkpoint) if checkpoint.is_file() else []
+    losses, earlier = _load(teacher, optimizer, checkpoint) if checkpoint.is_file() else ([], 0.0)
     teacher.train()
     for epoch in range(len(losses), options.epochs):
         chance = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch)
@@ -227,10 +231,10 @@ def _teach(
             optimizer.step()
             seen += loss.detach()
         losses.append(float(seen) / per_epoch)
-        _save(teacher, optimizer, checkpoint, losses)
+        _save(teacher, optimizer, checkpoint, losses, earlier + time.process_time() - start)
         if progress is not None:
             progress(epoch + 1, options.epochs, losses[-1])
-    return losses
+    return losses, earlier
 
 
 def _height(step: int, total: int) -> float:
@@ -251,19 +255,21 @@ def _lesson(batch: Sights, classes: int, chance: torch.Generator, device: torch.
     return normalised(shown.pictures), patch_truth(shown, classes, chosen.to(device))
 
 
-def _save(teacher: Teacher, optimizer: torch.optim.Optimizer, file: Path, losses: list[float]) -> None:
+def _save(teacher: Teacher, optimizer: torch.optim.Optimizer, file: Path, losses: list[float], seconds: float) -> None:
     tensors = {f"teacher.{name}": value for name, value in teacher.state_dict().items()}
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{place}.{name}": value for name, value in state.items()}
-    replace_atomically(file, lambda path: save_file(tensors, path, metadata={"losses": json.dumps(losses)}))
+    kept = {"losses": json.dumps(losses), "cpu_seconds": repr(seconds)}
+    replace_atomically(file, lambda path: save_file(tensors, path, metadata=kept))
 
 
-def _load(teacher: Teacher, optimizer: torch.optim.Optimizer, file: Path) -> list[float]:
+def _load(teacher: Teacher, optimizer: torch.optim.Optimizer, file: Path) -> tuple[list[float], float]:
     with (
         named(file, "is not a checkpoint of this pretraining; delete it to begin anew"),
         safe_open(file, "pt") as opened,
     ):
         losses = [float(loss) for loss in json.loads(opened.metadata()["losses"])]
+        seconds = float(opened.metadata().get("cpu_seconds", 0))  # an older version kept none
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
         teacher.load_state_dict({k.removeprefix("teacher."): v for k, v in tensors.items() if k.startswith("teacher.")})
         state: dict[int, dict[str, Tensor]] = {}
@@ -272,4 +278,4 @@ def _load(teacher: Teacher, optimizer: torch.optim.Optimizer, file: Path) -> lis
                 _, place, key = name.split(".")
                 state.setdefault(int(place), {})[key] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return losses
+    return losses, seconds
