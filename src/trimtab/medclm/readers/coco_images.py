@@ -69,6 +69,10 @@ class Listed:
         """The ids of the usable entries."""
         return [identity for entry in self.entries for identity in entry.ids]
 
+    def usable(self, identity: str) -> bool:
+        """Whether it is the id of a usable entry, and of no other."""
+        return identity in self._known and identity not in self.refused
+
     def __contains__(self, identity: str) -> bool:
         """Whether the list names this id, be its entry usable or not."""
         return identity in self._known or identity in self.refused

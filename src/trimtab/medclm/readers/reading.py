@@ -74,6 +74,8 @@ class ReaderOptions(BaseModel):
 
     def patient_of(self, file: str, default: str) -> str:
         """Patient of an image: from `patients`, else by `patient_pattern`, else `default`."""
+        if not self.patients and not self.patient_pattern:
+            return default
         path = Path(file)
         for key in (file, path.name, path.stem):
             if key in self.patients:
