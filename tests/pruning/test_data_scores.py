@@ -186,6 +186,24 @@ def test_a_pass_and_two_reads_of_the_weights_are_enough() -> None:
     assert counted.found == ["aten::sum", "aten::abs"]  # is there a NaN; the scores
 
 
+def test_a_pass_in_inference_mode_gives_the_same() -> None:
+    @torch.inference_mode()
+    def forward(model: nn.Module, batch: Tensor) -> object:
+        return model(batch)
+
+    data = list(numbers(20, 6).float().split(10))
+    for prune in (
+        lambda net, **how: one_shot(net, 0.5, score=Wanda(data, **how)),
+        lambda net, **how: sparse_gpt(net, data, 0.5, **how),
+        lambda net, **how: owl(net, data, 0.5, **how),
+    ):
+        nets = [Tower(), Tower()]
+        nets[1].load_state_dict(nets[0].state_dict())
+        found = [prune(nets[0]), prune(nets[1], forward=forward)]
+        assert bits(nets[0]) == bits(nets[1])
+        assert not isinstance(found[0], dict) or found[0] == found[1]
+
+
 def test_steps_are_layers_or_blocks_in_the_order_of_use() -> None:
     net = Tower(2)
     ordered, once = Calibration([torch.randn(3, 6)]).order(net, select(net, PRUNABLE).chosen)

@@ -81,7 +81,8 @@ class Calibration:
                 if not isinstance(found, Tensor) or not found.numel():
                     return
                 reached.add(id(entry))
-                take(entry, owner, found)
+                with torch.inference_mode(mode=False), torch.no_grad():  # what is kept is changed after the pass
+                    take(entry, owner, found)
                 waiting.discard(id(entry))
                 if early and not waiting:
                     raise _Reached

@@ -36,16 +36,18 @@ class RowGrid:
         return self.scale.mul(steps - self.zero)
 
 
-def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
-    """The upper Cholesky factor of `(gram + damping mean(diagonal) I)^-1`, in the place of `gram`.
+def inverse_factor(gram: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor]:
+    """The upper Cholesky factor of `(gram + damping mean(diagonal) I)^-1`, in the place of `gram`, and which inputs are dead.
 
-    Where float32 does not reach, the damping is raised tenfold up to three times, and a warning says so. At no time are there
-    more than three matrices of its size.
+    Inputs that are always zero count as 1 on the diagonal. Where float32 does not reach, the damping is raised tenfold up to
+    three times, and a warning says so. At no time are there more than three matrices of its size.
 
     Raises:
         ValueError: not even then.
     """
     diagonal = gram.diagonal()
+    dead = diagonal == 0
+    diagonal.masked_fill_(dead, 1)
     mean, plain = diagonal.mean(), diagonal.clone()
     for raised in range(RAISES + 1):
         diagonal.copy_(plain + damping * 10**raised * mean)
@@ -61,7 +63,7 @@ def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
                     f"{damping * 10**raised:g} was used. More calibration data help",
                     stacklevel=4,
                 )
-            return gram
+            return gram, dead
         torch.mm(lower, lower.T, out=gram)  # as it was, for the next damping
     raise ValueError(
         f"{name}: the Gram matrix of its inputs cannot be inverted, not even with damping {damping * 10**RAISES:g}; give more "
@@ -76,37 +78,31 @@ def _blocks(columns: int, block: int) -> Iterator[tuple[int, int]]:
 
 def solve_(
     weight: Tensor,
-    gram: Tensor,
+    factor: Tensor,
+    dead: Tensor,
     *,
     sparsity: float,
     groups: tuple[int, int] | None,
-    damping: float,
     block: int,
     quantize: int | Callable[[Tensor], Tensor] | None,
-    name: str,
 ) -> Tensor:
     """Prune `weight` (rows, columns) in place, the weights that stay making up for those that go; True where they go.
 
     Args:
         weight: float32 or float64.
-        gram: `X'X` of its inputs up to a factor, (columns, columns); used up.
+        factor, dead: of the Gram matrix of its inputs, as `inverse_factor` gives them.
         sparsity: exactly `floor(sparsity * n + 0.5)` of the n weights go, chosen block by block.
         groups: (N, M) instead of a sparsity: N of every M columns stay.
-        damping: share of the mean diagonal that is added to it.
         block: columns that are decided together.
         quantize: bits, a function of a column, or None.
-        name: of the weight, for errors.
     """
     rows, columns = weight.shape
-    dead = gram.diagonal() == 0
-    gram.diagonal().masked_fill_(dead, 1)
     weight[:, dead] = 0
     if groups is not None:
         block = max(block // groups[1], 1) * groups[1]
     # a function sees a column as a whole: what it rounds by may be of all of it
     bands = [slice(0, rows)] if callable(quantize) else _bands(rows, columns, block)
     grids = [RowGrid(weight[band], quantize) if isinstance(quantize, int) else quantize for band in bands]
-    factor = inverse_factor(gram, damping, name)
     gone = torch.zeros_like(weight, dtype=torch.bool)
     for start, end in _blocks(columns, block):
         if groups is None:

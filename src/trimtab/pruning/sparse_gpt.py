@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from trimtab.checks import one_of, positive, whole
 from trimtab.parameters import Entry, Rule
 from trimtab.pruning.calibration import Calibration, stages
-from trimtab.pruning.layer_inputs import (
-    as_matrix,
-    from_matrix,
-    groups_of,
-    input_rows,
-    reason_against,
-)
+from trimtab.pruning.grams import Gram, grams_of
+from trimtab.pruning.layer_inputs import as_matrix, from_matrix, groups_of, reason_against
 from trimtab.pruning.layer_sparsity import Sparsity
-from trimtab.pruning.obs_solver import solve_
+from trimtab.pruning.obs_solver import inverse_factor, solve_
 from trimtab.pruning.patterns import Indivisible
 from trimtab.pruning.pruned import Pruned
 from trimtab.pruning.selection_plan import SelectionPlan
@@ -73,7 +68,8 @@ def sparse_gpt(
             a number of bits (an even grid per output row, as published), or a function that rounds a tensor of weights, such
             as a partial of `trimtab.precision.quantize`.
         by: "block" (default, as published): the layers of one transformer block share a pass through the data; "layer": a
-            pass for each layer, and no more than one Gram matrix at a time.
+            pass for each layer, and no more than one Gram matrix at a time. Linear layers of a block that get the same tensor
+            (queries, keys and values) share one Gram matrix [ours].
         rule, keep_first, keep_last, indivisible: as in `one_shot`.
         batches: use only the first so many; default all.
         forward: runs the model on a batch of another form, `forward(model, batch)`.
@@ -119,11 +115,10 @@ def sparse_gpt(
     saved: Saved = [(entry.parameter, entry.parameter.detach().clone()) for entry in plan.chosen]
     try:
         for step in stages(model, ordered, by):
-            grams = _grams(calibration, model, step, early=once)
-            for entry in step:
-                fraction = share.get(id(entry), wanted if isinstance(wanted, float) else 0.0)
-                masks[entry.name] = ~_prune_(
-                    entry, grams.pop(id(entry)), plan.groups, fraction, damping=damping, block=block, quantize=quantize
+            grams = grams_of(calibration, model, step, early=once)
+            while grams:
+                masks |= _solved(
+                    grams.pop(0), plan.groups, share, wanted, damping=damping, block=block, quantize=quantize
                 )
     except BaseException:
         put_back(saved)
@@ -143,55 +138,61 @@ def sparse_gpt(
     )
 
 
-def _grams(calibration: Calibration, model: nn.Module, step: list[Entry], *, early: bool) -> dict[int, Tensor]:
-    """`2 / N X'X` of each weight's inputs, in float32 at least, N the samples (the first dimension), as published."""
-    grams: dict[int, Tensor] = {}
-    samples: dict[int, int] = {}
+def _solved(
+    gram: Gram,
+    groups: tuple[int, int] | None,
+    share: Mapping[int, float],
+    wanted: object,
+    *,
+    damping: float,
+    block: int,
+    quantize: int | Callable[[Tensor], Tensor] | None,
+) -> dict[str, Tensor]:
+    """Change the weights of one Gram matrix, which is used up; by name where they stay."""
+    order = _order(gram.entries[0], groups)
+    if order is not None:  # a convolution, alone
+        gram.matrix = gram.matrix[order][:, order]
+    inverse = inverse_factor(gram.matrix, damping, gram.names)
+    even = wanted if isinstance(wanted, float) else 0.0
+    return {
+        entry.name: ~_prune_(
+            entry, inverse, order, groups, share.get(id(entry), even), block=block, quantize=quantize
+        )
+        for entry in gram.entries
+    }  # fmt: skip
 
-    def take(entry: Entry, owner: nn.Module, inputs: Tensor) -> None:
-        rows = input_rows(owner, inputs)[0]
-        if entry.parameter.dtype == torch.float64:
-            rows = rows.double()
-        if id(entry) not in grams:
-            grams[id(entry)] = rows.new_zeros(rows.shape[1], rows.shape[1])
-        grams[id(entry)].addmm_(rows.T, rows)
-        samples[id(entry)] = samples.get(id(entry), 0) + len(inputs)
 
-    calibration.see(model, step, take, early=early)
-    for entry in step:
-        grams[id(entry)].mul_(2 / samples[id(entry)])
-        if not bool(grams[id(entry)].isfinite().all()):
-            raise ValueError(f"the inputs of {entry.name} hold NaN or infinite values: nothing can be made up for them")
-    return grams
+def _order(entry: Entry, groups: tuple[int, int] | None) -> Tensor | None:
+    """The columns of a convolution as groups want them, over its input channels; None where they lie so already."""
+    if groups is None or entry.parameter.ndim < 3:
+        return None
+    channels, places = entry.parameter.shape[1], entry.parameter[0, 0].numel()
+    return torch.arange(channels * places, device=entry.parameter.device).view(channels, -1).T.flatten()
 
 
 @torch.no_grad()
 def _prune_(
     entry: Entry,
-    gram: Tensor,
+    inverse: tuple[Tensor, Tensor],
+    order: Tensor | None,
     groups: tuple[int, int] | None,
     sparsity: float,
     *,
-    damping: float,
     block: int,
     quantize: int | Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """Change the weight in place; True where it went.
 
-    A weight of the Gram's dtype that lies as a matrix is worked on where it is; others are copied.
+    A weight of the factor's dtype that lies as a matrix is worked on where it is; others are copied.
     """
     weight = entry.parameter.detach()
     matrix = as_matrix(entry, weight)
-    placed = matrix.dtype == gram.dtype and matrix.is_contiguous() and matrix.data_ptr() == weight.data_ptr()
-    matrix = matrix if placed else matrix.to(gram.dtype, copy=True)
-    order: Tensor | None = None
-    if groups is not None and entry.parameter.ndim > 2:  # groups of a convolution run over its input channels
-        channels = entry.parameter.shape[1]
-        order = torch.arange(matrix.shape[1], device=gram.device).view(channels, -1).T.flatten()
-        matrix, gram, placed = matrix[:, order], gram[order][:, order], False
-    gone = solve_(
-        matrix, gram, sparsity=sparsity, groups=groups, damping=damping, block=block, quantize=quantize, name=entry.name
-    )
+    dtype = inverse[0].dtype
+    placed = matrix.dtype == dtype and matrix.is_contiguous() and matrix.data_ptr() == weight.data_ptr()
+    matrix = matrix if placed else matrix.to(dtype, copy=True)
+    if order is not None:
+        matrix, placed = matrix[:, order], False
+    gone = solve_(matrix, *inverse, sparsity=sparsity, groups=groups, block=block, quantize=quantize)
     if not bool(matrix.sum().isfinite()) and not bool(matrix.isfinite().all()):  # a finite sum proves it without memory
         raise ValueError(f"{entry.name} holds NaN or infinite values after its columns were made up for")
     if order is not None:
