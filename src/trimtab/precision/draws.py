@@ -26,6 +26,7 @@ class Draws:
         self._generator, self._device = generator, device
         self._run: Tensor | None = None
         self._at = 2 * self._lanes
+        self._addend, self._factor = (torch.tensor(one, dtype=torch.int32, device=device) for one in (C, K))
 
     def take(self, count: int) -> Tensor:
         """The next words, int32; valid until the next call."""
@@ -53,5 +54,5 @@ class Draws:
             self._run = torch.empty(2 * lanes, dtype=torch.int32, device=self._device)
             self._run[:lanes] = words.view(torch.int32)[:lanes]
         else:
-            self._run[:lanes].mul_(A).add_(C)
-        torch.mul(self._run[:lanes], K, out=self._run[lanes:])
+            torch.add(self._addend, self._run[:lanes], alpha=A, out=self._run[:lanes])
+        torch.mul(self._run[:lanes], self._factor, out=self._run[lanes:])

@@ -21,6 +21,7 @@ EXPONENT_MASK = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 FEW = 4
 """Mantissa bits up to which a number counted in steps and a random part of a step add up exactly enough in float32."""
 INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+SIGN_MASK = {torch.float32: -(1 << 31), torch.float64: -(1 << 63)}
 
 
 def arithmetic_dtype(format: Format, carrier: torch.dtype, scaling: Scaling | None = None) -> torch.dtype:
@@ -78,6 +79,10 @@ class Rounder:
         self._size = size
         self._native_dtype = native
         self._buffers: dict[str, Tensor] = {}
+        # as tensors of the same width: torch is slower with Python's numbers
+        self._exponent, self._sign = (
+            torch.tensor(masks[dtype], dtype=INTEGER[dtype], device=device) for masks in (EXPONENT_MASK, SIGN_MASK)
+        )
         self.bits, self.draws = bits, Draws(generator, device, max(count, 1))
         # on a CPU alone, so that the kernel of a GPU and torch's operations there draw alike
         few = dtype == torch.float32 and format.mantissa <= FEW and device.type == "cpu"
@@ -132,12 +137,40 @@ class Rounder:
         value.copy_(cast.copy_(x))
 
     def _round(self, x: Tensor, value: Tensor, step: Tensor) -> None:
-        integer = INTEGER[self.dtype]
-        torch.bitwise_and(x.view(integer), EXPONENT_MASK[self.dtype], out=step.view(integer))
-        step.clamp_(self.lowest, self.highest).mul_(math.ldexp(1.0, -self.format.mantissa))
+        bits, steps = x.view(INTEGER[self.dtype]), step.view(INTEGER[self.dtype])
+        torch.bitwise_and(bits, self._exponent, out=steps)
+        step.clamp_(self.lowest, self.highest)
+        adds_up = self.rounding == "stochastic" and self._adds_up
+        finer = 0 if adds_up else -self.format.mantissa
+        if finer:
+            step.mul_(math.ldexp(1.0, finer))
         if not self.format.subnormals:
             below = torch.abs(x, out=value).lt_(self.lowest)
-            step.add_(below, alpha=self.lowest - math.ldexp(self.lowest, -self.format.mantissa))
+            wanted = math.ldexp(self.lowest, self.format.mantissa + finer)
+            step.add_(below, alpha=wanted - math.ldexp(self.lowest, finer))
+        if adds_up:
+            self._stochastic_sum(x, bits, value, step, steps)
+        else:
+            self._whole_steps(x, value, step)
+        if self.overflow == "saturate":
+            value.clamp_(-self.largest, self.largest)
+        elif self.overflow == "inf" and self.rounding in ("toward_zero", "up", "down"):
+            # finite numbers become infinite only in the direction of the rounding
+            low = None if self.rounding == "down" else -self.largest
+            high = None if self.rounding == "up" else self.largest
+            value.clamp_(low, high)
+            beyond = torch.isinf(x) | (value.abs() > self.largest)
+            torch.where(beyond, torch.copysign(value.new_full((), math.inf), x), value, out=value)
+        else:
+            within = torch.abs(value, out=step).le_(self.largest)
+            if self.overflow == "nan":
+                value.mul_(within.div_(within))  # 0 / 0
+            else:
+                value.div_(within)
+        if not self.format.signed_zero:
+            value.add_(0.0)
+
+    def _whole_steps(self, x: Tensor, value: Tensor, step: Tensor) -> None:
         torch.div(x, step, out=value)
         if self.rounding == "nearest":
             if self.format.mantissa == 0:
@@ -157,23 +190,6 @@ class Rounder:
         value.mul_(step)
         if self.rounding == "stochastic":
             torch.copysign(value, x, out=value)
-        if self.overflow == "saturate":
-            value.clamp_(-self.largest, self.largest)
-        elif self.overflow == "inf" and self.rounding in ("toward_zero", "up", "down"):
-            # finite numbers become infinite only in the direction of the rounding
-            low = None if self.rounding == "down" else -self.largest
-            high = None if self.rounding == "up" else self.largest
-            value.clamp_(low, high)
-            beyond = torch.isinf(x) | (value.abs() > self.largest)
-            torch.where(beyond, torch.copysign(value.new_full((), math.inf), x), value, out=value)
-        else:
-            within = torch.abs(value, out=step).le_(self.largest)
-            if self.overflow == "nan":
-                value.mul_(within.div_(within))  # 0 / 0
-            else:
-                value.div_(within)
-        if not self.format.signed_zero:
-            value.add_(0.0)
 
     def _ties_to_even_codes(self, value: Tensor, step: Tensor) -> None:
         """Without mantissa bits 1.5 steps lie between the codes of 1 and 2: made 1 where the first is even."""
@@ -183,12 +199,22 @@ class Rounder:
         even = (exponent + self.format.bias).bitwise_and_(1) == 0
         value.mul_(torch.where(even & (value.abs() == 1.5), 2 / 3, 1.0))
 
+    def _stochastic_sum(self, x: Tensor, bits: Tensor, value: Tensor, step: Tensor, steps: Tensor) -> None:
+        """A random part of a step added, then rounded to nearest by a number too large to keep parts of steps.
+
+        `step` is that of the leading digit, 2^mantissa of the format's, and gets the sign of x: quotients are positive, a sum
+        that cancels is +0, and the product has the sign of x, zeros too. A number below 2^(FEW + 1) steps and one from
+        -(1/2 - 2^-19) to 1/2 - 2^-19 of them add up without rounding to a tie.
+        """
+        words = self._words(value)
+        steps.bitwise_or_(torch.bitwise_and(bits, self._sign, out=value.view(steps.dtype)))
+        torch.div(x, step, out=value)
+        value.add_(words, alpha=math.ldexp(1 - 2.0**-17, -32 - self.format.mantissa))
+        large = math.ldexp(1.5, 23 - self.format.mantissa)
+        value.add_(large).sub_(large).mul_(step)
+
     def _stochastic(self, value: Tensor) -> None:
         """Down to a whole number, then up with the probability of the part cut off; zeros have any sign."""
-        if self._adds_up:
-            # a number below 2^(FEW + 1) and one from -(1/2 - 2^-19) to 1/2 - 2^-19 add up without rounding to a tie
-            value.abs_().add_(self._words(value), alpha=2.0**-32 * (1 - 2.0**-17)).round_()
-            return
         uniform = self._uniform(value)
         whole = torch.floor(value.abs_(), out=self._buffer("whole", value))
         value.sub_(whole)
