@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import trimtab
 from tests.pruning.along import attached, resumed, same, steps
 from tests.pruning.nets import Small, Tied, bits
 from tests.pruning.waves import wave
@@ -140,3 +141,25 @@ def test_the_first_layer_alone_and_nan_are_named() -> None:
         pytest.raises(ValueError, match="weight holds NaN after 1 steps"),
     ):
         optimizer.step()
+
+
+def test_grouped_convolutions_stay_and_say_why() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 16, 1)
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    lever = LowRankProjection(0.5, every=1)
+    handle = trimtab.attach(optimizer, lever, model=net)
+    before = [net[at].weight.detach().clone() for at in (1, 2)]
+    net(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    handle.finish()
+    assert list(lever.ranks) == ["3.weight"]
+    reasons = {entry.name: reason for entry, reason in lever.left_out}
+    assert reasons["1.weight"].startswith("a convolution of 8 groups")
+    assert reasons["2.weight"].startswith("a convolution of 2 groups")
+    assert all(torch.equal(net[at].weight, weight) for at, weight in zip((1, 2), before, strict=True))
+    alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
+    with pytest.raises(ValueError, match=r"no weight beside the first layer"):
+        trimtab.attach(torch.optim.SGD(alone.parameters(), lr=0.1), LowRankProjection(), model=alone)

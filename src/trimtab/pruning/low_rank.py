@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.checks import non_negative, number, one_of, whole
 from trimtab.parameters import Entry, Rule
 from trimtab.pruning.along_training import AlongTraining
+from trimtab.pruning.layer_inputs import groups_of
 from trimtab.tensors.passes import working_dtype
 from trimtab.tensors.zeros import laid_like, refuse_nan
 
@@ -67,7 +68,8 @@ class LowRankProjection(AlongTraining):
         first_layer: "whole" (default, authors) leaves the first layer alone; "low_rank".
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
 
-    A weight that is computed from others (weight_norm) is in `left_out`.
+    A weight that is computed from others (weight_norm) is in `left_out`, and so is that of a depthwise or grouped convolution,
+    which `decompose` leaves whole.
 
     Attributes:
         ranks: rank of each weight at the last projection, by name.
@@ -117,6 +119,9 @@ class LowRankProjection(AlongTraining):
     def _reason_against(self, entry: Entry) -> str | None:
         if entry.computed is not None:
             return "computed from other parameters: a projection would not reach them"
+        groups = max((groups_of(owner) for owner in entry.owners), default=1)
+        if groups > 1:
+            return f"a convolution of {groups} groups, which no two layers of low rank stand for"
         return None
 
     def _find(self, parameters: Sequence[Entry]) -> list[Entry]:

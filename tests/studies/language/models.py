@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -42,6 +43,24 @@ def llama(**more: object) -> LlamaForCausalLM:
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, **TOKENS))
+
+
+OTHERS = {
+    "OPT": {"ffn_dim": 64}, "Qwen2": {"num_key_value_heads": 2}, "Mistral": {"num_key_value_heads": 2, "sliding_window": 16},
+    "Gemma": {"num_key_value_heads": 1, "head_dim": 8}, "Phi3": {"num_key_value_heads": 2},
+    "Mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+}  # fmt: skip
+
+
+def other(kind: str) -> torch.nn.Module:
+    """An untaught model of another kind: tied embeddings (Gemma, OPT), fused projections (Phi3), experts (Mixtral)."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=300, max_position_embeddings=64, **sizes, **TOKENS, **OTHERS[kind]
+    )
+    model: torch.nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config)
+    return model.eval()
 
 
 def taught(model: torch.nn.Module, steps: int = 30) -> torch.nn.Module:

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tests.studies.language import models
 from tests.studies.language.models import gpt2, llama, saved, taught, text, tokenizer
 from trimtab.cli import main
 from trimtab.cli.flags import check_words, flags_of
@@ -55,6 +56,25 @@ def zeros(folder: Path) -> dict[str, float]:
 
 
 FEW: dict[str, Any] = {"samples": 8, "length": 32}
+
+
+@pytest.mark.parametrize("kind", sorted(models.OTHERS))
+def test_other_kinds_come_back_as_they_were_measured(kind: str, corpus: Path, tmp_path: Path) -> None:
+    source, out = saved(models.other(kind), tmp_path / kind), tmp_path / "out"
+    report = prune_language_folder(
+        source, out, PruneOptions("sparse_gpt"), calibrate=corpus, windows=4, forms=("sparse",), **FEW
+    )
+    assert report.after is not None
+    assert {row.sparsity for row in report.layers} == {0.5}
+    assert any("Embedding" in reason for reason in report.left_out.values())
+    again = load_language_model(source).model
+    load_sparse(out / "sparse.safetensors", again)
+    state = load_language_model(out).model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
+    held = corpus.read_text(encoding="utf-8")
+    held = held[len(held) - int(0.1 * len(held)) :]
+    quality = text_quality(load_language_model(out).model, tokens_of(held, tokenizer()), 32, len(held.encode()), 4)
+    assert quality.perplexity == report.after.perplexity
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
