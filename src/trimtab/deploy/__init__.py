@@ -7,7 +7,8 @@ from trimtab.deploy.csr_linear import CsrLinear
 from trimtab.deploy.export import export_onnx, export_program
 from trimtab.deploy.gated import remove_gated
 from trimtab.deploy.latency import BreakEven, break_even, measure_linear
-from trimtab.deploy.macko import Macko, MackoReport, load_macko, macko_decode, macko_encode, save_macko
+from trimtab.deploy.macko import Macko, macko_decode, macko_encode
+from trimtab.deploy.macko_file import MackoReport, load_macko, save_macko
 from trimtab.deploy.semi_structured import SemiStructuredReport, check_semi_structured, to_semi_structured
 from trimtab.deploy.sparse_linear import LinearRow, SparseLinearReport, to_sparse_linear
 from trimtab.deploy.sparse_reader import load_sparse, sparse_metadata
