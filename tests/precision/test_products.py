@@ -639,6 +639,34 @@ def test_the_loss_gap_is_that_of_the_loss_to_first_order() -> None:
     assert {row["kind"] for row in meter.table().to_pylist()} == {"fprop", "fprop activation", "fprop weight"}
 
 
+def test_under_a_scaler_the_loss_gap_is_that_times_the_scale() -> None:
+    """The lever sees the backward pass alone, which does not tell who multiplied the loss."""
+    found = []
+    for scale in (1.0, 1024.0):
+        net = network()
+        meter = ShrinkageMeter(every=1)
+        optimizer, *_ = attached(net, "mxfp4", meter=meter)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(net(batch(0)).square().mean()).backward()
+        scaler.step(optimizer)
+        rows = {row["layer"]: row for row in meter.table().to_pylist() if row["kind"] == "fprop"}
+        found.append(rows["(global)"]["loss_gap"])
+    assert found[0] != 0
+    assert found[1] == pytest.approx(1024 * found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "fp8-deepseek", "nvfp4-all-layers", "fp8-tensor-all-layers"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows_as_far_as_its_scale_reaches(name: str, bad: float) -> None:
+    """A block's row of the output; all of it where the tensor has a scale."""
+    layer = nn.Linear(64, 8)
+    attached(layer, name)
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    x[2, 40] = bad
+    alone = name in ("mxfp4", "fp8-deepseek")
+    assert layer(x).isfinite().all(1).tolist() == [alone, alone, False, alone]
+
+
 def test_state_of_another_recipe_is_refused() -> None:
     lever = LowPrecision(matmul="mxfp4")
     with pytest.raises(ValueError, match="the saved settings"):

@@ -70,6 +70,8 @@ class PrecisionArguments:
     """Folder of the study; default runs/NAME-precision."""
     jobs: int = 1
     """Runs side by side; the cores are divided among them."""
+    threads: int | None = None
+    """Threads of each run; default the cores divided among the runs. 1 on a machine that does other work too."""
     logistic: bool = True
     """Also draw prediction and bound over the measurement on logistic regression."""
     dry_run: bool = False
@@ -239,7 +241,11 @@ def run(arguments: Sequence[str]) -> int:
     if given.dry_run:
         return show_cost(variants, [folder / "runs" / one.folder for one in variants], (), given.jobs, output)
     to_run = [variant for variant in variants if not is_diverged(RunFolder(folder / "runs" / variant.folder))]
-    outcomes = run_study(to_run, folder, jobs=given.jobs, splits=(), quiet=output.silent) if to_run else []
+    outcomes = (
+        run_study(to_run, folder, jobs=given.jobs, threads=given.threads, splits=(), quiet=output.silent)
+        if to_run
+        else []
+    )
     failed = [one for one in outcomes if one.error is not None and not is_diverged(RunFolder(one.folder))]
     if outcomes and len(failed) == len(outcomes):
         return 1
