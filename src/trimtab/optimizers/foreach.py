@@ -14,6 +14,29 @@ from trimtab.collectives import local_part
 from trimtab.levers import CopiedWhole
 
 Lists = dict[str, list[Tensor]]
+CACHED = 1 << 18
+"""Elements that a CPU takes through a whole formula before the next ones, so that its cache holds them (measured)."""
+
+
+def cached_runs(tensors: Sequence[Tensor]) -> list[slice]:
+    """Runs of tensors of at most `CACHED` elements together, or of one alone; all of them together elsewhere than on a CPU.
+
+    Example:
+        >>> cached_runs([torch.ones(2**17), torch.ones(2**17), torch.ones(1), torch.ones(2**20)])
+        [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    if not tensors:
+        return []
+    if tensors[0].device.type != "cpu":
+        return [slice(0, len(tensors))]
+    starts, filled = [0], 0
+    for at, tensor in enumerate(tensors):
+        size = tensor.numel()
+        if filled + size > CACHED and at > starts[-1]:
+            starts.append(at)
+            filled = 0
+        filled += size
+    return [slice(first, last) for first, last in zip(starts, [*starts[1:], len(tensors)], strict=True)]
 
 
 def learning_rate(lr: Any) -> float | Tensor:
@@ -63,6 +86,9 @@ class ForeachOptimizer(CopiedWhole):
     held: ClassVar[tuple[str, ...]] = ()
     """Names of the states, tensors of zeros like the parameter before the first step."""
 
+    at_once: ClassVar[bool] = False
+    """Whether `update` wants all tensors together on a CPU too; else it gets as many as the cache holds."""
+
     def __init__(
         self, params: Iterable[Any], defaults: dict[str, Any], *, foreach: bool | None, maximize: bool
     ) -> None:
@@ -95,31 +121,36 @@ class ForeachOptimizer(CopiedWhole):
         """Take one step; returns what the closure gave."""
         loss = loss_of(closure)
         planned = [(group, self._alike(number, group)) for number, group in enumerate(self.param_groups)]
-        counted = [self.state[owner]["step"] for _, found in planned for owners in found.values() for owner in owners]
         for group, found in planned:  # before anything moves
-            for (step, *_), owners in found.items():
+            for (step, *_), (owners, _) in found.items():
                 self.check(group, step, owners)
-        if counted:
+        if counted := [memory["step"] for _, found in planned for _, held in found.values() for memory in held]:
             torch._foreach_add_(counted, 1.0)
         for group, found in planned:
             names = self.state_names(group)
-            for step, owners in found.items():
-                together = [[owner] for owner in owners] if group["foreach"] is False else [owners]
-                for some in together:
+            for (step, *_), (owners, memories) in found.items():
+                for part in self._together(group, owners):
+                    some, held = owners[part], memories[part]
                     grads = _here([owner.grad for owner in some if owner.grad is not None])
                     if group["maximize"]:
                         grads = list(torch._foreach_neg(grads))
-                    held = [self.state[owner] for owner in some]
                     states = {name: _here([memory[name] for memory in held]) for name in names}
-                    self.update(group, step[0], _here(some), grads, states, some)
+                    self.update(group, step, _here(some), grads, states, some)
         return loss
+
+    def _together(self, group: dict[str, Any], owners: Sequence[Tensor]) -> list[slice]:
+        if group["foreach"] is False:
+            return [slice(at, at + 1) for at in range(len(owners))]
+        return [slice(0, len(owners))] if self.at_once else cached_runs(owners)
 
     def check(self, group: dict[str, Any], step: int, owners: Sequence[Tensor]) -> None:
         """Refuse a step of these parameters before any moves."""
 
-    def _alike(self, number: int, group: dict[str, Any]) -> dict[tuple[Any, ...], list[Tensor]]:
-        """Parameters with a gradient by (step to come, device, dtype)."""
-        found: dict[tuple[Any, ...], list[Tensor]] = {}
+    def _alike(
+        self, number: int, group: dict[str, Any]
+    ) -> dict[tuple[Any, ...], tuple[list[Tensor], list[dict[str, Any]]]]:
+        """Parameters with a gradient, and their states, by (step to come, device, dtype)."""
+        found: dict[tuple[Any, ...], tuple[list[Tensor], list[dict[str, Any]]]] = {}
         names = self.state_names(group)
         for place, owner in enumerate(group["params"]):
             if owner.grad is None:
@@ -131,7 +162,9 @@ class ForeachOptimizer(CopiedWhole):
                 made = self.new_state(group, owner, names)  # all of it or nothing
                 memory.update({"step": torch.zeros((), dtype=torch.float32), **made})
             key = int(memory["step"].item()) + 1, owner.device, owner.dtype
-            found.setdefault(key, []).append(owner)
+            owners, memories = found.setdefault(key, ([], []))
+            owners.append(owner)
+            memories.append(memory)
         return found
 
     def _refuse(self, number: int, place: int, group: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,12 +12,43 @@ from torch import Tensor, nn
 
 from trimtab.checks import below_one, flag, non_negative, number, positive
 from trimtab.collectives import is_sharded
-from trimtab.optimizers.foreach import ForeachOptimizer, Lists, adam_moments_, learning_rate, two_decays
+from trimtab.optimizers.foreach import (
+    ForeachOptimizer,
+    Lists,
+    adam_moments_,
+    cached_runs,
+    learning_rate,
+    two_decays,
+)
 from trimtab.parameters import entries
 from trimtab.tensors.projection import row_products, share_along
 
 TOGETHER = 1 << 16
 """Elements up to which tensors of one shape are stacked, so that one kernel serves all of them and reads the cache."""
+
+
+class Plan(NamedTuple):
+    """How weights are judged together: what does not change from step to step.
+
+    Attributes:
+        owners: the parameters it is for.
+        groups: axis of the outputs and positions of those of one shape that are worked on together.
+        members: positions of all, in this order.
+        rows: of each.
+        lengths: the same as a tensor.
+        roots: square roots of the elements of a row and of the whole, shape (2, weights).
+    """
+
+    owners: list[Tensor]
+    groups: list[tuple[int, list[int]]]
+    members: list[int]
+    rows: list[int]
+    lengths: Tensor
+    roots: Tensor
+
+    def is_for(self, owners: Sequence[Tensor]) -> bool:
+        """Whether these are the parameters."""
+        return len(owners) == len(self.owners) and all(map(operator.is_, owners, self.owners))
 
 
 class Invariant(NamedTuple):
@@ -26,24 +58,45 @@ class Invariant(NamedTuple):
         groups: axis of the outputs and positions of those that are worked on together.
         rows: their weights as rows, where all of a group are among them; else None.
         norms: of all their rows, in this order.
-        lengths: rows of each.
+        lengths: rows of each, shape (weights,).
         whole: which are invariant as a whole alone, shape (weights,); the others are so row by row.
     """
 
     groups: list[tuple[int, list[int]]]
     rows: list[Tensor | None]
     norms: Tensor
-    lengths: list[int]
+    lengths: Tensor
     whole: Tensor
 
-    @property
     def members(self) -> list[int]:
         """Positions of all."""
-        return [at for _, members in self.groups for at in members]
+        return [at for _, some in self.groups for at in some]
+
+    def parts(self, weights: Sequence[Tensor]) -> list[Invariant]:
+        """The same in parts that a CPU's cache holds."""
+        pairs = zip(self.rows, self.groups, strict=True)
+        firsts = [weights[some[0]] if rows is None else rows for rows, (_, some) in pairs]
+        runs = cached_runs(firsts)
+        if len(runs) == 1:
+            return [self]
+        found, row, member = [], 0, 0
+        for run in runs:
+            groups = self.groups[run]
+            rows = sum(weights[at].shape[axis] for axis, some in groups for at in some)
+            number = sum(len(some) for _, some in groups)
+            of_rows, of_members = slice(row, row + rows), slice(member, member + number)
+            found.append(
+                Invariant(groups, self.rows[run], self.norms[of_rows], self.lengths[of_members], self.whole[of_members])
+            )
+            row, member = of_rows.stop, of_members.stop
+        return found
 
 
 class ProjectedOptimizer(ForeachOptimizer):
     """What AdamP and SGDP share: which weights are scale-invariant, judged at every step."""
+
+    uncopied = ("_plans",)
+    at_once = True  # weights are judged by a few operations for all of them
 
     def __init__(
         self,
@@ -70,39 +123,52 @@ class ProjectedOptimizer(ForeachOptimizer):
         self, group: dict[str, Any], weights: Sequence[Tensor], grads: Sequence[Tensor], owners: Sequence[Tensor]
     ) -> Invariant | None:
         """The scale-invariant weights; None for none. The device is asked once for all."""
-        groups = self._groups(owners)
-        if not groups:
+        plan = self._plan(owners)
+        if not plan.groups:
             return None
         along, own, norms, together = [], [], [], []
-        for axis, members in groups:
-            g, w = (_rows([of[at] for at in members], axis) for of in (grads, weights))
+        for axis, members in plan.groups:
+            g, w = (_rows(of, members, axis) for of in (grads, weights))
             along.append(row_products(g, w))
             own.append(torch.linalg.vector_norm(g, dim=1))
             norms.append(torch.linalg.vector_norm(w, dim=1))
             together.append(w)
-        members = [at for _, some in groups for at in some]
-        axes = [axis for axis, some in groups for _ in some]
-        rows = [owners[at].shape[axis] for at, axis in zip(members, axes, strict=True)]
-        sizes = [owners[at].numel() for at in members]
         norm = torch.cat(norms)
-        answers = _scale_invariant(torch.cat(along), torch.cat(own), norm, rows, sizes, group["delta"], group["eps"])
-        by_row, by_whole = answers.tolist()
-        known = {at: row for at, row, whole in zip(members, by_row, by_whole, strict=True) if row or whole}
+        by_row, by_whole = _scale_invariant(torch.cat(along), torch.cat(own), norm, plan, group["delta"], group["eps"])
+        known = {at: row for at, row, whole in zip(plan.members, by_row, by_whole, strict=True) if row or whole}
         if not known:
             return None
-        lengths = [number for at, number in zip(members, rows, strict=True) if at in known]
-        if len(known) < len(members):
-            norm = torch.cat([of for at, of in zip(members, norm.split_with_sizes(rows), strict=True) if at in known])
+        whole = torch.tensor([not row for row in known.values()], device=norm.device)
+        if len(known) == len(plan.members):
+            return Invariant(plan.groups, list(together), norm, plan.lengths, whole)
+        taken = [at in known for at in plan.members]
+        lengths = plan.lengths[torch.tensor(taken, device=norm.device)]
+        norm = torch.cat([of for of, take in zip(norm.split_with_sizes(plan.rows), taken, strict=True) if take])
         kept = [
             (axis, [at for at in some if at in known], len(some), w)
-            for (axis, some), w in zip(groups, together, strict=True)
+            for (axis, some), w in zip(plan.groups, together, strict=True)
         ]
-        whole = torch.tensor([not row for row in known.values()], device=norm.device)
         return Invariant(
             [(axis, left) for axis, left, _, _ in kept if left],
             [w if len(left) == number else None for _, left, number, w in kept if left],
             norm, lengths, whole,
         )  # fmt: skip
+
+    def _plan(self, owners: Sequence[Tensor]) -> Plan:
+        """The plan for these parameters, made when they first come together."""
+        plans: dict[tuple[int, int], Plan] = self.__dict__.setdefault("_plans", {})
+        key = len(owners), id(owners[0])
+        if key not in plans or not plans[key].is_for(owners):
+            groups = self._groups(owners)
+            axes = {at: axis for axis, members in groups for at in members}
+            members = list(axes)
+            rows = [owners[at].shape[axis] for at, axis in axes.items()]
+            sizes = [owners[at].numel() for at in members]
+            numbers = [[size / number for size, number in zip(sizes, rows, strict=True)], sizes]
+            device, dtype = owners[0].device, torch.promote_types(owners[0].dtype, torch.float32)
+            roots = torch.tensor(numbers, dtype=dtype).sqrt().to(device)
+            plans[key] = Plan(list(owners), groups, members, rows, torch.tensor(rows, device=device), roots)
+        return plans[key]
 
     def _groups(self, owners: Sequence[Tensor]) -> list[tuple[int, list[int]]]:
         """Weights of two or more dimensions: axis of their outputs and positions of a few of one shape."""
@@ -119,76 +185,75 @@ class ProjectedOptimizer(ForeachOptimizer):
         return found
 
 
-def _rows(tensors: Sequence[Tensor], axis: int) -> Tensor:
-    """Tensors of one shape as one of shape (all rows, elements of a row); a view of a single one where it can be."""
+def _rows(tensors: Sequence[Tensor] | Mapping[int, Tensor], members: Sequence[int], axis: int) -> Tensor:
+    """Some tensors, of one shape, as one of shape (all rows, elements of a row); a view of a single one where it can be."""
+    some = [tensors[at] for at in members]
     if axis:
-        tensors = [tensor.movedim(axis, 0) for tensor in tensors]
-    return (tensors[0] if len(tensors) == 1 else torch.cat([*tensors])).flatten(1)
+        some = [tensor.movedim(axis, 0) for tensor in some]
+    return (some[0] if len(some) == 1 else torch.cat(some)).flatten(1)
 
 
 def _scale_invariant(
-    along: Tensor, own: Tensor, weight: Tensor, rows: Sequence[int], sizes: Sequence[int], delta: float, eps: float
-) -> Tensor:
-    """Of each weight, whether its rows are scale-invariant and whether it is as a whole; shape (2, weights).
+    along: Tensor, own: Tensor, weight: Tensor, plan: Plan, delta: float, eps: float
+) -> list[list[bool]]:
+    """Of each weight, whether its rows are scale-invariant, and whether it is as a whole.
 
     Args:
         along: `<g, w>` of all rows of all weights.
         own: norms of the gradients' rows.
         weight: norms of the weights' rows.
-        rows: of each weight.
-        sizes: elements of each weight.
+        plan: whose rows they are.
         delta: how perpendicular a gradient must be.
         eps: least product of norms.
     """
-    along, own, weight = (of.to(torch.promote_types(of.dtype, torch.float32)) for of in (along, own, weight))
-    lengths = torch.tensor(rows, device=along.device)
-    numbers = torch.tensor([[size / row for size, row in zip(sizes, rows, strict=True)], sizes], dtype=along.dtype)
-    limits = delta / numbers.to(along.device).sqrt()
-    of_rows = torch.repeat_interleave(limits[0], lengths, output_size=len(along))
+    along, own, weight = (of.to(plan.roots.dtype) for of in (along, own, weight))
+    limits = delta / plan.roots
+    of_rows = torch.repeat_interleave(limits[0], plan.lengths, output_size=along.numel())
     oblique = (along.abs() >= of_rows * (own * weight).clamp_(min=eps)) | along.isnan()
     columns = torch.stack([along, own.square(), weight.square(), oblique.to(along.dtype)], 1)
     total, gradients, weights, found = torch.segment_reduce(
-        columns, "sum", lengths=lengths, axis=0, unsafe=True
+        columns, "sum", lengths=plan.lengths, axis=0, unsafe=True
     ).unbind(1)
     whole = total.abs() < limits[1] * (gradients * weights).sqrt_().clamp_(min=eps)
-    return torch.stack([found == 0, whole])
+    answers: list[list[bool]] = torch.stack([found == 0, whole]).tolist()
+    return answers
 
 
 def _projected(
-    found: Invariant, steps: Sequence[Tensor], weights: Sequence[Tensor], eps: float, *, in_place: bool = False
-) -> list[Tensor]:
-    """`u - w^ <w^, u>` for the steps of these weights, by row or as a whole, in the order of `found.members`."""
-    members, parts = found.members, []
-    of_member = dict(zip(members, steps, strict=True))
+    found: Invariant, step_rows: Callable[[list[int], int], tuple[Tensor, bool]], weights: Sequence[Tensor], eps: float
+) -> dict[int, Tensor]:
+    """`u - w^ <w^, u>` for the steps of these weights by position, by row or as a whole.
+
+    Args:
+        found: the weights.
+        step_rows: the steps at some positions as rows of that axis, and whether these may be written to.
+        weights: of all positions.
+        eps: added to norms.
+    """
+    worked, parts = [], []
     for (axis, some), rows in zip(found.groups, found.rows, strict=True):
-        w = _rows([weights[at] for at in some], axis) if rows is None else rows
-        parts.append(row_products(_rows([of_member[at] for at in some], axis), w))
+        w = _rows(weights, some, axis) if rows is None else rows
+        u, free = step_rows(some, axis)
+        worked.append((u, w, free))
+        parts.append(row_products(u, w))
     along = torch.cat(parts)
     wide = torch.promote_types(along.dtype, torch.float32)
     own, norms = along.to(wide), found.norms.to(wide)
-    lengths = torch.tensor(found.lengths, device=own.device)
-    both = torch.segment_reduce(torch.stack([own, norms.square()], 1), "sum", lengths=lengths, axis=0, unsafe=True)
+    both = torch.segment_reduce(
+        torch.stack([own, norms.square()], 1), "sum", lengths=found.lengths, axis=0, unsafe=True
+    )
     joint, squares, whole = (
-        torch.repeat_interleave(of, lengths, output_size=len(own)) for of in (*both.unbind(1), found.whole)
+        torch.repeat_interleave(of, found.lengths, output_size=own.numel()) for of in (*both.unbind(1), found.whole)
     )
     own, norms = torch.where(whole, joint, own), torch.where(whole, squares.sqrt(), norms)
-    shares = share_along(own, norms, eps).to(along.dtype).split_with_sizes(found.lengths)
-    axes = [axis for axis, some in found.groups for _ in some]
-    columns = [
-        share.view(*[1] * axis, -1, *[1] * (weights[at].ndim - axis - 1))
-        for at, axis, share in zip(members, axes, shares, strict=True)
-    ]
-    places: list[Tensor | None] = list(steps) if in_place else [None] * len(steps)
-    return [
-        torch.addcmul(step, weights[at], column, value=-1, out=place)
-        for step, at, column, place in zip(steps, members, columns, places, strict=True)
-    ]
-
-
-def _decay_(params: list[Tensor], rate: float, slower: Mapping[int, Tensor], ratio: float) -> None:
-    """`w <- (1 - rate) w`, with `rate * ratio` for those at the positions of `slower`."""
-    if rate:
-        torch._foreach_mul_(params, [1 - rate * (ratio if at in slower else 1) for at in range(len(params))])
+    shares = share_along(own, norms, eps).to(along.dtype)[:, None].split_with_sizes([u.shape[0] for u, *_ in worked])
+    steps: dict[int, Tensor] = {}
+    for (axis, some), (u, w, free), share in zip(found.groups, worked, shares, strict=True):
+        left = torch.addcmul(u, w, share, value=-1, out=u if free else None)
+        shape = weights[some[0]].movedim(axis, 0).shape
+        each = [part.view(shape).movedim(0, axis) for part in torch.split(left, shape[0])]
+        steps.update(zip(some, each, strict=True))
+    return steps
 
 
 class AdamP(ProjectedOptimizer):
@@ -264,25 +329,50 @@ class AdamP(ProjectedOptimizer):
         owners: Sequence[Tensor],
     ) -> None:
         """One step of these parameters."""
-        first, second = states["exp_avg"], states["exp_avg_sq"]
-        (beta1, beta2), lr = group["betas"], float(group["lr"])
-        adam_moments_(first, second, grads, group["betas"])
+        found = self.judge(group, params, grads, owners)
+        rate = float(group["lr"]) * group["weight_decay"]
+        slower = found.parts(params) if found is not None else []
+        taken = {at for part in slower for at in part.members()}
+        plain = [at for at in range(len(params)) if at not in taken]
+        for run in cached_runs([params[at] for at in plain]):
+            some = plain[run]
+            above, below, size = self._moments_(group, step, grads, states, some)
+            own = [params[at] for at in some]
+            if rate:
+                torch._foreach_mul_(own, 1 - rate)
+            torch._foreach_addcdiv_(own, above, below, -size)
+        for part in slower:
+            members = part.members()
+            above, below, size = self._moments_(group, step, grads, states, members)
+            numerators, denominators = (dict(zip(members, of, strict=True)) for of in (above, below))
+
+            def quotients(
+                some: list[int],
+                axis: int,
+                above: Mapping[int, Tensor] = numerators,
+                below: Mapping[int, Tensor] = denominators,
+            ) -> tuple[Tensor, bool]:
+                under = _rows(below, some, axis)
+                return torch.div(_rows(above, some, axis), under, out=under), True
+
+            steps = _projected(part, quotients, params, group["eps"])
+            own = [params[at] for at in members]
+            if rate:
+                torch._foreach_mul_(own, 1 - rate * group["wd_ratio"])
+            torch._foreach_add_(own, [steps[at] for at in members], alpha=-size)
+
+    @staticmethod
+    def _moments_(
+        group: dict[str, Any], step: int, grads: Sequence[Tensor], states: Lists, members: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor], float]:
+        """Moments of some positions brought up to date; `above / below` is their step `u` but for a factor, `size` of both."""
+        first, second, own = ([of[at] for at in members] for of in (states["exp_avg"], states["exp_avg_sq"], grads))
+        beta1, beta2 = group["betas"]
+        adam_moments_(first, second, own, group["betas"])
         below, correction = list(torch._foreach_sqrt(second)), math.sqrt(1 - beta2**step)
         torch._foreach_add_(below, group["eps"] * correction)
-        above = list(torch._foreach_lerp(first, grads, 1 - beta1)) if group["nesterov"] else first
-        size = lr * correction / (1 - beta1**step)
-        found = self.judge(group, params, grads, owners)
-        steps: dict[int, Tensor] = {}
-        if found is not None:
-            own = [torch.div(above[at], below[at], out=below[at]) for at in found.members]
-            steps = dict(zip(found.members, _projected(found, own, params, group["eps"], in_place=True), strict=True))
-        _decay_(params, lr * group["weight_decay"], steps, group["wd_ratio"])
-        if len(steps) < len(params):
-            plain = [at for at in range(len(params)) if at not in steps]
-            own, numerators, denominators = ([of[at] for at in plain] for of in (params, above, below))
-            torch._foreach_addcdiv_(own, numerators, denominators, -size)
-        if steps:
-            torch._foreach_add_([params[at] for at in steps], list(steps.values()), alpha=-size)
+        above = list(torch._foreach_lerp(first, own, 1 - beta1)) if group["nesterov"] else first
+        return above, below, float(group["lr"]) * correction / (1 - beta1**step)
 
 
 class SGDP(ProjectedOptimizer):
@@ -358,14 +448,37 @@ class SGDP(ProjectedOptimizer):
         owners: Sequence[Tensor],
     ) -> None:
         """One step of these parameters."""
-        buffer, lr, momentum = states["momentum_buffer"], float(group["lr"]), group["momentum"]
-        torch._foreach_mul_(buffer, momentum)
-        torch._foreach_add_(buffer, grads, alpha=1 - group["dampening"])
-        whole = list(torch._foreach_add(grads, buffer, alpha=momentum)) if group["nesterov"] else buffer
         found = self.judge(group, params, grads, owners)
-        steps: dict[int, Tensor] = {}
-        if found is not None:
-            own = [whole[at] for at in found.members]
-            steps = dict(zip(found.members, _projected(found, own, params, group["eps"]), strict=True))
-        _decay_(params, lr * group["weight_decay"] / (1 - momentum), steps, group["wd_ratio"])
-        torch._foreach_add_(params, [steps.get(at, own) for at, own in enumerate(whole)], alpha=-lr)
+        buffer, lr, momentum = states["momentum_buffer"], float(group["lr"]), group["momentum"]
+        rate = lr * group["weight_decay"] / (1 - momentum)
+        slower = found.parts(params) if found is not None else []
+        taken = {at for part in slower for at in part.members()}
+        plain = [at for at in range(len(params)) if at not in taken]
+        for run in cached_runs([params[at] for at in plain]):
+            some = plain[run]
+            own = [params[at] for at in some]
+            if rate:
+                torch._foreach_mul_(own, 1 - rate)
+            torch._foreach_add_(own, self._buffers_(group, grads, buffer, some), alpha=-lr)
+        for part in slower:
+            members = part.members()
+            whole = dict(zip(members, self._buffers_(group, grads, buffer, members), strict=True))
+
+            def buffers(some: list[int], axis: int, of: Mapping[int, Tensor] = whole) -> tuple[Tensor, bool]:
+                return _rows(of, some, axis), len(some) > 1
+
+            steps = _projected(part, buffers, params, group["eps"])
+            own = [params[at] for at in members]
+            if rate:
+                torch._foreach_mul_(own, 1 - rate * group["wd_ratio"])
+            torch._foreach_add_(own, [steps[at] for at in members], alpha=-lr)
+
+    @staticmethod
+    def _buffers_(
+        group: dict[str, Any], grads: Sequence[Tensor], buffers: Sequence[Tensor], members: Sequence[int]
+    ) -> list[Tensor]:
+        """Momentum of some positions brought up to date; gives their steps."""
+        own, buffer = ([of[at] for at in members] for of in (grads, buffers))
+        torch._foreach_mul_(buffer, group["momentum"])
+        torch._foreach_add_(buffer, own, alpha=1 - group["dampening"])
+        return list(torch._foreach_add(own, buffer, alpha=group["momentum"])) if group["nesterov"] else buffer
