@@ -59,14 +59,14 @@ class Invariant(NamedTuple):
         rows: their weights as rows, where all of a group are among them; else None.
         norms: of all their rows, in this order.
         lengths: rows of each, shape (weights,).
-        whole: which are invariant as a whole alone, shape (weights,); the others are so row by row.
+        whole: which are invariant as a whole alone; the others are so row by row.
     """
 
     groups: list[tuple[int, list[int]]]
     rows: list[Tensor | None]
     norms: Tensor
     lengths: Tensor
-    whole: Tensor
+    whole: list[bool]
 
     def members(self) -> list[int]:
         """Positions of all."""
@@ -138,7 +138,7 @@ class ProjectedOptimizer(ForeachOptimizer):
         known = {at: row for at, row, whole in zip(plan.members, by_row, by_whole, strict=True) if row or whole}
         if not known:
             return None
-        whole = torch.tensor([not row for row in known.values()], device=norm.device)
+        whole = [not row for row in known.values()]
         if len(known) == len(plan.members):
             return Invariant(plan.groups, list(together), norm, plan.lengths, whole)
         taken = [at in known for at in plan.members]
@@ -239,20 +239,21 @@ def _projected(
     along = torch.cat(parts)
     wide = torch.promote_types(along.dtype, torch.float32)
     own, norms = along.to(wide), found.norms.to(wide)
-    both = torch.segment_reduce(
-        torch.stack([own, norms.square()], 1), "sum", lengths=found.lengths, axis=0, unsafe=True
-    )
-    joint, squares, whole = (
-        torch.repeat_interleave(of, found.lengths, output_size=own.numel()) for of in (*both.unbind(1), found.whole)
-    )
-    own, norms = torch.where(whole, joint, own), torch.where(whole, squares.sqrt(), norms)
+    if any(found.whole):
+        both = torch.stack([own, norms.square()], 1)
+        both = torch.segment_reduce(both, "sum", lengths=found.lengths, axis=0, unsafe=True)
+        flags = torch.tensor(found.whole, device=own.device)
+        joint, squares, whole = (
+            torch.repeat_interleave(of, found.lengths, output_size=own.numel()) for of in (*both.unbind(1), flags)
+        )
+        own, norms = torch.where(whole, joint, own), torch.where(whole, squares.sqrt(), norms)
     shares = share_along(own, norms, eps).to(along.dtype)[:, None].split_with_sizes([u.shape[0] for u, *_ in worked])
     steps: dict[int, Tensor] = {}
     for (axis, some), (u, w, free), share in zip(found.groups, worked, shares, strict=True):
         left = torch.addcmul(u, w, share, value=-1, out=u if free else None)
-        shape = weights[some[0]].movedim(axis, 0).shape
-        each = [part.view(shape).movedim(0, axis) for part in torch.split(left, shape[0])]
-        steps.update(zip(some, each, strict=True))
+        shape = (weights[some[0]].movedim(axis, 0) if axis else weights[some[0]]).shape
+        each = left.view(len(some), *shape).unbind()
+        steps.update(zip(some, [part.movedim(0, axis) for part in each] if axis else each, strict=True))
     return steps
 
 
