@@ -16,6 +16,8 @@ from trimtab.optimizers.muon import HEADS
 from trimtab.parameters import Rule, entries, rule_or
 from trimtab.tensors.low_rank import leading_vectors
 
+ORTHOGONAL = 0.5
+"""Share of Q(R) taken off G up to which the norm of the rest is had from other norms without cancelling [ours]."""
 RESIDUALS, PROJECTIONS = ("package", "true"), ("svd", "randomized")
 
 
@@ -165,15 +167,53 @@ class Fira(ForeachOptimizer):
         along = 1 if right else 0
         factor = psi.norm(dim=along, keepdim=True) / (inside.norm(dim=along, keepdim=True) + 1e-8)
         alpha = group["alpha"]
+        share = alpha if group["residual"] == "package" else 1.0
+        if share <= ORTHOGONAL and wide == gradient.dtype:
+            return self._by_rows(group, memory, g, q, inside, psi, factor)
         both = torch.stack([inside, psi])
         back, scaled = (both @ q if right else q @ both).unbind()
-        rest = (g - (alpha if group["residual"] == "package" else 1.0) * back).mul_(factor)
+        rest = (g - share * back).mul_(factor)
         norm = rest.norm()
-        if (before := memory.get("limited")) is not None:
-            limiter = (norm / (before.to(wide) + 1e-8)).clamp(min=group["max_growth"]) / group["max_growth"]
+        limiter = self._limiter(group, memory, norm)
+        if limiter is not None:
             rest, norm = rest / limiter, norm / limiter
         memory["limited"] = norm
         return rest.add_(scaled, alpha=alpha)
+
+    def _by_rows(
+        self,
+        group: dict[str, Any],
+        memory: dict[str, Tensor],
+        g: Tensor,
+        q: Tensor,
+        inside: Tensor,
+        psi: Tensor,
+        factor: Tensor,
+    ) -> Tensor:
+        """The same with one product less: `G f + Q(alpha psi - alpha R f)`, f a factor for each row (wide: column).
+
+        The norm of S comes from the rows: `||g - alpha Q(r)||^2 = ||g||^2 - alpha (2 - alpha) ||r||^2`, Q's vectors being
+        orthonormal.
+        """
+        right, alpha = g.shape[0] >= g.shape[1], group["alpha"]
+        along = 1 if right else 0
+        squares = g.norm(dim=along, keepdim=True).square_()
+        squares.sub_(inside.norm(dim=along, keepdim=True).square_(), alpha=alpha * (2 - alpha)).clamp_(min=0)
+        norm = squares.sqrt_().mul_(factor).norm()
+        limiter = self._limiter(group, memory, norm)
+        if limiter is not None:
+            factor, norm = factor / limiter, norm / limiter
+        memory["limited"] = norm
+        within = (psi - inside * factor).mul_(alpha)
+        return (g * factor).addmm_(within, q) if right else (g * factor).addmm_(q, within)
+
+    @staticmethod
+    def _limiter(group: dict[str, Any], memory: dict[str, Tensor], norm: Tensor) -> Tensor | None:
+        """What S is divided by; None in the first step."""
+        if (before := memory.get("limited")) is None:
+            return None
+        growth: Tensor = norm / (before.to(norm.dtype) + 1e-8)
+        return growth.clamp(min=group["max_growth"]) / group["max_growth"]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; limited norms of half weights keep their own precision."""
