@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from claims import CLAIMS as EVERY
+from claims import CLAIMS as FIRST
 from claims import SYSTEMS, Claim
+from claims_steps import STEP_CLAIMS, STEP_SYSTEMS
 from evidence_page import fill, spread, table
 from figures import FOLDER, file_of, rows_of
 from scipy import stats
@@ -25,7 +26,8 @@ from scipy import stats
 from trimtab.studies.statistics import estimate
 
 LEVEL = 0.05
-CLAIMS = tuple(claim for claim in EVERY if file_of(claim.file).is_file())
+NUMBERS = {**SYSTEMS, **STEP_SYSTEMS}
+CLAIMS = tuple(claim for claim in FIRST + STEP_CLAIMS if file_of(claim.file).is_file())
 """Those that were measured."""
 
 
@@ -128,8 +130,8 @@ def systems() -> dict[int, str]:
     """What the list of systems says we found, by number."""
     every: dict[int, list[tuple[Claim, str]]] = {}
     for claim, found in zip(CLAIMS, verdicts(CLAIMS), strict=True):
-        if claim.lever in SYSTEMS:
-            every.setdefault(SYSTEMS[claim.lever], []).append((claim, found))
+        if claim.lever in NUMBERS:
+            every.setdefault(NUMBERS[claim.lever], []).append((claim, found))
     return {number: f"on a toy, {said(claims)}" for number, claims in every.items()}
 
 

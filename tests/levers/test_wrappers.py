@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import trimtab
+from tests.distributed import on_two_ranks
 from tests.levers.test_attach import Recorder
 from trimtab.levers import innermost
 from trimtab.optimizers import SAM
@@ -107,3 +108,55 @@ def test_accelerate() -> None:
             optimizer.zero_grad()
     assert tracker.step == 2
     assert float((net.weight.detach() - before).norm()) <= 2e-4
+
+
+def test_a_wrapper_around_one_that_takes_two_gradients_is_named() -> None:
+    for inner, outer in ((NoOptimizer, "NoOptimizer"), (lambda base: WithoutHooks(base, "inner"), "WithoutHooks")):
+        net = nn.Linear(2, 1)
+        wrapped = inner(SAM(torch.optim.SGD(net.parameters(), lr=0.1)))
+        if outer == "NoOptimizer":
+            with pytest.raises(TypeError, match=r"SAM wraps an optimizer instance .* got NoOptimizer"):
+                SAM(wrapped)
+            continue
+        with pytest.raises(
+            TypeError, match="SAM cannot wrap WithoutHooks around SAM, which already takes two gradients"
+        ):
+            SAM(wrapped)
+        with pytest.raises(TypeError, match="SAM cannot wrap WithoutHooks around LBFGS, whose step needs a closure"):
+            SAM(inner(torch.optim.LBFGS(net.parameters())))
+
+
+def _sharded_state(rank: int, world: int) -> dict[str, Any]:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.Adam, lr=0.1)
+    found: dict[str, Any] = {}
+    for lever in (
+        trimtab.optimizers.SpikeGuard("rollback"),
+        trimtab.optimizers.MomentumReset(),
+        trimtab.precision.EightBitState(),
+    ):
+        try:
+            trimtab.attach(optimizer, lever, model=net)
+        except ValueError as error:
+            found[type(lever).__name__] = str(error)
+    # levers on the gradient need no state: they act on every rank's whole gradient
+    trimtab.attach(optimizer, trimtab.gradients.ClipNorm(0.1), trimtab.optimizers.SpikeGuard("skip"), model=net)
+    net(torch.ones(2, 3)).square().sum().backward()
+    optimizer.step()
+    norms = [parameter.grad.norm() for parameter in net.parameters() if parameter.grad is not None]
+    return found | {"norm": float(torch.stack(norms).norm()), "weight": net[0].weight.detach()}
+
+
+def test_levers_of_the_state_refuse_an_optimizer_that_shards_it_itself() -> None:
+    first, second = on_two_ranks(_sharded_state)
+    for found in (first, second):
+        assert found["norm"] == pytest.approx(0.1, rel=1e-5)
+        for lever in ("SpikeGuard", "MomentumReset", "EightBitState"):
+            assert (
+                "optimizer's whole state, and each rank's ZeroRedundancyOptimizer keeps that of a part" in found[lever]
+            )
+            assert "(2 of 4 tensors here); use Adam itself, or FSDP2" in found[lever]
+    torch.testing.assert_close(first["weight"], second["weight"], rtol=0, atol=0)

@@ -9,7 +9,7 @@ from trimtab.levers.copied import CopiedWhole
 from trimtab.levers.handle import Handle
 from trimtab.levers.nonfinite import any_nonfinite, gradients_stand, numbers_of, on_any_rank
 from trimtab.levers.protocol import Lever, members
-from trimtab.levers.wrappers import innermost, takes_closure
+from trimtab.levers.wrappers import innermost, layers, refuse_state_elsewhere, takes_closure
 
 __all__ = [
     "CopiedWhole",
@@ -20,9 +20,11 @@ __all__ = [
     "attached",
     "gradients_stand",
     "innermost",
+    "layers",
     "members",
     "numbers_of",
     "on_any_rank",
+    "refuse_state_elsewhere",
     "show",
     "takes_closure",
 ]

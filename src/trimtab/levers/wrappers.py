@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,6 +30,22 @@ def _inner(optimizer: Any) -> Any:
     return known[0] if known else next(iter(others.values())) if len(others) == 1 else None
 
 
+def layers(optimizer: Any) -> Iterator[Any]:
+    """The optimizer, what it wraps, what that wraps, and so on.
+
+    Example:
+        >>> from trimtab.optimizers import SAM
+        >>> base = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)
+        >>> [type(layer).__name__ for layer in layers(SAM(base))]
+        ['SAM', 'SGD']
+    """
+    seen: set[int] = set()
+    while optimizer is not None and id(optimizer) not in seen:
+        seen.add(id(optimizer))
+        yield optimizer
+        optimizer = _inner(optimizer)
+
+
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """The optimizer that takes the actual step: what a wrapper such as SAM, accelerate's or Lookahead holds, else itself.
 
@@ -43,11 +60,7 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
         >>> innermost(SAM(base)) is base
         True
     """
-    seen = {id(optimizer)}
-    found = optimizer
-    while (inner := _inner(found)) is not None and id(inner) not in seen:
-        seen.add(id(inner))
-        found = inner
+    *_, found = layers(optimizer)
     name, outer = type(found).__name__, type(optimizer).__name__
     if not isinstance(found, torch.optim.Optimizer) and _held(found) is None:
         raise TypeError(f"attach needs a torch.optim.Optimizer first, got {outer}")
@@ -71,3 +84,21 @@ def takes_closure(optimizer: torch.optim.Optimizer) -> bool:
     """
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def refuse_state_elsewhere(what: str, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError where an optimizer inside steps a part of the parameters and keeps their state alone.
+
+    So does torch's `ZeroRedundancyOptimizer` on several ranks. `what` says who does what with the state.
+
+    Example:
+        >>> refuse_state_elsewhere("Nobody forgets", torch.optim.SGD(torch.nn.Linear(2, 1).parameters()))
+    """
+    own = _held(optimizer) or set()
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.optim.Optimizer) and (_held(value) or set()) < own:
+            raise ValueError(
+                f"{what} the optimizer's whole state, and each rank's {type(optimizer).__name__} keeps that of a part of the "
+                f"weights alone ({len(_held(value) or ())} of {len(own)} tensors here); use {type(value).__name__} itself, or "
+                "FSDP2 (fully_shard), whose state is of every weight"
+            )

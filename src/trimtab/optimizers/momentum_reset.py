@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trimtab.checks import whole
+from trimtab.levers import refuse_state_elsewhere
 from trimtab.optimizers.scaled_rates import ScaledRates
 from trimtab.parameters import Entry
 
@@ -26,7 +27,8 @@ class MomentumReset:
         warmup: steps of the rise; 0 for none. Default 150 (paper).
 
     Raises:
-        ValueError: a number is out of range, or `warmup` is longer than `every`.
+        ValueError: a number is out of range, or `warmup` is longer than `every`; (at attach) an optimizer
+            whose state lies on other ranks.
 
     The step count that corrects Adam's bias begins anew too [ours]: moments of zeros are as new as at the start. The loop's own
     learning rates are never changed. SPAM's spike-aware clipping is not part of it; put `ZClip` or `AdaGC` beside it.
@@ -58,6 +60,7 @@ class MomentumReset:
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Remember whose state it is; called by `trimtab.attach`."""
+        refuse_state_elsewhere(f"{type(self).__name__} forgets", optimizer)
         self._optimizer = weakref.ref(optimizer)  # which must not live on for its levers
 
     def unbind(self) -> None:

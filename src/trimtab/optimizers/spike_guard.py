@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import below_one, number, one_of, positive, some_of, whole
 from trimtab.collectives import local_part
-from trimtab.levers import attached, takes_closure
+from trimtab.levers import attached, refuse_state_elsewhere, takes_closure
 from trimtab.optimizers import snapshot
 from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.growth import Growth
@@ -81,7 +81,7 @@ class SpikeGuard:
 
     Raises:
         ValueError: a number is out of range or a word unknown; (at attach) a policy that acts, with an optimizer that needs a
-            closure; "rollback" with sharded weights.
+            closure; "rollback" with sharded weights or an optimizer whose state lies on other ranks.
         FloatingPointError: the first loss is not finite, or `patience` steps in a row were withheld.
 
     Order: anywhere among the levers, which see no gradient of a step that is not taken; before levers that change weights after
@@ -192,6 +192,7 @@ class SpikeGuard:
             )
         if self.policy == "rollback":
             refuse_sharded(f"{type(self).__name__} with policy='rollback' keeps", parameters)
+            refuse_state_elsewhere(f"{type(self).__name__} with policy='rollback' keeps", optimizer)
         self._optimizer = weakref.ref(optimizer)  # which must not live on for its levers
         self._model = None if model is None else unwrapped(model)
         self._keep_buffers()

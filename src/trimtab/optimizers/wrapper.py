@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.levers import CopiedWhole, takes_closure
+from trimtab.levers import CopiedWhole, layers, takes_closure
 from trimtab.parameters.kinds import reason_against_dtype
 
 _around: weakref.WeakKeyDictionary[torch.optim.Optimizer, weakref.ref[OptimizerWrapper]] = weakref.WeakKeyDictionary()
@@ -52,10 +52,12 @@ class OptimizerWrapper(CopiedWhole):
                 f"{name} wraps an optimizer instance such as torch.optim.SGD(model.parameters(), lr=0.1), "
                 f"got {base.__name__ if isinstance(base, type) else type(base).__name__}"
             )
-        if isinstance(base, OptimizerWrapper):
-            raise TypeError(f"{name} cannot wrap {type(base).__name__}, which already takes two gradients per step")
-        if takes_closure(base):
-            raise TypeError(f"{name} cannot wrap {type(base).__name__}, whose step needs a closure of its own")
+        for layer in layers(base):
+            kind = type(base).__name__ + (f" around {type(layer).__name__}" if layer is not base else "")
+            if isinstance(layer, OptimizerWrapper):
+                raise TypeError(f"{name} cannot wrap {kind}, which already takes two gradients per step")
+            if takes_closure(layer):
+                raise TypeError(f"{name} cannot wrap {kind}, whose step needs a closure of its own")
         if model is not None and not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module or None, got {type(model).__name__}")
         held = {id(parameter) for group in base.param_groups for parameter in group["params"]}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import one_of, whole
 from trimtab.collectives import local_part
+from trimtab.levers import refuse_state_elsewhere
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.code_book import Coder, Codes, Map, check_block, code_book
 from trimtab.precision.randomness import Generators, shard_of
@@ -98,6 +99,7 @@ class EightBitState:
 
     def bind(self, optimizer: torch.optim.Optimizer, model: nn.Module | None, parameters: Sequence[Entry]) -> None:
         """Remember whose state it is; called by `trimtab.attach`."""
+        refuse_state_elsewhere(f"{type(self).__name__} keeps", optimizer)
         self._optimizer, self._entries = weakref.ref(optimizer), parameters
 
     def unbind(self) -> None:
