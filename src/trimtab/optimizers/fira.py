@@ -212,8 +212,8 @@ class Fira(ForeachOptimizer):
         """What S is divided by; None in the first step."""
         if (before := memory.get("limited")) is None:
             return None
-        growth: Tensor = norm / (before.to(norm.dtype) + 1e-8)
-        return growth.clamp(min=group["max_growth"]) / group["max_growth"]
+        limiter: Tensor = (norm / (before.to(norm.dtype) + 1e-8)).clamp(min=group["max_growth"]) / group["max_growth"]
+        return limiter
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; limited norms of half weights keep their own precision."""
