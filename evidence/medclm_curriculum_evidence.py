@@ -3,6 +3,7 @@
 python FILE shrink SET SMALL             # a copy of a built set with images of 256 pixels at most
 python FILE few SET FEW                  # a copy with the boxes, Easy and Medium rows of a quarter of the training patients
 python FILE study SET WORK NAME [SCHEDULE ...]   # goes on where it stopped -> docs/evidence/medclm-curriculum.json
+python FILE grounding SET WORK           # a set built with --box-answers: overlap of boxes with the right ones
 python FILE simulate                     # the schedulers on given losses, no training
 python FILE tables                       # the JSON file's figures into the page
 """
@@ -15,6 +16,7 @@ import math
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +33,14 @@ FOLDER = Path(__file__).parent.parent / "docs" / "evidence"
 PAGE, FIGURES = FOLDER / "medclm-curriculum.md", FOLDER / "medclm-curriculum.json"
 SCHEDULES = ("mixed", "adaptive", "linear", "reverse", "easy_only", "hard_only", "released")
 SEEDS = (0, 1, 2)
-STEPS, BATCH, EPOCHS, QUESTIONS = 160, 16, 20, 480
+BATCH, EPOCHS = 16, 20
+STEPS = {"chest": 640, "few": 640, "fundus": 160, "grounding": 960}
+"""Optimizer steps: chosen on drawn pictures of neither split with `mixed`, seed 0 (fundus: on its validation split)."""
+QUESTIONS = {"fundus": 480}
+"""So many test questions, evenly spread; else all."""
 SHOWN = ("own", "other", "blank")
-LONG = 320
-"""Optimizer steps of the part "long", which asks all closed questions: chosen on the validation split with `mixed`, seed 0."""
 CONTRASTS = {
     "chest": [(name, "mixed") for name in SCHEDULES if name != "mixed"],
-    "whitened": [("adaptive", "mixed")],
     "fundus": [(name, "mixed") for name in ("adaptive", "easy_only", "hard_only")],
     "few": [("adaptive", "mixed"), ("adaptive", "hard_only"), ("mixed", "hard_only")],
 }
@@ -91,11 +94,9 @@ def study(data: Path, work: Path, name: str, schedules: Sequence[str] = SCHEDULE
     torch.set_num_threads(1)
     folder = DataSetFolder(data)
     asked = [replace(one, reason=False) for one in questions_of(folder, ["test"])]
-    steps = LONG if name == "long" else STEPS
-    if name == "long":
-        asked = [one for one in asked if one.choices]
-    elif len(asked) > QUESTIONS:
-        asked = [asked[place * len(asked) // QUESTIONS] for place in range(QUESTIONS)]
+    steps, most = STEPS[name], QUESTIONS.get(name, len(asked))
+    if len(asked) > most:
+        asked = [asked[place * len(asked) // most] for place in range(most)]
     _keep(name, "questions", _described(asked, questions_of(folder, ["train"])))
     for seed in SEEDS:
         tower = pretrain(data, work / f"tower-{seed}", PretrainOptions(seed=seed))
@@ -116,6 +117,77 @@ def study(data: Path, work: Path, name: str, schedules: Sequence[str] = SCHEDULE
             print(
                 f"{name} {schedule} {seed}: {trained:.0f} + {time.process_time() - start - trained:.0f} s", flush=True
             )
+
+
+def grounding(data: Path, work: Path) -> None:
+    """Overlap of the model's boxes with the right ones: of answers that are boxes, and of boxes quoted in reasoning.
+
+    `data` is built with --box-answers. Half of the rows with reasoning want the answer alone, so that both are learnt. Asked
+    are the test questions whose answer is one box or more, without reasoning, and the Medium questions about a lesion, with
+    it. The guess is the middle box of the class among training lesions: the median of each corner.
+    """
+    import torch
+
+    from trimtab.medclm.building import DataSetFolder
+    from trimtab.medclm.evaluation.metrics import scores
+    from trimtab.medclm.evaluation.parsing import parse_reply
+    from trimtab.medclm.evaluation.questions import questions_of
+    from trimtab.medclm.training.options import TrainOptions
+    from trimtab.medclm.training.pretrain import PretrainOptions, pretrain
+    from trimtab.medclm.training.run import train
+
+    torch.set_num_threads(1)
+    folder = DataSetFolder(data)
+    every = questions_of(folder, ["test"])
+    asked = [
+        *(replace(one, reason=False) for one in every if one.answer_boxes),
+        *(
+            one
+            for one in every
+            if one.stage == "medium" and one.reason and one.box is not None and not one.answer_boxes
+        ),
+    ]
+    middle = _middle_boxes(folder)
+    guesses = ["[" + ", ".join(f"{side:.4f}" for side in middle[one.domain]) + "]" for one in asked]
+    _keep("grounding", "questions", {
+        "patient": [one.cluster for one in asked], "class": [one.domain.rsplit(" x ", 1)[0] for one in asked],
+        "kind": ["answer" if one.answer_boxes else "reasoning" for one in asked],
+        "guess": [
+            _overlap(scores(one, parse_reply(f"Answer: {box}" if one.answer_boxes else f"Reasoning: {box} Answer: no")))
+            for one, box in zip(asked, guesses, strict=True)
+        ],
+    })  # fmt: skip
+    for seed in SEEDS:
+        if f"mixed-{seed}" in _figures()["grounding"]:
+            continue
+        pretrain(data, work / f"tower-{seed}", PretrainOptions(seed=seed))
+        run, start, steps = work / f"mixed-{seed}", time.process_time(), STEPS["grounding"]
+        options = TrainOptions(
+            schedule="mixed", steps=steps, epochs=EPOCHS, batch=BATCH, seed=seed, save_every=steps, plain=0.5,
+            tower=str(work / f"tower-{seed}"),
+        )  # fmt: skip
+        train(data, run, options)
+        trained = time.process_time() - start
+        found = {
+            shown: [_overlap(scores(one, parse_reply(reply))) for one, reply in zip(asked, said, strict=True)]
+            for shown, said in _said(run, asked, SHOWN[:2]).items()
+        }
+        _keep("grounding", f"mixed-{seed}", {"cpu_seconds": round(trained, 1), "overlap": found})
+        print(f"grounding {seed}: {trained:.0f} s", flush=True)
+
+
+def _overlap(found: Mapping[str, float]) -> float:
+    return round(found["boxes.1"] if "boxes.1" in found else found["iou.1"], 3)
+
+
+def _middle_boxes(folder: Any) -> dict[str, list[float]]:
+    boxes: dict[str, list[Any]] = {}
+    for record in folder.records():
+        for lesion in record.lesions if record.split == "train" else ():
+            boxes.setdefault(f"{lesion.label} x {record.modality}", []).append(lesion.box.corners)
+    middle = {domain: np.median(some, axis=0).tolist() for domain, some in boxes.items()}
+    everything = np.median([one for some in boxes.values() for one in some], axis=0).tolist()
+    return defaultdict(lambda: everything, middle)
 
 
 def _described(asked: Sequence[Any], training: Sequence[Any]) -> dict[str, Any]:
@@ -141,18 +213,20 @@ def _is_right(question: Any, answer: str) -> int:
 
 def _right(run: Path, asked: Sequence[Any]) -> dict[str, str]:
     """Which questions are answered right, as digits, with each kind of picture."""
+    return {
+        shown: "".join(str(_is_right(one, reply)) for one, reply in zip(asked, said, strict=True))
+        for shown, said in _said(run, asked, SHOWN).items()
+    }
+
+
+def _said(run: Path, asked: Sequence[Any], shown: Sequence[str]) -> dict[str, list[str]]:
+    """The replies of a finished run with each kind of picture."""
     from trimtab.medclm.evaluation.generation import replies
     from trimtab.medclm.evaluation.pictures import with_pictures
     from trimtab.medclm.training.models import load_finished
 
     model, processor = load_finished(run)
-    return {
-        shown: "".join(
-            str(_is_right(one, reply))
-            for one, reply in zip(asked, replies(model, processor, with_pictures(asked, shown), batch=64), strict=True)
-        )
-        for shown in SHOWN
-    }
+    return {one: replies(model, processor, with_pictures(asked, one), batch=64) for one in shown}
 
 
 def _shares(run: Path) -> dict[str, float]:
@@ -275,18 +349,48 @@ def _classes(part: Mapping[str, Any]) -> str:
 
 
 def _chance(part: Mapping[str, Any]) -> str:
-    """By class: with the own pictures minus with others', and minus the majority guess."""
-    own, other = (_marks(part, "mixed", shown) for shown in ("own", "other"))
+    """Closed questions of one class: with the own pictures minus with others', and minus the majority guess."""
     labels = [label for label in sorted(set(part["questions"]["class"])) if label != "no finding"]
-    lines = [
-        [
-            f"{label} (n {int(chosen.sum())})", *(f"{100 * marks[:, chosen].mean():.1f}" for marks in (own, other, guess)),
-            _percent(part, own - other, chosen, signed=True), _percent(part, own - guess, chosen, signed=True),
-        ]
-        for label in labels
-        for chosen, guess in [(_of(part, label=label), _baseline(part, "majority"))]
-    ]  # fmt: skip
-    return table(["class", "own pictures", "others' pictures", "majority guess", "own - others'", "own - guess"], lines)
+    lines = []
+    for name in ("mixed", "adaptive"):
+        own, other = (_marks(part, name, shown) for shown in ("own", "other"))
+        for label in labels:
+            chosen, guess = _of(part, label=label, closed=True), _baseline(part, "majority")
+            lines.append([
+                name, f"{label} (n {int(chosen.sum())})",
+                *(f"{100 * marks[:, chosen].mean():.1f}" for marks in (own, other, guess)),
+                _percent(part, own - other, chosen, signed=True), _percent(part, own - guess, chosen, signed=True),
+            ])  # fmt: skip
+    head = ["schedule", "class, closed questions", "own pictures", "others' pictures", "majority guess"]
+    return table([*head, "own - others'", "own - guess"], lines)
+
+
+def _grounding(part: Mapping[str, Any]) -> str:
+    """Mean overlap by kind of question and class, own pictures beside others' and the guess."""
+    about = part["questions"]
+    kinds, labels = np.array(about["kind"]), np.array(about["class"])
+    seeds = [part[key]["overlap"] for seed in SEEDS if (key := f"mixed-{seed}") in part]
+    own, other = (np.array([one[shown] for one in seeds]) for shown in ("own", "other"))
+    guess = np.array([about["guess"]])
+    lines = []
+    for kind in ("answer", "reasoning"):
+        for label in ("", *sorted(set(labels))):
+            chosen = (kinds == kind) & ((labels == label) | (not label))
+            if not chosen.any():
+                continue
+            lines.append([
+                {"answer": "boxes as answer", "reasoning": "first box of the reasoning"}[kind],
+                f"{label or 'all'} (n {int(chosen.sum())})",
+                *(f"{marks[:, chosen].mean():.3f}" for marks in (own, other, guess)),
+                *(f"{100 * (marks[:, chosen] >= 0.5).mean():.1f}" for marks in (own, guess)),
+                *(
+                    f"{marks[:, chosen].mean():+.3f} ({low:+.3f} to {high:+.3f})"
+                    for marks in (own - other, own - guess)
+                    for low, high in [np.quantile(_draws(part, marks, chosen), [0.025, 0.975])]
+                ),
+            ])  # fmt: skip
+    head = ["boxes", "class", "IoU, own pictures", "others'", "guess", "0.5 or more, %", "guess, %"]
+    return table([*head, "own - others'", "own - guess"], lines)
 
 
 def _contrasts(name: str, part: Mapping[str, Any]) -> str:
@@ -373,9 +477,11 @@ def tables() -> None:
     everything = _figures()
     blocks = {"simulation": _simulation(everything.pop("simulation"))}
     for name, part in everything.items():
-        if name == "long":
-            blocks |= {"long looking": _looking(part), "long chance": _chance(part)}
+        if name == "grounding":
+            blocks |= {"grounding results": _grounding(part)}
             continue
+        if name != "fundus":
+            blocks |= {f"{name} chance": _chance(part)}
         blocks |= {
             f"{name} contrasts": _contrasts(name, part), f"{name} results": _results(part),
             f"{name} looking": _looking(part), f"{name} classes": _classes(part), f"{name} shares": _mixes(part),
@@ -388,6 +494,8 @@ if __name__ == "__main__":
     command, *rest = sys.argv[1:]
     if command in ("shrink", "few"):
         {"shrink": shrink, "few": few}[command](Path(rest[0]), Path(rest[1]))
+    elif command == "grounding":
+        grounding(Path(rest[0]), Path(rest[1]))
     elif command == "study":
         study(Path(rest[0]), Path(rest[1]), rest[2], rest[3:] or SCHEDULES)
     else:
