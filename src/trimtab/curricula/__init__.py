@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 _BY_NAME: dict[str, Callable[..., StageScheduler]] = {
-    one.name: one for one in (Adaptive, Released, Linear, Mixed, EasyOnly, HardOnly, Reverse)
+    one.name: one for one in (Mixed, Adaptive, Released, Linear, EasyOnly, HardOnly, Reverse)
 }
 
 
@@ -71,7 +71,7 @@ def names() -> tuple[str, ...]:
 
     Example:
         >>> names()
-        ('adaptive', 'released', 'linear', 'mixed', 'easy_only', 'hard_only', 'reverse')
+        ('mixed', 'adaptive', 'released', 'linear', 'easy_only', 'hard_only', 'reverse')
     """
     return tuple(_BY_NAME)
 

@@ -1,4 +1,4 @@
-"""The default scheduler: a stage opens when its loss has come near that of the stage before it."""
+"""Our scheduler: a stage opens when its loss has come near that of the stage before it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Released(StageScheduler):
     loss is the mean over all items of an epoch, smoothed alike; "within" is greatest minus least.
 
     It locks in: g must reach 0.5, so Medium's loss must fall to half of Easy's before Medium is shown, and it does not fall
-    unless it is shown. Kept for comparison; `Adaptive` is the default.
+    unless it is shown. Kept for comparison.
 
     Args:
         smoothing: r. Default 0.9, the code's.

@@ -24,7 +24,7 @@ from trimtab.medclm.phantom.files import write_phantom
 @dataclass(frozen=True)
 class DemoArguments:
     """Draws chest X-rays with findings and organ masks, builds a question set from them, makes the viewer, teaches the
-    vision tower of tiny-llava, trains it from easy to hard, evaluates it, says whether it looks, and writes the report.
+    vision tower of tiny-llava, trains it on all stages, evaluates it, says whether it looks, and writes the report.
     Nothing is downloaded.
 
     Examples:

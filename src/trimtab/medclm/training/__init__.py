@@ -1,1 +1,1 @@
-"""Training a vision-language model on a MedCLM data set from easy to hard. Needs the extra `trimtab[training]`."""
+"""Training a vision-language model on a MedCLM data set, stages mixed or in order. Needs the extra `trimtab[training]`."""
