@@ -174,12 +174,12 @@ def small() -> dict[str, str]:
     found = json.loads(SMALL.read_text(encoding="utf-8"))
 
     def of(study: str, label: str, field: str) -> dict[int, float]:
-        return {row["seed"]: row[field] for row in found[study] if row["label"] == label}
+        return {row["seed"]: row[field] for row in found.get(study, []) if row["label"] == label}
 
     def minus(one: dict[int, float], other: dict[int, float]) -> list[float]:
         return [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
 
-    states, full = dict.fromkeys(row["label"] for row in found["state"]), "32 bits"
+    states, full = dict.fromkeys(row["label"] for row in found.get("state", [])), "32 bits"
     rows = []
     for label in sorted(states, key=lambda each: (each != full, each)):
         cells = [label]
@@ -197,7 +197,8 @@ def small() -> dict[str, str]:
         numbers = [of("codes", label, field) for field in ("float", "coded", "mended")]
         gain = spread(estimate(minus(numbers[2], numbers[1])), 100, 1, signed=True)
         lost, left = (sum(minus(numbers[0], numbers[place])) for place in (1, 2))
-        shares = f"{100 * (1 - left / lost):.0f}" if lost > 0 else ""
+        told = estimate(minus(numbers[0], numbers[1])).excludes_zero
+        shares = f"{100 * (1 - left / lost):.0f}" if told else "nothing was lost"
         codes.append([label, *(spread(estimate(list(own.values())), 100, 1) for own in numbers), gain, shares])
     head = ["codes", "float, %", "coded, %", "after 2,000 steps, %", "gain, points", "of the loss won back, %"]
     return {"state": state, "codes": table(head, codes)}
