@@ -18,7 +18,7 @@ COMMANDS = {
     "push": "send what publish wrote to the Hugging Face Hub",
     "rejoin": "put a release of annotations together with local pictures, by their hashes",
     "pretrain": "teach tiny-llava's vision tower the boxes and organs of the training pictures",
-    "train": "train a vision-language model on a built set, its stages mixed or from easy to hard",
+    "train": "train a vision-language model on a built set",
     "evaluate": "ask a trained model held-out questions, beside baselines that see no image",
     "audit": "does any model, served or in a folder, look at the picture? real, shuffled and blank images",
     "demo": "all of it on drawn chest X-rays, or on a folder of real data",

@@ -26,8 +26,8 @@ from trimtab.runs.machine import hardware, versions
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Trains a vision-language model on a built set, its stages mixed or (--schedule) from easy to hard. Interrupted, the
-    same command goes on where the last checkpoint stands.
+    """Trains a vision-language model on a built set. Interrupted, the same command goes on where the last checkpoint
+    stands.
 
     Examples:
         trimtab medclm train SET --out RUN
