@@ -11,13 +11,18 @@ import matplotlib as mpl
 from evidence_page import fill, spread, table
 from matplotlib.figure import Figure
 
+from trimtab.runs.metric import METRICS, Metric
+from trimtab.studies.contrasts import judge
 from trimtab.studies.records import RunRecord
 from trimtab.studies.sizes import bytes_text
 from trimtab.studies.statistics import Estimate, estimate, sparsity_label
+from trimtab.studies.study_file import StudyFile, read_study
 from trimtab.studies.summary import BearingTrack
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "evidence"
+RECORDS = ROOT / "evidence" / "records"
+STUDIES = ROOT / "evidence" / "bytes"
 PACKERS = {
     "code over entropy": ("code", "entropy"),
     "code over zstd -19": ("code", "zstd"),
@@ -80,16 +85,61 @@ def packed_table(rows: Rows) -> str:
     )
 
 
+def records_of(study: StudyFile, folder: Path) -> list[RunRecord]:
+    """Those of the study's rows that are there."""
+    found = []
+    for row in study.rows:
+        files = [folder / (row.label or row.method) / f"seed{seed}.json" for seed in row.seeds or ()]
+        found += [RunRecord.read(file) for file in files if file.is_file()]
+    return found
+
+
+def judged_table(study: StudyFile, records: Sequence[RunRecord], metric: Metric) -> str:
+    """The contrasts named beforehand, on test."""
+    rows = [row for record in records for row in record.measured["test"].rows]
+    lines = []
+    for one in judge(rows, study.contrasts, metric):
+        cells = ["not judged", "", str(one.seeds), "", ""]
+        if None not in (one.difference, one.low, one.high, one.p, one.corrected):
+            low, high = metric.number(one.low, signed=True), metric.number(one.high, signed=True)
+            cells = [
+                metric.change(one.difference),
+                f"{low} to {high}",
+                str(one.seeds),
+                f"{one.p:.2g}",
+                f"{one.corrected:.2g}",
+            ]
+        lines.append([str(one), *cells])
+    return table(["contrast", "difference", "95 % interval", "seeds", "p", "corrected (Holm)"], lines)
+
+
+def pruned_table(records: Sequence[RunRecord], column: str, scale: float, digits: int) -> str:
+    """Quality on test over the sparsities, as pruned, in float32."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for record in records:
+        own = found.setdefault(record.label, {})
+        for row in record.measured["test"].rows:
+            if not row.recalibrated:
+                own.setdefault(round(row.sparsity, 2), []).append(float(getattr(row, column)))
+    sparsities = sorted({one for own in found.values() for one in own})
+    head = ["method", *("dense" if one == 0 else f"{sparsity_label(one)} zeros" for one in sparsities), "seeds"]
+    lines = [
+        [label, *(spread(estimate(own[one]), scale, digits) for one in sparsities), str(len(own[0.0]))]
+        for label, own in found.items()
+    ]
+    return table(head, lines)
+
+
 def lost(track: BearingTrack, state: str, point: int) -> float:
     """Points of validation accuracy that a state loses against dense."""
     values = track.sparsities.get(state) or track.bits[state]
     return 100 * (track.dense[point] - values[point])
 
 
-def bearing_tracks() -> dict[str, dict[int, BearingTrack]]:
+def bearing_tracks(folder: Path) -> dict[str, dict[int, BearingTrack]]:
     """By schedule and seed."""
     found: dict[str, dict[int, BearingTrack]] = {}
-    for file in sorted((ROOT / "evidence" / "records" / "bytes-bearing").rglob("seed*.json")):
+    for file in sorted(folder.rglob("seed*.json")):
         track = RunRecord.model_validate_json(file.read_text(encoding="utf-8")).bearing
         found.setdefault(file.parent.name, {})[track.seed] = track
     return found
@@ -143,14 +193,19 @@ def figure(tracks: dict[str, dict[int, BearingTrack]], file: Path) -> None:
 def main() -> None:
     """Fill the page."""
     data = json.loads((DOCS / "bytes.json").read_text(encoding="utf-8"))
-    tracks = bearing_tracks()
+    tracks = bearing_tracks(RECORDS / "bytes-bearing")
     figure(tracks, DOCS / "bearing.svg")
+    images, text = (read_study(STUDIES / f"{name}.yaml") for name in ("cifar10", "text"))
+    texts = records_of(text, RECORDS / "bytes-text")
     fill(
         DOCS / "bytes.md",
         {
             "images": quality_table(data["cifar10-fast"], "accuracy", "accuracy on test, %", 100, 1),
+            "images judged": judged_table(images, records_of(images, RECORDS / "weights-study"), METRICS["accuracy"]),
             "images packed": packed_table(data["cifar10-fast"]),
             "text": quality_table(data["tinyshakespeare"], "bits_per_byte", "bits per byte on test", 1, 3),
+            "text pruned": pruned_table(texts, "bits_per_byte", 1, 3),
+            "text judged": judged_table(text, texts, METRICS["bits_per_byte"]),
             "text packed": packed_table(data["tinyshakespeare"]),
             "bearing": bearing_table(tracks),
         },
