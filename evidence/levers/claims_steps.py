@@ -18,7 +18,7 @@ def _shorter(lever: str, own: str, other: str, words: str) -> Claim:
 
 
 def _lower(name: str) -> Claim:
-    text = f"on the paper's function '{name}' it ends lower than Adam at its rate and at half of it"
+    text = f"on a function like the paper's '{name}' it ends lower than Adam at its rate and at half of it"
     shown = {"end": key(f"{name} diffgrad"), "Adam": key(f"{name} adam"), "at half": key(f"{name} adam at half")}
     above = (less(f"{name} adam", f"{name} diffgrad"), less(f"{name} adam at half", f"{name} diffgrad"))
     return Claim("DiffGrad", "diffgrad", text, "steps", shown, above, 4)

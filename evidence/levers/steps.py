@@ -20,7 +20,7 @@ from trimtab.optimizers import CLASSP, SGDP, AdamP, DiffGrad, lora_plus_groups, 
 _chosen: dict[str, tuple[float, ...]] = {}
 """What was best on the seeds for tuning."""
 
-# DiffGrad: the three functions of its paper, with a minimum that Adam runs past
+# DiffGrad: three functions after its paper's, not checked against it, with a minimum that Adam runs past
 
 
 def valley(x: Tensor) -> Tensor:
