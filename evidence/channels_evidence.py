@@ -91,7 +91,7 @@ def measure(runs: Path, root: str, epochs: int, rate: float, images: int) -> Non
             train_on(smaller.model, train, epochs, rate)
             row |= {
                 "trained on": accuracy_of(smaller.model, test, images),
-                "trained": f"{recipe.epochs} epochs of {recipe.data.limit_train or 45_000:,} images, then {epochs}",
+                "trained": f"{recipe.epochs} epochs of {len(data.train):,} images, then {epochs}",
                 "images": images,
                 "latency": smaller.latency(64, budget=3.0).ratio,
                 "multiply_adds": smaller.multiply_adds[0] / smaller.multiply_adds[1],
