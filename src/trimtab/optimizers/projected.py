@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -92,8 +92,37 @@ class Invariant(NamedTuple):
         return found
 
 
+class Steps(NamedTuple):
+    """Steps `size u` of some weights, with `u = above / below`, or `u = above`.
+
+    Attributes:
+        above: may be the optimizer's own state.
+        below: used up; None for 1.
+        size: of all.
+    """
+
+    above: list[Tensor]
+    below: list[Tensor] | None
+    size: float
+
+    def take_(self, weights: list[Tensor]) -> None:
+        """Move the weights."""
+        if self.below is None:
+            torch._foreach_add_(weights, self.above, alpha=-self.size)
+        else:
+            torch._foreach_addcdiv_(weights, self.above, self.below, -self.size)
+
+    def rows(self, places: Sequence[int], axis: int) -> tuple[Tensor, bool]:
+        """`u` at some places as rows of that axis, and whether it may be written to."""
+        above = _rows(self.above, places, axis)
+        if self.below is None:
+            return above, len(places) > 1
+        below = _rows(self.below, places, axis)
+        return torch.div(above, below, out=below), True
+
+
 class ProjectedOptimizer(ForeachOptimizer):
-    """What AdamP and SGDP share: which weights are scale-invariant, judged at every step."""
+    """What AdamP and SGDP share: which weights are scale-invariant, judged at every step, and how they are moved."""
 
     uncopied = ("_plans",)
     at_once = True  # weights are judged by a few operations for all of them
@@ -118,6 +147,44 @@ class ProjectedOptimizer(ForeachOptimizer):
                     f"{type(self).__name__} judges whole tensors and does not take sharded weights such as one of "
                     f"{tuple(owner.shape)}; use AdamW or SGD for them"
                 )
+
+    def decay_of(self, group: dict[str, Any]) -> float:
+        """Share of a weight that its decay takes off."""
+        raise NotImplementedError
+
+    def steps_(self, group: dict[str, Any], step: int, grads: list[Tensor], states: Lists) -> Steps:
+        """The states of some weights brought up to date; gives their steps before any projection."""
+        raise NotImplementedError
+
+    def update(
+        self,
+        group: dict[str, Any],
+        step: int,
+        params: list[Tensor],
+        grads: list[Tensor],
+        states: Lists,
+        owners: Sequence[Tensor],
+    ) -> None:
+        """One step of these parameters, as many at a time as a CPU's cache holds."""
+        found = self.judge(group, params, grads, owners)
+        slower = found.parts(params) if found is not None else []
+        taken = {at for part in slower for at in part.members()}
+        plain = [at for at in range(len(params)) if at not in taken]
+        runs: list[tuple[list[int], Invariant | None]] = [
+            *((plain[run], None) for run in cached_runs([params[at] for at in plain])),
+            *((part.members(), part) for part in slower),
+        ]
+        for some, part in runs:
+            own = [params[at] for at in some]
+            held = {name: [of[at] for at in some] for name, of in states.items()}
+            steps = self.steps_(group, step, [grads[at] for at in some], held)
+            rate = self.decay_of(group)
+            if part is not None:
+                steps = Steps(_projected(part, steps, own, group["eps"]), None, steps.size)
+                rate *= group["wd_ratio"]
+            if rate:
+                torch._foreach_mul_(own, 1 - rate)
+            steps.take_(own)
 
     def judge(
         self, group: dict[str, Any], weights: Sequence[Tensor], grads: Sequence[Tensor], owners: Sequence[Tensor]
@@ -185,7 +252,7 @@ class ProjectedOptimizer(ForeachOptimizer):
         return found
 
 
-def _rows(tensors: Sequence[Tensor] | Mapping[int, Tensor], members: Sequence[int], axis: int) -> Tensor:
+def _rows(tensors: Sequence[Tensor], members: Sequence[int], axis: int) -> Tensor:
     """Some tensors, of one shape, as one of shape (all rows, elements of a row); a view of a single one where it can be."""
     some = [tensors[at] for at in members]
     if axis:
@@ -219,23 +286,16 @@ def _scale_invariant(
     return answers
 
 
-def _projected(
-    found: Invariant, step_rows: Callable[[list[int], int], tuple[Tensor, bool]], weights: Sequence[Tensor], eps: float
-) -> dict[int, Tensor]:
-    """`u - w^ <w^, u>` for the steps of these weights by position, by row or as a whole.
-
-    Args:
-        found: the weights.
-        step_rows: the steps at some positions as rows of that axis, and whether these may be written to.
-        weights: of all positions.
-        eps: added to norms.
-    """
-    worked, parts = [], []
+def _projected(found: Invariant, steps: Steps, weights: Sequence[Tensor], eps: float) -> list[Tensor]:
+    """`u - w^ <w^, u>` for the steps of these weights, by row or as a whole; all in the order of `found.members()`."""
+    worked, parts, start = [], [], 0
     for (axis, some), rows in zip(found.groups, found.rows, strict=True):
-        w = _rows(weights, some, axis) if rows is None else rows
-        u, free = step_rows(some, axis)
+        places = range(start, start + len(some))
+        w = _rows(weights, places, axis) if rows is None else rows
+        u, free = steps.rows(places, axis)
         worked.append((u, w, free))
         parts.append(row_products(u, w))
+        start = places.stop
     along = torch.cat(parts)
     wide = torch.promote_types(along.dtype, torch.float32)
     own, norms = along.to(wide), found.norms.to(wide)
@@ -248,13 +308,13 @@ def _projected(
         )
         own, norms = torch.where(whole, joint, own), torch.where(whole, squares.sqrt(), norms)
     shares = share_along(own, norms, eps).to(along.dtype)[:, None].split_with_sizes([u.shape[0] for u, *_ in worked])
-    steps: dict[int, Tensor] = {}
+    projected: list[Tensor] = []
     for (axis, some), (u, w, free), share in zip(found.groups, worked, shares, strict=True):
         left = torch.addcmul(u, w, share, value=-1, out=u if free else None)
-        shape = (weights[some[0]].movedim(axis, 0) if axis else weights[some[0]]).shape
-        each = left.view(len(some), *shape).unbind()
-        steps.update(zip(some, [part.movedim(0, axis) for part in each] if axis else each, strict=True))
-    return steps
+        first = weights[len(projected)]
+        each = left.view(len(some), *(first.movedim(axis, 0) if axis else first).shape).unbind()
+        projected += [part.movedim(0, axis) for part in each] if axis else each
+    return projected
 
 
 class AdamP(ProjectedOptimizer):
@@ -320,60 +380,19 @@ class AdamP(ProjectedOptimizer):
         }
         super().__init__(params, defaults, model, foreach=foreach, maximize=maximize)
 
-    def update(
-        self,
-        group: dict[str, Any],
-        step: int,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: Lists,
-        owners: Sequence[Tensor],
-    ) -> None:
-        """One step of these parameters."""
-        found = self.judge(group, params, grads, owners)
-        rate = float(group["lr"]) * group["weight_decay"]
-        slower = found.parts(params) if found is not None else []
-        taken = {at for part in slower for at in part.members()}
-        plain = [at for at in range(len(params)) if at not in taken]
-        for run in cached_runs([params[at] for at in plain]):
-            some = plain[run]
-            above, below, size = self._moments_(group, step, grads, states, some)
-            own = [params[at] for at in some]
-            if rate:
-                torch._foreach_mul_(own, 1 - rate)
-            torch._foreach_addcdiv_(own, above, below, -size)
-        for part in slower:
-            members = part.members()
-            above, below, size = self._moments_(group, step, grads, states, members)
-            numerators, denominators = (dict(zip(members, of, strict=True)) for of in (above, below))
+    def decay_of(self, group: dict[str, Any]) -> float:
+        """Decoupled, as AdamW's."""
+        return float(group["lr"]) * float(group["weight_decay"])
 
-            def quotients(
-                some: list[int],
-                axis: int,
-                above: Mapping[int, Tensor] = numerators,
-                below: Mapping[int, Tensor] = denominators,
-            ) -> tuple[Tensor, bool]:
-                under = _rows(below, some, axis)
-                return torch.div(_rows(above, some, axis), under, out=under), True
-
-            steps = _projected(part, quotients, params, group["eps"])
-            own = [params[at] for at in members]
-            if rate:
-                torch._foreach_mul_(own, 1 - rate * group["wd_ratio"])
-            torch._foreach_add_(own, [steps[at] for at in members], alpha=-size)
-
-    @staticmethod
-    def _moments_(
-        group: dict[str, Any], step: int, grads: Sequence[Tensor], states: Lists, members: Sequence[int]
-    ) -> tuple[list[Tensor], list[Tensor], float]:
-        """Moments of some positions brought up to date; `above / below` is their step `u` but for a factor, `size` of both."""
-        first, second, own = ([of[at] for at in members] for of in (states["exp_avg"], states["exp_avg_sq"], grads))
+    def steps_(self, group: dict[str, Any], step: int, grads: list[Tensor], states: Lists) -> Steps:
+        """Moments brought up to date; `u` but for a factor, and the size of both."""
+        first, second = states["exp_avg"], states["exp_avg_sq"]
         beta1, beta2 = group["betas"]
-        adam_moments_(first, second, own, group["betas"])
+        adam_moments_(first, second, grads, group["betas"])
         below, correction = list(torch._foreach_sqrt(second)), math.sqrt(1 - beta2**step)
         torch._foreach_add_(below, group["eps"] * correction)
-        above = list(torch._foreach_lerp(first, own, 1 - beta1)) if group["nesterov"] else first
-        return above, below, float(group["lr"]) * correction / (1 - beta1**step)
+        above = list(torch._foreach_lerp(first, grads, 1 - beta1)) if group["nesterov"] else first
+        return Steps(above, below, float(group["lr"]) * correction / (1 - beta1**step))
 
 
 class SGDP(ProjectedOptimizer):
@@ -439,47 +458,15 @@ class SGDP(ProjectedOptimizer):
         }
         super().__init__(params, defaults, model, foreach=foreach, maximize=maximize)
 
-    def update(
-        self,
-        group: dict[str, Any],
-        step: int,
-        params: list[Tensor],
-        grads: list[Tensor],
-        states: Lists,
-        owners: Sequence[Tensor],
-    ) -> None:
-        """One step of these parameters."""
-        found = self.judge(group, params, grads, owners)
-        buffer, lr, momentum = states["momentum_buffer"], float(group["lr"]), group["momentum"]
-        rate = lr * group["weight_decay"] / (1 - momentum)
-        slower = found.parts(params) if found is not None else []
-        taken = {at for part in slower for at in part.members()}
-        plain = [at for at in range(len(params)) if at not in taken]
-        for run in cached_runs([params[at] for at in plain]):
-            some = plain[run]
-            own = [params[at] for at in some]
-            if rate:
-                torch._foreach_mul_(own, 1 - rate)
-            torch._foreach_add_(own, self._buffers_(group, grads, buffer, some), alpha=-lr)
-        for part in slower:
-            members = part.members()
-            whole = dict(zip(members, self._buffers_(group, grads, buffer, members), strict=True))
+    def decay_of(self, group: dict[str, Any]) -> float:
+        """Of the size of L2 decay."""
+        decay: float = float(group["lr"]) * group["weight_decay"] / (1 - group["momentum"])
+        return decay
 
-            def buffers(some: list[int], axis: int, of: Mapping[int, Tensor] = whole) -> tuple[Tensor, bool]:
-                return _rows(of, some, axis), len(some) > 1
-
-            steps = _projected(part, buffers, params, group["eps"])
-            own = [params[at] for at in members]
-            if rate:
-                torch._foreach_mul_(own, 1 - rate * group["wd_ratio"])
-            torch._foreach_add_(own, [steps[at] for at in members], alpha=-lr)
-
-    @staticmethod
-    def _buffers_(
-        group: dict[str, Any], grads: Sequence[Tensor], buffers: Sequence[Tensor], members: Sequence[int]
-    ) -> list[Tensor]:
-        """Momentum of some positions brought up to date; gives their steps."""
-        own, buffer = ([of[at] for at in members] for of in (grads, buffers))
+    def steps_(self, group: dict[str, Any], step: int, grads: list[Tensor], states: Lists) -> Steps:
+        """Momentum brought up to date."""
+        buffer = states["momentum_buffer"]
         torch._foreach_mul_(buffer, group["momentum"])
-        torch._foreach_add_(buffer, own, alpha=1 - group["dampening"])
-        return list(torch._foreach_add(own, buffer, alpha=group["momentum"])) if group["nesterov"] else buffer
+        torch._foreach_add_(buffer, grads, alpha=1 - group["dampening"])
+        above = list(torch._foreach_add(grads, buffer, alpha=group["momentum"])) if group["nesterov"] else buffer
+        return Steps(above, None, float(group["lr"]))
