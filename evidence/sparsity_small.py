@@ -36,7 +36,7 @@ import trimtab
 from trimtab import pruning
 from trimtab.files import write_text
 from trimtab.precision import Binarize
-from trimtab.studies.statistics import estimate, paired_difference
+from trimtab.studies.statistics import Estimate, estimate, paired_difference
 
 FIGURES = Path(__file__).parent.parent / "docs" / "evidence" / "sparsity-small.json"
 SEEDS = (20, 21, 22)
@@ -252,33 +252,54 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def verdict(part: str, low: float, high: float) -> str:
-    """Holds where the interval is above 0, does not where it is below; for gates at most a point may be lost."""
-    if part == "gates":
-        return "**holds**" if low > -1 else "does not hold" if high < -1 else "not told apart"
-    return "**holds**" if low > 0 else "**the other way**" if high < 0 else "not told apart"
+Figures = dict[str, dict[str, list[float]]]
 
 
-def tables() -> None:
-    found = json.loads(FIGURES.read_text(encoding="utf-8"))
-    rows = [
+def verdict(difference: Estimate, least: float = 0.0) -> str:
+    """Holds where the interval is above `least`; below 0 points, so many may be lost."""
+    assert difference.low is not None
+    assert difference.high is not None
+    if difference.low > least:
+        return "**holds**"
+    if difference.high < least:
+        return "does not hold" if least else "**the other way**"
+    return "not told apart"
+
+
+def means(found: Figures) -> list[list[str]]:
+    """Each part's figures over the seeds."""
+    return [
         [f"{part.replace('_', ' ')}: {name}", spread(estimate(values), digits=1)]
         for part, own in found.items()
         for name, values in own.items()
     ]
+
+
+def difference_of(figures: dict[str, list[float]], own: str, other: str) -> Estimate:
+    """Of two rows of a part, paired by seed."""
+    found = paired_difference(*(list(zip(SEEDS, figures[name], strict=True)) for name in (own, other)))
+    assert found is not None
+    return found
+
+
+def measured(measure: Callable[[int, Data, Data], dict[str, float]], data: Data, test: Data) -> dict[str, list[float]]:
+    """A part's figures, seed by seed."""
+    rows = [measure(seed, data, test) for seed in SEEDS]
+    return {name: [round(row[name], 2) for row in rows] for name in rows[0]}
+
+
+def tables() -> None:
+    found = json.loads(FIGURES.read_text(encoding="utf-8"))
     lines = []
     for part, own, other in CLAIMS:
         if part not in found:
             lines.append([f"{own} - {other}", "", "not measured"])
             continue
-        pairs = [list(zip(SEEDS, found[part][name], strict=True)) for name in (own, other)]
-        difference = paired_difference(*pairs)
-        assert difference is not None
-        assert difference.half is not None
-        says = verdict(part, difference.mean - difference.half, difference.mean + difference.half)
+        difference = difference_of(found[part], own, other)
+        says = verdict(difference, -1.0 if part == "gates" else 0.0)
         lines.append([f"{own} - {other}", spread(difference, digits=1, signed=True), says])
     blocks = {
-        "small": table(["accuracy in %, 3 seeds", "mean ± half the interval"], rows),
+        "small": table(["accuracy in %, 3 seeds", "mean ± half the interval"], means(found)),
         "small-verdicts": table(["difference in points, paired by seed", "digits, 3 seeds", "as described"], lines),
     }
     fill(FIGURES.with_name("sparsity.md"), blocks)
@@ -288,10 +309,9 @@ def main() -> None:
     if "tables" not in sys.argv:
         torch.set_num_threads(1)
         data, test = digits()
-        found: dict[str, dict[str, list[float]]] = {}
+        found: Figures = {}
         for part, measure in PARTS.items():
-            rows = [measure(seed, data, test) for seed in SEEDS]
-            found[part] = {name: [round(row[name], 2) for row in rows] for name in rows[0]}
+            found[part] = measured(measure, data, test)
             print(
                 part, {name: [round(value, 1) for value in values] for name, values in found[part].items()}, flush=True
             )

@@ -29,7 +29,18 @@ from typing import Any
 
 import torch
 from evidence_page import fill, spread, table
-from sparsity_small import Data, accuracy, among, digits, network, size
+from sparsity_small import (
+    Data,
+    accuracy,
+    among,
+    difference_of,
+    digits,
+    means,
+    measured,
+    network,
+    size,
+    verdict,
+)
 from sparsity_small import train as train_plain
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,10 +51,8 @@ from trimtab.files import write_text
 from trimtab.losses import align, balance
 from trimtab.models.vit import SelfAttention, VisionTransformer
 from trimtab.precision import Binarize
-from trimtab.studies.statistics import estimate, paired_difference
 
 FIGURES = Path(__file__).parent.parent / "docs" / "evidence" / "sparsity-transformer.json"
-SEEDS = (20, 21, 22)
 STEPS = 300
 
 
@@ -250,28 +259,17 @@ CLAIMS = (
 
 def tables() -> None:
     found = json.loads(FIGURES.read_text(encoding="utf-8"))
-    rows = [
-        [f"{part}: {name}", spread(estimate(values), digits=1)]
-        for part, own in found.items()
-        for name, values in own.items()
-    ]
     lines = []
     for part, own, other, least in CLAIMS:
         if part not in found:
             continue
-        difference = paired_difference(*(list(zip(SEEDS, found[part][name], strict=True)) for name in (own, other)))
-        assert difference is not None
-        assert difference.low is not None
-        assert difference.high is not None
-        says = "not told apart"
-        if difference.low > least:
-            says = "**holds**"
-        elif difference.high < least:
-            says = "**the other way**"
+        difference = difference_of(found[part], own, other)
         asked = "above" if not least else f"at most {-least:.0f} point less"
+        says = verdict(difference, least)
         lines.append([f"{own} - {other}", asked, spread(difference, digits=1, signed=True), says])
+    head = ["accuracy in % (indicators as said), 3 seeds", "mean ± half the interval"]
     blocks = {
-        "transformer": table(["accuracy in % (indicators as said), 3 seeds", "mean ± half the interval"], rows),
+        "transformer": table(head, means(found)),
         "transformer-verdicts": table(["difference in points, paired by seed", "claim", "3 seeds", "verdict"], lines),
     }
     fill(FIGURES.with_name("sparsity.md"), blocks)
@@ -282,8 +280,7 @@ def main() -> None:
         torch.set_num_threads(1)
         data, test = digits()
         for part in sys.argv[1:]:
-            rows = [PARTS[part](seed, data, test) for seed in SEEDS]
-            own = {name: [round(row[name], 2) for row in rows] for name in rows[0]}
+            own = measured(PARTS[part], data, test)
             kept = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
             write_text(FIGURES, json.dumps(kept | {part: own}, indent=1) + "\n")
             print(part, own, flush=True)
