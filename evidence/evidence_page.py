@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trimtab.files import write_text
+from trimtab.studies.contrasts import Judged
 from trimtab.studies.statistics import Estimate
 
 
@@ -21,6 +22,26 @@ def spread(found: Estimate | None, scale: float = 1.0, digits: int = 3, *, signe
         return ""
     mean = f"{scale * found.mean:{'+' if signed else ''}.{digits}f}"
     return mean if found.half is None else f"{mean} ± {scale * found.half:.{digits}f}"
+
+
+def verdict(found: Judged) -> str:
+    """What may be said after the correction."""
+    if found.difference is None or not found.shown:
+        return "not told apart"
+    return "**above**" if found.difference > 0 else "**below**"
+
+
+def contrast_table(found: Iterable[Judged], name: Callable[[Judged], str] = str) -> str:
+    """Contrasts that were written down, in points."""
+    lines = []
+    for one in found:
+        if one.difference is None or one.low is None or one.corrected is None:
+            lines.append([name(one), "", "", "not measured"])
+            continue
+        half = 100 * (one.difference - one.low)
+        cells = [f"{100 * one.difference:+.1f} ± {half:.1f} ({one.seeds} seeds)", f"{one.corrected:.2g}"]
+        lines.append([name(one), *cells, verdict(one)])
+    return table(["difference in points", "paired by seed", "p after Holm", "verdict"], lines)
 
 
 def mean_and_range(values: Sequence[float]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evidence_page import fill, spread, table
+from evidence_page import contrast_table, fill, spread, table
 
-from trimtab.studies.contrasts import Contrast, Judged, judge
+from trimtab.studies.contrasts import Contrast, judge
 from trimtab.studies.records import RunRecord
 from trimtab.studies.statistics import Entry
 from trimtab.studies.statistics import table as entries_of
@@ -67,26 +67,6 @@ def qualities(found: list[RunRecord]) -> str:
     return table(["accuracy in %, recalibrated", "seeds", "zeros when trained", "as trained", *points], lines)
 
 
-def verdict(found: Judged) -> str:
-    """What may be said after the correction."""
-    if found.difference is None or not found.shown:
-        return "not told apart"
-    return "**above**" if found.difference > 0 else "**below**"
-
-
-def contrasts(found: list[RunRecord]) -> str:
-    """The four that were written down."""
-    lines = []
-    for one in judge(rows_of(found), CONTRASTS):
-        if one.difference is None or one.low is None or one.corrected is None:
-            lines.append([str(one), "", "", "not measured"])
-            continue
-        half = 100 * (one.difference - one.low)
-        cells = [f"{100 * one.difference:+.1f} ± {half:.1f} ({one.seeds} seeds)", f"{one.corrected:.2g}"]
-        lines.append([str(one), *cells, verdict(one)])
-    return table(["difference in points", "paired by seed", "p after Holm", "verdict"], lines)
-
-
 def repeated(found: list[RunRecord]) -> str:
     """Whether the run that was done again is the study's own, bit for bit."""
     again = next((one for one in found if one.label == AGAIN), None)
@@ -102,7 +82,7 @@ def main() -> None:
     found = records(BESIDE, OTHERS) + records(OWN)
     print("done again:", repeated(found))
     shown = [one for one in found if one.label != AGAIN]
-    blocks = {"cifar": qualities(shown), "cifar-contrasts": contrasts(shown)}
+    blocks = {"cifar": qualities(shown), "cifar-contrasts": contrast_table(judge(rows_of(shown), CONTRASTS))}
     fill(ROOT / "docs" / "evidence" / "sparsity.md", blocks)
 
 
