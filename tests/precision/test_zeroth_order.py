@@ -82,6 +82,8 @@ def test_a_layer_at_two_places_is_replaced_at_both():
             "samples must be a whole number of 1 or more",
         ),
         (lambda: QuantizedZeroOrder([torch.ones(2)], unquantized="mezo"), ValueError, "give the model"),
+        (lambda: QuantizedZeroOrder([]), ValueError, "has nothing to move"),
+        (lambda: QuantizedZeroOrder(nn.ReLU(), unquantized="mezo"), ValueError, "has nothing to move"),
         (lambda: QuantizedZeroOrder([torch.ones(2)]).step(), TypeError, "needs a closure"),
         (lambda: SubspaceHistory(1), ValueError, "every must be a whole number of 2 or more, got 1"),
         (lambda: SubspaceHistory(keep=0), ValueError, r"keep must lie in \(0, 1\], got 0"),

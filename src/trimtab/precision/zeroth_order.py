@@ -40,7 +40,7 @@ class QuantizedZeroOrder(CopiedWhole):
     On several processes every rank draws the same z, and the two losses are averaged: exact, for two numbers.
 
     Args:
-        scales: a model with `FrozenCodes` layers, or the parameters themselves.
+        scales: a model with `FrozenCodes` layers, or the scales themselves.
         lr: default 1e-6 (paper: 1e-5 to 1e-7).
         eps: default 1e-3 (paper). Scales are often of that size; see `relative`.
         clip: of d, default 100 (paper).
@@ -49,7 +49,7 @@ class QuantizedZeroOrder(CopiedWhole):
         seed: default 0; the same on every rank.
         relative: scales move as D (1 + eps z) and D (1 - lr d z) [ours]; default False.
         unquantized: what happens to the model's other trainable parameters: "frozen" (default), or "mezo", moved likewise,
-            added and without floor (arXiv 2305.17333).
+            added and without floor (arXiv 2305.17333). With "mezo" the model needs no `FrozenCodes`: without them it is MeZO.
         subspace: a `SubspaceHistory` that the estimate passes before it is used. Default None.
 
     Raises:
@@ -92,9 +92,10 @@ class QuantizedZeroOrder(CopiedWhole):
                 for name, m in scales.named_modules()
                 if isinstance(m, FrozenCodes)
             ]
-            if not own:
+            if not own and unquantized != "mezo":
                 raise ValueError(
-                    f"{type(scales).__name__} has no FrozenCodes; make them with trimtab.precision.freeze_codes"
+                    f"{type(scales).__name__} has no FrozenCodes; make them with trimtab.precision.freeze_codes, or move its "
+                    "parameters as they are with unquantized='mezo'"
                 )
             known = {id(scale) for _, scale in own}
             rest: list[tuple[str, Tensor]] = [
@@ -104,7 +105,11 @@ class QuantizedZeroOrder(CopiedWhole):
             if unquantized == "mezo":
                 raise ValueError("unquantized='mezo' is about the other parameters of a model; give the model")
             own, rest = [(f"scale {place}", scale) for place, scale in enumerate(scales)], []
-        groups: list[dict[str, Any]] = [{"params": [scale for _, scale in own], "quantized": True}]
+        if not own and not rest:
+            raise ValueError("QuantizedZeroOrder has nothing to move: no scales, no trainable parameters")
+        groups: list[dict[str, Any]] = []
+        if own:
+            groups.append({"params": [scale for _, scale in own], "quantized": True})
         if unquantized == "mezo" and rest:
             groups.append({"params": [parameter for _, parameter in rest], "quantized": False})
         defaults = {
