@@ -33,7 +33,7 @@ from trimtab.studies.statistics import estimate
 
 RATE, STEPS, BATCH, EVERY = 0.1, 300, 64, 10
 MEZO_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
-MEZO_RATE = 1e-3
+MEZO_RATE = 3e-4
 """What `mezo-rate` chose."""
 
 
