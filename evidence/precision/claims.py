@@ -1,6 +1,6 @@
 """Two more small questions (plan: README.md): does `mu acts as mu q` hold for operands under SGD; MeZO on floats beside QZO.
 
-python evidence/precision/claims.py sgd SEED       # digits: backward products in few bits, the step of q times the length, 1 / q
+python evidence/precision/claims.py sgd SEED       # digits: backward products in few bits; steps mu, mu q, mu / q
 python evidence/precision/claims.py mezo SEED      # from the same int2 numbers: QZO on scales, MeZO on all weights as floats
 python evidence/precision/claims.py mezo-rate      # how the rate of MeZO was chosen: validation rows, seed 9
 
@@ -27,7 +27,15 @@ from torch.nn import functional as F
 
 import trimtab
 from trimtab.precision import (
-    MX, LowPrecision, Operand, PerChannel, Product, QuantizedZeroOrder, Recipe, quantize, recipe_named,
+    MX,
+    LowPrecision,
+    Operand,
+    PerChannel,
+    Product,
+    QuantizedZeroOrder,
+    Recipe,
+    quantize,
+    recipe_named,
 )  # fmt: skip
 from trimtab.studies.statistics import estimate
 
@@ -157,7 +165,15 @@ def tables(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
             pairs = (("rounded", "full"), ("rounded", "shorter"), ("longer", "full"))
             cells += [spread(estimate(_of(rows, *pair)), digits=4, signed=True) for pair in pairs]
             claims.append([label, *cells])
-    head = ["backward products", "q", "noise to signal", "full at mu", "rounded at mu", "less full at mu q", "at mu / q"]
+    head = [
+        "backward products",
+        "q",
+        "noise to signal",
+        "full at mu",
+        "rounded at mu",
+        "less full at mu q",
+        "at mu / q",
+    ]
     blocks = {"claims": table(head, claims)} if claims else {}
     rows = list(found.get("mezo", []))
     if rows:

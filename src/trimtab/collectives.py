@@ -117,6 +117,21 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """Largest of `tensor` over all ranks of the default group, elementwise; the tensor itself in a single process.
+
+    Example:
+        >>> tensor = torch.ones(2)
+        >>> max_over_ranks(tensor) is tensor
+        True
+    """
+    if not is_distributed():
+        return tensor
+    largest = tensor.clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def from_first_rank(value: int, device: torch.device | None = None) -> int:
     """The integer that rank 0 holds, on every rank; `value` itself in a single process.
 

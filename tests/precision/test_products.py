@@ -18,7 +18,6 @@ import trimtab
 from trimtab.inexact import rounded_backward
 from trimtab.precision import LowPrecision, Recipe, ShrinkageMeter, recipe_named
 from trimtab.precision.blocks import MX
-from trimtab.precision.delayed import Delayed
 from trimtab.precision.eden import MSEden
 from trimtab.precision.format import named
 from trimtab.precision.named_recipes import RECIPES
@@ -553,8 +552,6 @@ def test_bad_input() -> None:
         Product(hadamard=24)
     with pytest.raises(ValueError, match="give hadamard the same size, got 16"):
         Product(Operand("e2m1", MSEden()), hadamard=16)
-    with pytest.raises(ValueError, match="remembers one tensor"):
-        Operand("e4m3", Delayed())
     with pytest.raises(ValueError, match="lie along its product's contraction"):
         Operand("e2m1", MX(dim=0))
     with pytest.raises(ValueError, match="rounds nothing"):

@@ -53,7 +53,7 @@ class PrecisionArguments:
     """A shipped name (trimtab list recipes), a YAML file, or a run folder."""
     fields: Fields
     formats: tuple[str, ...] = ("fp16", "e4m3", "e5m2", "e2m1", "int4")
-    """Number formats, eXmY and intN; and recipes: nvfp4, mxfp4, mxfp8, fp8-deepseek, fp8-tensor."""
+    """Number formats, eXmY and intN; and recipes: nvfp4, mxfp4, mxfp8, fp8-deepseek, fp8-tensor, fp8-delayed."""
     rounding: tuple[str, ...] = ("nearest",)
     """nearest, toward_zero, stochastic: each with each format."""
     scaling: tuple[str, ...] = ("none",)

@@ -29,7 +29,8 @@ class Delayed(PerTensor):
     itself. To ask for `scales` changes nothing.
 
     An object with a memory: one for each tensor that is rounded over and over, such as the weight of one layer. Its
-    `state_dict` goes into the checkpoint.
+    `state_dict` goes into the checkpoint. In an `Operand` it says history, margin and choice alone: `LowPrecision` keeps the
+    memory of each factor of each layer, with one entry a step (`fp8-delayed`).
 
     Args:
         history: how many are remembered, default 1024 (TransformerEngine's).
@@ -79,9 +80,13 @@ class Delayed(PerTensor):
         """The magnitude that the scale is made for."""
         own = absmax(x.reshape(1, -1)).float()
         object.__setattr__(self, "_own", own.view(1))  # for `remember`, so that there is one pass
-        seen = self.seen.to(own.device)
-        used = own if not seen.numel() else (seen[-1:] if self.choice == "most_recent" else seen.amax().view(1))
-        return torch.where(used > 0, used, own).view(1, 1) * 2.0**self.margin
+        return self.magnitude(self.seen.to(own.device), own)
+
+    def magnitude(self, seen: Tensor, own: Tensor) -> Tensor:
+        """What the scale is made for, shape (1, 1): from the magnitudes of the calls before, or the tensor's own."""
+        last = seen[-self.history :]
+        used = own if not last.numel() else (last[-1:] if self.choice == "most_recent" else last.amax().view(1))
+        return torch.where(used > 0, used, own.view(1)).view(1, 1) * 2.0**self.margin
 
     def remember(self, x: Tensor, whole: Tensor | None) -> None:
         """Keep the magnitude of x, which `of_tensor` has just seen, for the next call."""

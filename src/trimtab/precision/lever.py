@@ -4,36 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.checks import whole
-from trimtab.collectives import is_distributed, local_part
 from trimtab.levers import gradients_stand
 from trimtab.parameters import Entry, Judged, Rule, rule_or
-from trimtab.precision.activations import ActivationHooks
-from trimtab.precision.communication import QuantisedReduction, quantised_reduction
-from trimtab.precision.format import Format
+from trimtab.precision.arguments import FormatOrName, ForwardAndBackward, check, formats_by_kind
+from trimtab.precision.in_model import InModel
 from trimtab.precision.master_weights import MasterWeights
 from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.momentum import FIRST_MOMENTS, momentum_buffers
 from trimtab.precision.named_recipes import recipe_named
 from trimtab.precision.operands import OperandRounding
-from trimtab.precision.product_layers import ProductLayers
 from trimtab.precision.quantize import OverflowPolicy
 from trimtab.precision.recipes import Recipe
 from trimtab.precision.rounding import Rounding
+from trimtab.precision.saved_rounding import SavedRounding
 from trimtab.precision.scaling import Scaling
 from trimtab.precision.shrinkage import Measured, shrinkage
 from trimtab.precision.tensor_rounding import TensorRounding, dense_gradients
 
-FormatOrName = str | Format
 
-
-class LowPrecision:
+class LowPrecision(SavedRounding):
     """A lever that rounds gradients, weights, momentum, activations and operands of products, each where it is asked to.
 
     In one step, with Q the rounding of `quantize`:
@@ -57,12 +51,15 @@ class LowPrecision:
             straight-through rounding; a pair (forward, backward) also rounds the gradients that come back there. Needs
             `attach(..., model=model)`. Products elsewhere (`nn.MultiheadAttention`, recurrent layers, fused experts, modules of
             your own) are not seen; a warning names them once.
-        matmul: a `Recipe` or its name ("nvfp4", "mxfp4", "mxfp8", "fp8-deepseek", "fp8-tensor"; `recipe_named`): how the layers
-            compute. Hardware rounds the operands of the products `Y = X W'`, `dX = dY W` and `dW = dY' X`, each along the
-            dimension it sums over, and so do Linear, convolutions (as products with patches), transformers' Conv1D and stacked
-            experts whose weight the rule picks; layers that the recipe keeps stand in `left_out`. Needs `attach(...,
-            model=model)`. Sums are taken in float32; under autocast operands and results have its dtype first. A contraction
-            that blocks do not divide is padded with zeros, exactly. Compiled graphs break at each layer.
+        matmul: a `Recipe` or its name ("nvfp4", "mxfp4", "mxfp8", "fp8-deepseek", "fp8-tensor", "fp8-delayed", more in
+            `RECIPES`): how the layers compute. Hardware rounds the operands of the products `Y = X W'`, `dX = dY W` and
+            `dW = dY' X`, each along the dimension it sums over, and so do Linear, convolutions (as products with patches),
+            transformers' Conv1D and stacked experts whose weight the rule picks; layers that the recipe keeps stand in
+            `left_out`. Needs `attach(..., model=model)`. Sums are taken in float32; under autocast operands and results have
+            its dtype first. A contraction that blocks do not divide is padded with zeros, exactly. Compiled graphs break at
+            each layer. Under delayed scaling a factor's scale is from the steps before, with one entry a step: the largest
+            over all passes whose gradients the step took, and over all ranks. The first step has its own. The history is in
+            the state.
         total_steps: steps of the training; needed by a recipe that ends before (`until`).
         oscillation: with a meter, share of the weight operand's entries that go back and forth within so many steps; 13 bytes
             for each. Default 0: not watched.
@@ -108,7 +105,7 @@ class LowPrecision:
         gradients: FormatOrName | None = None,
         weights: FormatOrName | None = None,
         momentum: FormatOrName | None = None,
-        activations: FormatOrName | tuple[FormatOrName | None, FormatOrName | None] | None = None,
+        activations: FormatOrName | ForwardAndBackward | None = None,
         *,
         matmul: str | Recipe | None = None,
         total_steps: int | None = None,
@@ -123,31 +120,16 @@ class LowPrecision:
         rule: Rule | None = None,
         meter: ShrinkageMeter | None = None,
     ) -> None:
-        forward, backward = activations if isinstance(activations, tuple) else (activations, None)
-        formats = {"gradients": gradients, "weights": weights, "momentum": momentum}
-        formats |= {"forward": forward, "backward": backward}
+        formats = formats_by_kind(gradients, weights, momentum, activations)
         recipe = None if matmul is None else recipe_named(matmul)
-        if recipe is None and not any(each is not None for each in formats.values()):
-            raise ValueError(
-                "LowPrecision rounds nothing; give gradients, weights, momentum or activations a format, or matmul a recipe"
-            )
-        if recipe is not None and recipe.until < 1 and total_steps is None:
-            raise ValueError(f"recipe {recipe.name!r} ends after {recipe.until:g} of the training; give total_steps")
-        if before_reduce and gradients is None:
-            raise ValueError("before_reduce=True rounds gradients, and gradients is None; give it a format")
-        if isinstance(momentum_keys, str) or not momentum_keys:
-            raise TypeError(f"momentum_keys must be a tuple of names, got {momentum_keys!r}")
+        check(formats, recipe, total_steps, oscillation, momentum_keys, before_reduce=before_reduce)
         self.rounding = TensorRounding(formats, rounding, overflow, scaling, seed, meter)
         self.formats = self.rounding.formats
         self.matmul, self.total_steps = recipe, None if total_steps is None else whole("total_steps", total_steps, 1)
         self.operands = (
             None if recipe is None else OperandRounding(recipe, self.rounding, oscillation, self._gradients_stand)
         )
-        if oscillation and (recipe is None or recipe["fprop"].second is None):
-            raise ValueError(
-                "oscillation watches the weights that matmul rounds in the forward pass; give it such a recipe"
-            )
-        self._products: ProductLayers | None = None
+        self._in_model = InModel(self.rounding, self.operands)
         self.master, self.before_reduce = master, before_reduce
         self.momentum_keys = tuple(momentum_keys)
         self.rule = rule_or(rule, Rule(role="any"))
@@ -155,11 +137,8 @@ class LowPrecision:
         self._optimizer: torch.optim.Optimizer | None = None
         self._judged: Judged[list[Entry]] = Judged()
         self._chosen: list[Entry] = []
-        self._by_id: dict[int, Entry] = {}
         self.left_out: list[tuple[Entry, str]] = []
         self._masters = MasterWeights()
-        self._hooks: ActivationHooks | None = None
-        self._reduction: QuantisedReduction | None = None
 
     @property
     def step(self) -> int:
@@ -179,23 +158,10 @@ class LowPrecision:
             raise ValueError("LBFGS evaluates its closure at several points of a step; weights cannot be rounded there")
         chosen = self._pick(parameters)
         try:
-            if self.operands is not None:
-                if model is None:
-                    raise ValueError("products are computed in the model's layers; give attach(..., model=model)")
-                self._products = ProductLayers(model, chosen, self.operands, self._in_few_bits)
-                self.left_out += self._products.left_out
-            if {"forward", "backward"} & self.formats.keys():
-                if model is None:
-                    raise ValueError("activations are rounded in the model; give attach(..., model=model)")
-                self._hooks = ActivationHooks(
-                    model,
-                    chosen,
-                    self._round_activation,
-                    lambda: not self._masters.out,
-                    backward="backward" in self.formats,
-                )
-            if self.before_reduce:
-                self._reduction = quantised_reduction(model, self._round_before_reduction)
+            self._in_model.bind(
+                model, chosen, self._in_few_bits, lambda: not self._masters.out, before_reduce=self.before_reduce
+            )
+            self.left_out += self._in_model.left_out
             self._optimizer = optimizer
             self._round_weights(chosen)
         except BaseException:
@@ -206,15 +172,10 @@ class LowPrecision:
         """Put the masters back and take the hooks off; called by `Handle.remove`."""
         self._masters.restore(self._chosen)
         self._masters = MasterWeights()
-        if self._hooks is not None:
-            self._hooks.remove()
-        if self._products is not None:
-            self._products.remove()
-        if self._reduction is not None:
-            self._reduction.round = None
+        self._in_model.unbind()
         if self.meter is not None:
             self.meter.flush()
-        self._optimizer = self._hooks = self._reduction = self._products = None
+        self._optimizer = None
         self._judged = Judged()
 
     @torch.no_grad()
@@ -224,7 +185,7 @@ class LowPrecision:
         if "gradients" not in self.formats:
             return
         gradients = self.rounded_gradients(parameters)
-        if self._reduction is None:
+        if not self._in_model.reduces:
             self.rounding.round_("gradients", gradients)
         else:
             self.rounding.keep_own_sums([entry for entry, _ in gradients])
@@ -244,6 +205,7 @@ class LowPrecision:
                 self.rounding.round_("momentum", buffers, key)
         if self.operands is not None and self._in_few_bits():
             self.rounding.keep(self.operands.measured())
+            self.operands.delayed.end_step()
         self.rounding.end_step()
         self._round_weights(chosen)
 
@@ -263,7 +225,7 @@ class LowPrecision:
         ]
         chosen = [entry for entry, reason in reasons if reason is None]
         self.left_out = [(entry, reason) for entry, reason in reasons if reason is not None]
-        self.left_out += [] if self._products is None else self._products.left_out
+        self.left_out += self._in_model.left_out
         if not chosen:
             examples = "; ".join(f"{entry.name}: {reason}" for entry, reason in reasons[:3])
             raise ValueError(
@@ -272,20 +234,11 @@ class LowPrecision:
         for entry in chosen:
             self.rounding.check(entry)
         self._chosen = chosen
-        self._by_id = {id(entry.parameter): entry for entry in chosen}
+        self._in_model.by_id = {id(entry.parameter): entry for entry in chosen}
         return chosen
 
     def _gradients_stand(self) -> bool:
         return gradients_stand(entry.parameter for entry in self._chosen)
-
-    def _round_before_reduction(self, parameter: Tensor, gradient: Tensor) -> None:
-        if entry := self._by_id.get(id(parameter)):
-            self.rounding.round_own_gradient_(entry, gradient, dist.get_rank())
-
-    def _round_activation(self, tensor: Tensor, direction: str, layer: str, mode: str) -> Tensor:
-        if direction not in self.formats:
-            return tensor.view_as(tensor)
-        return self.rounding.quantize_anew(tensor, direction, layer, mode, dist.get_rank() if is_distributed() else 0)
 
     def _round_weights(self, chosen: Sequence[Entry]) -> None:
         if "weights" in self.formats and self._optimizer is not None:
@@ -319,55 +272,3 @@ class LowPrecision:
         if self.measured is None:
             return {}
         return {"q": shrinkage(self.measured.together).projection}
-
-    def settings(self) -> dict[str, Any]:
-        """What changes the result; a saved state fits only where these agree."""
-        return {
-            **self.rounding.settings(),
-            "master": self.master,
-            "before_reduce": self.before_reduce,
-            "momentum_keys": list(self.momentum_keys),
-            **({} if self.matmul is None else {"matmul": repr(self.matmul), "total_steps": self.total_steps}),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Settings, number of the step, weights (the masters; of sharded ones this rank's part), and what the meter holds."""
-        weights = self._masters.state_dict()
-        if "weights" in self.formats and not self.master:
-            weights = {entry.name: local_part(entry.parameter.detach()).clone() for entry in self._chosen}
-        meter = None if self.meter is None else self.meter.state_dict()
-        kept = {"weights": weights, "meter": meter}
-        if self.operands is not None:
-            kept["operands"] = self.operands.state_dict()
-        return {"settings": self.settings(), **self.rounding.state_dict(), **kept}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the saved lever stood, with its weights rounded to the same numbers; ValueError where they do not fit."""
-        if state.get("settings") != self.settings():
-            raise ValueError(f"the saved settings {state.get('settings')} are not those of {self!r}, {self.settings()}")
-        if self._optimizer is not None and "weights" in self.formats:
-            masters = self._masters
-            if not self.master:
-                masters = MasterWeights()
-                masters.keep(self._chosen)
-            masters.load_state_dict(state["weights"])
-            masters.restore(self._chosen)
-        self.rounding.load_state_dict(state)
-        if self.master:
-            self._round_weights(self._chosen)
-        self.rounding.load_state_dict(state)  # what the rounding just measured was measured before
-        if self.operands is not None:
-            self.operands.load_state_dict(state.get("operands", {}))
-        if self.meter is not None and state["meter"] is not None:
-            self.meter.load_state_dict(state["meter"])
-
-    def __repr__(self) -> str:
-        parts = self.rounding.in_words()
-        if self.matmul is not None:
-            parts = [*([] if not self.formats else parts), f"matmul={self.matmul.name}"]
-        parts += ["master=False"] if "weights" in self.formats and not self.master else []
-        parts += ["before_reduce=True"] if self.before_reduce else []
-        parts.append(f"min_ndim={self.rule.min_ndim}")
-        parts += [f"{name}={value!r}" for name in ("include", "exclude") if (value := getattr(self.rule, name))]
-        return f"LowPrecision({', '.join(parts)})"

@@ -74,8 +74,9 @@ def patches(
     for axis, (reach, apart, step) in enumerate(zip(kernel, dilation, stride, strict=True)):
         x = x.unfold(2 + axis, (reach - 1) * apart + 1, step)[..., ::apart]
     # (N, channels, places..., kernel...)
-    x = split(x, 1, (groups, -1)).movedim(1, 0).movedim(2, 2 + dims)  # (groups, N, places..., channels, kernel...)
-    return x.reshape(groups, x.shape[1] * math.prod(x.shape[2 : 2 + dims]), -1)
+    x = split(x, 1, (groups, x.shape[1] // groups)).movedim(1, 0).movedim(2, 2 + dims)
+    # (groups, N, places..., channels, kernel...)
+    return x.reshape(groups, x.shape[1] * math.prod(x.shape[2 : 2 + dims]), math.prod(x.shape[2 + dims :]))
 
 
 def convolved_transposed(module: Any, x: Tensor, output_size: list[int] | None, multiply: Multiply) -> Tensor:
@@ -92,9 +93,10 @@ def convolved_transposed(module: Any, x: Tensor, output_size: list[int] | None, 
         sizes = list(output_size)[-dims:]
         if not all(low <= size < low + step for low, size, step in zip(least, sizes, module.stride, strict=True)):
             raise ValueError(f"output_size must lie less than the stride above {least}, got {output_size}")
-    rows = split(x, 1, (groups, -1)).movedim(2, -1).movedim(1, 0).flatten(1, -2)  # (groups, N times places, inputs)
+    rows = split(x, 1, (groups, x.shape[1] // groups)).movedim(2, -1).movedim(1, 0).flatten(1, -2)
+    # rows: (groups, N times places, inputs)
     weight = split(module.weight, 0, (groups, -1)).flatten(2).mT  # (groups, outputs times kernel, inputs)
-    y = split(multiply(rows, weight, None), 1, (x.shape[0], -1))
+    y = split(multiply(rows, weight, None), 1, (x.shape[0], math.prod(x.shape[2:])))
     columns = y.permute(1, 0, 3, 2).flatten(1, 2)  # (N, outputs times kernel, places)
     alone = dims == 1  # an image of one row
 

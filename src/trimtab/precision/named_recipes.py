@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from trimtab.checks import hint
 from trimtab.precision.blocks import MX, Block
+from trimtab.precision.delayed import Delayed
 from trimtab.precision.eden import MSEden
 from trimtab.precision.nvfp4 import NVFP4
 from trimtab.precision.recipes import Keep, Operand, Product, Recipe
@@ -23,6 +24,7 @@ _FOUR_OVER_SIX, _EDEN = Operand("e2m1", NVFP4(four_over_six=True)), Operand("e2m
 _NVFP4_WEIGHT = Operand("e2m1", NVFP4(rows=16))
 _LINES, _TILES = Operand("e4m3", Block(128)), Operand("e4m3", Block(128, rows=128))
 _FP8, _FP8_GRADIENT = Operand("e4m3", PerTensor()), Operand("e5m2", PerTensor())
+_LATE, _LATE_GRADIENT = Operand("e4m3", Delayed()), Operand("e5m2", Delayed())
 
 RECIPES: dict[str, Recipe] = {
     each.name: each
@@ -68,7 +70,13 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "fp8-tensor", (_FP8, _FP8), (_FP8_GRADIENT, _FP8), (_FP8_GRADIENT, _FP8), Keep(HEADS),
             source="arXiv 2209.05433: e4m3 forward, e5m2 for gradients; one scale per tensor, from its present largest entry "
-            "[ours]: the older recipe takes that of the steps before",
+            "[ours]: fp8-delayed takes that of the steps before",
+        ),
+        Recipe(
+            "fp8-delayed", (_LATE, _LATE), (_LATE_GRADIENT, _LATE), (_LATE_GRADIENT, _LATE), Keep(HEADS),
+            source="TransformerEngine's DelayedScaling (formats of arXiv 2209.05433): e4m3 forward, e5m2 for gradients; one "
+            "scale per tensor, from its largest entry in the last 1024 steps, over all ranks; what grew since saturates. The "
+            "first step has its own largest entries [ours], where TransformerEngine begins with a scale of 1",
         ),
     )
 }  # fmt: skip

@@ -15,10 +15,12 @@ from trimtab.collectives import is_distributed, sum_over_ranks
 from trimtab.inexact import recomputing
 from trimtab.precision.format import Format
 from trimtab.precision.hadamard import Hadamard
+from trimtab.precision.histories import DelayedScales
 from trimtab.precision.oscillation import Oscillation
 from trimtab.precision.quantize import quantize
 from trimtab.precision.randomness import seed_for
 from trimtab.precision.recipes import FACTORS, PRODUCTS, Operand, Recipe
+from trimtab.precision.scaling import Scaling
 from trimtab.precision.shrinkage import SUMS, Measured, shrinkage_sums
 from trimtab.precision.tensor_rounding import TensorRounding
 
@@ -29,11 +31,17 @@ KINDS = {(product, place): f"{product} {FACTORS[product][place]}" for product in
 
 
 def rounded(
-    matrix: Tensor, operand: Operand | None, generator: torch.Generator | None = None, *, reuse: bool = False
+    matrix: Tensor,
+    operand: Operand | None,
+    generator: torch.Generator | None = None,
+    *,
+    scaling: Scaling | None = None,
+    reuse: bool = False,
 ) -> Tensor:
     """A factor (..., rows, contraction) in float32, rounded in groups along its last dimension; with `reuse` maybe in place.
 
-    A contraction that the block does not divide is padded exactly: as if zeros followed.
+    A contraction that the block does not divide is padded exactly: as if zeros followed. `scaling` is the operand's own, or
+    what stands for it.
 
     Example:
         >>> from trimtab.precision import Block
@@ -47,8 +55,8 @@ def rounded(
     lines = own.view(-1, own.shape[-1]) if own.ndim != 2 and not operand.either_way else own
     fresh = reuse or own.untyped_storage().data_ptr() != matrix.untyped_storage().data_ptr()
     found = quantize(
-        lines, operand.format, operand.rounding, scaling=operand.scaling, generator=generator,
-        out=lines if fresh else None,
+        lines, operand.format, operand.rounding, scaling=operand.scaling if scaling is None else scaling,
+        generator=generator, out=lines if fresh else None,
     )  # fmt: skip
     return found.view(own.shape)
 
@@ -89,10 +97,16 @@ class OperandRounding:
         self.recipe, self.rounding, self._standing = recipe, rounding, standing
         self.window = whole("oscillation", oscillation, 0)
         self.layers: list[str] = []
+        self.delayed = DelayedScales(recipe, standing)
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._went_back = False
         """Whether a backward pass has been measured since."""
         self._watched: dict[str, Oscillation] = {}
+
+    def begin(self, layers: list[str]) -> None:
+        """Take these layers on: from now on they are measured, and remembered."""
+        self.layers = layers
+        self.delayed.begin(layers)
 
     def round(self, matrix: Tensor, product: str, place: int, layer: str, *, training: bool) -> Tensor:
         """The factor at `place` of a layer's product, (..., rows, contraction), as the recipe has it."""
@@ -109,7 +123,10 @@ class OperandRounding:
         watched = training and not (product == "fprop" and recomputing())
         measured = operand is not None and watched and self.rounding.meters_now
         original = matrix
-        found = rounded(matrix, operand, generator, reuse=size is not None and not measured)
+        scaling = None if operand is None else operand.scaling
+        if matrix.numel():
+            scaling = self.delayed.scaling(matrix, product, place, layer, training=training) or scaling
+        found = rounded(matrix, operand, generator, scaling=scaling, reuse=size is not None and not measured)
         if operand is None or not watched:
             return found
         if self.window and product == "fprop" and place == 1:
@@ -117,7 +134,7 @@ class OperandRounding:
         if measured:
             if product == "fprop":
                 self._let_go()
-            self._measure(original, found, KINDS[product, place], layer, operand)
+            self._measure(original, found, KINDS[product, place], layer, operand, scaling)
         return found
 
     def _generator(
@@ -145,10 +162,12 @@ class OperandRounding:
         if self._went_back and not self._standing():
             self._sums, self._went_back = {}, False
 
-    def _measure(self, original: Tensor, found: Tensor, kind: str, layer: str, operand: Operand) -> None:
+    def _measure(
+        self, original: Tensor, found: Tensor, kind: str, layer: str, operand: Operand, scaling: Scaling | None
+    ) -> None:
         assert isinstance(operand.format, Format)
         before, after = (each.reshape(-1, each.shape[-1]) for each in (original, found))
-        sums = shrinkage_sums(before, after, operand.format, operand.scaling)
+        sums = shrinkage_sums(before, after, operand.format, scaling)
         if kind == KINDS["fprop", 1] and layer in self._watched:
             sums[SUMS.index("watched")] = found.numel()
             sums[SUMS.index("oscillating")] = self._watched[layer].count(self.rounding.step)
@@ -189,17 +208,19 @@ class OperandRounding:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What is watched over steps."""
-        return {layer: each.state_dict() for layer, each in self._watched.items()}
+        """What is watched over steps, and remembered."""
+        watched = {layer: each.state_dict() for layer, each in self._watched.items()}
+        return {"watched": watched, **self.delayed.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on watching."""
+        """Go on watching and remembering; ValueError where magnitudes are of other layers."""
+        self.delayed.load_state_dict(state)
         self._watched, self._sums, self._went_back = {}, {}, False
         operand = self.recipe["fprop"].second
-        for layer, saved in state.items():
+        for layer, own in state.get("watched", {}).items():
             if self.window and operand is not None and isinstance(operand.format, Format):
                 self._watched[layer] = Oscillation(self.window, operand.format)
-                self._watched[layer].load_state_dict(saved)
+                self._watched[layer].load_state_dict(own)
 
 
 class LayerOperands:

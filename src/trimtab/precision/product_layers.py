@@ -93,10 +93,12 @@ class ProductLayers:
                 f"elsewhere stay in full precision: {'; '.join(elsewhere)}",
                 stacklevel=2,
             )
-        rounding.layers = []
-        for name, module in wanted.items():  # nothing is touched before all is found to be right
+        labels: list[str] = []
+        for name, module in wanted.items():
             stacked = [entry.name for entry in weights[id(module)] if entry.stack_axis is not None]
-            rounding.layers += stacked if name in experts else [name]
+            labels += stacked if name in experts else [name]
+        rounding.begin(labels)
+        for name, module in wanted.items():  # nothing is touched before all is found to be right
             module.forward = Forward(module, name, self)
             self._hooks.append(module.register_forward_pre_hook(_seen))
             self._replaced.append(module)

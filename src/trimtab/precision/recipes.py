@@ -12,7 +12,6 @@ import torch
 
 from trimtab.checks import flag, number, whole
 from trimtab.precision.blocks import Block
-from trimtab.precision.delayed import Delayed
 from trimtab.precision.eden import MSEden
 from trimtab.precision.format import Format, named
 from trimtab.precision.hadamard import Hadamard
@@ -33,7 +32,8 @@ class Operand:
     Args:
         format: number format of the elements, or its name.
         scaling: as for `quantize`, default None. Blocks have no dimension of their own to say: it is the contraction.
-            `PerTensor` is one scale for the factor, `PerChannel()` one for each of its rows (tokens, output units).
+            `PerTensor` is one scale for the factor, `PerChannel()` one for each of its rows (tokens, output units). `Delayed`
+            is one scale for the factor, from the steps before: the lever remembers for each layer (see `LowPrecision`).
         rounding: default "nearest".
 
     Raises:
@@ -54,8 +54,6 @@ class Operand:
         with warnings.catch_warnings():  # of bias, which the recipes' sources know
             warnings.simplefilter("ignore")
             quantize(torch.empty(0), self.format, self.rounding, scaling=self.scaling)
-        if isinstance(self.scaling, Delayed):
-            raise ValueError(f"{self.scaling!r} remembers one tensor, and an operand is one of many; use PerTensor()")
         dim = getattr(self.scaling, "dim", None)
         if dim not in (None, -1):
             raise ValueError(
@@ -71,7 +69,7 @@ class Operand:
     def either_way(self) -> bool:
         """Whether the numbers are the same whichever dimension is summed over, so that one rounding serves two products."""
         tiles = isinstance(self.scaling, Block) and self.scaling.rows == self.scaling.size
-        alike = self.scaling is None or type(self.scaling) is PerTensor or tiles
+        alike = self.scaling is None or isinstance(self.scaling, PerTensor) or tiles
         return alike and not self.draws
 
     def __repr__(self) -> str:

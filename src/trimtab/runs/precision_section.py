@@ -58,7 +58,7 @@ class Precision(Section):
     activation_gradients: str | None = None
     """Format of the gradients that come back there."""
     matmul: str | None = None
-    """Recipe of layers' products: nvfp4, mxfp4, mxfp4-unbiased, quartet-ii, mxfp8, fp8-deepseek, fp8-tensor, bf16-operands."""
+    """Recipe of products: nvfp4, mxfp4, mxfp4-unbiased, quartet-ii, mxfp8, fp8-deepseek, -tensor, -delayed, bf16-operands."""
     matmul_keep: tuple[str, ...] | None = None
     """matmul: patterns of layers that stay in full precision, in place of the recipe's own; none keeps none."""
     matmul_until: float = Field(default=1.0, gt=0, le=1)
