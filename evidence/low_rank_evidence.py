@@ -2,17 +2,19 @@
 
 python evidence/low_rank_evidence.py PLAIN LOW_RANK --root CIFAR    # folders of runs; see evidence/sparsity/README.md
 python evidence/low_rank_evidence.py PLAIN LOW_RANK --root CIFAR --images 500   # on the first images alone
+python evidence/low_rank_evidence.py tables                         # into docs/evidence/sparsity.md
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
 from channels_evidence import accuracy_of
-from evidence_page import spread, table
+from evidence_page import fill, spread, table
 from torch import nn
 
 from trimtab.deploy.channel_groups import counts_of
@@ -44,12 +46,14 @@ def cut_to(model: nn.Module, example: torch.Tensor, limit: int) -> nn.Module:
 def measure(plain: Path, low_rank: Path, root: str, images: int) -> None:
     """Each pair of networks that are finished."""
     torch.set_num_threads(1)
-    rows: list[dict[str, float]] = []
+    rows = kept()
     for place in sorted(low_rank.glob("seed*")):
         folders = [RunFolder(plain / place.name), RunFolder(place)]
         if not all(folder.path.is_dir() and folder.finished for folder in folders):
             continue
-        recipe = folders[0].recipe
+        recipe, energy = folders[0].recipe, folders[1].recipe.low_rank.energy
+        if any((row["energy"], row["seed"]) == (energy, recipe.seed) for row in rows):
+            continue
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
         data = load_data(recipe)
         test, train = batches_of(recipe, data, "test"), batches_of(recipe, data, "train")
@@ -57,7 +61,7 @@ def measure(plain: Path, low_rank: Path, root: str, images: int) -> None:
         small = decompose(trained, 0.9999).model
         nets = {"dense": dense, "trained to low rank": small}
         nets["plain, decomposed"] = cut_to(dense, data.example(), counts_of(small, data.example())[1])
-        row: dict[str, float] = {"seed": recipe.seed}
+        row: dict[str, float] = {"energy": energy, "seed": recipe.seed}
         for name, net in nets.items():
             recalibrate(net, train.sample(20, recipe.seed))
             row[name] = accuracy_of(net, test, images)
@@ -65,21 +69,45 @@ def measure(plain: Path, low_rank: Path, root: str, images: int) -> None:
         rows.append({**row, "times fewer multiply-adds": counts[0] / counts[1]})
         print(rows[-1], flush=True)
     write_text(FIGURES, json.dumps({"rows": rows}, indent=1) + "\n")
-    print(tables(rows))
 
 
-def tables(rows: list[dict[str, float]]) -> str:
-    """Means, and what low rank costs against dense and gains against decomposing alone."""
-    names = [name for name in rows[0] if name != "seed"]
-    lines = [[name, spread(estimate(row[name] for row in rows), digits=1)] for name in names]
-    for other in ("dense", "plain, decomposed"):
-        pairs = [[(int(row["seed"]), row[name]) for row in rows] for name in ("trained to low rank", other)]
-        difference = spread(paired_difference(*pairs), digits=1, signed=True)
-        lines.append([f"trained to low rank - {other}", difference])
-    return table([f"accuracy in %, {len(rows)} seeds", "mean ± half the interval"], lines)
+def kept() -> list[dict[str, float]]:
+    """What was measured before."""
+    found: list[dict[str, float]] = json.loads(FIGURES.read_text(encoding="utf-8"))["rows"] if FIGURES.is_file() else []
+    return found
+
+
+def tables() -> None:
+    """Means of each energy, and what low rank costs against dense and gains against decomposing alone, into the page."""
+    lines = []
+    for energy in sorted({row["energy"] for row in kept()}):
+        rows = [row for row in kept() if row["energy"] == energy]
+        names = ("dense", "trained to low rank", "plain, decomposed")
+        line = [
+            f"{energy:g}",
+            str(len(rows)),
+            spread(estimate(row["times fewer multiply-adds"] for row in rows), digits=1),
+        ]
+        line += [spread(estimate(row[name] for row in rows), digits=1) for name in names]
+        for other in ("dense", "plain, decomposed"):
+            pairs = [[(int(row["seed"]), row[name]) for row in rows] for name in ("trained to low rank", other)]
+            line.append(spread(paired_difference(*pairs), digits=1, signed=True))
+        lines.append(line)
+    head = [
+        "energy",
+        "seeds",
+        "multiply-adds, times fewer",
+        "dense",
+        "trained to low rank",
+        "plain, decomposed to as many",
+    ]
+    fill(FIGURES.with_name("sparsity.md"), {"low-rank": table([*head, "- dense", "- plain, decomposed"], lines)})
 
 
 def main() -> None:
+    if sys.argv[1:] == ["tables"]:
+        tables()
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plain", type=Path)
     parser.add_argument("low_rank", type=Path)
