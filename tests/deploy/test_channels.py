@@ -184,3 +184,32 @@ def test_bad_input_is_named_and_the_model_stays() -> None:
     with pytest.raises(ValueError, match="example must be"):
         remove_channels(net, torch.zeros(0, 3, 16, 16))
     assert bits(net) == before
+
+
+def test_an_encoder_is_counted_as_it_computes_and_not_as_its_fast_path_hides_it() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    net = nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(16, 5)).eval()
+    smaller = remove_channels(net, torch.randn(1, 6, 16), 0.5)
+    # queries, keys, values and the outputs, the attention of all pairs, the perceptron; twice, and the last layer
+    attention, perceptron = 6 * 4 * 16 * 16 + 2 * 6 * 6 * 16, 6 * 2 * 16 * 32
+    assert smaller.multiply_adds[0] == 2 * (attention + perceptron) + 6 * 16 * 5
+    gone = sum(before - left for _, _, before, left in smaller.groups)
+    assert smaller.multiply_adds[1] == smaller.multiply_adds[0] - gone * 6 * 2 * 16
+
+
+def test_channels_of_computed_weights_stay() -> None:
+    normed = nn.utils.parametrizations.weight_norm
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), normed(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"no group of channels that can go .*weight of 2 is computed from others"):
+        remove_channels(net, torch.randn(2, 4), 0.5)
+    assert [tuple(p.shape) for p in net.parameters()] == [(8, 4), (8,), (8,), (8, 1), (8, 8), (2, 8), (2,)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_parameters_without_finite_values_are_named(value: float) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].bias.data[3] = value  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"0\.bias holds NaN or infinite values in 1 of 8 places"):
+        remove_channels(net, torch.randn(2, 4), 0.5)
+    with pytest.raises(ValueError, match=r"0\.weight is on the meta device"):
+        remove_channels(net.to("meta"), torch.randn(2, 4), 0.5)

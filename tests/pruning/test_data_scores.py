@@ -305,6 +305,37 @@ def test_grasp_equals_the_hessian_times_the_gradient(temperature: float) -> None
     )
 
 
+class Attention(nn.Module):
+    """One head, its products by PyTorch's fused attention or written out."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        self.fused, self.inputs, self.out = fused, nn.Linear(4, 12), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inputs(x).chunk(3, -1)
+        if self.fused:
+            return self.out(F.scaled_dot_product_attention(q, k, v))
+        return self.out(torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v)
+
+
+def test_grasp_takes_second_derivatives_of_fused_attention() -> None:
+    plain, fused = Attention(fused=False), Attention(fused=True)
+    fused.load_state_dict(plain.state_dict())
+    data = [(torch.randn(3, 1, 5, 4), torch.randn(3, 1, 5, 2))]
+    found = [GraSP(data, F.mse_loss, temperature=1).of(net, select(net, PRUNABLE).chosen) for net in (plain, fused)]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_grasp_says_where_pytorch_has_no_second_derivative() -> None:
+    net = nn.Sequential(nn.EmbeddingBag(5, 4), nn.Linear(4, 2))
+    before = bits(net)
+    with pytest.raises(ValueError, match=r"GraSP needs second derivatives.*embedding_bag"):
+        one_shot(net, 0.5, score=GraSP([(torch.tensor([[0, 1]]), torch.randn(1, 2))], F.mse_loss))
+    assert bits(net) == before
+
+
 def test_mappings_and_losses_of_the_model_itself() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -470,3 +501,12 @@ def test_layers_with_outliers_stay_denser() -> None:
         assert pruned.removed["blocks.1.up.weight"] < pruned.removed["blocks.0.up.weight"]
     with pytest.raises(ValueError, match=r"smaller spread than 0\.5"):
         owl(net, data, 0.9, spread=0.5)
+
+
+def test_shares_of_layers_are_not_taken_of_weights_without_values() -> None:
+    net = Tower(1)
+    net.blocks[0].up.weight.data[0, 0] = float("nan")  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"blocks\.0\.up\.weight holds NaN in 1 of 72 weights"):
+        owl(net, [torch.randn(4, 6)], 0.5)
+    with pytest.raises(ValueError, match="meta device"):
+        owl(net.to("meta"), [torch.randn(4, 6)], 0.5)

@@ -12,6 +12,7 @@ import trimtab
 from tests.pruning.along import attached, batch, resumed, same, scaled_steps_with_one_skipped, sgd, steps, zeros
 from tests.pruning.nets import Small, Tied
 from tests.warned import TOY_IS_CUT
+from trimtab import pruning
 from trimtab.optimizers import SAM
 from trimtab.pruning import GradualPruning, one_shot
 
@@ -279,3 +280,22 @@ def test_it_fits_one_optimizer_and_needs_something_to_prune() -> None:
         trimtab.attach(parts, lever(), model=net)
     with pytest.raises(ValueError, match=r"finds nothing to prune \(weight: 1 dimension"):
         attached(nn.LayerNorm(3), GradualPruning(0.5, initial=0.5, total_steps=4))
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        lever(), lever(reversible=True), pruning.DynamicSparse(0.5, total_steps=20), pruning.SoftThreshold(init=-2.0),
+        pruning.MovementPruning(0.5, begin=0.0, every=1, total_steps=20),
+        pruning.NMDecay(1, 2, begin=0.0, end=0.1, total_steps=20), pruning.ACDC(0.5, total_steps=20),
+    ],
+)  # fmt: skip
+def test_what_a_lever_tells_of_itself_stays_when_it_is_removed(own: Any) -> None:
+    net = Small()
+    optimizer, handle = attached(net, own)
+    steps(net, optimizer, range(6))
+    before = own.describe()
+    handle.remove()
+    assert own.describe() == before
+    assert own.describe()["sparsity"] > 0
+    assert own.removed() == []

@@ -109,7 +109,7 @@ def test_what_would_not_be_smaller_is_tied_or_unknown_stays() -> None:
         decompose(nn.Sequential(nn.Linear(4, 4)), 1.0)
     bad = nn.Sequential(nn.Linear(8, 8))
     bad[0].weight.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"0\.weight holds NaN in 1 of 64"):
+    with pytest.raises(ValueError, match=r"0\.weight holds NaN or infinite values in 1 of 64"):
         decompose(bad)
     with pytest.raises(ValueError, match="energy must lie"):
         decompose(bad, 0.0)
@@ -163,3 +163,17 @@ def test_grouped_convolutions_stay_and_say_why() -> None:
     alone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
     with pytest.raises(ValueError, match=r"no weight beside the first layer"):
         trimtab.attach(torch.optim.SGD(alone.parameters(), lr=0.1), LowRankProjection(), model=alone)
+
+
+def test_weights_without_finite_values_are_not_decomposed() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    handle = trimtab.attach(optimizer, LowRankProjection(0.5, every=1, first_layer="low_rank"), model=net)
+    net[0].weight.data[0, 0] = float("inf")  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"0\.weight holds infinite values after 1 steps"):
+        optimizer.step()
+    handle.remove()
+    with pytest.raises(ValueError, match=r"0\.weight holds NaN or infinite values in 1 of 32 places"):
+        decompose(net)
+    with pytest.raises(ValueError, match="meta device"):
+        decompose(net.to("meta"))

@@ -288,3 +288,13 @@ def test_sharded_weights_are_refused() -> None:
             one_shot(net, 0.5)
     finally:
         dist.destroy_process_group()
+
+
+def test_a_weight_whose_elements_share_memory_stays_and_so_do_the_counts() -> None:
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+    net[0].weight = nn.Parameter(torch.randn(1, 6).expand(4, 6))
+    pruned = one_shot(net, 0.5)
+    assert pruned.removed == {"1.weight": 4}
+    assert [reason for entry, reason in pruned.left_out if entry.name == "0.weight"] == [
+        "its elements share memory (an expanded tensor): none can be zero by itself; clone it"
+    ]

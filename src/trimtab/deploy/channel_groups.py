@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.observe.multiply_adds import MultiplyAdds
-from trimtab.observe.untouched import untouched
+from trimtab.observe.untouched import unfused, untouched
 from trimtab.pruning.graph import LAYERS, dependency_graph, outputs_of, take_channels, twin_of
 
 
@@ -205,6 +205,6 @@ def smaller_network(library: Any, model: nn.Module, example: Tensor, groups: lis
 def counts_of(model: nn.Module, example: Tensor) -> tuple[int, int]:
     """Parameters, and multiply-adds for one example."""
     counter = MultiplyAdds(model)
-    with untouched(model), torch.no_grad(), counter:
+    with untouched(model), unfused(model), torch.no_grad(), counter:
         model(example[:1])
     return sum(p.numel() for p in model.parameters()), sum(count.dense for count in counter.booked.values())

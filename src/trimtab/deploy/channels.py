@@ -25,6 +25,7 @@ from trimtab.deploy.channel_groups import (
 )
 from trimtab.deploy.timing import Comparison, compare_twice
 from trimtab.frames import Tabular
+from trimtab.parameters.kinds import check_finite
 from trimtab.pruning.graph import graph_library
 from trimtab.tensors.selection import removed_count
 
@@ -147,8 +148,8 @@ def remove_channels(
 
     Raises:
         ImportError: torch-pruning is not installed.
-        ValueError: a number out of range, no group of channels can go, a score with NaN (named), or a budget that the groups
-            cannot give. The model is as it was.
+        ValueError: a number out of range, no group of channels can go, a score with NaN or a parameter that is NaN, infinite or
+            on the meta device (named), or a budget that the groups cannot give. The model is as it was.
 
     Reference:
         Fang et al., DepGraph: Towards Any Structural Pruning, arXiv 2301.12900; budget and guard are ours.
@@ -174,6 +175,7 @@ def remove_channels(
         one_of("score", score, SCORES)
     if not isinstance(example, Tensor) or example.ndim < 1 or not len(example):
         raise ValueError(f"example must be a tensor with at least one row, got {example!r:.80}")
+    check_finite(model)
     groups, left_out = find_groups(library, model, example, importance_of(library, score), ignore)
     if not groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out[:5])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from trimtab.frames import Tabular
 from trimtab.observe.multiply_adds import Count, MultiplyAdds, nonzeros
-from trimtab.observe.untouched import uncompiled, untouched
+from trimtab.observe.untouched import uncompiled, unfused, untouched
 from trimtab.parameters import PRUNABLE, Rule, entries, select
 from trimtab.parameters.arguments import arguments
 from trimtab.parameters.kinds import check_ready, packed_weights
@@ -144,23 +143,6 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
     return (row.name or "(model)", row.kind, shape, *("-" if number is None else f"{number:,}" for number in numbers))
 
 
-@contextmanager
-def _unfused(model: nn.Module) -> Iterator[None]:
-    """No kernels that hide several products in one operation: attention's fast path, oneDNN's recurrent layers."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
-                with torch.backends.mkldnn.flags(enabled=False):
-                    yield
-        else:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
 def _run(
     model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]
 ) -> tuple[MultiplyAdds, dict[str, tuple[int, ...]]]:
@@ -186,7 +168,7 @@ def _run(
             stack.callback(module.register_forward_hook(leave(name)).remove)
         stack.enter_context(uncompiled(model))
         stack.enter_context(untouched(model))
-        stack.enter_context(_unfused(model))
+        stack.enter_context(unfused(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(counter)
         model(*arguments, **named)

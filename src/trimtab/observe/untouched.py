@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +44,23 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextmanager
+def unfused(model: nn.Module) -> Iterator[None]:
+    """No kernels that hide several products in one operation: attention's fast path, oneDNN's recurrent layers."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+                with torch.backends.mkldnn.flags(enabled=False):
+                    yield
+        else:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -49,6 +49,15 @@ def check_ready(model: nn.Module) -> None:
         check_has_values(name, parameter)
 
 
+def check_finite(model: nn.Module) -> None:
+    """ValueError for the first parameter that has no shape or no values yet, or holds NaN or infinite ones."""
+    check_ready(model)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype in REAL and not bool(parameter.detach().isfinite().all()):
+            bad = parameter.numel() - int(parameter.detach().isfinite().sum())
+            raise ValueError(f"{name} holds NaN or infinite values in {bad} of {parameter.numel()} places")
+
+
 def packed_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:
     """(name, weight, module) of the layers of PyTorch's quantisation, whose weights are no parameters."""
     for name, module in own_modules(model):

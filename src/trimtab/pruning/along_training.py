@@ -63,6 +63,8 @@ class AlongTraining(ABC):
         self._judged: Judged[list[Entry]] = Judged()
         self._optimizer: torch.optim.Optimizer | None = None
         self._entries: Sequence[Entry] = ()
+        self._last_size = 0
+        """Elements of the chosen weights when the lever was let go."""
 
     # what subclasses say
 
@@ -110,7 +112,8 @@ class AlongTraining(ABC):
                 self._act(self._chosen(parameters))
 
     def unbind(self) -> None:
-        """Let the optimizer go; called by `Handle.remove`."""
+        """Let the optimizer go; called by `Handle.remove`. What the lever tells of itself stays."""
+        self._last_size = self._size()
         self._optimizer, self._entries = None, ()
 
     @torch.no_grad()
@@ -155,7 +158,7 @@ class AlongTraining(ABC):
         return [] if self.behind else self._pairs()
 
     def _pairs(self) -> Pairs:
-        chosen = self._chosen(self._entries) if self._gone else []
+        chosen = self._chosen(self._entries) if self._gone and self._entries else []
         return [
             pair for entry in chosen if entry.name in self._gone for pair in parts_gone(entry, self._gone[entry.name])
         ]
@@ -170,8 +173,14 @@ class AlongTraining(ABC):
     @property
     def sparsity_now(self) -> float:
         """Fraction of the weights that is masked now."""
-        elements = sum(entry.parameter.numel() for entry in self._chosen(self._entries)) if self._gone else 0
+        elements = self._size()
         return self._zeros() / elements if elements else 0.0
+
+    def _size(self) -> int:
+        """Elements of the chosen weights, where any is masked."""
+        if not (self._gone and self._entries):
+            return self._last_size if self._gone else 0
+        return sum(entry.parameter.numel() for entry in self._chosen(self._entries))
 
     def describe(self) -> dict[str, float]:
         """For a run's record: the sparsity now."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from trimtab.checks import number, one_of
 from trimtab.frames import Tabular
+from trimtab.parameters.kinds import check_has_values
 from trimtab.pruning.low_rank import Scheme, as_matrix, truncated
 
 
@@ -57,7 +58,8 @@ def decompose(model: nn.Module, energy: float = 0.9, scheme: Scheme = "channel")
         A `Decomposed`; layers where two would hold no fewer weights stay, with the reason. Names of parameters change.
 
     Raises:
-        ValueError: a number out of range, a weight with NaN (named), or no layer whose two parts would be smaller.
+        ValueError: a number out of range, a weight that is NaN, infinite or on the meta device (named), or no layer whose two
+            parts would be smaller.
 
     Reference:
         Xu et al., Trained Rank Pruning for Efficient Deep Neural Networks, arXiv 1812.02402.
@@ -87,10 +89,10 @@ def decompose(model: nn.Module, energy: float = 0.9, scheme: Scheme = "channel")
         if reason is not None:
             left_out.append((name, reason))
             continue
-        if bool(module.weight.isnan().any()):
-            raise ValueError(
-                f"{name}.weight holds NaN in {int(module.weight.isnan().sum())} of {module.weight.numel()} places"
-            )
+        check_has_values(f"{name}.weight", module.weight)
+        if not bool(module.weight.isfinite().all()):
+            bad = module.weight.numel() - int(module.weight.isfinite().sum())
+            raise ValueError(f"{name}.weight holds NaN or infinite values in {bad} of {module.weight.numel()} places")
         pair, rank, full = _pair(module, energy, scheme)
         before, after = (
             module.weight.numel(),

@@ -152,7 +152,9 @@ def channel_places(
 
 def _ragged(model: nn.Module, reader: str, places: list[int], size: int, half: list[int]) -> bool:
     """Whether the inputs of a reader are not the channels one after the other."""
-    entry = next(e for e in entries(model) if f"{reader}.weight" in (e.name, *e.aliases))
+    entry = next((e for e in entries(model) if f"{reader}.weight" in (e.name, *e.aliases)), None)
+    if entry is None:  # computed from others, which `_reason` says
+        return False
     inputs = entry.parameter.shape[entry.input_axis] if entry.input_axis is not None else 0
     return inputs % size != 0 or places != list(range(len(half) * (inputs // size)))
 

@@ -13,6 +13,7 @@ from trimtab.checks import below_one, flag, number
 from trimtab.inexact import recomputing
 from trimtab.parameters import unwrapped
 from trimtab.parameters.arguments import Arguments, layer_input, with_input
+from trimtab.parameters.kinds import check_finite
 from trimtab.pruning.gate_places import Place, channel_places, head_places, input_dim, weight_of
 from trimtab.pruning.graph import marked
 from trimtab.pruning.hard_concrete import HardConcreteGate, PenaltyKind
@@ -276,7 +277,8 @@ def gate_channels(
 
     Raises:
         ImportError: torch-pruning is not installed.
-        ValueError: no group fits (each with its reason), or a gate on a tied weight.
+        ValueError: no group fits (each with its reason), a gate on a tied weight, or parameters that are NaN, infinite or on
+            the meta device (named).
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -284,4 +286,5 @@ def gate_channels(
         Gates(6 channels in 1 place)
     """
     net = unwrapped(model)
+    check_finite(net)
     return _made(net, channel_places(net, example, include, exclude), "channels", settings)

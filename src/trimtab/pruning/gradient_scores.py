@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.checks import one_of, positive
 from trimtab.parameters import Entry
@@ -226,7 +227,7 @@ class GraSP(GradientScore):
 
     Raises:
         ValueError: an empty loader, a temperature of 0 or less; when pruning: a weight that the loss does not depend on, a
-            gradient with NaN (named).
+            gradient with NaN (named), a part of the network without second derivatives (`nn.EmbeddingBag`).
         TypeError: the loss is not a scalar tensor, or outputs that are no tensor with a temperature other than 1.
 
     Reference:
@@ -261,14 +262,27 @@ class GraSP(GradientScore):
         model = unwrapped(model)
         fixed = self._mean_gradients(model, chosen, self.temperature)
         total = [torch.zeros_like(gradient) for gradient in fixed]
-        with self._running(model, chosen) as batches:
+        with self._running(model, chosen) as batches, sdpa_kernel(SDPBackend.MATH):  # fused attention has no second one
             for batch in batches:
                 found = self._gradients(model, chosen, self._value(model, batch, self.temperature), graph=True)
                 flow = torch.stack([(a * b).sum() for a, b in zip(fixed, found, strict=True)]).sum()
                 if flow.grad_fn is None:  # the loss is linear in the weights: H is 0
                     continue
-                second = torch.autograd.grad(flow, [entry.parameter for entry in chosen], allow_unused=True)
+                second = _second_gradients(flow, [entry.parameter for entry in chosen])
                 for sum_, product in zip(total, second, strict=True):
                     if product is not None:
                         sum_ += product
         return [_wide(entry.parameter) * sum_.div_(len(batches)) for entry, sum_ in zip(chosen, total, strict=True)]
+
+
+def _second_gradients(flow: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradient of what was computed from gradients; ValueError where a part of the network has no second one."""
+    try:
+        return torch.autograd.grad(flow, weights, allow_unused=True)
+    except RuntimeError as error:
+        if "not implemented" not in str(error):  # out of memory, a hook of the user's
+            raise
+        raise ValueError(
+            f"GraSP needs second derivatives, and a part of the network has none in PyTorch ({error}): Snip and Taylor do "
+            "with first ones"
+        ) from error

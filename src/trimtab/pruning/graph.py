@@ -87,4 +87,9 @@ def take_channels(
     group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=sorted(gone))
     if not graph.check_pruning_group(group):
         raise ValueError("a layer of the group would keep no channel")
+    for part, _ in group:
+        module = part.target.module
+        if isinstance(module, nn.Module) and "weight" not in module._parameters and hasattr(module, "weight"):
+            name = part.target.name.split(" ")[0]
+            raise ValueError(f"the weight of {name} is computed from others, such as under weight_norm")
     group.prune()

@@ -75,7 +75,8 @@ class LowRankProjection(AlongTraining):
         ranks: rank of each weight at the last projection, by name.
 
     Raises:
-        ValueError: a number out of range, no weight, sharded weights; in training a weight that is NaN when it is time.
+        ValueError: a number out of range, no weight, sharded weights; in training a weight that is NaN or infinite when it is
+            time.
         TypeError: a value of the wrong kind, or (in training) a sparse gradient.
 
     Source: arXiv 1812.02402.
@@ -149,6 +150,10 @@ class LowRankProjection(AlongTraining):
         refuse_nan(self, self.steps, chosen, [entry.parameter.detach() for entry in chosen])
         for entry in chosen:
             weight, axis = entry.parameter.detach(), entry.output_axis or 0
+            if not bool(weight.isfinite().all()):
+                raise ValueError(
+                    f"{entry.name} holds infinite values after {self.steps} steps: {self!r} cannot decompose it"
+                )
             left, values, right = truncated(as_matrix(weight, self.scheme, axis), self.energy)
             weight.copy_(from_matrix((left * values) @ right, weight, self.scheme, axis))
             self.ranks[entry.name] = len(values)

@@ -10,6 +10,7 @@ from torch import nn
 
 from trimtab.checks import below_one, non_negative, one_of, positive
 from trimtab.parameters import PRUNABLE, Rule, select
+from trimtab.parameters.kinds import check_has_values
 from trimtab.pruning.calibration import stages
 from trimtab.pruning.wanda import Wanda
 
@@ -47,8 +48,8 @@ def owl(
         Per name of a weight the fraction that is to go, in the order of the model's parameters.
 
     Raises:
-        ValueError: a value out of range; a sparsity that leaves [0, 1) (smaller `spread`); data that never reach a layer;
-            nothing to prune.
+        ValueError: a value out of range; a sparsity that leaves [0, 1) (smaller `spread`); data that never reach a layer; a
+            weight that is NaN or on the meta device (named); nothing to prune.
 
     Reference:
         Yin et al.: Outlier Weighed Layerwise Sparsity (OWL), arXiv 2310.05175.
@@ -68,6 +69,12 @@ def owl(
     chosen = [entry for entry in selection.chosen if score.reason_against(entry) is None]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no weights of linear layers or convolutions to prune")
+    for entry in chosen:
+        check_has_values(entry.name, entry.parameter)
+        if bool(entry.parameter.isnan().any()):
+            raise ValueError(
+                f"{entry.name} holds NaN in {int(entry.parameter.isnan().sum())} of {entry.parameter.numel()} weights"
+            )
     norms = score.norms(model, chosen)
     ratios: dict[int, float] = {}
     for step in stages(model, chosen, by):

@@ -50,6 +50,13 @@ class Removal:
     thresholds: list[float]
 
 
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether elements of a tensor lie in one place, as `expand` makes them."""
+    return not tensor.is_meta and any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
 class SelectionPlan:
     """The chosen weights of a model with a rule for choosing among them; serves any number of sparsities.
 
@@ -112,6 +119,10 @@ class SelectionPlan:
         for entry in list(self.chosen):
             if entry.parameter.numel() == 0:
                 self._leave_out(entry, "empty")
+            elif entry.computed is None and _overlaps(entry.parameter):
+                self._leave_out(
+                    entry, "its elements share memory (an expanded tensor): none can be zero by itself; clone it"
+                )
         if self.groups is not None:
             judged = [(entry, reason_indivisible(entry, self.groups[1])) for entry in self.chosen]
             ragged = [(entry, reason) for entry, reason in judged if reason is not None]
