@@ -455,3 +455,35 @@ def test_codes_change_exactly_at_the_bounds(name, bits, signed, floor):
     lines = torch.cat([x[:, None], torch.ones(len(x), 15)], 1)  # the largest of each block is 1
     found = encode(lines, name, bits, block=16, signed=signed, floor=floor).codes.view(-1, 16)[:, 0]
     assert found.tolist() == np.searchsorted(bounds.numpy(), x.numpy(), side="left").tolist()
+
+
+def test_floats_of_a_step_lie_together_and_those_given_back_by_themselves():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(4, 16, 3).to(memory_format=torch.channels_last), nn.Conv2d(16, 9, 1), nn.Linear(5, 7).double()
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    lever = EightBitState(min_size=16)
+    handle = trimtab.attach(optimizer, lever, model=net)
+    for _ in range(2):
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    known = lever._codes["1.weight"]["exp_avg"][0].codes
+    state = {name: kept["codes"].clone() for name, kept in lever.state_dict()["codes"]["1.weight"].items()}
+    lever.before_step(lever._entries)
+    parts = [optimizer.state[parameter]["exp_avg"] for parameter in net.parameters() if parameter.numel() >= 16]
+    assert [part.dtype for part in parts] == [torch.float32] * 3 + [torch.float64]
+    assert parts[0].is_contiguous(memory_format=torch.channels_last)
+    seen = [optimizer.state[net[1].weight][name] for name in ("exp_avg", "exp_avg_sq")]
+    assert seen[0].untyped_storage().data_ptr() == seen[1].untyped_storage().data_ptr()
+    assert seen[1].data_ptr() % 64 == seen[0].data_ptr() % 64
+    lever.after_step(lever._entries)
+    assert lever._codes["1.weight"]["exp_avg"][0].codes is known  # written where they were
+    assert all(
+        torch.equal(kept["codes"], state[name]) for name, kept in lever.state_dict()["codes"]["1.weight"].items()
+    )
+    handle.remove()
+    for own in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert own[name].untyped_storage().nbytes() == own[name].numel() * own[name].element_size()

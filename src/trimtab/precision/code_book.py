@@ -159,11 +159,14 @@ class Coder:
             kept[place] = torch.empty(max(count, min(self.size, 1024)), dtype=dtype, device=self._device)
         return kept[place] if kept[place].numel() == count else kept[place][:count]
 
-    def encoded(self, x: Tensor, generator: torch.Generator | None = None) -> Codes:
-        """A tensor of any size in codes; ValueError for a negative number where codes have no sign."""
+    def encoded(self, x: Tensor, generator: torch.Generator | None = None, out: Codes | None = None) -> Codes:
+        """A tensor of any size in codes, in `out` where it fits; ValueError for a negative number where codes have no sign."""
         flat, block = x.detach().reshape(-1), self.block
-        codes = torch.empty(len(flat), dtype=torch.uint8, device=x.device)
-        absmax = torch.empty(-(-len(flat) // block), dtype=torch.float32, device=x.device)
+        if out is not None and len(out.codes) == len(flat) and out.codes.device == x.device:
+            codes, absmax = out
+        else:
+            codes = torch.empty(len(flat), dtype=torch.uint8, device=x.device)
+            absmax = torch.empty(-(-len(flat) // block), dtype=torch.float32, device=x.device)
         for start in range(0, len(flat), self.size):
             part = flat[start : start + self.size]
             first = start // block

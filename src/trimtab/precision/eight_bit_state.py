@@ -15,6 +15,7 @@ from trimtab.levers import refuse_state_elsewhere
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.code_book import Coder, Codes, Map, check_block, code_book
 from trimtab.precision.randomness import Generators, shard_of
+from trimtab.precision.stretch import in_one_stretch
 
 UNSIGNED = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta")
 """Names of state that is never negative: of Adam and its relatives, RMSprop, Adamax, Adagrad, Adadelta."""
@@ -105,6 +106,10 @@ class EightBitState:
     def unbind(self) -> None:
         """Give the optimizer its float state back; called by `Handle.remove`."""
         self.before_step(self._entries)
+        optimizer = self._optimizer()
+        for entry in self._entries:  # each in memory of its own from now on
+            for name in self._codes.get(entry.name, {}) if optimizer is not None else ():
+                optimizer.state[entry.parameter][name] = optimizer.state[entry.parameter][name].clone()
         self._codes.clear()
         self._optimizer = lambda: None
 
@@ -115,18 +120,20 @@ class EightBitState:
         self._entries = parameters
         if optimizer is None:
             return
-        for entry in self._chosen(parameters):
-            state = optimizer.state[entry.parameter] if entry.name in self._codes else {}
-            for name, (codes, dtype) in self._codes.get(entry.name, {}).items():
-                if name in state:  # a step that was skipped left it
-                    continue
-                like = torch.empty_like(entry.parameter, dtype=getattr(torch, dtype))
-                part, coder = local_part(like), self._coder(codes.codes.device, name)
-                if part.is_contiguous() and part.dtype == torch.float32 and part.device == codes.codes.device:
-                    coder.decoded(codes, part.view(-1))
-                else:
-                    part.copy_(coder.decoded(codes).view(part.shape))
-                state[name] = like
+        wanted = [
+            (entry, name, codes, getattr(torch, dtype))
+            for entry in self._chosen(parameters)
+            for name, (codes, dtype) in self._codes.get(entry.name, {}).items()
+            if name not in optimizer.state[entry.parameter]  # a step that was skipped left it
+        ]
+        room = in_one_stretch([(entry.parameter, dtype) for entry, _, _, dtype in wanted])
+        for (entry, name, codes, _), like in zip(wanted, room, strict=True):
+            part, coder = local_part(like), self._coder(codes.codes.device, name)
+            if part.is_contiguous() and part.dtype == torch.float32 and part.device == codes.codes.device:
+                coder.decoded(codes, part.view(-1))
+            else:
+                part.copy_(coder.decoded(codes).view(part.shape))
+            optimizer.state[entry.parameter][name] = like
 
     @torch.no_grad()
     def after_step(self, parameters: Sequence[Entry]) -> None:
@@ -144,7 +151,9 @@ class EightBitState:
                     key = (self.step, entry.name, name, *shard_of(entry.parameter))
                     generator = self._random.begin(part.device, *key)
                 try:
-                    codes = self._coder(part.device, name).encoded(part, generator)
+                    known = self._codes.get(entry.name, {}).get(name)
+                    out = None if known is None else known[0]
+                    codes = self._coder(part.device, name).encoded(part, generator, out)
                 except ValueError as error:
                     raise ValueError(f"{name} of {entry.name}: {error}; see `unsigned`") from error
                 dtype = str(value.dtype).removeprefix("torch.")
