@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from trimtab.collectives import local_part
 from trimtab.frames import Tabular
+from trimtab.levers.listed import Listed, unscale_fused, without_gradients
 from trimtab.levers.nonfinite import NonFinite
 from trimtab.levers.protocol import Lever, call, members, observes
-from trimtab.levers.replaced import Whereabouts, warn_of_orphans
-from trimtab.parameters import Entry, entries, with_names
+from trimtab.parameters import Entry
 
 Optimizer = torch.optim.Optimizer
 
@@ -36,55 +32,6 @@ def _hook(handle: Handle, method: Callable[..., Any]) -> Callable[..., Any]:
     eager = torch.compiler.disable(method)  # type: ignore[no-untyped-call]
     eager.handle = handle
     return eager  # type: ignore[no-any-return]
-
-
-def _unscale_fused(optimizer: Optimizer) -> bool:
-    """Undo a GradScaler's factor where a fused kernel would have done it; return False when the step will be skipped.
-
-    `GradScaler.step` leaves the division to optimizers that support it: it sets `grad_scale` and `found_inf` on them and
-    calls `step`. Levers must see true gradients, so the division is done here and `grad_scale` cleared.
-    """
-    scale = getattr(optimizer, "grad_scale", None)
-    found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is not None and bool(found_inf.item()):
-        return False
-    if scale is not None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    gradient = local_part(parameter.grad)
-                    gradient.div_(scale.to(gradient.device))
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
-    return True
-
-
-def _ids(optimizer: Optimizer) -> list[int]:
-    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _together(optimizers: Sequence[Optimizer], model: nn.Module | None) -> list[list[Entry]]:
-    """The entries of each optimizer; names that two of them share get the optimizer's place in front."""
-    lists = [entries(optimizer) if model is None else with_names(optimizer, model) for optimizer in optimizers]
-    names = [entry.name for listed in lists for entry in listed]
-    if len(set(names)) == len(names):
-        return lists
-    return [
-        [replace(entry, name=f"optimizer{place}.{entry.name}") for entry in listed]
-        for place, listed in enumerate(lists)
-    ]
-
-
-@contextmanager
-def _without_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Take the gradients off inside, so that nobody acts on them."""
-    kept = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    for parameter, _ in kept:
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, gradient in kept:
-            parameter.grad = gradient
 
 
 class Handle(Tabular):
@@ -110,17 +57,13 @@ class Handle(Tabular):
         # with observers alone nothing is handed on, and a tracker counts what is not finite itself
         self._judges = on_nonfinite != "pass" or not all(map(observes, self._acting))
         self.optimizers = tuple(optimizers)
-        self._model = model
-        self._known_ids: list[list[int]] = []
-        self._lists: list[list[Entry]] = []
-        self._entries: list[Entry] = []
-        self._whereabouts: Whereabouts | None = None
+        self._listed = Listed(self.optimizers, model)
         self._applied, self._skipping = False, False
         self._finished = False
         self._calls = 0
         self.kept_back: list[tuple[Tensor, Tensor]] = []
         self._stepped: set[int] = set()
-        parameters = self._current_entries()
+        parameters = self._listed.current()
         self._bound: list[Lever] = []
         try:
             for lever in self._acting:
@@ -147,51 +90,25 @@ class Handle(Tabular):
         """Of these, the last ones without a step in between."""
         return self._policy.in_a_row
 
-    def _current_entries(self) -> list[Entry]:
-        moved = self._whereabouts is not None and self._whereabouts.moved()
-        ids = [_ids(optimizer) for optimizer in self.optimizers]
-        if moved and self._model is not None:
-            if orphans := self._whereabouts.orphans(self._entries):  # type: ignore[union-attr]
-                warn_of_orphans(orphans, self._model)
-                self._whereabouts = None  # said once
-            else:  # only wrapped or renamed
-                self._known_ids = []
-        if ids != self._known_ids:
-            self._lists = _together(self.optimizers, self._model)
-            # with one optimizer the very list, so that levers that judge a list once know it again
-            joined = [entry for listed in self._lists for entry in listed]
-            self._entries = self._lists[0] if len(self._lists) == 1 else joined
-            lazy = any(is_lazy(entry.parameter) for entry in self._entries)  # asked again once it has a shape
-            self._known_ids = [] if lazy else ids
-            self._whereabouts = None if self._model is None else Whereabouts(self._model, self._entries)
-        return self._entries
-
     def _place(self, optimizer: Optimizer) -> int:
         return next(place for place, own in enumerate(self.optimizers) if own is optimizer)
 
-    def _of_others(self, place: int) -> list[Tensor]:
-        """Parameters whose gradients are not those of this optimizer's step."""
-        if len(self._lists) == 1:
-            return []
-        own = {id(entry.parameter) for entry in self._lists[place]}
-        return [entry.parameter for entry in self._entries if id(entry.parameter) not in own]
-
     def _apply(self, place: int) -> None:
         optimizer = self.optimizers[place]
-        if not _unscale_fused(optimizer):
+        if not unscale_fused(optimizer):
             return
-        parameters = self._current_entries()
+        parameters = self._listed.current()
         first, self._calls = self._calls == 0, self._calls + 1
         # an earlier handle may have taken the gradients off already
         withheld = any(handle.kept_back for handle in handles_on(optimizer) if handle is not self)
-        with _without_gradients(self._of_others(place)):
+        with without_gradients(self._listed.of_others(place)):
             vetoed = self._vetoed(parameters) if first else self._skipping
-            self._skipping = withheld or vetoed or (self._judges and self._policy.skips(self._lists[place]))
+            self._skipping = withheld or vetoed or (self._judges and self._policy.skips(self._listed.lists[place]))
             for lever in self._acting:
                 if first if observes(lever) else not self._skipping:
                     lever.before_step(parameters)
         if self._skipping:  # optimizers pass over parameters without a gradient: no moment, no decay, no count moves
-            held = [entry.parameter for entry in self._lists[place] if entry.parameter.grad is not None]
+            held = [entry.parameter for entry in self._listed.lists[place] if entry.parameter.grad is not None]
             self.kept_back = [(parameter, parameter.grad) for parameter in held if parameter.grad is not None]
             for parameter in held:
                 parameter.grad = None
@@ -240,7 +157,7 @@ class Handle(Tabular):
             return loss
         for lever in self._acting:
             if callable(value := getattr(lever, "value", None)):
-                term = value(self._lists[place])
+                term = value(self._listed.lists[place])
                 loss = loss + (term.to(loss.device) if isinstance(loss, Tensor) else float(term))
         return loss
 
@@ -253,10 +170,10 @@ class Handle(Tabular):
             return
         self._finished = False
         place = self._place(optimizer)
-        with _without_gradients(self._of_others(place)):
+        with without_gradients(self._listed.of_others(place)):
             for lever in self._acting:
                 if observes(lever) or not self._skipping:
-                    call(lever, "after_step", self._entries)
+                    call(lever, "after_step", self._listed.entries)
         self._stepped.add(place)
         if len(self._stepped) == len(self.optimizers):
             self._end_step()
@@ -268,8 +185,8 @@ class Handle(Tabular):
         place = self._place(optimizer)
         if place in self._stepped:
             self._end_step()
-        parameters = self._current_entries()
-        with _without_gradients(self._of_others(place)):
+        parameters = self._listed.current()
+        with without_gradients(self._listed.of_others(place)):
             for lever in filter(observes, self._acting):
                 lever.before_step(parameters)
         self._after_step(optimizer, (), {})
@@ -303,7 +220,7 @@ class Handle(Tabular):
         if self._finished:
             return False
         self._end_step()
-        parameters = self._current_entries()
+        parameters = self._listed.current()
         for lever in self._acting:
             call(lever, "finish", parameters)
         self._finished = True
