@@ -21,8 +21,7 @@ def convolved(module: Any, x: Tensor, multiply: Multiply) -> Tensor:
     kernel: channels, then places. Groups are products of their own.
     """
     single = x.ndim == module.weight.ndim - 1
-    if single:
-        x = x.unsqueeze(0)
+    x = _batched(module, x)
     padding = _padding(module)
     if module.padding_mode != "zeros":
         x = F.pad(x, padding, mode=module.padding_mode)
@@ -40,6 +39,17 @@ def convolved(module: Any, x: Tensor, multiply: Multiply) -> Tensor:
     ]
     found: Tensor = split(y, 1, (x.shape[0], *sizes)).movedim(0, -2).flatten(-2).movedim(-1, 1)
     return found.squeeze(0) if single else found
+
+
+def _batched(module: Any, x: Tensor) -> Tensor:
+    """An image as a batch of one; ValueError for what the layer does not take."""
+    dims = module.weight.ndim
+    if x.ndim not in (dims - 1, dims) or x.shape[1 - dims] != module.in_channels:
+        raise ValueError(
+            f"{type(module).__name__} takes images of {module.in_channels} channels in {dims} dimensions, or one in "
+            f"{dims - 1}, got shape {tuple(x.shape)}"
+        )
+    return x.unsqueeze(0) if x.ndim < dims else x
 
 
 def split(x: Tensor, axis: int, sizes: tuple[int, ...]) -> Tensor:
@@ -82,8 +92,7 @@ def patches(
 def convolved_transposed(module: Any, x: Tensor, output_size: list[int] | None, multiply: Multiply) -> Tensor:
     """What a ConvTranspose1d or ConvTranspose2d gives, bias apart: inputs times kernels, summed where patches overlap."""
     single = x.ndim == module.weight.ndim - 1
-    if single:
-        x = x.unsqueeze(0)
+    x = _batched(module, x)
     dims, groups = x.ndim - 2, module.groups
     spans = zip(x.shape[2:], module.stride, module.padding, module.dilation, module.kernel_size, strict=True)
     least = [(length - 1) * step - 2 * pad + apart * (reach - 1) + 1 for length, step, pad, apart, reach in spans]
@@ -137,9 +146,11 @@ def reason_against_layer(module: nn.Module, known: dict[type[nn.Module], Any]) -
 
 
 def check_dtype(*tensors: Tensor) -> None:
-    """TypeError for float64."""
+    """TypeError for float64 and for what is no floating-point number."""
     for tensor in tensors:
         if tensor.dtype == torch.float64:
             raise TypeError(
                 "products of rounded operands are emulated in float32, and this is a product of float64; use model.float()"
             )
+        if not tensor.is_floating_point():
+            raise TypeError(f"operands of products are rounded as floating-point numbers, got {tensor.dtype}")

@@ -52,6 +52,8 @@ def rounded(
     if operand is None:
         return wide
     own = wide.contiguous()
+    if not own.numel():
+        return own
     lines = own.view(-1, own.shape[-1]) if own.ndim != 2 and not operand.either_way else own
     fresh = reuse or own.untyped_storage().data_ptr() != matrix.untyped_storage().data_ptr()
     found = quantize(

@@ -111,10 +111,17 @@ class ProductLayers:
     ) -> Tensor:
         """`x weight'` on rounded operands: (..., T, I) and (..., O, I) -> (..., T, O)."""
         check_dtype(x, weight)
+        called = layer or "the model"
+        if torch._C._are_functorch_transforms_active():  # noqa: SLF001  (no public word for it)
+            raise RuntimeError(
+                f"torch.func's transforms do not go through the rounded products of {called}; use lever.full_precision()"
+            )
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, weight = x.to(dtype), weight.to(dtype)
+        if x.dtype != weight.dtype:
+            raise TypeError(f"the input of {called} is {x.dtype}, its weight {weight.dtype}; both must be the same")
         operands = LayerOperands(self.rounding, layer, training=training)
         mark = RoundedBackward(f"LowPrecision, at {layer}", "lever.full_precision()")
         y: Tensor = QuantisedProduct.apply(x, weight, operands, lower, mark)  # type: ignore[no-untyped-call]
@@ -147,7 +154,7 @@ class Forward:
     def __call__(self, *args: Any, **given: Any) -> Any:
         """What the layer's class would compute, with its products on rounded operands."""
         module = self.module
-        if not self.products.active():
+        if not self.products.active() or any(each.is_meta for each in module.parameters(recurse=False)):
             return type(module).forward(module, *args, **given)
         multiply = partial(self.products.multiply, self.name, training=module.training)
         if isinstance(module, LAYERS) or _is_conv1d(module):
