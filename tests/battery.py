@@ -51,6 +51,7 @@ class Row:
         sparse: `RIGHT`, or the words that refuse a sparse gradient of a parameter named "table.weight".
         complex: `RIGHT`, `LEFT_OUT`, or the words that refuse a complex parameter named "odd.weight".
         sharded: `RIGHT`, or the words that refuse sharded weights.
+        elsewhere: `RIGHT`, or the words that refuse an optimizer whose state lies on other ranks.
         loose: how far it may be from the formula, where it computes in halves by its nature.
         joint: whether one NaN of a gradient reaches the whole tensor.
         other: settings that replace some in the checks named "sparse", "half" and "train".
@@ -70,6 +71,7 @@ class Row:
     sparse: str = DENSE
     complex: str = REAL
     sharded: str = RIGHT
+    elsewhere: str = RIGHT
     loose: float = 0.0
     joint: bool = False
     other: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -117,6 +119,8 @@ class Probe:
 NO_COMPLEX = r"perturbs real floating-point weights; .*torch\.complex128"
 NO_SPARSE = r"needs dense gradients, that of table\.weight, .*torch\.sparse_coo"
 WHOLE = r"selects over whole tensors and does not take sharded weights"
+OF_STATE = "ZeroRedundancyOptimizer keeps that of a part of the weights alone"
+RESETS: dict[str, Any] = {"sharded": WHOLE, "elsewhere": OF_STATE, "complex": LEFT_OUT}
 GRADUAL = {"begin": 0.125, "end": 0.375, "every": 1, "initial": 0.2, "final": 0.7}
 PHASES = {"sparsity": 0.6, "warm_up": 0.125, "phase": 0.125, "last_dense": 0.125, "last_sparse": 0.375}
 DYNAMIC = {
@@ -200,7 +204,8 @@ ROWS = (
           policy, "all", sparse=RIGHT, complex=RIGHT, nan=UNDONE,
           other={"train": {"threshold": 1e-3, "decay": 0.0, "judge": ("loss", "gradient", "update")}})
       for policy, threshold in (("skip", 0.4), ("lower_lr", 0.3))),
-    Row("momentum_reset", reference.momentum_reset, {"every": 2, "warmup": 2}, "", "all", sparse=RIGHT, complex=RIGHT),
+    Row("momentum_reset", reference.momentum_reset, {"every": 2, "warmup": 2}, "", "all", sparse=RIGHT, complex=RIGHT,
+        elsewhere=OF_STATE),
     *(Row("radius", reference.radius, {"target": 0.02, "mode": mode}, mode, "all", sharded="does not take sharded weights",
           sparse="saw no forward pass", complex=r"acts on real weights, odd\.weight is torch\.complex128")
       for mode in ("cap", "set")),
@@ -208,13 +213,13 @@ ROWS = (
     Row("ema", reference.as_it_was, {"decay": 0.9}, "warmup", sparse=RIGHT, complex=RIGHT, finished=reference.ema),
     Row("mean_weights", reference.as_it_was, {"start": 0.4, "every": 2}, sparse=RIGHT, complex=RIGHT,
         finished=reference.mean_weights, steps=4),
-    *(Row("gradual", reference.gradual, {**GRADUAL, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+    *(Row("gradual", reference.gradual, {**GRADUAL, **more}, label, **{**RESETS, **own}, steps=8, nan=SELECTS,
           other={"half": {"initial": 0.05}, "train": {"end": 0.7}})
-      for label, more in (("", {}), ("global", {"scope": "global"}), ("linear", {"power": 1.0}),
-                          ("reversible", {"reversible": True}))),
-    Row("progressive", reference.gradual, {**GRADUAL}, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+      for label, more, own in (("", {}, {}), ("global", {"scope": "global"}, {}), ("linear", {"power": 1.0}, {}),
+                               ("reversible", {"reversible": True}, {"elsewhere": RIGHT}))),
+    Row("progressive", reference.gradual, {**GRADUAL}, **RESETS, steps=8, nan=SELECTS,
         other={"half": {"initial": 0.05}, "train": {"end": 0.7}}),
-    *(Row(name, reference.dynamic_sparse, {**DYNAMIC, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8, nan=SELECTS,
+    *(Row(name, reference.dynamic_sparse, {**DYNAMIC, **more}, label, **RESETS, steps=8, nan=SELECTS,
           begun=reference.sparse_start)
       for name, label, more in (("rigl", "", {}), ("rigl", "all", {"fraction": 1.0}), ("set", "", {}))),
     *(Row("nm_decay", reference.nm_decay, {**TOWARDS, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
@@ -231,7 +236,7 @@ ROWS = (
     *(Row("low_rank", reference.low_rank, {"energy": 0.8, "every": 2, "nuclear": 0.1, "first_layer": "low_rank", **more}, label,
           complex=LEFT_OUT, sharded=WHOLE, nan=SELECTS, finished=reference.low_rank_end, other={"half": {"energy": 1.0}})
       for label, more in (("", {}), ("often", {"every": 1}))),
-    *(Row("ac_dc", reference.ac_dc, {**PHASES, **more}, label, complex=LEFT_OUT, sharded=WHOLE, steps=8,
+    *(Row("ac_dc", reference.ac_dc, {**PHASES, **more}, label, **RESETS, steps=8,
           finished=reference.pruned_end,
           other={"half": {"sparsity": 0.05}, "train": {"warm_up": 0.2, "phase": 0.2, "last_dense": 0.2, "last_sparse": 0.4}})
       for label, more in (("", {}), ("layer", {"scope": "layer"}))),

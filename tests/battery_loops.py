@@ -42,6 +42,7 @@ class Training:
     def __init__(
         self, row: Row | None, net: nn.Module | None = None, fused: bool = False, accumulate: int = 1,
         scaler: torch.amp.GradScaler | None = None, unscale: bool = False, rank: int = 0, world: int = 1,
+        own_shards: bool = False,
     ) -> None:  # fmt: skip
         self.net = network() if net is None else net
         self.accumulate, self.rank, self.world = accumulate, rank, world
@@ -49,7 +50,13 @@ class Training:
         self.scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
         home = None if row is None else row.home
         fast = {"fused": True} if fused else {}
-        self.optimizer: Any = torch.optim.SGD(self.net.parameters(), RATE, MOMENTUM, **fast)
+        self.optimizer: Any
+        if own_shards:
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+
+            self.optimizer = ZeroRedundancyOptimizer(self.net.parameters(), torch.optim.SGD, lr=RATE, momentum=MOMENTUM)
+        else:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), RATE, MOMENTUM, **fast)
         self.lever: Any = None
         self.handle: trimtab.levers.Handle | None = None
         if row is None:

@@ -126,6 +126,17 @@ def test_a_wrapper_around_one_that_takes_two_gradients_is_named() -> None:
             SAM(inner(torch.optim.LBFGS(net.parameters())))
 
 
+OF_STATE = (
+    "SpikeGuard",
+    "MomentumReset",
+    "EightBitState",
+    "LowPrecision",
+    "GradualPruning",
+    "DynamicSparse",
+    "ACDC",
+)
+
+
 def _sharded_state(rank: int, world: int) -> dict[str, Any]:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -137,13 +148,18 @@ def _sharded_state(rank: int, world: int) -> dict[str, Any]:
         trimtab.optimizers.SpikeGuard("rollback"),
         trimtab.optimizers.MomentumReset(),
         trimtab.precision.EightBitState(),
+        trimtab.precision.LowPrecision(momentum="bf16"),
+        trimtab.pruning.GradualPruning(0.5, total_steps=10),
+        trimtab.pruning.DynamicSparse(0.5, total_steps=10),
+        trimtab.pruning.ACDC(0.5, total_steps=40),
     ):
         try:
             trimtab.attach(optimizer, lever, model=net)
         except ValueError as error:
             found[type(lever).__name__] = str(error)
-    # levers on the gradient need no state: they act on every rank's whole gradient
-    trimtab.attach(optimizer, trimtab.gradients.ClipNorm(0.1), trimtab.optimizers.SpikeGuard("skip"), model=net)
+    # levers on the gradient need no state: they act on every rank's whole gradient; nor do masks that leave the state alone
+    masks = trimtab.pruning.GradualPruning(0.5, reset_state=False, total_steps=10)
+    trimtab.attach(optimizer, trimtab.gradients.ClipNorm(0.1), trimtab.optimizers.SpikeGuard("skip"), masks, model=net)
     net(torch.ones(2, 3)).square().sum().backward()
     optimizer.step()
     norms = [parameter.grad.norm() for parameter in net.parameters() if parameter.grad is not None]
@@ -154,7 +170,7 @@ def test_levers_of_the_state_refuse_an_optimizer_that_shards_it_itself() -> None
     first, second = on_two_ranks(_sharded_state)
     for found in (first, second):
         assert found["norm"] == pytest.approx(0.1, rel=1e-5)
-        for lever in ("SpikeGuard", "MomentumReset", "EightBitState"):
+        for lever in OF_STATE:
             assert (
                 "optimizer's whole state, and each rank's ZeroRedundancyOptimizer keeps that of a part" in found[lever]
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.checks import whole
-from trimtab.levers import gradients_stand
+from trimtab.levers import gradients_stand, refuse_state_elsewhere
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.arguments import FormatOrName, ForwardAndBackward, check, formats_by_kind
 from trimtab.precision.in_model import InModel
@@ -156,6 +156,8 @@ class LowPrecision(SavedRounding):
             raise ValueError(f"{self!r} is attached already; remove it there or make another")
         if "weights" in self.formats and isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError("LBFGS evaluates its closure at several points of a step; weights cannot be rounded there")
+        if "momentum" in self.formats:
+            refuse_state_elsewhere(f"{type(self).__name__} rounds the momentum in", optimizer)
         chosen = self._pick(parameters)
         try:
             self._in_model.bind(

@@ -43,7 +43,8 @@ class ACDC(MaskedTraining):
 
     Raises:
         ValueError: a number out of range, phases longer than the run, or a run too short for its phases; at attach sharded
-            weights, or nothing to prune; in training a weight that is NaN when it is time to prune.
+            weights, an optimizer whose state lies on other ranks, or nothing to prune; in training a weight that is NaN when it
+            is time to prune.
         TypeError: a value of the wrong kind, or (in training) a sparse gradient.
 
     Source: arXiv 2106.12379.
@@ -53,6 +54,8 @@ class ACDC(MaskedTraining):
         >>> lever.starts[:3], lever.starts[-2:]
         (((100, 'sparse'), (150, 'dense'), (200, 'sparse')), ((750, 'dense'), (850, 'sparse')))
     """
+
+    resets_state = True
 
     def __init__(
         self,

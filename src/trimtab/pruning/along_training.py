@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from trimtab.levers import takes_closure
+from trimtab.levers import refuse_state_elsewhere, takes_closure
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.parameters.zeros import TRAINED_WEIGHTS, keep_zeros_, parts_gone
 from trimtab.pruning.masks import Pairs
@@ -52,6 +52,8 @@ class AlongTraining(ABC):
     needs_recalibration = False
     default_rule = TRAINED_WEIGHTS
     behind = False
+    resets_state = False
+    """Whether what the optimizer remembers of masked weights is set to zero."""
 
     def __init__(self, rule: Rule | None) -> None:
         self.rule = rule_or(rule, TRAINED_WEIGHTS)
@@ -94,7 +96,8 @@ class AlongTraining(ABC):
         """Know the optimizer, and act at the start of training where something is due; called by `trimtab.attach`.
 
         Raises:
-            ValueError: sharded weights, no weight to act on, or values behind masks with an optimizer that needs a closure.
+            ValueError: sharded weights, no weight to act on, values behind masks with an optimizer that needs a closure, or
+                state to be reset that lies on other ranks.
         """
         if self.behind and takes_closure(optimizer):
             raise ValueError(
@@ -102,6 +105,8 @@ class AlongTraining(ABC):
                 "moves them while it evaluates its closure"
             )
         refuse_sharded(f"{type(self).__name__} selects over", parameters)
+        if self.resets_state:
+            refuse_state_elsewhere(f"{type(self).__name__} resets", optimizer)
         self._optimizer, self._entries = optimizer, parameters
         if self._gone:  # of a state that was loaded before
             self._take(self._gone)

@@ -52,8 +52,8 @@ class DynamicSparse(MaskedTraining):
     `grow="random"`, `rigl` with "gradient".
 
     Raises:
-        ValueError: a number out of range, no weight to prune, sharded weights; in training a weight that is NaN when it is time
-            to update.
+        ValueError: a number out of range, no weight to prune, sharded weights; at attach an optimizer whose state lies on other
+            ranks; in training a weight that is NaN when it is time to update.
         TypeError: a value of the wrong kind, or (in training) a sparse gradient.
 
     Source: arXiv 1911.11134 (RigL), 1707.04780 (SET).
@@ -69,6 +69,8 @@ class DynamicSparse(MaskedTraining):
         >>> int((lever.masks["weight"]).sum()), lever.sparsity_now
         (20, 0.8)
     """
+
+    resets_state = True
 
     def __init__(
         self,

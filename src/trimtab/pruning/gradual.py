@@ -43,8 +43,9 @@ class GradualPruning(MaskedTraining):
     computed weight of any kind with `reversible`.
 
     Raises:
-        ValueError: a number out of range, begin not below end; at attach sharded weights, nothing to prune, or `reversible`
-            with an optimizer that needs a closure (LBFGS); in training a weight that is NaN when it is time to prune.
+        ValueError: a number out of range, begin not below end; at attach sharded weights, nothing to prune, `reversible` with
+            an optimizer that needs a closure (LBFGS), or `reset_state` with one whose state lies on other ranks; in training a
+            weight that is NaN when it is time to prune.
         TypeError: a value of the wrong kind, or (in training) a sparse gradient.
 
     Source: arXiv 1710.01878; progressive 2606.12278.
@@ -91,6 +92,11 @@ class GradualPruning(MaskedTraining):
         self._first, self._last = of_run(self.begin, total_steps), of_run(self.end, total_steps)
         ramp = self._last - self._first
         self.every = min(100, max(1, ramp // 10)) if every is None else whole("every", every, 1)
+
+    @property
+    def resets_state(self) -> bool:  # type: ignore[override]
+        """Whether what the optimizer remembers of masked weights is set to zero."""
+        return self.reset_state and not self.reversible
 
     @property
     def behind(self) -> bool:  # type: ignore[override]
@@ -153,7 +159,7 @@ class GradualPruning(MaskedTraining):
             self._to_dense(chosen)
             self._gone = {}
         self._prune(chosen, self.scheduled(self.steps))
-        if self.reset_state and not self.reversible:
+        if self.resets_state:
             self._reset_state(chosen)
 
     def _prune(self, chosen: list[Entry], sparsity: float) -> None:
