@@ -24,8 +24,8 @@ def clip_like_peer(held: list[nn.Parameter]) -> None:
         parameter.grad.copy_(agc(parameter.detach(), parameter.grad, agc_clip_val=CLIP))
 
 
-def variants(name: str) -> dict[str, Callable[[], Any]]:
-    """Each with parameters of its own; asserts that ours and the peer's do the same."""
+def variants(name: str) -> tuple[dict[str, Callable[[], Any]], list[list[nn.Parameter]]]:
+    """Each with parameters of its own, which are given too; asserts that ours and the peer's do the same."""
     held = [parameters(name) for _ in range(3)]
     ours = AdaptiveClip(CLIP, exclude_last_linear=False)
     known = entries(held[0])
@@ -35,16 +35,19 @@ def variants(name: str) -> dict[str, Callable[[], Any]]:
     for one, other, old in zip(held[0], held[1], before, strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-9)
         assert not torch.equal(one.grad, old)
-    return {
+        one.grad.copy_(old)
+        other.grad.copy_(old)
+    calls: dict[str, Callable[[], Any]] = {
         "ours": lambda: ours.before_step(known),
         "peer": lambda: clip_like_peer(held[1]),
         "clip_grad_norm_": lambda: nn.utils.clip_grad_norm_(held[2], 1e9, foreach=True),
     }
+    return calls, held
 
 
 def measure(name: str) -> list[dict[str, Any]]:
-    calls = variants(name)
-    seconds = cpu_turns(calls)
+    calls, held = variants(name)
+    seconds = cpu_turns(calls, held)
     memory = {label: peak_extra_bytes(call) for label, call in calls.items()}
     cheaper, against_norm = seconds["peer"] / seconds["ours"], seconds["ours"] / seconds["clip_grad_norm_"]
     return [

@@ -63,9 +63,16 @@ def parameters(name: str) -> list[nn.Parameter]:
     return held
 
 
-def cpu_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median CPU seconds over interleaved turns: one thread, so other work on the machine counts little."""
-    return {label: timing.cpu_median for label, timing in interleaved(calls, repeats=15).items()}
+def cpu_turns(calls: Mapping[str, Callable[[], Any]], held: Sequence[Sequence[nn.Parameter]]) -> dict[str, float]:
+    """Median CPU seconds over interleaved turns: one thread, so other work on the machine counts little.
+
+    Every turn finds the gradients of `held` as they were: what a transform left of them would not do. Autoscale, for one, makes
+    its own result smaller at every call, until float32 holds no square of it.
+    """
+    now = [parameter.grad for of in held for parameter in of if parameter.grad is not None]
+    kept = [gradient.clone() for gradient in now]
+    timings = interleaved(calls, repeats=15, before=lambda: torch._foreach_copy_(now, kept))
+    return {label: timing.cpu_median for label, timing in timings.items()}
 
 
 def expected(label: str, held: list[nn.Parameter]) -> list[Tensor]:
@@ -95,15 +102,19 @@ def measure(name: str) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], Any]] = {
         "clip_grad_norm_": lambda: nn.utils.clip_grad_norm_(plain, 1e9, foreach=True)
     }
+    all_held = [plain]
     for label, make in TRANSFORMS.items():
         held, transform = parameters(name), make()
+        fresh = [parameter.grad.clone() for parameter in held if parameter.grad is not None]
         known = entries(held)
         wanted = expected(label, held)
         transform.before_step(known)
         for parameter, value in zip(held, wanted, strict=True):
             assert float((parameter.grad - value).abs().max() / value.abs().max()) < 1e-4, label
+            parameter.grad.copy_(fresh.pop(0))
+        all_held.append(held)
         calls[label] = lambda transform=transform, known=known: transform.before_step(known)  # type: ignore[misc]
-    seconds = cpu_turns(calls)
+    seconds = cpu_turns(calls, all_held)
     return [
         {
             "question": f"{name}: {label} / clip_grad_norm_ (foreach), CPU time",

@@ -53,15 +53,27 @@ class Timing:
     repeats: int
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], repeats: int = 15, warm_up: int = 3) -> dict[str, Timing]:
-    """Time the variants A B C A B C ... so that a drift of the machine's speed meets all of them alike."""
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]],
+    repeats: int = 15,
+    warm_up: int = 3,
+    before: Callable[[], Any] | None = None,
+) -> dict[str, Timing]:
+    """Time the variants A B C A B C ... so that a drift of the machine's speed meets all of them alike.
+
+    `before` is called before each round and not timed: it puts back what the variants change.
+    """
     for _ in range(warm_up):
+        if before is not None:
+            before()
         for call in variants.values():
             call()
     walls: dict[str, list[float]] = {name: [] for name in variants}
     cpus: dict[str, list[float]] = {name: [] for name in variants}
     gc.collect()
     for _ in range(repeats):
+        if before is not None:
+            before()
         for name, call in variants.items():
             cpu, wall = time.process_time(), time.perf_counter()
             call()

@@ -12,6 +12,7 @@ Thresholds are the defaults of `SpikeGuard` and were fixed on other runs than th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
@@ -33,7 +34,7 @@ from trimtab.observe import ActivationStatistics, AttentionStatistics, UpdateRat
 from trimtab.optimizers import SpikeGuard
 
 FIGURES = Path(__file__).parent.parent / "docs" / "evidence" / "failures.json"
-HEALTHY, STEPS, LONG, AT, BATCH = 7000, 800, 1000, 500, 32
+HEALTHY, STEPS, LONG, AT, BATCH = 7000, 800, 2000, 500, 32
 """Steps of a healthy run, of one with a sudden and of one with a slow failure; the step of the failure; images in a batch."""
 SEEDS, DRIFTING = (7, 8, 9, 10, 11), (7, 8, 9)
 """Of the sudden failures, each against the clean run of its own seed, and of the slow ones."""
@@ -47,6 +48,7 @@ LOST, OVER, SOON = 1.2, 25, 20
 """The loss has left its band when its median over `OVER` steps is `LOST` times what it was before the failure. A slow failure
 is found in time by an alarm `SOON` or more steps earlier, in every seed."""
 PARTS = ("healthy", "sudden", "slow")
+RANKS = "rank divergence"
 
 
 PAGE = """\
@@ -78,8 +80,8 @@ the last 100 steps), against the run of the same seed and data without the failu
 
 ## Slow failures
 
-From step 500 on, for 500 steps; three seeds. The loss (of BatchNorm the test loss) has left its band when its median over
-25 steps is 1.2 times what it was in the 100 before. The seed with the shortest warning is shown.
+From step 500 on, until the loss is lost, for at most 1,500 steps; three seeds. The loss (of BatchNorm the test loss) has left
+its band when its median over 25 steps is 1.2 times what it was in the 100 before. The seed with the shortest warning is shown.
 
 <!-- slow begins -->
 <!-- slow ends -->
@@ -244,10 +246,11 @@ def dead_layer(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -
 
 
 def attention_logit(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and keys of the first layer grow by 1.5 % a step."""
+    """Queries and keys of both layers grow by 1.5 % a step."""
     if step >= at:
         with torch.no_grad():
-            loop.net.body.layers[0].self_attn.in_proj_weight[:64] *= 1.015  # type: ignore[union-attr,index,operator]
+            for layer in loop.net.body.layers:  # type: ignore[union-attr]
+                layer.self_attn.in_proj_weight[:64] *= 1.015  # type: ignore[union-attr,index,operator]
     return images, labels
 
 
@@ -265,10 +268,10 @@ def batch_norm(momentum: float) -> Wrong:
 
 
 def stale_state(loop: Loop, step: int, at: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Adam's second moment stands still and fades, as one that is no longer written."""
+    """Adam's second moment fades, faster and faster: after t steps 1 - t / 500 of it is left by every step."""
     if step >= at:
         for state in loop.optimizer.state.values():
-            state["exp_avg_sq"].mul_(0.97)
+            state["exp_avg_sq"].mul_(max(0.0, 1 - (step - at) / 500))
     return images, labels
 
 
@@ -325,24 +328,33 @@ def sudden(setup: str, name: str, steps: int, at: int, seed: int, clean: float) 
     return found
 
 
+class RunIsOver(Exception):  # noqa: N818
+    """The run need not go on."""
+
+
 def slow(name: str, steps: int, at: int, seed: int) -> dict[str, Any]:
-    """Steps from the failure to the alarm, and to the loss that leaves its band."""
+    """Steps from the failure to the alarm, and to the loss that leaves its band, at which the run ends."""
     setup, wrong = SLOW[name]
     loop = Loop(setup, "warn", seed=seed, meters=True)
     test: list[float] = []
 
+    def lost_after() -> int | None:
+        return lost_at(test, at, 5) if test else lost_at(loop.losses, at)
+
     def going_wrong(loop: Loop, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if name.startswith("BatchNorm") and step % 5 == 0:
             test.append(loop.test_loss())
+        if step > at and step % OVER == 0 and lost_after() is not None:
+            raise RunIsOver
         return wrong(loop, step, at, images, labels)
 
-    loop.run(steps, going_wrong)
+    with contextlib.suppress(RunIsOver):
+        loop.run(steps, going_wrong)
     assert loop.guard is not None
     first = [alarm for alarm in loop.guard.alarms if alarm.step >= at]
     return {
         "failure": name, "setup": setup, "seed": seed, "alarm_after": first[0].step - at if first else None,
-        "alarm": str(first[0]) if first else "",
-        "loss_lost_after": lost_at(test, at, 5) if test else lost_at(loop.losses, at),
+        "alarm": str(first[0]) if first else "", "loss_lost_after": lost_after(), "watched": steps - at,
     }  # fmt: skip
 
 
@@ -369,9 +381,9 @@ def _rank(rank: int, folder: str, steps: int, at: int, seed: int) -> None:
     dist.all_reduce(losses)
     if rank == 0:
         found = {
-            "failure": "rank divergence", "setup": "mlp, two processes", "seed": seed,
+            "failure": RANKS, "setup": "mlp, two processes", "seed": seed,
             "alarm": str(first[0]) if first else "", "alarm_after": first[0].step - at if first else None,
-            "loss_lost_after": lost_at(losses.tolist(), at),
+            "loss_lost_after": lost_at(losses.tolist(), at), "watched": steps - at,
         }  # fmt: skip
         Path(folder, "found.json").write_text(json.dumps(found))
     dist.barrier()
@@ -386,8 +398,8 @@ def ranks(steps: int, at: int, seed: int) -> dict[str, Any]:
         return found
 
 
-def measure(steps: int | None, parts: Sequence[str]) -> dict[str, Any]:
-    """These parts; `steps` shortens each."""
+def measure(steps: int | None, parts: Sequence[str], only: str | None = None) -> dict[str, Any]:
+    """These parts; `steps` shortens each; of the slow failures `only` one."""
     long, short, drawn, at = (HEALTHY, STEPS, LONG, AT) if steps is None else (steps, steps, steps, steps // 2)
     setups, seeds = (BROKEN, SEEDS) if steps is None else (("cnn",), SEEDS[:1])
     found: dict[str, Any] = {}
@@ -400,12 +412,16 @@ def measure(steps: int | None, parts: Sequence[str]) -> dict[str, Any]:
         found["sudden"] = [sudden(name=name, setup=setup, steps=short, at=at, seed=seed, clean=clean[setup, seed])
                            for name, setup, seed in broken]  # fmt: skip
     if "slow" in parts:
-        unbroken = {setup: lost_at(Loop(setup, "warn", seed=SEEDS[0]).run(drawn).losses, at) for setup in setups}
         found["slow"] = [
-            *(slow(name, drawn, at, seed) for name in SLOW for seed in DRIFTING),
-            *(ranks(drawn, at, seed) for seed in DRIFTING),
+            (ranks(drawn, at, seed) if name == RANKS else slow(name, drawn, at, seed))
+            for name in (*SLOW, RANKS)
+            for seed in DRIFTING
+            if only in (None, name)
         ]
-        found["unbroken_loss_lost_after"] = unbroken
+        if only is None:
+            found["unbroken_loss_lost_after"] = {
+                setup: lost_at(Loop(setup, "warn", seed=SEEDS[0]).run(drawn).losses, at) for setup in setups
+            }
     return {**found, "steps": short, "long": drawn, "at": at, "torch": torch.__version__}
 
 
@@ -435,10 +451,20 @@ def _over_clean(runs: list[dict[str, Any]]) -> str:
     return f"{statistics.mean(over):+.1f} ({min(over):+.1f} to {max(over):+.1f}){gave_up}"
 
 
-def _warning(row: dict[str, Any], steps: int) -> float:
+def _warning(row: dict[str, Any]) -> float:
     """Steps between alarm and lost loss, which is lost at the end of the run at the earliest where it never is."""
-    lost = steps if row["loss_lost_after"] is None else row["loss_lost_after"]
-    return -steps if row["alarm_after"] is None else lost - row["alarm_after"]
+    lost = row["watched"] if row["loss_lost_after"] is None else row["loss_lost_after"]
+    return -row["watched"] if row["alarm_after"] is None else lost - row["alarm_after"]
+
+
+def _leads(runs: list[dict[str, Any]]) -> str:
+    """Steps from alarm to lost loss, least and most of the seeds."""
+    lost = [run for run in runs if run["loss_lost_after"] is not None]
+    if not lost:
+        return "never lost"
+    leads = [run["loss_lost_after"] - run["alarm_after"] for run in lost if run["alarm_after"] is not None]
+    said = f"{min(leads):,} to {max(leads):,} steps" if leads else "none"
+    return said if len(lost) == len(runs) else f"{said}; never lost in {len(runs) - len(lost)} of {len(runs)}"
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
@@ -452,12 +478,11 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     head = ["failure", "set-up", "alarm", *(f"{policy}, %" for policy in POLICIES)]
     slow_rows = []
     for (failure, setup), runs in _grouped(found["slow"]).items():
-        length = found["long"] - found["at"]
-        worst = min(runs, key=lambda run: _warning(run, length))
-        lost = worst["loss_lost_after"]
+        worst = min(runs, key=_warning)
+        lost, watched = worst["loss_lost_after"], f"not in {worst['watched']:,} steps"
         slow_rows.append([
-            failure, setup, _after(worst["alarm_after"]), _after(lost) if lost is not None else f"not in {length:,} steps",
-            "yes" if _warning(worst, length) >= SOON else "no", worst["alarm"].partition(": ")[2],
+            failure, setup, _after(worst["alarm_after"]), watched if lost is None else _after(lost), _leads(runs),
+            "yes" if _warning(worst) >= SOON else "no", worst["alarm"].partition(": ")[2],
         ])  # fmt: skip
     healthy_rows = [
         [one["setup"], f"{one['steps']:,}", str(len(one["alarms"])), f"{1000 * len(one['alarms']) / one['steps']:.2f}"]
@@ -466,7 +491,15 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     return {
         "sudden": table(head, rows),
         "slow": table(
-            ["failure", "set-up", "first alarm after", "loss leaves its band after", "in time", "what it said"],
+            [
+                "failure",
+                "set-up",
+                "first alarm after",
+                "loss leaves its band after",
+                "warning",
+                "in time",
+                "what it said",
+            ],
             slow_rows,
         ),
         "healthy": table(["set-up", "healthy steps", "false alarms", "per 1,000"], healthy_rows),
@@ -478,18 +511,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("measure", "tables"), default="measure")
     parser.add_argument("--part", choices=PARTS, help="this one alone; the rest stays as it was")
+    parser.add_argument("--failure", choices=(*SLOW, RANKS), help="with --part slow: this one alone")
     parser.add_argument("--steps", type=int, help="of every part, for a trial; nothing is written")
     given = parser.parse_args()
+    if given.failure is not None and given.part != "slow":
+        parser.error("--failure is of the slow ones: give --part slow")
     warnings.simplefilter("ignore")
     if given.what == "measure":
         torch.set_num_threads(1)
         started = time.process_time()
-        found = measure(given.steps, PARTS if given.part is None else (given.part,))
+        found = measure(given.steps, PARTS if given.part is None else (given.part,), given.failure)
         if given.steps is not None:
             print(*tables(found).values(), sep="\n\n")
             return
         known = json.loads(FIGURES.read_text(encoding="utf-8")) if given.part is not None else {}
-        spent = known.get("process_seconds", {}) | {given.part or "all": round(time.process_time() - started, 1)}
+        if given.failure is not None:
+            found["slow"] += [row for row in known["slow"] if row["failure"] != given.failure]
+            found["slow"].sort(key=lambda row: ((*SLOW, RANKS).index(row["failure"]), row["seed"]))
+        spent = known.get("process_seconds", {}) | {
+            given.failure or given.part or "all": round(time.process_time() - started, 1)
+        }
         write_text(FIGURES, json.dumps({**known, **found, "process_seconds": spent}, indent=1) + "\n")
     page = FIGURES.with_suffix(".md")
     if not page.exists():

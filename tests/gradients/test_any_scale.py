@@ -13,7 +13,7 @@ from trimtab.optimizers.norms import global_norm
 from trimtab.parameters import Entry
 from trimtab.tensors.moments import moments
 from trimtab.tensors.norms import joint_norm
-from trimtab.tensors.unit_sums import unit_moments, unit_squares, unit_sums
+from trimtab.tensors.unit_sums import unit_deviations, unit_moments, unit_norms, unit_squares, unit_sums
 
 SCALES = pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-21, 1.0, 1e18, 1e20, 1e30])
 SIZES = pytest.mark.parametrize("rows", [4, 10_000])
@@ -124,3 +124,21 @@ def test_units_of_any_layout(layout, monkeypatch):
     number, total, within, between = unit_moments(rows).unbind(1)
     found = (within + between - total * total / number) / number
     torch.testing.assert_close(found, exact.var(1, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(unit_norms([rows]).squeeze(1), exact.norm(dim=1), rtol=1e-6, atol=0)
+    sums, squares = unit_deviations([rows]).unbind(1)
+    assert bool(((sums - exact.sum(1)).abs() <= 1e-6 * scale).all())
+    torch.testing.assert_close(squares, exact.var(1, correction=0) * number, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("elements", [7, 640, 641, 2048, 9000])
+def test_deviations_of_units_however_far_their_mean_and_small_their_size(elements):
+    """Rows whose squares float32 holds, loses, or spoils by the mean's are told apart."""
+    rows = torch.randn(6, elements, generator=torch.Generator().manual_seed(elements))
+    rows = rows * torch.tensor([1.0, 1e-25, 1e25, 1e-3, 1.0, 0.0]).unsqueeze(1)
+    rows += torch.tensor([0.1, 0.0, 0.0, 4.0, 1e3, 2.0]).unsqueeze(1)
+    exact = rows.double()
+    found = unit_deviations([rows, rows[:6]])
+    squares = exact.var(1, correction=0) * elements
+    assert torch.equal(found[:6], found[6:])
+    torch.testing.assert_close(found[:6, 1], squares, rtol=2e-6, atol=0)
+    assert bool(((found[:6, 0] - exact.sum(1)).abs() <= 1e-6 * exact.abs().sum(1)).all())

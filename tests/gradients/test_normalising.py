@@ -10,7 +10,7 @@ from torch import nn
 
 import trimtab
 from tests.gradients.samples import Array, as_array, check, from_units, gradients, sample, units
-from trimtab.gradients import Centralize, ZScore
+from trimtab.gradients import Autoscale, Centralize, ZScore
 from trimtab.parameters import Entry, Rule
 from trimtab.tensors import passes
 
@@ -125,6 +125,23 @@ def test_a_mean_far_above_the_deviation_is_taken_off_before_scaling(mean):
     # the mean itself is rounded to float32 once, the same for all entries
     assert float(away.mean().abs()) <= 6e-8 * (mean / 3 + 1)
     assert float((away - away.mean()).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0, 1e4])
+def test_autoscale_by_channel_takes_a_far_mean_off_before_scaling(mean):
+    """Channels in one pass where nothing cancels, in two else; sigma is of all entries together, means of channels included."""
+    values = mean * torch.tensor([1.0, -1.0, 0.0]).view(3, 1) + torch.randn(
+        3, 500, generator=torch.Generator().manual_seed(0)
+    )
+    parameter = nn.Parameter(torch.zeros(3, 500))
+    parameter.grad = values.clone()
+    transform = Autoscale(lambda sigma, history: 0.3, granularity="channel")
+    transform.before_step([Entry("w", parameter, 0)])
+    exact = values.double()
+    assert float(transform.signals()["sigma"]) == pytest.approx(float(exact.std(correction=0)), rel=1e-6)
+    away = parameter.grad.double() - 0.3 * (exact - exact.mean(1, keepdim=True))
+    assert float((away - away.mean(1, keepdim=True)).abs().max()) <= 3e-7
+    assert float(away.mean(1).abs().max()) <= 6e-8 * (mean + 1)
 
 
 def test_one_fused_pass_is_for_means_of_some_deviations_alone():

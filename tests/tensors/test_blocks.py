@@ -23,7 +23,7 @@ LAYOUTS = {
 def test_the_same_units_hold_the_same_indices(shape, of_gradient, of_weight, axis):
     values = torch.arange(2.0 * torch.Size(shape).numel()).view(2, *shape)
     gradients = [Item(LAYOUTS[of_gradient](part), axis) for part in values]
-    weights = [Item(LAYOUTS[of_weight](part), axis) for part in values]
+    weights = [LAYOUTS[of_weight](part) for part in values]
     seen = 0
     for block in blocks(gradients):
         for rows, same in zip(block.rows, block.same_units_of(weights), strict=True):

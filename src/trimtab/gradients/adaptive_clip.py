@@ -128,19 +128,20 @@ class AdaptiveClip(GradientTransform):
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Scale down every unit that is too large."""
-        weights: list[Item] = []
+        weights: list[Tensor] = []
         gradients: list[Item] = []
         cut: list[tuple[Tensor, Item, Item]] = []
         for entry in chosen:
+            parameter, axis = entry.parameter, channel_axis(entry)
+            if type(parameter.grad) is Tensor and entry.stack_axis is None:  # most of them: as little as can be
+                weights.append(parameter)
+                gradients.append(Item(parameter.grad, axis))
+                continue
             weight, gradient = same_layout(entry)
-            axis = channel_axis(entry)
-            if is_cut(entry, entry.parameter):
-                cut.append((entry.parameter, Item(weight, axis), Item(gradient, axis)))
-            elif entry.stack_axis is None:  # most of them: as little as can be
-                weights.append(Item(weight, axis))
-                gradients.append(Item(gradient, axis))
+            if is_cut(entry, parameter):
+                cut.append((parameter, Item(weight, axis), Item(gradient, axis)))
             else:
-                weights += items_of(entry, weight)
+                weights += [item.tensor for item in items_of(entry, weight)]
                 gradients += items_of(entry, gradient)
         counts: list[Tensor] = []
         units = 0

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from trimtab.checks import one_of
 from trimtab.gradients.base import GradientTransform
-from trimtab.gradients.channels import centre_channels_, finite_or
+from trimtab.gradients.channels import centre_channels_, centre_known_, finite_or, gradient_items, unit_statistics
 from trimtab.gradients.statistics import moments_of
 from trimtab.gradients.z_score import GRANULARITIES, Granularity
 from trimtab.parameters import Entry, Rule
-from trimtab.tensors.moments import pooled
+from trimtab.tensors.moments import Moments, pooled
 from trimtab.tensors.passes import local_gradients, shift_and_scale_
 
 ScaleRule = Literal["running_max", "first", "ema", "log"]
@@ -107,13 +107,23 @@ class Autoscale(GradientTransform):
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Centre and scale."""
+        if self.granularity == "channel" and all(type(entry.parameter.grad) is Tensor for entry in chosen):
+            items, _ = gradient_items(chosen)  # none is sharded: what all channels sum to is what all gradients do
+            known = unit_statistics(items)
+            centre_known_(items, self._alpha_for(known.together), known)
+            return
         found = moments_of(chosen)
-        self._sigma = pooled(found).std.squeeze(0)
-        self._alpha = self._next_alpha(self._sigma)
+        alpha = self._alpha_for(pooled(found))
         if self.granularity == "channel":
-            centre_channels_(chosen, self._alpha)
+            centre_channels_(chosen, alpha)
         else:
-            shift_and_scale_(local_gradients(chosen), finite_or(found.mean, 0.0), self._alpha, found.std)
+            shift_and_scale_(local_gradients(chosen), finite_or(found.mean, 0.0), alpha, found.std)
+
+    def _alpha_for(self, together: Moments) -> Tensor:
+        """The next alpha, from the moments of all gradients together."""
+        self._sigma = together.std.squeeze(0)
+        self._alpha = self._next_alpha(self._sigma)
+        return self._alpha
 
     def _next_alpha(self, sigma: Tensor) -> Tensor:
         if not isinstance(self.scale, str):

@@ -21,10 +21,11 @@ from trimtab.tensors.units import Item, channel_axis, is_cut, items_of, over_ran
 
 PARALLEL = 4.0
 """Units of machine epsilon: what is left of a gradient below so many of them is rounding noise [ours]."""
-PIECE = 1 << 16
+PIECE = 1 << 17
 """Elements that are summed in float32 on a CPU before float64 takes over."""
 TRUSTED = 0.25
 """Squared cosine up to which those float32 sums serve; beyond it all is summed again [ours]."""
+_ONE = torch.ones(1)
 LEAST = 1e-20
 """Sums of squares below this may have lost terms to float32's range."""
 
@@ -87,7 +88,7 @@ class PerpendicularGradient(GradientTransform):
 
     def transform_(self, chosen: Sequence[Entry]) -> None:
         """Project every gradient."""
-        weights: list[Item] = []
+        weights: list[Tensor] = []
         gradients: list[Item] = []
         cut: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
         flat: list[tuple[float, float, float]] = []
@@ -95,18 +96,19 @@ class PerpendicularGradient(GradientTransform):
         for entry in chosen:
             whole = entry.parameter.grad
             assert whole is not None
+            if not by_channel and (done := self._project_flat_(whole, entry.parameter)) is not None:
+                flat.append(done)
+                continue
             weight, gradient = same_layout(entry)
             weight = _like(weight.detach(), gradient)
             if is_cut(entry, whole) if by_channel else is_sharded(whole):
                 axis = channel_axis(entry) if by_channel else None
                 cut.append((whole, axis, rows_of(weight, axis), rows_of(gradient, axis)))
             elif by_channel:
-                weights += items_of(entry, weight)
+                weights += [item.tensor for item in items_of(entry, weight)]
                 gradients += items_of(entry, gradient)
-            elif (done := self._project_flat_(gradient, weight)) is not None:
-                flat.append(done)
             else:
-                weights.append(Item(weight, None))
+                weights.append(weight)
                 gradients.append(Item(gradient, None))
         found = [torch.tensor(flat, dtype=torch.float64)] if flat else []
         for block in blocks(gradients):
@@ -125,31 +127,40 @@ class PerpendicularGradient(GradientTransform):
         self._removed = torch.where(total > 0, along / total, 0.0).sqrt()
 
     def _project_flat_(self, gradient: Tensor, weight: Tensor) -> tuple[float, float, float] | None:
-        """Project a whole float32 tensor of a CPU piece by piece while it lies in the cache; returns its sums.
+        """Project a whole float32 tensor of a CPU in two readings of both, piece by piece; returns its sums.
 
-        None, and nothing done, where this is not certain: another kind, gaps in memory, or little left of the gradient.
+        None, and nothing done, where this is not certain: another kind, other layouts, or little left of the gradient.
         """
-        if gradient.dtype != torch.float32 or gradient.device.type != "cpu" or weight.dtype != torch.float32:
+        kind, size = torch.float32, gradient.numel()
+        if (
+            gradient.dtype != kind
+            or weight.dtype != kind
+            or type(gradient) is not Tensor
+            or not gradient.is_cpu
+            or not size
+        ):
             return None
-        rows, others = flat_view(gradient), flat_view(weight)
-        if rows.ndim != 1 or others.ndim != 1 or not len(rows):
-            return None
-        whole = len(rows) <= PIECE
-        pairs = (
-            [(rows, others)] if whole else list(zip(torch.split(rows, PIECE), torch.split(others, PIECE), strict=True))
-        )
-        both, along, own = 0.0, 0.0, 0.0
-        for row, other in pairs:
-            both += other.dot(other).item()
-            along += other.dot(row).item()
-            own += row.dot(row).item()
-        if not (min(both, own) > LEAST and along * along <= TRUSTED * both * own < math.inf):
+        if gradient.is_contiguous() and weight.is_contiguous():  # most of them: as little as can be
+            rows, others = gradient.view(-1), weight.view(-1)
+        else:
+            rows, others = flat_view(gradient), flat_view(weight)
+            if rows.ndim != 1 or weight.stride() != gradient.stride():
+                return None
+        if size <= PIECE:
+            both, along, own = others.dot(others).item(), others.dot(rows).item(), rows.dot(rows).item()
+        else:
+            both = along = own = 0.0
+            for row, other in zip(
+                rows.split(PIECE), others.split(PIECE), strict=True
+            ):  # read once, then from the cache
+                both += other.dot(other).item()
+                along += other.dot(row).item()
+                own += row.dot(row).item()
+        if not (both > LEAST and own > LEAST and along * along <= TRUSTED * both * own < math.inf):
             return None
         factor = (1 - along * along / (both * own)) ** -0.5 if self.rescale else 1.0
-        for row, other in pairs:
-            if self.rescale:
-                row.mul_(factor)
-            row.add_(other, alpha=-factor * along / both)
+        # factor g + share (1 w): one reading, one writing
+        rows.unsqueeze(0).addr_(_ONE, others, beta=factor, alpha=-factor * along / both)
         return both, along, own
 
     def _scale_(self, rows: Sequence[Tensor], sums: Tensor, left: Tensor, usable: Tensor) -> None:

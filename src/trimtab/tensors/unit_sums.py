@@ -6,22 +6,28 @@ summed again in float64, as all are elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from trimtab.tensors.chunks import LEAST_SQUARES
+from trimtab.tensors.chunks import LEAST_SQUARES, SMALL_MEAN
 
 PIECE_ON_CPU = 1 << 16
 """Elements widened together on a CPU: 512 KiB of float64, so that the passes over them read the cache."""
 PIECE_ON_ACCELERATOR = 1 << 24
 """The same elsewhere, where few large kernels are best: 128 MiB."""
+CACHED = 1 << 17
+"""Elements that are read twice in a row on a CPU, so that the second reading is of its cache: 512 KiB of float32."""
 STRETCH = 640
 """Elements whose squares are added in float32 [ours]: at worst, all of them equal, 1.2e-6 off, their norm half of that."""
 PAIRWISE = 4096
 """Elements that torch's pairwise float32 sum takes within 5e-7."""
+
+LEAST_NORM = math.sqrt(LEAST_SQUARES[torch.float32])
+"""Norms up to this may have lost terms to the range of float32."""
 
 Reduction = Callable[[Tensor], Tensor]
 """Of float64 rows, shape (units, elements), which it may use up, what is added over the parts of a unit: (units, columns)."""
@@ -42,7 +48,7 @@ def unit_sums(rows: Sequence[Tensor]) -> Tensor:
     short = [_stretches(part, PAIRWISE, lambda part: part.sum(-1, keepdim=part.ndim == 2)) for part in rows]
     total = torch.cat(short).double()
     total = total if total.shape[1] == 1 else total.sum(1, keepdim=True)
-    return _again(rows, total, total.isfinite(), _sums)
+    return _again(rows, total, total.isfinite(), lambda part: _over_units(part, _sums))
 
 
 def unit_squares(rows: Sequence[Tensor]) -> Tensor:
@@ -52,15 +58,72 @@ def unit_squares(rows: Sequence[Tensor]) -> Tensor:
         >>> unit_squares([torch.tensor([[1.0, 2.0], [3e30, 4e30]])])[1].sqrt()
         tensor([5.0000e+30], dtype=torch.float64)
     """
+    return unit_norms(rows).square_() if _serves(rows) else torch.cat([_over_units(part, _squares) for part in rows])
+
+
+def unit_norms(rows: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of every unit, shape (all units, 1), float64; arguments as those of `unit_sums`.
+
+    Example:
+        >>> unit_norms([torch.tensor([[3e30, 4e30]])])
+        tensor([[5.0000e+30]], dtype=torch.float64)
+    """
     if not _serves(rows):
-        return torch.cat([_over_units(part, _squares) for part in rows])
+        return unit_squares(rows).sqrt_()
     if rows[0].shape[1] <= STRETCH:
         short = [_norm(part, 2, 1, keepdim=True) for part in rows]
     else:
         short = [_stretches(part, STRETCH, lambda part: _norm(part, 2, -1, part.ndim == 2)) for part in rows]
-    second = torch.cat(short).double().square_()
-    second = second if second.shape[1] == 1 else second.sum(1, keepdim=True)
-    return _again(rows, second, (second > LEAST_SQUARES[torch.float32]) & second.isfinite(), _squares)
+    joined = short[0] if len(short) == 1 else torch.cat(short)
+    found = joined.double() if joined.shape[1] == 1 else _norm(joined, 2, 1, keepdim=True, dtype=torch.float64)
+    least, most = joined.aminmax()
+    if float(least) > LEAST_NORM and float(most) < math.inf:  # the usual case; NaN is not
+        return found
+    return _again(
+        rows, found, (found > LEAST_NORM) & found.isfinite(), lambda part: _over_units(part, _squares).sqrt_()
+    )
+
+
+def unit_deviations(rows: Sequence[Tensor]) -> Tensor:
+    """`sum x` and `sum (x - mean)^2` of every unit, shape (all units, 2), float64; arguments as those of `unit_sums`.
+
+    Both in one reading where float32 sums serve: the squares' sum less that of the mean, where the mean has at most a quarter
+    of it; other units are summed again in float64 around their mean.
+
+    Example:
+        >>> unit_deviations([torch.tensor([[1.0, 3.0], [1e8, 1e8 + 8]])])
+        tensor([[4.0000e+00, 2.0000e+00],
+                [2.0000e+08, 3.2000e+01]], dtype=torch.float64)
+    """
+    if not _serves(rows):
+        return torch.cat([_deviations(part) for part in rows])
+    elements, sums, norms = rows[0].shape[1], [], []
+    whole = elements <= STRETCH
+    length = elements if whole else _stretch(elements, STRETCH)
+    pieces = rows
+    if rows[0].numel() > CACHED:
+        pieces = [piece for part in rows for piece in part.split(max(1, CACHED // elements))]
+    for piece in pieces:
+        if whole:
+            sums.append(piece.sum(1, keepdim=True))
+            norms.append(_norm(piece, 2, 1, keepdim=True))
+        elif elements % length == 0 and piece.is_contiguous():
+            sums.append(piece.view(-1, length).sum(1).view(len(piece), -1))
+            norms.append(_norm(piece.view(-1, length), 2, 1).view(len(piece), -1))
+        else:
+            sums.append(_stretches(piece, PAIRWISE, lambda part: part.sum(-1, keepdim=part.ndim == 2)))
+            norms.append(_stretches(piece, STRETCH, lambda part: _norm(part, 2, -1, part.ndim == 2)))
+    total, second = torch.cat(sums).double(), torch.cat(norms).double().square_()
+    if not whole:
+        total, second = total.sum(1, keepdim=True), second.sum(1, keepdim=True)
+    of_mean = total.square().div_(elements)
+    sound = (second > LEAST_SQUARES[torch.float32]) & (of_mean <= SMALL_MEAN[torch.float32] * second)
+    return _again(rows, torch.cat([total, second.sub_(of_mean)], 1), sound & second.isfinite(), _deviations)
+
+
+def _deviations(rows: Tensor) -> Tensor:
+    number, total, within, between = unit_moments(rows).unbind(1)
+    return torch.stack([total, (within + between - total * total / number).clamp_(min=0)], 1)
 
 
 def unit_moments(rows: Tensor) -> Tensor:
@@ -104,8 +167,8 @@ def _stretches(rows: Tensor, most: int, reduction: Callable[[Tensor], Tensor]) -
     return found if whole == elements else torch.cat([found, reduction(rows[:, whole:])], 1)
 
 
-def _again(rows: Sequence[Tensor], found: Tensor, sound: Tensor, reduction: Reduction) -> Tensor:
-    """`found` with the doubtful units summed in float64."""
+def _again(rows: Sequence[Tensor], found: Tensor, sound: Tensor, carefully: Callable[[Tensor], Tensor]) -> Tensor:
+    """`found` with what `carefully` gives of the doubtful units."""
     if bool(sound.all()):
         return found
     per_part = rows[0].shape[0]
@@ -114,9 +177,9 @@ def _again(rows: Sequence[Tensor], found: Tensor, sound: Tensor, reduction: Redu
     ):
         units = good.logical_not().nonzero().squeeze(1)
         if len(units) == per_part:
-            column.copy_(_over_units(part, reduction))
+            column.copy_(carefully(part))
         elif len(units):
-            column[units] = _over_units(part[units], reduction)
+            column[units] = carefully(part[units])
     return found
 
 
