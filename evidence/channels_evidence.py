@@ -1,12 +1,10 @@
 """ResNet-20 without half of its channels: accuracy as cut, recalibrated, after training on, and latency before and after.
 
-Whole:  trimtab train cifar10-resnet20 --data.root CIFAR --epochs 12 --seed N --out runs/channels/seedN   # N = 20, 21, 22
-Small:  the same with --epochs 4 --data.limit-train 8000 --data.batch-size 64 --validate-every 4
-
 python evidence/channels_evidence.py runs/channels --root CIFAR     # -> docs/evidence/sparsity-channels.json
-python evidence/channels_evidence.py                                # prints the table of that file
+python evidence/channels_evidence.py                                # the table of that file into docs/evidence/sparsity.md
 
-(small: with --epochs 1 --images 2000). Networks that are in the file already are left, so that seeds may come one by one.
+The networks are those of evidence/sparsity/README.md. Those that are in the file already are left, so that seeds may come one
+by one. Latency is kept in the file and not shown: it is for a quiet machine (`benchmarks/channels.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import spread, table
+from evidence_page import fill, spread, table
 from torch import nn
 from torch.nn import functional as F
 
@@ -27,7 +25,7 @@ from trimtab.files import write_text
 from trimtab.pruning import recalibrate
 from trimtab.runs.loading import batches_of, load_data, trained_model
 from trimtab.runs.run_folder import RunFolder
-from trimtab.studies.statistics import estimate
+from trimtab.studies.statistics import estimate, paired_difference
 
 FIGURES = Path(__file__).parent.parent / "docs" / "evidence" / "sparsity-channels.json"
 WAYS = (("channels", "magnitude"), ("multiply_adds", "magnitude"), ("channels", "bn_scale"))
@@ -109,21 +107,22 @@ def kept() -> list[dict[str, Any]]:
     return found
 
 
-def tables() -> str:
-    """The table, as Markdown."""
+def tables() -> None:
+    """The table into the page, with what is left after training on against the dense network, paired by seed."""
     rows = kept()
 
     def mean(field: str, own: list[dict[str, Any]], digits: int = 1) -> str:
         return spread(estimate(row[field] for row in own), digits=digits)
 
-    lines = [["dense", mean("dense", rows[:: len(WAYS)]), "", "", "1", "1"]]
+    lines = [["dense", mean("dense", rows[:: len(WAYS)]), "", "", "", "1"]]
     for budget, score in WAYS:
         own = [row for row in rows if (row["budget"], row["score"]) == (budget, score)]
-        cells = [*(mean(name, own) for name in COLUMNS), *(mean(name, own, 2) for name in ("multiply_adds", "latency"))]
-        lines.append([f"half of the {budget.replace('_', '-')}, {score}", *cells])
-    seeds = len({row["seed"] for row in rows})
-    head = f"accuracy in %, {seeds} seed{'s' if seeds > 1 else ''}"
-    return table([head, *COLUMNS, "multiply-adds, times fewer", "batch 64, times faster"], lines)
+        pairs = [[(row["seed"], row[field]) for row in own] for field in ("trained on", "dense")]
+        cells = [*(mean(name, own) for name in COLUMNS), spread(paired_difference(*pairs), digits=1, signed=True)]
+        lines.append([f"half of the {budget.replace('_', '-')}, {score}", *cells, mean("multiply_adds", own, 2)])
+    head = [f"accuracy in %, {len({row['seed'] for row in rows})} seeds", *COLUMNS]
+    head += ["trained on - dense", "multiply-adds, times fewer"]
+    fill(FIGURES.with_name("sparsity.md"), {"channels": table(head, lines)})
 
 
 def main() -> None:
@@ -136,7 +135,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.runs is not None:
         measure(given.runs, given.root, given.epochs, given.rate, given.images)
-    print(tables())
+    tables()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python evidence/sparsity_evidence.py text RUNS --root TEXT     # networks of evidence/sparsity/README.md
 python evidence/sparsity_evidence.py runtimes                  # latency in ONNX Runtime, OpenVINO (where installed) and PyTorch
 python evidence/sparsity_evidence.py solver                    # time and memory of SparseGPT
+python evidence/sparsity_evidence.py wanda                     # passes, time and memory of Wanda on 100 M weights
 python evidence/sparsity_evidence.py tables                    # the figures into the page
 """
 
@@ -221,6 +222,72 @@ def solver() -> None:
     keep("solver", rows)
 
 
+def language_model(layers: int) -> nn.Module:
+    """Weights as they are drawn: 98.6 million with 12 layers."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=16_384, n_positions=256, n_embd=768, n_layer=layers, n_head=12, use_cache=False)
+    model: nn.Module = GPT2LMHeadModel(config).eval()
+    return model
+
+
+def _peak(call: Callable[[], object]) -> int:
+    """Most bytes that are held at once beyond those that were there."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        kept = call()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    del kept
+    return int(max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))))
+
+
+def wanda() -> None:
+    """Wanda at 50 %: passes through the layers, seconds of the processor beside those of a pass, memory by layers."""
+    torch.set_num_threads(1)
+    data = list(torch.randint(16_384, (4, 1, 128), generator=torch.Generator().manual_seed(1)))
+    rule = Rule(include=("transformer.h.*",), frozen=True)
+    model = language_model(12)
+    layers = [module for name, module in model.named_modules() if type(module).__name__ == "Conv1D"]
+    calls: list[int] = []
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def a_pass(net: Any) -> None:
+        with torch.no_grad():
+            for batch in data:
+                net.transformer(batch)
+
+    def pruned(net: nn.Module, **how: Any) -> Pruned:
+        score = Wanda(data, forward=lambda net, batch: net.transformer(batch), **how)  # type: ignore[operator]
+        return one_shot(net, 0.5, score=score, rule=rule)
+
+    a_pass(model)
+    found: dict[str, Any] = {"weights": sum(parameter.numel() for parameter in model.parameters()), "tokens": 512}
+    for name, how in (("one pass", {"propagate": False}), ("layer by layer", {})):
+        begin = time.process_time()
+        a_pass(model)
+        middle = time.process_time()
+        calls.clear()
+        found["chosen"] = (done := pruned(model, **how)).prunable
+        found[name] = {
+            "passes": len(calls) / (len(layers) * len(data)),
+            "seconds": time.process_time() - middle,
+            "seconds of a pass": middle - begin,
+        }
+        done.undo()
+        print(name, found[name], flush=True)
+    held: dict[str, int] = {}
+    for count in (3, 6):
+        net = language_model(count)
+        weights = sum(
+            p.numel() for name, p in net.named_parameters() if name.startswith("transformer.h.") and p.ndim > 1
+        )
+        held[str(count)] = _peak(lambda net=net: pruned(net)) - 5 * weights  # type: ignore[misc]
+    found["bytes beside copy and masks, by layers"] = held
+    print(found, flush=True)
+    keep("wanda", found)
+
+
 def _text_tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Quality and bytes at each point, and what is claimed of the order of methods."""
     seeds = sorted({row["seed"] for row in rows})
@@ -282,6 +349,22 @@ def _text_tables(rows: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
+def _wanda_table(found: dict[str, Any]) -> str:
+    """Passes, and processor seconds beside those of a pass."""
+    lines = []
+    for name, how in (("one pass", "`propagate=False`"), ("layer by layer", "layer by layer (default)")):
+        own = found[name]
+        ratio = own["seconds"] / own["seconds of a pass"]
+        lines.append([how, f"{own['passes']:.1f}", f"{own['seconds']:.1f}", f"{ratio:.1f}"])
+    head = [
+        f"{found['chosen']:,} weights at 50 %",
+        "passes through the layers",
+        "processor seconds",
+        "of a pass, times",
+    ]
+    return table(head, lines)
+
+
 def _mean(found: dict[int, float]) -> str:
     return f"{sum(found.values()) / len(found):.2f}" if found else ""
 
@@ -313,6 +396,8 @@ def tables() -> None:
         for row in found["solver"]
     ]
     blocks["solver"] = table(["layer", "one core", "seconds", "Gram matrices beside the copy for undo"], lines)
+    if "wanda" in found:
+        blocks["wanda"] = _wanda_table(found["wanda"])
     lines = []
     for row in found["gpu"]["rows"]:
         ratio = [
@@ -326,7 +411,7 @@ def tables() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["text", "runtimes", "solver", "tables"])
+    parser.add_argument("part", choices=["text", "runtimes", "solver", "wanda", "tables"])
     parser.add_argument("runs", nargs="?", type=Path)
     parser.add_argument("--root", default="")
     given = parser.parse_args()
@@ -335,7 +420,7 @@ def main() -> None:
             parser.error("text needs the folder of the runs")
         text(given.runs, given.root)
     else:
-        {"runtimes": runtimes, "solver": solver, "tables": tables}[given.part]()
+        {"runtimes": runtimes, "solver": solver, "wanda": wanda, "tables": tables}[given.part]()
 
 
 if __name__ == "__main__":

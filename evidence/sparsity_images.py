@@ -198,6 +198,8 @@ def tables() -> None:
     found = kept()
     lines = []
     for part, own, other, least in CLAIMS:
+        if part not in found:
+            continue
         difference = difference_of(found[part], own, other)
         asked = "above" if not least else f"at most {-least:.0f} point less"
         says = verdict(difference, least)

@@ -60,5 +60,6 @@ def refuse_indivisible(pattern: str, found: Sequence[tuple[Entry, str]]) -> None
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
         raise ValueError(
             f"pattern {pattern!r} does not divide {len(found)} weight(s): {names}{more}. Leave them dense with "
-            "indivisible='leave_out' (as a flag --pruning.indivisible leave_out), or by a rule that excludes them"
+            "indivisible='leave_out' (trimtab prune: --indivisible leave_out; a recipe: --pruning.indivisible leave_out), "
+            "or by a rule that excludes them"
         )

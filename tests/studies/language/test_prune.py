@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel, LlamaConfig
 
 from tests.studies.language import models
 from tests.studies.language.models import gpt2, llama, saved, taught, text, tokenizer
@@ -435,3 +435,16 @@ def test_halves_stay_halves(tmp_path: Path, corpus: Path) -> None:
     assert load_language_model(tmp_path / "out").model.dtype == torch.bfloat16
     assert LlamaConfig.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
     assert tokenizer().vocab_size == load_language_model(tmp_path / "out").tokenizer.vocab_size
+
+
+def test_what_is_of_the_head_alone_stays_with_it() -> None:
+    """BERT's head has a layer before the output layer: calibration runs without the head and never reaches it."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    net = BertLMHeadModel(BertConfig(vocab_size=40, max_position_embeddings=16, is_decoder=True, **sizes))
+    data = [torch.randint(40, (2, 8))]
+    pruned, _ = prune_language_model(net, data)
+    assert all(name.startswith("bert.encoder") for name in pruned.masks)
+    reasons = {entry.name: reason for entry, reason in pruned.left_out}
+    assert reasons["cls.predictions.transform.dense.weight"].startswith("output layer, left dense")
+    pruned, _ = prune_language_model(net, data, PruneOptions(head=True))
+    assert "cls.predictions.transform.dense.weight" in pruned.masks

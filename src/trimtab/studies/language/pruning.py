@@ -33,7 +33,8 @@ class PruneOptions:
         owl_outlier, owl_spread: of OWL; 5 and 0.08 as published.
         quantize: also round the weights that stay to so many bits (SparseGPT alone, in the same pass).
         damping: of SparseGPT. Default 0.01 (paper).
-        head: also prune the output layer, where it is no weight of the embedding. Default False (as published).
+        head: also prune the output layer (and a layer before it that is of the head alone, as BERT has one), where it is no
+            weight of the embedding. Default False (as published).
         exclude: shell patterns of weights that stay dense.
         indivisible: "refuse" or "leave_out": what becomes of weights that an N:M pattern does not divide.
 
@@ -105,11 +106,14 @@ def chosen_weights(model: nn.Module, options: PruneOptions) -> tuple[list[str], 
             )
     find: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = getattr(find(), "weight", None)
+    inner: Any = getattr(model, "base_model", model)
+    inside = {id(parameter) for parameter in inner.parameters()}
     names: list[str] = []
     left_out = [(entry, reason) for entry, reason in selection.left_out if entry.parameter.ndim > 1]
     for entry in selection.chosen:
         reason = reason_against(entry)
-        if reason is None and entry.parameter is head and not options.head:
+        outside = entry.parameter is head or id(entry.parameter) not in inside
+        if reason is None and outside and not options.head:
             reason = HEAD
         if any(fnmatchcase(entry.name, pattern) for pattern in options.exclude):
             reason = "excluded"
