@@ -1,4 +1,4 @@
-"""The tables and the figure of docs/evidence/bytes.md from its data: python evidence/bytes_evidence.py"""
+"""The tables and figures of docs/evidence/bytes.md from its data: python evidence/bytes_evidence.py"""
 
 from __future__ import annotations
 
@@ -145,6 +145,32 @@ def bearing_tracks(folder: Path) -> dict[str, dict[int, BearingTrack]]:
     return found
 
 
+def search_table(rows: Rows) -> str:
+    """The file that the command finds for a drop beside the smallest one of the same bits in all weights."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        both = [row for row in own if row["uniform"] is not None]
+
+        def over(way: str, what: str, taken: Rows = own) -> Estimate:
+            return estimate(float(row[way][what]) for row in taken)
+
+        cells = [method, f"{over('searched', 'test_before').mean:.1f}"]
+        for way, taken in (("uniform", both), ("searched", own)):
+            cells += [bytes_text(over(way, "bytes", taken).mean) if taken else "none", ""]
+            if taken:
+                drops = estimate(row[way]["test"] - row["searched"]["test_before"] for row in taken)
+                cells[-1] = spread(drops, 1, 1, signed=True)
+        kept = estimate(row["searched"]["test"] / row["searched"]["test_before"] for row in own)
+        ratio = estimate(row["searched"]["bytes"] / row["uniform"]["bytes"] for row in both) if both else None
+        lines.append([*cells, spread(kept, 100, 1), spread(ratio, 1, 2), str(len(own))])
+    head = [
+        "method", "dense, %", "same bits in all weights", "change on test", "searched", "change on test",
+        "kept, % of dense", "searched over uniform", "seeds",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
 STATES = {"80 % zeros": "0.8", "90 % zeros": "0.9", "4 bits": "4", "3 bits": "3"}
 
 
@@ -169,8 +195,8 @@ def bearing_table(tracks: dict[str, dict[int, BearingTrack]]) -> str:
     return table(head, rows)
 
 
-def figure(tracks: dict[str, dict[int, BearingTrack]], file: Path) -> None:
-    """Loss at 90 and 80 % zeros over the epochs, each seed and the mean."""
+def figure(tracks: dict[str, dict[int, BearingTrack]], file: Path, every: int) -> None:
+    """Loss at 80 and 90 % zeros over the epochs, each seed and the mean; ticks at every so many epochs."""
     mpl.rcParams["svg.hashsalt"] = "bearing"
     drawing = Figure(figsize=(7.2, 3.0), layout="constrained")
     axes = drawing.subplots(1, 2, sharey=True)
@@ -183,7 +209,7 @@ def figure(tracks: dict[str, dict[int, BearingTrack]], file: Path) -> None:
             mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
             axis.plot(epochs, mean, color=color, linewidth=2, label=f"{way} learning rate")
         axis.set_title(f"{100 * float(state):g} % zeros, recalibrated", fontsize=9)
-        axis.set_xticks(epochs[::2], labels=[str(epoch) for epoch in epochs[::2]])
+        axis.set_xticks(epochs[::every], labels=[str(epoch) for epoch in epochs[::every]])
         axis.set_xlabel("epoch")
     axes[0].set_ylabel("points of accuracy lost")
     axes[1].legend(frameon=False, fontsize=8)
@@ -194,7 +220,9 @@ def main() -> None:
     """Fill the page."""
     data = json.loads((DOCS / "bytes.json").read_text(encoding="utf-8"))
     tracks = bearing_tracks(RECORDS / "bytes-bearing")
-    figure(tracks, DOCS / "bearing.svg")
+    larger = bearing_tracks(RECORDS / "bytes-bearing-cifar10")
+    figure(tracks, DOCS / "bearing.svg", 2)
+    figure(larger, DOCS / "bearing-cifar10.svg", 1)
     images, text = (read_study(STUDIES / f"{name}.yaml") for name in ("cifar10", "text"))
     texts = records_of(text, RECORDS / "bytes-text")
     fill(
@@ -207,7 +235,9 @@ def main() -> None:
             "text pruned": pruned_table(texts, "bits_per_byte", 1, 3),
             "text judged": judged_table(text, texts, METRICS["bits_per_byte"]),
             "text packed": packed_table(data["tinyshakespeare"]),
+            "search": search_table(data["search"]),
             "bearing": bearing_table(tracks),
+            "bearing cifar10": bearing_table(larger),
         },
     )
 

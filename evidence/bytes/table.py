@@ -2,7 +2,7 @@
 
 For every finished run below the folder RUNS: its bytes and its quality on test dense, in bfloat16, and pruned and quantised
 as asked for by --cases; beside the compact file its order-0 entropy and the same numbers packed by gzip -9, zstd -19 and, where
-it is built (README.md), NNCodec's arithmetic coder; and the file that `save_compact` finds for the smallest cost worth naming.
+it is built (README.md), NNCodec's arithmetic coder.
 """
 
 from __future__ import annotations
@@ -143,32 +143,6 @@ def forms(
     return rows
 
 
-def searched(run: RunFolder, recipe: Recipe, scratch: Path) -> dict[str, Any]:
-    """The file for the smallest cost that is worth naming, chosen on validation, measured on test."""
-    data = load_data(recipe)
-    model = trained_model(run, data)
-    metric = metric_of(data.task)
-    calibration = batches_of(recipe, data, "train").sample(recipe.pruning.recalibrate_batches, recipe.seed)
-
-    def value(network: nn.Module, split: str) -> float:
-        return float(getattr(evaluate(network, batches_of(recipe, data, split), data.num_classes), metric.column))
-
-    report = save_compact(
-        model, scratch / "searched.safetensors", max_drop=metric.costly,
-        loss=lambda network: evaluate(network, batches_of(recipe, data, "validation"), data.num_classes).loss,
-        quality=lambda network: metric.gain(value(network, "validation")),
-        prepare=(lambda network: recalibrate(network, calibration)) if has_batch_norm(model) else None,
-    )  # fmt: skip
-    read = copy.deepcopy(model)
-    load_compact(report.path, read)
-    return {
-        "file": report.compact_bytes,
-        "dense": report.dense_bytes,
-        "test": value(read, "test"),
-        "before": value(model, "test"),
-    }
-
-
 def case(text: str) -> tuple[float, int, int | None]:
     """SPARSITY:BITS, or SPARSITY:BITS:BITS of the first weight."""
     sparsity, bits, *first = text.split(":")
@@ -185,7 +159,6 @@ def main() -> None:
     parser.add_argument(
         "--budgets", type=int, nargs="+", default=[], help="bytes; bits and zeros by squared error alone"
     )
-    parser.add_argument("--no-search", action="store_true", help="leave out the file for the smallest named cost")
     parser.add_argument("--root", help="where the data lie, if not where the recipes say")
     given = parser.parse_args()
     changes = {} if given.root is None else {"data.root": given.root}
@@ -203,8 +176,6 @@ def main() -> None:
                 "method": label, "seed": recipe.seed, "epochs": recipe.epochs,
                 "forms": forms(run, recipe, given.cases, given.budgets, Path(folder)),
             }  # fmt: skip
-            if not given.no_search:
-                row["searched"] = searched(run, recipe, Path(folder))
         rows.append(row)
         print(run.path, flush=True)
         write_text(given.out, json.dumps(rows, indent=1) + "\n")

@@ -182,7 +182,7 @@ def test_loss_decides_which_weight_is_kept(tmp_path: Path) -> None:
 
     report = save_compact(net, tmp_path / "f", budget_bytes=4500, loss=loss)
     errors = {row.name: row.squared_error for row in report.rows}
-    assert errors["1.weight"] < 0.2 * errors["0.weight"]
+    assert errors["1.weight"] < 0.3 * errors["0.weight"]
 
 
 def test_max_drop_is_kept_and_prepare_is_in_the_file(tmp_path: Path) -> None:

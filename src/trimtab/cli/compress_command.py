@@ -21,7 +21,7 @@ from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.cli.dry_run import Part, show_parts, timed
 from trimtab.datasets import DataSet
-from trimtab.deploy import compact_choice, compact_search
+from trimtab.deploy import compact_search
 from trimtab.deploy.compact_job import job_of
 from trimtab.deploy.compact_quantise import KEPT_BITS
 from trimtab.deploy.store_format import COMPACT_KEY, METADATA_KEY
@@ -240,19 +240,19 @@ def _show_cost(given: CompressArguments) -> int:
     weights = len(job_of(measured.model).axes)
     ready = timed(lambda: measured.recalibrate(measured.model), 1) if given.recalibrate else 0.0
     searched = settings["budget_bytes"] is not None or settings["max_drop"] is not None
-    halvings = 0 if settings["max_drop"] is None else 1 + compact_search.HALVINGS
+    by_drop = settings["max_drop"] is not None
     parts = [
         Part(
             f"{measured.metric.word} on the {measured.split} split",
-            2 + halvings,
+            2 + (1 + sum(compact_search.HALVINGS) if by_drop else 0),
             ready + timed(lambda: measured.quality(measured.model)),
         ),
         Part(f"{measured.metric.word} on the test split", 2, timed(lambda: measured.test(measured.model))),
     ]
     if searched:
-        each = len(compact_choice.PROBES)
-        what = f"loss on {len(measured.drawn.validation):,} training images, {each} for each of {weights} weights"
-        times = 1 + weights * each
+        rounds = len(compact_search.HALVINGS) - 1 if by_drop else compact_search.ROUNDS
+        what = f"loss on {len(measured.drawn.validation):,} training images, {rounds} for each of {weights} weights"
+        times = rounds * (1 + weights) + (not by_drop)
         parts.insert(0, Part(what, times, ready + timed(lambda: measured.loss(measured.model))))
     return show_parts(parts, out, given.output)
 

@@ -2,14 +2,15 @@
 
 Each weight has options (sparsity x bits) of a size R and a rise of the loss D. For a price p of a byte every weight takes its
 option of least `D + p R`; no choice of that size has a smaller sum of D (Shoham and Gersho 1988). The price is bisected.
-That the rises add up is an assumption; the finished file is measured as a whole.
+That the rises add up is an assumption: what one weight costs alone says little of what it costs where the others are coarse
+too, so it is measured among the others as a first choice leaves them (decision 100), and the finished file as a whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,11 @@ from trimtab.deploy.compact_code import coded
 from trimtab.deploy.compact_quantise import COARSE, SCALE_BITS, Quantised, Scales, quantise
 
 MOST_MEASURED = 1 << 17  # [ours] weights of a tensor on which sizes and errors of its options are found
-PROBES = (0.01, 0.1, 0.5)  # [ours] relative squared errors near which the loss is measured
+COARSER = 2.0  # [ours] how many times its squared error a weight is given to see what it costs
+FINE = 0.01  # [ours] and at least so much of its square more
+LEAST_SLOPE = 0.1  # [ours] of the middle one: no weight is taken to cost nothing
 HOPELESS = 1e9  # the rise of a loss that is no number any more
+TINY = 1e-12  # errors below are taken as this
 
 
 @dataclass(frozen=True)
@@ -82,26 +86,44 @@ def by_error(found: Sequence[Option]) -> npt.NDArray[np.float64]:
     return np.array([option.error for option in found])
 
 
-def by_loss(found: Sequence[Option], rise: Callable[[Option], float]) -> npt.NDArray[np.float64]:
-    """With data: the loss's rise measured at three options, between them by squared error; never falling with the error.
+def coarser(layer: Layer, now: Option) -> Option | None:
+    """The smaller option nearest to `COARSER` times the error of `now`; None where there is none."""
+    smaller = [option for option in layer.options if option.size < now.size and option.error > now.error + TINY]
+    wanted = max(COARSER * now.error, now.error + FINE)
+    return min(smaller, key=lambda option: (abs(math.log(option.error / wanted)), option.size), default=None)
+
+
+def among_the_others(
+    layers: Sequence[Layer], taken: Sequence[Option], loss: float, with_option: Callable[[int, Option], float]
+) -> list[Layer]:
+    """The layers with rises as measured where all weights are as `taken`.
+
+    Each weight in turn takes its `coarser` option. Its rise `D(e) = c e` has the slope that was seen, and from the error that
+    was tried on grows with the square of the error, since beyond nothing was seen [ours].
 
     Args:
-        found: the options of one weight.
-        rise: the rise of the loss when this weight alone takes an option.
+        layers, taken: the weights and the option of each.
+        loss: of the network of these options.
+        with_option: the loss when the weight at a place takes another option.
     """
-    errors = np.array([option.error for option in found])
-    probes = sorted({int(np.abs(errors - error).argmin()) for error in PROBES}, key=lambda place: float(errors[place]))
-    at, height = [0.0], [0.0]
-    for place in probes:
-        value = rise(found[place])
-        at.append(float(errors[place]))
-        height.append(max(height[-1], value if math.isfinite(value) else HOPELESS))
-    risen = np.asarray(np.interp(errors, at, height), np.float64)
-    beyond = errors > at[-1]
-    if at[-1] > 0:
-        risen[beyond] = height[-1] * errors[beyond] / at[-1]
-    risen += 1e-9 * errors  # where the loss does not rise, the smaller error is still the better one
-    return risen
+    slopes, reached = [], []
+    for place, (layer, now) in enumerate(zip(layers, taken, strict=True)):
+        tried = coarser(layer, now)
+        if tried is None:
+            slopes.append(math.nan)
+            reached.append(now.error)
+            continue
+        rise = with_option(place, tried) - loss
+        slopes.append((rise if math.isfinite(rise) else HOPELESS) / (tried.error - now.error))
+        reached.append(tried.error)
+    known = [max(slope, 0.0) for slope in slopes if not math.isnan(slope)]
+    usual = (float(np.median(known)) or float(np.mean(known)) if known else 1.0) or 1.0
+    found = []
+    for layer, slope, end in zip(layers, slopes, reached, strict=True):
+        own = usual if math.isnan(slope) else max(slope, LEAST_SLOPE * usual)
+        errors = by_error(layer.options)
+        found.append(replace(layer, rises=own * errors * np.maximum(1.0, errors / max(end, TINY))))
+    return found
 
 
 def _taken(layers: Sequence[Layer], price: float) -> list[Option]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from trimtab.checks import below_one, hint, number
+from trimtab.checks import below_one, hint
 from trimtab.deploy import compact_choice as choice
 from trimtab.deploy.compact_choice import Layer, Option
 from trimtab.deploy.compact_job import Job
 from trimtab.deploy.compact_quantise import Quantised, checked_bits
 
 BITS = (2, 3, 4, 5, 6, 8)
-SPARSITIES = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+SPARSITIES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 TRIES = 6  # how often the size asked of the choice is corrected by the size of the file
-HALVINGS = 8  # how often the range of sizes is divided in the search for the most that `max_drop` bears
+ROUNDS = 2  # [ours] how often what each weight costs is measured among the others
+HALVINGS = (6, 4, 3)  # [ours] how often the range of sizes is divided under `max_drop`: at first, after each round
+NEAR = 0.5  # [ours] of the size found so far: the smallest size looked at after a round
+CLOSE = 1.01  # sizes of no more than this ratio are not divided any more
 
 Measure = Callable[[nn.Module], float]
 
@@ -53,76 +57,102 @@ def _allowed(name: str, what: str, given: object, default: Sequence[Any]) -> lis
     return [checked_bits(name, one) if what == "bits" else below_one(f"sparsity of {name}", one) for one in several]
 
 
-def layers_of(job: Job, bits: object, sparsity: object, loss: Measure | None) -> list[Layer]:
-    """Every weight with its options, their sizes and what they are expected to cost."""
-    dense = None
-    if loss is not None:
-        assert job.model is not None
-        dense = number("loss of the network as it is", loss(job.model))
+def layers_of(job: Job, bits: object, sparsity: object) -> list[Layer]:
+    """Every weight with its options, their sizes and, as long as no loss is measured, their squared errors for rises."""
     found = []
     for name, axis in job.axes.items():
         widths, shares = _allowed(name, "bits", bits, BITS), _allowed(name, "sparsity", sparsity, SPARSITIES)
         own = choice.options(name, job.state[name], axis, widths, shares, job.scales)
-        if loss is None:
-            rises = choice.by_error(own)
-        else:
-
-            def rise(option: Option, name: str = name) -> float:
-                assert loss is not None
-                assert dense is not None
-                return float(loss(job.candidate({name: job.one(name, option.bits, option.sparsity)}))) - dense
-
-            rises = choice.by_loss(own, rise)
-        found.append(Layer(name, job.state[name], axis, tuple(own), rises))
+        found.append(Layer(name, job.state[name], axis, tuple(own), choice.by_error(own)))
     return found
 
 
-def _as_taken(layers: Sequence[Layer], options: Sequence[Option]) -> dict[str, tuple[int, float]]:
-    return {layer.name: (option.bits, option.sparsity) for layer, option in zip(layers, options, strict=True)}
+def _quantised(job: Job, layers: Sequence[Layer], options: Sequence[Option]) -> dict[str, Quantised]:
+    pairs = zip(layers, options, strict=True)
+    return job.quantised({layer.name: (option.bits, option.sparsity) for layer, option in pairs})
 
 
-def within_budget(job: Job, layers: Sequence[Layer], budget: int) -> dict[str, Quantised]:
-    """The choice of least expected rise whose file takes at most `budget` bytes."""
-    least = job.quantised(_as_taken(layers, choice.smallest(layers)))
-    file = job.file(least)
-    if len(file.content) > budget:
-        rest = len(file.content) - file.code_bytes
-        raise ValueError(
-            f"budget_bytes = {budget} is too small: the smallest file of these bits and sparsities takes {len(file.content)} "
-            f"bytes, {rest} of them header, names, scales and tensors that are kept whole"
-        )
-    best, best_size, size = least, len(file.content), float(budget)
+def _measured(job: Job, layers: Sequence[Layer], options: Sequence[Option], now: float, loss: Measure) -> list[Layer]:
+    """With rises measured where all weights are as in `options`, whose loss is `now`; as they are where that is no number."""
+    if not math.isfinite(now):
+        return list(layers)
+    weights = _quantised(job, layers, options)
+
+    def with_option(place: int, option: Option) -> float:
+        name = layers[place].name
+        return float(loss(job.candidate(weights | {name: job.one(name, option.bits, option.sparsity)})))
+
+    return choice.among_the_others(layers, options, now, with_option)
+
+
+def _fitted(job: Job, layers: Sequence[Layer], budget: int, least: Sequence[Option], least_size: int) -> list[Option]:
+    """The choice of least expected rise whose file takes at most `budget` bytes; `least` where none is larger."""
+    best, best_size, size = list(least), least_size, float(budget)
     seen = set()
     for _ in range(TRIES):
         options = choice.allocate(layers, size)
-        taken = _as_taken(layers, options)
-        key = tuple(taken.items())
+        key = tuple(options)
         if key in seen:
             break
         seen.add(key)
-        one = job.quantised(taken)
-        got = len(job.file(one).content)
+        got = len(job.file(_quantised(job, layers, options)).content)
         if best_size < got <= budget:
-            best, best_size = one, got
+            best, best_size = options, got
         size = choice.total(options) + (budget - got) * (1.0 if got > budget else 0.98)
     return best
 
 
-def within_drop(job: Job, layers: Sequence[Layer], quality: Measure, least: float) -> dict[str, Quantised]:
+def within_budget(job: Job, layers: Sequence[Layer], budget: int, loss: Measure | None) -> dict[str, Quantised]:
+    """The choice of least expected rise whose file takes at most `budget` bytes; of those measured the one of least loss."""
+    least = choice.smallest(layers)
+    file = job.file(_quantised(job, layers, least))
+    size = len(file.content)
+    if size > budget:
+        raise ValueError(
+            f"budget_bytes = {budget} is too small: the smallest file of these bits and sparsities takes {size} "
+            f"bytes, {size - file.code_bytes} of them header, names, scales and tensors that are kept whole"
+        )
+    best = _fitted(job, layers, budget, least, size)
+    if loss is None:
+        return _quantised(job, layers, best)
+    reached = float(loss(job.candidate(_quantised(job, layers, best))))
+    for _ in range(ROUNDS):
+        layers = _measured(job, layers, best, reached, loss)
+        options = _fitted(job, layers, budget, least, size)
+        if options == best:
+            break
+        value = float(loss(job.candidate(_quantised(job, layers, options))))
+        if not value < reached:
+            break
+        best, reached = options, value
+    return _quantised(job, layers, best)
+
+
+def within_drop(
+    job: Job, layers: Sequence[Layer], quality: Measure, least: float, loss: Measure | None
+) -> dict[str, Quantised]:
     """The smallest choice found whose network reaches the quality `least`."""
-    low, high = choice.total(choice.smallest(layers)), choice.total(choice.largest(layers))
-    best = job.quantised(_as_taken(layers, choice.largest(layers)))
+    options = choice.largest(layers)
+    best = _quantised(job, layers, options)
     reached = float(quality(job.candidate(best)))
     if not reached >= least:
         raise ValueError(
             f"max_drop is not met: with the least that these bits and sparsities take away the quality is {reached:.4g}, "
             f"below {least:.4g}; allow more bits, a sparsity of 0, or a larger drop"
         )
-    for _ in range(HALVINGS):
-        middle = (low * high) ** 0.5
-        one = job.quantised(_as_taken(layers, choice.allocate(layers, middle)))
-        if float(quality(job.candidate(one))) >= least:
-            best, high = one, middle
-        else:
-            low = middle
+    low, high = choice.total(choice.smallest(layers)), choice.total(options)
+    for after, halvings in enumerate(HALVINGS):
+        if after and loss is not None:
+            layers = _measured(job, layers, options, float(loss(job.candidate(best))), loss)
+            low = max(choice.total(choice.smallest(layers)), NEAR * high)
+        for _ in range(halvings):
+            if high < CLOSE * low:
+                break
+            middle = (low * high) ** 0.5
+            tried = choice.allocate(layers, middle)
+            one = _quantised(job, layers, tried)
+            if float(quality(job.candidate(one))) >= least:
+                options, best, high = tried, one, middle
+            else:
+                low = middle
     return best

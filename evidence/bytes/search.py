@@ -1,0 +1,135 @@
+"""What `trimtab compress` finds, beside the same bits in all weights: python evidence/bytes/search.py LABEL=RUNS ... --out FILE
+
+Also [--max-drop 1.0] [--seeds ...] [--root DATA]. Both may cost the validation split the same drop. The uniform file is one of
+4, 5 or 6 bits whose zeros are set by global magnitude; the most zeros that hold the drop are found by halving, and the smallest
+of the three files counts. Quality on the test split is measured once for each, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trimtab.cli import main as trimtab
+from trimtab.deploy import load_compact, save_compact
+from trimtab.files import write_text
+from trimtab.pruning import one_shot, recalibrate
+from trimtab.pruning.recalibration import has_batch_norm
+from trimtab.runs.evaluation import evaluate
+from trimtab.runs.loading import batches_of, load_data, trained_model
+from trimtab.runs.metric import metric_of
+from trimtab.runs.recipe import Recipe
+from trimtab.runs.run_folder import RunFolder
+
+BITS = (4, 5, 6)
+ZEROS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+
+def searched(run: RunFolder, drop: float, root: str | None, scratch: Path) -> dict[str, Any]:
+    """What the command says of the file that it chose."""
+    words = [
+        "compress",
+        str(run.path),
+        "--max-drop",
+        str(drop),
+        "--json",
+        "--out",
+        str(scratch / "searched.safetensors"),
+    ]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        if trimtab([*words, *(["--root", root] if root else [])]) != 0:
+            raise SystemExit(f"the search of {run.path} failed")
+    found = json.loads(printed.getvalue())
+    return {
+        "bytes": found["compact_bytes"], "dense": found["dense_bytes"], "test": found["test"]["after"],
+        "test_before": found["test"]["before"], "validation": found["quality_after"],
+        "validation_before": found["quality_before"],
+        "rows": [[row["name"], row["bits"], round(row["sparsity"], 3)] for row in found["rows"]],
+    }  # fmt: skip
+
+
+def uniform(run: RunFolder, recipe: Recipe, drop: float, scratch: Path) -> dict[str, Any] | None:
+    """The smallest file of the same bits in all weights that meets the drop; None where none does."""
+    data = load_data(recipe)
+    model, metric = trained_model(run, data), metric_of(data.task)
+    calibration = batches_of(recipe, data, "train").sample(recipe.pruning.recalibrate_batches, recipe.seed)
+    prepare: Callable[[nn.Module], object] | None = None
+    if has_batch_norm(model):
+        prepare = lambda network: recalibrate(network, calibration)  # noqa: E731
+
+    def quality(network: nn.Module, split: str) -> float:
+        found = evaluate(network, batches_of(recipe, data, split), data.num_classes)
+        return metric.scale * float(getattr(found, metric.column))
+
+    least = metric.gain(quality(model, "validation")) - drop
+    best: dict[str, Any] | None = None
+    for bits in BITS:
+
+        def file(zeros: float, bits: int = bits) -> tuple[int, nn.Module]:
+            pruned, path = copy.deepcopy(model), scratch / "uniform.safetensors"
+            if zeros:
+                one_shot(pruned, zeros)
+            size = save_compact(pruned, path, bits=bits, prepare=prepare).compact_bytes
+            load_compact(path, pruned)
+            return size, pruned
+
+        low, high = -1, len(ZEROS)
+        while high - low > 1:
+            middle = (low + high) // 2
+            size, network = file(ZEROS[middle])
+            if metric.gain(value := quality(network, "validation")) >= least:
+                low = middle
+                if best is None or size < best["bytes"]:
+                    best = {
+                        "bytes": size,
+                        "bits": bits,
+                        "zeros": ZEROS[middle],
+                        "validation": value,
+                        "network": network,
+                    }
+            else:
+                high = middle
+    if best is not None:
+        best["test"] = quality(best.pop("network"), "test")
+    return best
+
+
+def main() -> None:
+    """One document for all runs; those that it holds already are not done again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="LABEL=RUNS")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--max-drop", type=float, default=1.0, help="points of accuracy, or bits per byte")
+    parser.add_argument("--seeds", type=int, nargs="*", help="these alone")
+    parser.add_argument("--root", help="where the data lie, if not where the recipes say")
+    given = parser.parse_args()
+    rows = json.loads(given.out.read_text()) if given.out.is_file() else []
+    done = {(row["method"], row["seed"]) for row in rows}
+    found = []
+    for label, _, folder in (word.rpartition("=") for word in given.runs):
+        found += [(label, RunFolder(file.parent)) for file in sorted(Path(folder).rglob("model.safetensors"))]
+    for label, run in sorted(found, key=lambda one: one[1].recipe.seed):
+        recipe = run.recipe.with_settings({} if given.root is None else {"data.root": given.root})
+        if not run.finished or (label, recipe.seed) in done or (given.seeds and recipe.seed not in given.seeds):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = {"method": label, "seed": recipe.seed, "recipe": recipe.name, "max_drop": given.max_drop}
+            row["searched"] = searched(run, given.max_drop, given.root, Path(folder))
+            row["uniform"] = uniform(run, recipe, given.max_drop, Path(folder))
+        rows.append(row)
+        print(label, recipe.seed, row["searched"]["bytes"], (row["uniform"] or {}).get("bytes"), flush=True)
+        write_text(given.out, json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
