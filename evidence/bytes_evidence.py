@@ -179,7 +179,7 @@ def bearing_table(tracks: dict[str, dict[int, BearingTrack]]) -> str:
     rows = []
     for name, state in STATES.items():
         cosine, constant = ([lost(one, state, -1) for one in tracks[way].values()] for way in ("cosine", "constant"))
-        half = [lost(one, state, len(one.epochs) // 2) for one in tracks["cosine"].values()]
+        half = [lost(one, state, (len(one.epochs) - 1) // 2) for one in tracks["cosine"].values()]
         change = estimate(late - early for early, late in zip(half, cosine, strict=True))
         apart = estimate(own - other for own, other in zip(cosine, constant, strict=True))
         cells = [spread(estimate(values), 1, 1) for values in (half, cosine, constant)]
