@@ -325,6 +325,9 @@ def test_all_other_tensors_and_extra_states_come_back(tmp_path: Path) -> None:
         (["--bits", "4", "--kept-bits", "0"], "kept_bits must be a whole number in 1..53, got 0"),
         (["--bits", "4", "--out", "net.safetensors"], "is the network itself"),
         (["--bits", "4", "--out", "."], "is a folder"),
+        (["--bits", "4", "17"], "--bits must be a whole number in 1..16, got 17"),
+        (["--bits", "4", "--sparsity", "1.0"], "--sparsity must lie in [0, 1), got 1.0"),
+        (["--max-drop", "nan"], "--max-drop must be finite and 0 or more, got nan"),
     ],
 )
 def test_the_command_line_on_a_file(

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import nn
 
 from trimtab import deploy, pruning
+from trimtab.checks import below_one, non_negative, whole
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.cli.dry_run import Part, show_parts, timed
@@ -156,6 +157,22 @@ def _settings(given: CompressArguments, metric: Metric = METRICS["accuracy"]) ->
     }  # fmt: skip
 
 
+def _check_numbers(given: CompressArguments) -> None:
+    """What can be refused before any data is read.
+
+    Raises:
+        ValueError: bits, sparsities, a drop or a budget out of range.
+    """
+    for bits in given.bits:
+        whole("--bits", bits, 1, 16)
+    for sparsity in given.sparsity:
+        below_one("--sparsity", sparsity)
+    if given.max_drop is not None:
+        non_negative("--max-drop", given.max_drop)
+    if given.budget is not None:
+        byte_count(given.budget)
+
+
 def _out(given: CompressArguments) -> Path:
     """Where the file goes.
 
@@ -201,7 +218,8 @@ def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dic
     out, measured = _out(given), _Measured(RunFolder(given.source), given.root)
     settings = _settings(given, measured.metric)
     recipe = measured.recipe
-    if not given.output.silent:
+    searched = settings["budget_bytes"] is not None or settings["max_drop"] is not None
+    if searched and not given.output.silent:
         errors.print(f"  the loss of {measured.recipe.name} at several bits and sparsities of each weight")
     before = measured.test(measured.model)
     report = deploy.save_compact(
@@ -262,6 +280,7 @@ def run(arguments: Sequence[str]) -> int:
     given = parse(CompressArguments, arguments, "compress")
     if not given.source.exists():
         raise ValueError(f"{given.source} is not there: give a finished run folder or a safetensors file")
+    _check_numbers(given)
     if given.dry_run:
         return _show_cost(given)
     report, test = (_compressed_file if given.source.is_file() else _compressed_run)(given)
