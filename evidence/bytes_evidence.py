@@ -235,7 +235,7 @@ def main() -> None:
             "text pruned": pruned_table(texts, "bits_per_byte", 1, 3),
             "text judged": judged_table(text, texts, METRICS["bits_per_byte"]),
             "text packed": packed_table(data["tinyshakespeare"]),
-            "search": search_table(data["search"]),
+            **({"search": search_table(data["search"])} if "search" in data else {}),
             "bearing": bearing_table(tracks),
             "bearing cifar10": bearing_table(larger),
         },
