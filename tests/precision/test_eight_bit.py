@@ -16,7 +16,7 @@ from tests.reference import block_codes
 from trimtab.optimizers import Fira
 from trimtab.parameters import Rule
 from trimtab.precision import AdamW8bit, EightBitState
-from trimtab.precision.code_book import code_book, decode, encode
+from trimtab.precision.code_book import Coder, code_book, decode, encode
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -54,6 +54,21 @@ def test_codes_are_the_nearest_entries(name, bits, signed):
     np.testing.assert_array_equal(found, wanted)
     back = decode(got, x.shape, name, bits, 64, signed=signed)
     np.testing.assert_allclose(back, wanted * np.repeat(absmax, 64)[:4097], rtol=1e-6, atol=0)
+
+
+def test_the_vector_of_the_sheet():
+    """Twelve numbers in blocks of 8: codes, magnitudes and what they stand for."""
+    k = np.arange(12)
+    x = torch.from_numpy(np.sin(1.3 * k + 0.7 * 4) + 0.5 * np.cos(0.37 * k * k + 4)).float()
+    coder = Coder(block=8)
+    codes = coder.encoded(x)
+    assert codes.codes.tolist() == [154, 8, 43, 225, 218, 216, 13, 0, 197, 222, 27, 0]
+    np.testing.assert_allclose(codes.absmax, [1.113324922, 0.9464436598], rtol=1e-6)
+    back = [
+        0.008315145376, -0.9802478087, -0.4322831823, 0.6514690494, 0.5418761241, 0.5105638408, -0.9019671502, -1.105496842,
+        0.1811552318, 0.5138893309, -0.5804361507, -0.9397889665,
+    ]  # fmt: skip
+    np.testing.assert_allclose(coder.decoded(codes), back, rtol=1e-6)
 
 
 def test_ties_zeros_and_what_is_no_number():

@@ -30,10 +30,13 @@ def block_rule(x: torch.Tensor, name: str, rule: str, size: int = 32) -> torch.T
             step = np.exp2(floor_log2.astype(np.float64) - format.mantissa)
             rounded = np.floor(largest / step + 0.5) * step  # ties go up: the only one that matters lies below 2^(k+1)
         floor_log2 = np.where(largest > 0, np.frexp(rounded)[1] - 1, -126)
+    top = format.max / 2.0 ** (math.frexp(format.max)[1] - 1)  # of the largest number, 1 to 2
+    if rule == "power_of_two":  # the smallest power of two without overflow
+        floor_log2 = floor_log2 + ((2 * fraction > top) & (largest > 0))
     if rule == "ceil":
         floor_log2 = floor_log2 + ((fraction > 0.5) & (largest > 0))
     implied = 6 if name == "int8" else 0  # MXINT8's elements are k / 64, here the whole numbers k
-    shared = np.maximum(floor_log2 - (math.frexp(format.max)[1] - 1), -127 - implied)
+    shared = np.clip(floor_log2 - (math.frexp(format.max)[1] - 1), -127 - implied, 127 - implied)  # e8m0's own range
     scale = np.ldexp(1.0, shared)[:, None]
     scaled = blocks / scale
     _, element = np.frexp(scaled)

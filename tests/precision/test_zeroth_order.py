@@ -128,13 +128,13 @@ def test_the_derivative_is_exact_on_a_quadratic_and_the_step_is_the_formula():
         np.testing.assert_allclose(loss.scales.detach().numpy(), expected, rtol=1e-10)
 
 
-def test_the_vector_of_the_sheet():
-    """d and the step for a given z."""
+def wave(count: int, seed: int) -> np.ndarray:
+    k = np.arange(count)
+    return np.sin(1.3 * k + 0.7 * seed) + 0.5 * np.cos(0.37 * k * k + seed)
 
-    def wave(count: int, seed: int) -> np.ndarray:
-        k = np.arange(count)
-        return np.sin(1.3 * k + 0.7 * seed) + 0.5 * np.cos(0.37 * k * k + seed)
 
+def test_the_vectors_of_the_sheet():
+    """d and the step for a given z; an estimate within the directions of a history."""
     scales = nn.Parameter(torch.from_numpy(np.abs(wave(3, 1)).reshape(3, 1) + 0.5))
     codes, target = (
         torch.from_numpy(np.round(3 * wave(12, 2)).reshape(3, 4)),
@@ -145,6 +145,12 @@ def test_the_vector_of_the_sheet():
     optimizer.step(lambda: 0.5 * (scales * codes - target).square().sum())
     assert optimizer.derivative == pytest.approx(-29.94948981, rel=1e-8)
     np.testing.assert_allclose(scales.detach().view(-1), [1.425396635, 1.486783137, 1.018857149], rtol=1e-9)
+    history = SubspaceHistory(20, keep=0.9, standardise=True)
+    for row in wave(80, 3).reshape(20, 4):
+        history.remember("w", torch.from_numpy(row))
+    found = history.project("w", torch.from_numpy(wave(4, 4)))
+    np.testing.assert_allclose(found, [-0.003776391258, -0.9987100284, -0.4264667286, 0.6345584964], rtol=1e-9)
+    assert history.rank("w") == 3
 
 
 def test_the_estimate_is_unbiased():
