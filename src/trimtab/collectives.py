@@ -132,6 +132,18 @@ def max_over_ranks(tensor: Tensor) -> Tensor:
     return largest
 
 
+def first_ranks_(tensor: Tensor) -> Tensor:
+    """Write what rank 0 holds into `tensor` (contiguous) on every rank, and give it; as it is in a single process.
+
+    Example:
+        >>> first_ranks_(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def from_first_rank(value: int, device: torch.device | None = None) -> int:
     """The integer that rank 0 holds, on every rank; `value` itself in a single process.
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import trimtab
+from tests.distributed import on_two_ranks
 from tests.pruning.along import attached, resumed, same, steps
 from tests.pruning.nets import Small, Tied, bits
 from tests.pruning.waves import wave
@@ -46,7 +47,7 @@ def test_at_full_rank_the_pull_is_the_gradient_of_the_nuclear_norm() -> None:
     torch.linalg.matrix_norm(weight, "nuc").backward()
     left, _, right = truncated(weight.detach(), 1.0)
     torch.testing.assert_close(left @ right, weight.grad)
-    for scheme in ("channel", "spatial"):
+    for scheme in ("channel", "spatial", "depthwise"):
         for axis in (0, 1):
             four = wave((3, 5, 2, 4), 1)
             assert torch.equal(from_matrix(as_matrix(four, scheme, axis), four, scheme, axis), four)
@@ -80,15 +81,50 @@ class Layers(nn.Module):
         return self.fc(self.grouped(x).mean(2))
 
 
-@pytest.mark.parametrize("scheme", ["channel", "spatial"])
+def test_each_output_has_a_rank_of_its_own() -> None:
+    layer = nn.Conv2d(5, 3, 2, bias=False, dtype=torch.float64)
+    layer.weight.data = wave((3, 5, 2, 2), 2)
+    layer.weight.data[1] = wave((5, 1, 1), 3) * wave((1, 2, 2), 4)  # of rank 1
+    before = layer.weight.detach().clone()
+    projecting = lever(scheme="depthwise", every=1, nuclear=0.5)
+    optimizer, _ = attached(layer, projecting, torch.optim.SGD(layer.parameters(), lr=0.0))
+    found = [truncated(filter_.flatten(1), 0.9) for filter_ in before]
+    for _ in range(2):
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        optimizer.step()
+    for filter_, pull, (left, values, right) in zip(layer.weight, layer.weight.grad, found, strict=True):
+        torch.testing.assert_close(filter_.flatten(1), (left * values) @ right)
+        torch.testing.assert_close(pull.flatten(1), 0.5 * left @ right)
+    ranks = [len(values) for _, values, _ in found]
+    assert projecting.ranks == {"weight": max(ranks)}
+    assert len(set(ranks)) > 1, "the outputs would have one rank"
+
+
+def _one_step_of_each(rank: int, world: int) -> tuple[dict[str, int], torch.Tensor]:
+    torch.manual_seed(rank)  # as if machines rounded otherwise, only more
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    projecting = lever(energy=0.7, every=1)
+    optimizer, _ = attached(net, projecting, torch.optim.SGD(net.parameters(), lr=0.0))
+    net(torch.ones(1, 6)).sum().backward()
+    optimizer.step()
+    return projecting.ranks, net[0].weight.detach()
+
+
+def test_all_processes_take_the_projection_of_the_first() -> None:
+    (ranks, weight), (others, other) = on_two_ranks(_one_step_of_each)
+    assert ranks == others
+    assert torch.equal(weight, other)
+
+
+@pytest.mark.parametrize("scheme", ["channel", "spatial", "depthwise"])
 def test_two_layers_compute_what_the_one_of_low_rank_did(scheme: Any) -> None:
     torch.manual_seed(0)
     net = Layers().double()
     for layer in (net.conv, net.one, net.fc):
-        which = scheme if layer is net.conv else "channel"
-        left, values, right = truncated(as_matrix(layer.weight, which), 1.0)
-        left, values, right = left[:, :2], values[:2], right[:2]
-        layer.weight.data = from_matrix((left * values) @ right, layer.weight, which).contiguous()
+        which = "channel" if scheme == "spatial" and layer is not net.conv else scheme
+        left, values, right = torch.linalg.svd(as_matrix(layer.weight, which), full_matrices=False)
+        low = (left[..., :2] * values[..., None, :2]) @ right[..., :2, :]
+        layer.weight.data = from_matrix(low, layer.weight, which).contiguous()
     before = bits(net)
     made = decompose(net, 1.0, scheme)
     images = torch.randn(2, 6, 9, 12, dtype=torch.float64)
@@ -97,7 +133,7 @@ def test_two_layers_compute_what_the_one_of_low_rank_did(scheme: Any) -> None:
     assert dict(made.left_out)["grouped"] == "a convolution of 4 groups"
     assert bits(net) == before
     kernel = made.model.conv[0].kernel_size
-    assert kernel == ((3, 5) if scheme == "channel" else (3, 1))
+    assert kernel == {"channel": (3, 5), "spatial": (3, 1), "depthwise": (1, 1)}[scheme]
     assert sum(row[4] for row in made.rows) < sum(row[3] for row in made.rows)
     made.model(images).sum().backward()
 
@@ -120,7 +156,7 @@ def test_what_would_not_be_smaller_is_tied_or_unknown_stays() -> None:
     [
         ({"energy": 1.5}, r"energy must lie in \(0, 1\]"),
         ({"every": 0}, "every must be"),
-        ({"scheme": "depthwise"}, "scheme must be one of"),
+        ({"scheme": "rows"}, "scheme must be one of"),
         ({"nuclear": -1.0}, "nuclear must be"),
         ({"first_layer": "thin"}, "first_layer must be one of"),
     ],

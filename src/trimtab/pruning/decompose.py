@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.checks import number, one_of
 from trimtab.frames import Tabular
 from trimtab.parameters.kinds import check_has_values
-from trimtab.pruning.low_rank import Scheme, as_matrix, truncated
+from trimtab.pruning.low_rank import Scheme, as_matrix, of_low_rank, truncated
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,14 +45,16 @@ class Decomposed(Tabular):
 def decompose(model: nn.Module, energy: float = 0.9, scheme: Scheme = "channel") -> Decomposed:
     """A copy of `model` in which two layers stand for each one whose rank is low enough to make them smaller.
 
-    "channel": a convolution of the same kernel to r channels, then 1 x 1; "spatial": kh x 1 to r channels, then 1 x kw. A
-    Linear layer becomes two. r is the smallest rank with `energy` of the squared singular values, as in `LowRankProjection`;
-    what that trained is reproduced to rounding at an energy just below 1.
+    "channel": a convolution of the same kernel to r channels, then 1 x 1; "spatial": kh x 1 to r channels, then 1 x kw;
+    "depthwise": 1 x 1 to r channels for each output, then the same kernel on each output's own. A Linear layer becomes two. r
+    is the smallest rank with `energy` of the squared singular values, as in `LowRankProjection`; what that trained is
+    reproduced to rounding at an energy just below 1.
 
     Args:
         model: Linear and 1-3d convolutions without groups are looked at; the others stay.
         energy: of the squared singular values that stays, in (0, 1]. Default 0.9.
-        scheme: "channel" (default) or "spatial" (2-d convolutions; the others by channel).
+        scheme: "channel" (default), "spatial" (2-d convolutions) or "depthwise" (kernels above 1; r is that of the output that
+            needs most); the others by channel.
 
     Returns:
         A `Decomposed`; layers where two would hold no fewer weights stay, with the reason. Names of parameters change.
@@ -74,7 +76,7 @@ def decompose(model: nn.Module, energy: float = 0.9, scheme: Scheme = "channel")
         )
     """
     number("energy", energy, above=0, most=1)
-    one_of("scheme", scheme, ("channel", "spatial"))
+    one_of("scheme", scheme, get_args(Scheme))
     twin: nn.Module = copy.deepcopy(model)
     holders = Counter(id(p) for _, m in twin.named_modules() for p in m._parameters.values() if p is not None)
     places = Counter(id(child) for m in twin.modules() for child in m.children())
@@ -127,8 +129,10 @@ def _reason(module: nn.Module) -> str | None:
 def _pair(layer: Any, energy: float, scheme: Scheme) -> tuple[nn.Sequential, int, int]:
     weight = layer.weight
     flat = isinstance(layer.padding, str) or layer.padding_mode != "zeros" if hasattr(layer, "padding") else True
-    scheme = "channel" if weight.ndim != 4 or flat else scheme
+    scheme = "channel" if scheme == "spatial" and (weight.ndim != 4 or flat) else scheme
     matrix = as_matrix(weight, scheme)
+    if matrix.ndim == 3:
+        return _depthwise(layer, matrix, energy)
     left, values, right = truncated(matrix, energy)
     root, rank = values.sqrt(), len(values)
     left, right = left * root, root[:, None] * right
@@ -164,3 +168,27 @@ def _pair(layer: Any, energy: float, scheme: Scheme) -> tuple[nn.Sequential, int
         second.bias.copy_(layer.bias)
         second.bias.requires_grad_(layer.bias.requires_grad)
     return nn.Sequential(first, second), rank, min(matrix.shape)
+
+
+def _depthwise(layer: Any, matrices: Tensor, energy: float) -> tuple[nn.Sequential, int, int]:
+    """1 x 1 to `rank` channels for each output, then the layer's kernel on the channels of each output."""
+    weight, (outputs, inputs, _) = layer.weight, matrices.shape
+    kept, _, rank = of_low_rank(matrices, energy)
+    left, values, right = torch.linalg.svd(kept, full_matrices=False)
+    root = values[:, :rank].sqrt()
+    kind, like = type(layer), {"device": weight.device, "dtype": weight.dtype}
+    kernel = {
+        "stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode,
+    }  # fmt: skip
+    first = kind(inputs, outputs * rank, 1, bias=False, **like)
+    second = kind(
+        outputs * rank, outputs, layer.kernel_size, groups=outputs, bias=layer.bias is not None, **kernel, **like
+    )  # fmt: skip
+    first.weight.copy_((left[:, :, :rank] * root.unsqueeze(1)).transpose(1, 2).reshape(first.weight.shape))
+    second.weight.copy_((root.unsqueeze(2) * right[:, :rank]).reshape(second.weight.shape))
+    if layer.bias is not None:
+        second.bias.copy_(layer.bias)
+        second.bias.requires_grad_(layer.bias.requires_grad)
+    for new in (first, second):
+        new.weight.requires_grad_(weight.requires_grad)
+    return nn.Sequential(first, second), rank, min(matrices.shape[1:])

@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from trimtab.checks import non_negative, number, one_of, whole
+from trimtab.collectives import first_ranks_, from_first_rank
 from trimtab.parameters import Entry, Rule
 from trimtab.pruning.along_training import AlongTraining
 from trimtab.pruning.layer_inputs import groups_of
 from trimtab.tensors.passes import working_dtype
 from trimtab.tensors.zeros import laid_like, refuse_nan
 
-Scheme = Literal["channel", "spatial"]
+Scheme = Literal["channel", "spatial", "depthwise"]
 FirstLayer = Literal["whole", "low_rank"]
 
 
 def as_matrix(weight: Tensor, scheme: Scheme, output_axis: int = 0) -> Tensor:
-    """The matrix whose rank counts: (outputs, rest), or for "spatial" and 4 dimensions (inputs kh, outputs kw); copied in its
-    working precision."""
+    """The matrix whose rank counts, in its working precision: (outputs, rest), or of a convolution for "spatial" and 4
+    dimensions (inputs kh, outputs kw), for "depthwise" one for each output, (outputs, inputs, places of the kernel)."""
     wide = weight.detach().to(working_dtype(weight)).movedim(output_axis, 0)
     if scheme == "spatial" and wide.ndim == 4:
         outputs, inputs, high, across = wide.shape
         return wide.permute(1, 2, 0, 3).reshape(inputs * high, outputs * across)
+    if scheme == "depthwise" and wide[0, 0].numel() > 1:
+        return wide.flatten(2)
     return wide.flatten(1)
 
 
@@ -52,6 +55,26 @@ def truncated(matrix: Tensor, energy: float) -> tuple[Tensor, Tensor, Tensor]:
     return left[:, :rank], values[:rank], right[:rank]
 
 
+def of_low_rank(matrix: Tensor, energy: float) -> tuple[Tensor, Tensor, int]:
+    """`U_r S_r V_r'`, `U_r V_r'` and r; of several matrices each with a rank of its own, and the largest.
+
+    Example:
+        >>> of_low_rank(torch.diag(torch.tensor([3.0, 1.0])), 0.9)
+        (tensor([[3., 0.],
+                [0., 0.]]), tensor([[1., 0.],
+                [0., 0.]]), 1)
+    """
+    if matrix.ndim == 2:
+        left, values, right = truncated(matrix, energy)
+        return (left * values) @ right, left @ right, len(values)
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    squares = values.double().square().cumsum(-1)
+    below = squares < energy * squares[:, -1:] * (1 - 1e-12)
+    kept = torch.cat([torch.ones_like(below[:, :1]), below[:, :-1]], 1)
+    left = left * kept.to(left.dtype).unsqueeze(1)
+    return (left * values.unsqueeze(1)) @ right, left @ right, int(kept.sum(1).max())
+
+
 class LowRankProjection(AlongTraining):
     """Train towards low rank: now and then every weight is replaced by its truncated singular value decomposition.
 
@@ -63,16 +86,18 @@ class LowRankProjection(AlongTraining):
         energy: of the squared singular values that stays, in (0, 1]. Default 0.9 (paper).
         every: steps between projections. Default 20 (paper).
         scheme: "channel" (default): rank of (outputs, inputs kh kw); "spatial": of (inputs kh, outputs kw), for convolutions in
-            two dimensions.
+            two dimensions; "depthwise": of (inputs, kh kw) for each output by itself, for convolutions of kernels above 1. What
+            a scheme is not for goes by channel.
         nuclear: strength of the nuclear norm. Default 3e-4 (authors).
         first_layer: "whole" (default, authors) leaves the first layer alone; "low_rank".
         rule: which weights take part. Default: what `one_shot` prunes and the optimizer trains.
 
-    A weight that is computed from others (weight_norm) is in `left_out`, and so is that of a depthwise or grouped convolution,
+    Of several processes all take the projection of the first. A weight that is computed from others (weight_norm) is in
+    `left_out`, and so is that of a depthwise or grouped convolution,
     which `decompose` leaves whole.
 
     Attributes:
-        ranks: rank of each weight at the last projection, by name.
+        ranks: rank of each weight at the last projection, by name; of "depthwise" the largest of its outputs.
 
     Raises:
         ValueError: a number out of range, no weight, sharded weights; in training a weight that is NaN or infinite when it is
@@ -106,7 +131,7 @@ class LowRankProjection(AlongTraining):
         super().__init__(rule)
         self.energy = number("energy", energy, above=0, most=1)
         self.every = whole("every", every, 1)
-        self.scheme: Scheme = one_of("scheme", scheme, ("channel", "spatial"))  # type: ignore[assignment]
+        self.scheme: Scheme = one_of("scheme", scheme, get_args(Scheme))  # type: ignore[assignment]
         self.nuclear = non_negative("nuclear", nuclear)
         self.first_layer: FirstLayer = one_of("first_layer", first_layer, ("whole", "low_rank"))  # type: ignore[assignment]
         self.ranks: dict[str, int] = {}
@@ -154,11 +179,12 @@ class LowRankProjection(AlongTraining):
                 raise ValueError(
                     f"{entry.name} holds infinite values after {self.steps} steps: {self!r} cannot decompose it"
                 )
-            left, values, right = truncated(as_matrix(weight, self.scheme, axis), self.energy)
-            weight.copy_(from_matrix((left * values) @ right, weight, self.scheme, axis))
-            self.ranks[entry.name] = len(values)
+            product, pull, rank = of_low_rank(as_matrix(weight, self.scheme, axis), self.energy)
+            product, pull = first_ranks_(torch.stack([product, pull]))  # machines of other kinds round otherwise
+            weight.copy_(from_matrix(product, weight, self.scheme, axis))
+            self.ranks[entry.name] = from_first_rank(rank, weight.device)
             if self.nuclear:
-                self._pull[entry.name] = laid_like(from_matrix(left @ right, weight, self.scheme, axis), weight)
+                self._pull[entry.name] = laid_like(from_matrix(pull, weight, self.scheme, axis), weight)
 
     @torch.no_grad()
     def finish(self, parameters: Sequence[Entry]) -> None:
