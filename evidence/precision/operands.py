@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from claims import tables as claims_tables
 from evidence_page import fill, spread, table
 
 from trimtab.cli import main as trimtab
@@ -53,8 +54,8 @@ SMALL = EVIDENCE / "precision-small.json"
 Pick = Callable[[FormatRun], float | None]
 
 
-def gaps(study: PrecisionStudy) -> str:
-    """Each label over its seeds, against full precision."""
+def gaps(study: PrecisionStudy, *, accuracy: bool = False) -> str:
+    """Each label over its seeds, against full precision; with `accuracy` that of the test split in percent."""
     rows = []
     for label in study.labels:
         found = quality(study, label)
@@ -65,8 +66,13 @@ def gaps(study: PrecisionStudy) -> str:
                 "" if label == BASELINE else spread(paired(study, label, BASELINE, pick), digits=4, signed=True)
             )
         whole = f"{found.finished} of {len(study.of(label))}"
-        rows.append([label, whole, spread(found.train_loss, digits=4), ours[0], spread(found.loss, digits=4), ours[1]])
-    return table(["recipe", "finished", "training loss", "against full", "test loss", "against full"], rows)
+        row = [label, whole, spread(found.train_loss, digits=4), ours[0], spread(found.loss, digits=4), ours[1]]
+        if accuracy:
+            points = "" if label == BASELINE else spread(found.to_full, 100, 1, signed=True)
+            row += [spread(found.accuracy, 100, 1), points]
+        rows.append(row)
+    head = ["recipe", "finished", "training loss", "against full", "test loss", "against full"]
+    return table([*head, "accuracy, %", "against full"] if accuracy else head, rows)
 
 
 def contrasts(study: PrecisionStudy) -> str:
@@ -140,10 +146,13 @@ def oscillation(ends: dict[str, list[tuple[float, float]]]) -> str:
     return table(["recipe", "oscillating at first, %", "at last, %"], rows)
 
 
-def blocks_of(study: PrecisionStudy, ends: dict[str, list[tuple[float, float]]]) -> dict[str, str]:
+def blocks_of(
+    study: PrecisionStudy, ends: dict[str, list[tuple[float, float]]], *, accuracy: bool = False
+) -> dict[str, str]:
     """The tables, by name."""
     return {
-        "gaps": gaps(study), "contrasts": contrasts(study), "prediction": prediction(study), "layers": layers(study),
+        "gaps": gaps(study, accuracy=accuracy),
+        "contrasts": contrasts(study), "prediction": prediction(study), "layers": layers(study),
         "oscillation": oscillation(ends),
     }  # fmt: skip
 
@@ -201,7 +210,7 @@ def small() -> dict[str, str]:
         shares = f"{100 * (1 - left / lost):.0f}" if told else "nothing was lost"
         codes.append([label, *(spread(estimate(list(own.values())), 100, 1) for own in numbers), gain, shares])
     head = ["codes", "float, %", "coded, %", "after 2,000 steps, %", "gain, points", "of the loss won back, %"]
-    return {"state": state, "codes": table(head, codes)}
+    return {"state": state, "codes": table(head, codes), **claims_tables(found)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -223,7 +232,8 @@ def main(arguments: Sequence[str]) -> int:
                 file = EVIDENCE / f"precision-{name}.json"
                 if file.is_file():
                     kept = json.loads(file.read_text(encoding="utf-8"))
-                    own = blocks_of(PrecisionStudy.model_validate(kept["study"]), kept["oscillation"])
+                    kept_study = PrecisionStudy.model_validate(kept["study"])
+                    own = blocks_of(kept_study, kept["oscillation"], accuracy=name == "images")
                     blocks |= {f"{name} {label}": block for label, block in own.items()}
             page = EVIDENCE / "precision.md"
             text = page.read_text(encoding="utf-8")

@@ -139,6 +139,11 @@ class DelayedScales:
         self._saved: Mapping[str, Any] | None = None
         self._went_back = False
 
+    @property
+    def delays(self) -> bool:
+        """Whether the recipe has such factors."""
+        return bool(self._by_place)
+
     def begin(self, layers: Sequence[str]) -> None:
         """Remember the factors of these layers; ValueError where a state that was loaded is of others."""
         if self._by_place:

@@ -17,7 +17,8 @@ from trimtab.studies.precision.conclusions import (
     paired,
     quality,
 )
-from trimtab.studies.precision.records import PrecisionStudy, gather, quality_on_test, shrinkage_curves
+from trimtab.studies.precision.on_test import quality_on_test
+from trimtab.studies.precision.records import PrecisionStudy, gather, shrinkage_curves
 from trimtab.studies.precision.variants import FormatStudy, format_variants
 from trimtab.studies.statistics import estimate
 
@@ -144,6 +145,16 @@ def test_quality_is_of_the_network_that_the_run_left(tmp_path: Path) -> None:
     rounded = quality_on_test(folder)
     assert rounded == found
     assert rounded["loss"] != quality_on_test(plain)["loss"]
+
+
+def test_delayed_scaling_goes_on_with_what_the_run_remembers(tmp_path: Path) -> None:
+    folder = train(tiny_recipe(epochs=1, precision__matmul="fp8-delayed-all-layers"), tmp_path)
+    found = quality_on_test(folder)
+    (folder.path / "quality-test.json").unlink()
+    assert quality_on_test(folder) == found
+    (folder.path / "quality-test.json").unlink()
+    folder.checkpoint_file.unlink()  # then factors are scaled by themselves
+    assert quality_on_test(folder)["loss"] != found["loss"]
 
 
 def test_gather_refuses_other_studies_and_counts_what_is_not_finished(tmp_path: Path) -> None:

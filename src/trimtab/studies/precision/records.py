@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
-from trimtab import levers
-from trimtab.files import write_text
 from trimtab.frames import frame, html_table
-from trimtab.inputs import named, read_json_mapping
 from trimtab.observe import read_table
-from trimtab.runs.evaluation import evaluate
-from trimtab.runs.loading import batches_of, load_data, trained_model
-from trimtab.runs.precision_section import ROUNDED, Precision, build_precision
+from trimtab.runs.precision_section import ROUNDED
 from trimtab.runs.recipe import Recipe
 from trimtab.runs.run_folder import INCIDENTAL, RunFolder
 from trimtab.runs.tracked import (
@@ -33,6 +26,7 @@ from trimtab.studies.documents import Document, Record
 from trimtab.studies.latex import best_of, cell, escaped, framed, spread
 from trimtab.studies.plan import missing_runs, planned_runs
 from trimtab.studies.precision.logistic import Descent
+from trimtab.studies.precision.on_test import quality_on_test
 from trimtab.studies.precision.products import COLUMNS, ProductError, early, product_errors
 from trimtab.studies.precision.variants import BASELINE, FormatStudy, Setting, setting_of, step_field
 from trimtab.studies.statistics import estimate, paired_difference
@@ -248,39 +242,6 @@ def run_columns(folder: RunFolder) -> dict[str, Any]:
     table = read_table(folder.shrinkage_folder)
     wanted = dict.fromkeys(("step", "layer", "kind", *MEASURED, *COLUMNS))
     return {name: table[name].to_numpy() for name in wanted if name in table.column_names}
-
-
-def quality_on_test(folder: RunFolder) -> dict[str, float]:
-    """Accuracy and loss of a finished run's network on the test split, measured once and kept in the run folder.
-
-    The network is what the run left: rounded weights where the run rounded weights, and layer outputs are rounded where it
-    rounded them.
-
-    Raises:
-        ValueError: the run is not finished, or the kept file is damaged.
-    """
-    file = folder.path / "quality-test.json"
-    if file.is_file():
-        with named(file, "is damaged; delete it to measure again"):
-            kept = read_json_mapping(file)
-            return {name: float(kept[name]) for name in ("accuracy", "loss")}
-    recipe = folder.recipe
-    data = load_data(recipe)
-    model = trained_model(folder, data)
-    outputs = Precision.model_validate(
-        recipe.precision.model_dump() | {"gradients": None, "weights": None, "momentum": None, "compensate": "none"}
-        | {"activation_gradients": None, "before_reduce": False, "matmul": _matmul_at_the_end(recipe.precision)}
-    )  # fmt: skip
-    never_steps = torch.optim.SGD(model.parameters(), lr=0.0)
-    with levers.attach(never_steps, *build_precision(outputs, recipe.seed, None), model=model):
-        quality = evaluate(model, batches_of(recipe, data, "test"), data.num_classes)
-    found = {"accuracy": quality.accuracy, "loss": quality.loss}
-    write_text(file, json.dumps(found) + "\n")
-    return found
-
-
-def _matmul_at_the_end(section: Precision) -> str | None:
-    return section.matmul if section.matmul_until == 1 else None
 
 
 def _common(recipe: Recipe) -> dict[str, Any]:
