@@ -48,17 +48,18 @@ def on_a_rank(rank: int, world: int) -> dict[str, Any]:
         found[kind] = [getattr(parameter, "full_tensor", parameter.clone)().detach() for parameter in net.parameters()]
         rows = {(row["kind"], row["layer"]): row for row in meter.table().to_pylist()}
         found[f"{kind} rows"] = [rows["wgrad gradient", "2"]["n"], rows["fprop", "(global)"]["loss_gap"]]
-    late = DistributedDataParallel(network())
-    optimizer = torch.optim.SGD(late.parameters(), lr=0.0)
-    lever = LowPrecision(matmul="fp8-delayed")
-    trimtab.attach(optimizer, lever, model=late)
-    late((1 + rank) * batch(0)).square().mean().backward()
-    optimizer.step()
-    assert lever.operands is not None
-    assert lever.operands.delayed.magnitudes is not None
-    found["history"] = {
-        key: float(lever.operands.delayed.magnitudes.of(key)[-1]) for key in lever.operands.delayed.magnitudes.keys
-    }
+    for kind in ("replicated", "sharded"):
+        late = network()
+        wrapped: nn.Module = DistributedDataParallel(late) if kind == "replicated" else fully_shard(late)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.0)
+        lever = LowPrecision(matmul="fp8-delayed")
+        trimtab.attach(optimizer, lever, model=wrapped)
+        wrapped((1 + rank) * batch(0)).square().mean().backward()
+        optimizer.step()
+        assert lever.operands is not None
+        seen = lever.operands.delayed.magnitudes
+        assert seen is not None
+        found[f"{kind} history"] = {key: float(seen.of(key)[-1]) for key in seen.keys}
     noisy = network()
     optimizer, _ = step(noisy, batch(0), "nvfp4-all-layers")
     found["noise"] = noisy[4].weight.grad
@@ -84,6 +85,8 @@ def test_two_ranks_step_as_one_process_does() -> None:
             torch.testing.assert_close(found[kind], expected, rtol=1e-5, atol=1e-6)
             assert found[f"{kind} rows"][0] == 2 * 8 * 20
             torch.testing.assert_close(found[f"{kind} rows"][1], sum(gaps) / 2, rtol=1e-6, atol=0)
-    assert ranks[0]["history"] == ranks[1]["history"]  # the largest of both, which is the second's
-    assert ranks[0]["history"]["activation of 0"] == float((2 * batch(0)).abs().max())
+    for kind in ("replicated", "sharded"):  # the largest of both, which is the second's
+        assert ranks[0][f"{kind} history"] == ranks[1][f"{kind} history"]
+        assert ranks[0][f"{kind} history"]["activation of 0"] == float((2 * batch(0)).abs().max())
+    assert ranks[0]["replicated history"] == ranks[0]["sharded history"]
     assert not torch.equal(ranks[0]["noise"], ranks[1]["noise"])  # the same batch, numbers of each rank's own

@@ -107,9 +107,10 @@ class EightBitState:
         """Give the optimizer its float state back; called by `Handle.remove`."""
         self.before_step(self._entries)
         optimizer = self._optimizer()
-        for entry in self._entries:  # each in memory of its own from now on
-            for name in self._codes.get(entry.name, {}) if optimizer is not None else ():
-                optimizer.state[entry.parameter][name] = optimizer.state[entry.parameter][name].clone()
+        if optimizer is not None:
+            for entry in self._entries:  # each in memory of its own from now on
+                state = optimizer.state.get(entry.parameter, {})
+                state |= {name: state[name].clone() for name in self._codes.get(entry.name, {}) if name in state}
         self._codes.clear()
         self._optimizer = lambda: None
 

@@ -32,7 +32,7 @@ def in_one_stretch(wanted: Sequence[tuple[Tensor, torch.dtype]]) -> list[Tensor]
             and not is_sharded(parameter)
         ]
         sizes = [-(-wanted[place][0].numel() // 16) * 16 for place in plain]  # each begins at a cache line
-        for place, part in zip(plain, torch.empty(sum(sizes), dtype=dtype).split(sizes), strict=True):
+        for place, part in zip(plain, torch.split(torch.empty(sum(sizes), dtype=dtype), sizes), strict=True):
             parameter = wanted[place][0]
             found[place] = part[: parameter.numel()].view(parameter.shape)
     return [
