@@ -107,7 +107,14 @@ def paired_ratio(
 def cpu_ratio_in_turns(
     plain: Callable[[], Any], changed: Callable[[], Any], repeats: int, warm_up: int = 1
 ) -> tuple[float, float]:
-    """Median ratio changed / plain over turns A B B A, and least changed / least plain; CPU time of this process.
+    """Median ratio changed / plain over turns A B B A, and least changed / least plain; CPU time of this process."""
+    return cpu_ratios_in_turns(plain, {"changed": changed}, repeats, warm_up)["changed"]
+
+
+def cpu_ratios_in_turns(
+    plain: Callable[[], Any], changed: Mapping[str, Callable[[], Any]], repeats: int, warm_up: int = 1
+) -> dict[str, tuple[float, float]]:
+    """The same of several over turns A B C ... C B A, so that they share the plain one's.
 
     For an addition of about a hundredth of a step, less than other work on the machine moves a single step: hence the turns, in
     which a drift of the machine's speed cancels, and many of them.
@@ -118,17 +125,24 @@ def cpu_ratio_in_turns(
         call()
         return time.process_time() - start
 
+    calls = {"": plain, **changed}
     for _ in range(warm_up):
-        plain(), changed()
-    plains: list[float] = []
-    others: list[float] = []
-    ratios = []
+        for call in calls.values():
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        first, second, third, fourth = cpu(plain), cpu(changed), cpu(changed), cpu(plain)
-        plains += [first, fourth]
-        others += [second, third]
-        ratios.append((second + third) / (first + fourth))
-    return statistics.median(ratios), min(others) / min(plains)
+        for name in (*calls, *reversed(calls)):
+            seconds[name].append(cpu(calls[name]))
+    turns = {
+        name: [one + other for one, other in zip(all_[::2], all_[1::2], strict=True)] for name, all_ in seconds.items()
+    }
+    return {
+        name: (
+            statistics.median(one / other for one, other in zip(turns[name], turns[""], strict=True)),
+            min(seconds[name]) / min(seconds[""]),
+        )
+        for name in changed
+    }
 
 
 def _resident_bytes() -> int:

@@ -181,6 +181,37 @@ def test_outputs_of_a_transposed_convolution_are_told_by_the_model():
     assert found[0] < 1e-6 < found[1]
 
 
+@pytest.mark.parametrize("build", [AdamP, SGDP])
+def test_parameters_that_become_others_are_judged_as_what_they_are(build):
+    """One in the middle is replaced, one takes another shape; all together and one at a time stay the same."""
+    runs = []
+    for foreach in (True, False):
+        held = [nn.Parameter(wave(shape, at)) for at, shape in enumerate([(2, 3), (4, 2), (3, 3)])]
+        optimizer = build(held, lr=0.1, delta=5.0, foreach=foreach)
+
+        def step(optimizer=optimizer, held=held):
+            for at, parameter in enumerate(held):
+                parameter.grad = wave(tuple(parameter.shape), at + 7)
+            optimizer.step()
+
+        step()
+        held[1] = optimizer.param_groups[0]["params"][1] = nn.Parameter(wave((5, 7), 3))
+        step()
+        step()
+        optimizer.state.pop(held[0])
+        held[0].grad = None
+        held[0].data = wave((6, 2), 4)
+        step()
+        runs.append(held)
+        if foreach:
+            gone = {id(owner) for plan in optimizer._plans.values() for owner in plan.owners} - {
+                id(one) for one in held
+            }
+            assert not gone  # what is no longer trained is not kept
+    for one, other in zip(*runs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("build", [DiffGrad, AdamP, SGDP])
 def test_conventions_of_torch(build):
     one, other = nn.Parameter(wave((3, 4), 1)), nn.Parameter(wave((3, 4), 1))

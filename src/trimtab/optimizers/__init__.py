@@ -1,5 +1,6 @@
 """Optimizers that take two gradients per step, as wrappers of any `torch.optim` optimizer; Muon, DiffGrad, AdamP, SGDP."""
 
+from trimtab.optimizers.adamp import AdamP
 from trimtab.optimizers.alarm import Alarm
 from trimtab.optimizers.asam import ASAM
 from trimtab.optimizers.classp import CLASSP
@@ -14,8 +15,8 @@ from trimtab.optimizers.lora_plus import lora_plus_groups
 from trimtab.optimizers.momentum_reset import MomentumReset
 from trimtab.optimizers.muon import Muon
 from trimtab.optimizers.mup import mup_groups, mup_scale_
-from trimtab.optimizers.projected import SGDP, AdamP
 from trimtab.optimizers.sam import SAM
+from trimtab.optimizers.sgdp import SGDP
 from trimtab.optimizers.spike_guard import SpikeGuard
 from trimtab.optimizers.two_pass import TwoPassOptimizer
 
