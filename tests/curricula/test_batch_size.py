@@ -57,6 +57,14 @@ def test_it_never_shrinks_is_capped_and_goes_on_after_a_stop() -> None:
 def test_what_cannot_follow_is_refused() -> None:
     with pytest.raises(TypeError, match="needs a batch sampler with a batch_size that may be set, got DataLoader"):
         AdaptiveBatchSize(2, 4).follow(DataLoader(range(4), batch_size=2))  # type: ignore[arg-type]
+
+    class Fixed:
+        """Its batch size may be read alone."""
+
+        batch_size = property(lambda self: 2)
+
+    with pytest.raises(TypeError, match="with a batch_size that may be set, got Fixed; give DataLoader"):
+        AdaptiveBatchSize(2, 4).follow(Fixed())
     with pytest.raises(ValueError, match=r"two parts or more, got \(1, 5\)"):
         noise_test(GRADIENTS[:1])
     with pytest.raises(ValueError, match="maximum must be a whole number of 8 or more, got 4"):

@@ -144,7 +144,7 @@ class AdaptiveBatchSize:
         """Let a batch sampler's `batch_size` follow.
 
         Raises:
-            TypeError: it has none that is a whole number.
+            TypeError: it has none that is a whole number and may be set.
 
         Example:
             >>> from torch.utils.data import BatchSampler, SequentialSampler
@@ -155,13 +155,18 @@ class AdaptiveBatchSize:
             [0, 1, 2, 3]
         """
         held = getattr(sampler, "batch_size", None)
-        if isinstance(held, bool) or not isinstance(held, int) or hasattr(sampler, "collate_fn"):
+        fits = isinstance(held, int) and not isinstance(held, bool) and not hasattr(sampler, "collate_fn")
+        if fits:
+            try:
+                sampler.batch_size = self.size
+            except AttributeError:  # it may be read alone
+                fits = False
+        if not fits:
             raise TypeError(
                 f"a batch size that grows needs a batch sampler with a batch_size that may be set, got "
                 f"{type(sampler).__name__}; give DataLoader(batch_sampler=BatchSampler(...)), or raise the micro-batches "
                 "by accumulate()"
             )
-        sampler.batch_size = self.size
         self._samplers.append(sampler)
         return self
 

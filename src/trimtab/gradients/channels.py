@@ -89,7 +89,7 @@ def centre_known_(items: Sequence[Item], factor: Tensor, known: UnitStatistics) 
     """The same with one factor for all, where the units' sums are known already: on a CPU one pass does the work."""
     for block, sums in zip(known.blocks or blocks(items), known.sums, strict=True):
         rows, number = block.rows, block.elements
-        total, within = sums.split(1, 1)
+        total, within = torch.split(sums, 1, 1)
         mean = finite_or(total / number, 0.0)
         if rows[0].device.type == "cpu" and bool((mean.square() * number <= FUSED**2 * within).all()):
             alpha = float(factor)

@@ -121,7 +121,7 @@ class Guarding:
         self._counts["rollbacks"] += 1
         self._keep_buffers()
 
-    def _others(self) -> tuple[torch.optim.Optimizer, Sequence[Any], Guarding]:
+    def _others(self) -> tuple[torch.optim.Optimizer, Sequence[Any], Any]:
         optimizer = self._optimizer()
         if optimizer is None:
             raise RuntimeError(f"{self!r} acts on an optimizer; use trimtab.attach(optimizer, lever)")

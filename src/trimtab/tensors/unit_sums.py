@@ -102,7 +102,7 @@ def unit_deviations(rows: Sequence[Tensor]) -> Tensor:
     length = elements if whole else _stretch(elements, STRETCH)
     pieces = rows
     if rows[0].numel() > CACHED:
-        pieces = [piece for part in rows for piece in part.split(max(1, CACHED // elements))]
+        pieces = [piece for part in rows for piece in torch.split(part, max(1, CACHED // elements))]
     for piece in pieces:
         if whole:
             sums.append(piece.sum(1, keepdim=True))
