@@ -1,8 +1,9 @@
-"""What pruning along training costs: SAFE's step against SAM's and plain SGD's; gradual pruning, RigL, SET, AC/DC on average.
+"""What pruning along training costs: SAFE's step against SAM's and plain SGD's; others against plain SGD's, on average.
 
 Whole rounds of steps are compared, so that projections and prunings count with their share: 32 steps for SAFE (one projection),
-100 for gradual pruning, RigL and SET (one pruning or move), 65 for AC/DC (one phase of a run of 1300 steps). ResNet-20 on
-CIFAR-sized images, batch 64, one thread, two variants in turns A B B A in one process, CPU time.
+100 for gradual pruning, RigL and SET (one pruning or move), 65 for AC/DC (one phase of a run of 1300 steps), 20 for low rank
+(one projection) and for N:M, which masks anew at every step. ResNet-20 on CIFAR-sized images, batch 64, one thread, two
+variants in turns A B B A in one process, CPU time.
 
 Run: `python benchmarks/step_masked.py`; shorter, and then kept in no file: `--turns 1 --network resnet8 --only rigl`.
 """
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import trimtab
 from trimtab.models import create
 from trimtab.penalties import SAFE
-from trimtab.pruning import ACDC, DynamicSparse, GradualPruning
+from trimtab.pruning import ACDC, DynamicSparse, GradualPruning, LowRankProjection, NMDecay
 
 LONG = 10_000
 """Steps of the run that the levers believe in, so that they are in the middle of it."""
@@ -72,6 +73,12 @@ def ac_dc() -> ACDC:
     return lever
 
 
+def fading() -> NMDecay:
+    lever = NMDecay(2, 4, indivisible="leave_out", total_steps=LONG)
+    lever.steps = LONG // 4
+    return lever
+
+
 def safe() -> SAFE:
     lever = SAFE(sparsity=0.95, total_steps=LONG)
     lever.steps = LONG // 2
@@ -95,6 +102,8 @@ def main() -> None:
         "rigl": ("a step of RigL, on average", plain, 0.0, lambda: dynamic("gradient"), 100, 1.03),
         "set": ("a step of SET, on average", plain, 0.0, lambda: dynamic("random"), 100, 1.03),
         "ac_dc": ("a step of AC/DC, on average", plain, 0.0, ac_dc, 65, 1.02),
+        "nm_decay": ("a step of NMDecay 2:4", plain, 0.0, fading, 20, 1.15),
+        "low_rank": ("a step of low rank (every 20th projects), on average", plain, 0.0, LowRankProjection, 20, 1.10),
     }
     rows = []
     for name in given.only or questions:
