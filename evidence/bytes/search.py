@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from table import runs_to_do
 from torch import nn
 
 from trimtab.cli import main as trimtab
@@ -114,14 +115,7 @@ def main() -> None:
     parser.add_argument("--root", help="where the data lie, if not where the recipes say")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text()) if given.out.is_file() else []
-    done = {(row["method"], row["seed"]) for row in rows}
-    found = []
-    for label, _, folder in (word.rpartition("=") for word in given.runs):
-        found += [(label, RunFolder(file.parent)) for file in sorted(Path(folder).rglob("model.safetensors"))]
-    for label, run in sorted(found, key=lambda one: one[1].recipe.seed):
-        recipe = run.recipe.with_settings({} if given.root is None else {"data.root": given.root})
-        if not run.finished or (label, recipe.seed) in done or (given.seeds and recipe.seed not in given.seeds):
-            continue
+    for label, run, recipe in runs_to_do(given.runs, rows, given.seeds, given.root):
         with tempfile.TemporaryDirectory() as folder:
             row = {"method": label, "seed": recipe.seed, "recipe": recipe.name, "max_drop": given.max_drop}
             row["searched"] = searched(run, given.max_drop, given.root, Path(folder))

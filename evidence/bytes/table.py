@@ -149,6 +149,21 @@ def case(text: str) -> tuple[float, int, int | None]:
     return float(sparsity), int(bits), int(first[0]) if first else None
 
 
+def runs_to_do(
+    words: Sequence[str], rows: Sequence[dict[str, Any]], seeds: Sequence[int] | None, root: str | None
+) -> list[tuple[str, RunFolder, Recipe]]:
+    """Finished runs below the folders of LABEL=RUNS that `rows` does not hold yet, seed after seed."""
+    done = {(row["method"], row["seed"]) for row in rows}
+    found = []
+    for label, _, folder in (word.rpartition("=") for word in words):
+        for file in sorted(Path(folder).rglob("model.safetensors")):
+            run = RunFolder(file.parent)
+            recipe = run.recipe.with_settings({} if root is None else {"data.root": root})
+            if run.finished and (label, recipe.seed) not in done and (not seeds or recipe.seed in seeds):
+                found.append((label, run, recipe))
+    return sorted(found, key=lambda one: one[2].seed)
+
+
 def main() -> None:
     """One document for all runs; those that it holds already are not done again."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -161,16 +176,8 @@ def main() -> None:
     )
     parser.add_argument("--root", help="where the data lie, if not where the recipes say")
     given = parser.parse_args()
-    changes = {} if given.root is None else {"data.root": given.root}
     rows = json.loads(given.out.read_text()) if given.out.is_file() else []
-    done = {(row["method"], row["seed"]) for row in rows}
-    found = []
-    for label, _, folder in (word.rpartition("=") for word in given.runs):
-        found += [(label, RunFolder(file.parent)) for file in sorted(Path(folder).rglob("model.safetensors"))]
-    for label, run in sorted(found, key=lambda one: one[1].recipe.seed):
-        recipe = run.recipe.with_settings(changes)
-        if not run.finished or (label, recipe.seed) in done or (given.seeds and recipe.seed not in given.seeds):
-            continue
+    for label, run, recipe in runs_to_do(given.runs, rows, given.seeds, given.root):
         with tempfile.TemporaryDirectory() as folder:
             row = {
                 "method": label, "seed": recipe.seed, "epochs": recipe.epochs,

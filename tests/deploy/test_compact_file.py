@@ -21,7 +21,6 @@ from tests.deploy.test_one_file_reader import BARE
 from tests.deploy.test_sparse_file import same_bits
 from trimtab.cli import main
 from trimtab.deploy import load_compact, load_sparse, one_file_reader, rans, save_compact, save_sparse
-from trimtab.deploy.compact_choice import Layer, Option, allocate
 from trimtab.deploy.compact_code import coded, order_0_bits
 from trimtab.deploy.compact_quantise import quantise
 
@@ -147,69 +146,6 @@ def test_a_network_comes_back_in_trimtab_and_in_the_reader_alone(
     assert all(same_bits(dense[name], tensor) for name, tensor in state.items())
 
 
-def test_the_budget_is_kept_and_used(tmp_path: Path) -> None:
-    net = small_net()
-    reports = [save_compact(net, tmp_path / "f", budget_bytes=budget) for budget in (4000, 9000, 30_000)]
-    for report, budget in zip(reports, (4000, 9000, 30_000), strict=True):
-        assert budget / 2 < report.compact_bytes <= budget
-    errors = [report.rows[1].squared_error for report in reports]
-    assert errors[0] > 2 * errors[1] > 4 * errors[2]
-
-
-def test_the_choice_is_the_least_rise_for_the_bytes() -> None:
-    rises = [np.array([0.0, 1.0, 5.0]), np.array([0.0, 8.0, 9.0])]
-    sizes = [(100.0, 50.0, 10.0), (100.0, 60.0, 5.0)]
-    layers = [
-        Layer(str(at), torch.zeros(1), None, tuple(Option(bits, 0.0, size, 0.0) for bits, size in enumerate(own)), rise)
-        for at, (own, rise) in enumerate(zip(sizes, rises, strict=True))
-    ]
-    for limit in (200, 150, 110, 55, 15):
-        taken = allocate(layers, limit)
-        size = sum(option.size for option in taken)
-        cost = sum(rise[option.bits] for option, rise in zip(taken, rises, strict=True))
-        every = [(sizes[0][a] + sizes[1][b], rises[0][a] + rises[1][b]) for a in range(3) for b in range(3)]
-        assert size <= limit
-        assert cost == min(other for bytes_of, other in every if bytes_of <= size)  # by trying all of them
-
-
-def test_loss_decides_which_weight_is_kept(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-    wanted = net[1].weight.detach().clone()
-
-    def loss(model: Any) -> float:
-        return float((model[1].weight - wanted).square().sum())  # the first weight does not matter
-
-    report = save_compact(net, tmp_path / "f", budget_bytes=4500, loss=loss)
-    errors = {row.name: row.squared_error for row in report.rows}
-    assert errors["1.weight"] < 0.3 * errors["0.weight"]
-
-
-def test_max_drop_is_kept_and_prepare_is_in_the_file(tmp_path: Path) -> None:
-    net = small_net()
-    wanted = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-
-    def quality(model: nn.Module) -> float:
-        state = model.state_dict()
-        return 100 - 100 * float(
-            (state["4.weight"] - wanted["4.weight"]).square().sum() / wanted["4.weight"].square().sum()
-        )
-
-    def prepare(model: Any) -> None:
-        model[1].running_mean.fill_(7)
-
-    sizes = [
-        save_compact(net, tmp_path / "f", max_drop=drop, quality=quality, prepare=prepare).compact_bytes
-        for drop in (1.0, 20.0)
-    ]
-    assert sizes[1] < sizes[0]
-    again = small_net(3)
-    load_compact(tmp_path / "f", again)
-    assert quality(again) >= 80
-    assert again[1].running_mean.unique().tolist() == [7]
-    assert net[1].running_mean.abs().max() == 0
-
-
 def many_values(net: Any) -> float:
     return float(net[4].weight[0].unique().numel())
 
@@ -312,51 +248,3 @@ def test_all_other_tensors_and_extra_states_come_back(tmp_path: Path) -> None:
     assert found.keys() == state.keys()
     assert found["q._extra_state"] == {"seen": 4}
     assert all(same_bits(found[name], state[name]) for name in state if name not in ("w", "q._extra_state"))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--budget", "tiny"], "--budget must be a size such as 100kB"),
-        (["--max-drop", "1"], "--max-drop needs a run folder"),
-        ([], "nothing can be measured: give --budget"),
-        (["--budget", "100"], "budget_bytes = 100 is too small"),
-        (["--bits", "17"], "1..16, got 17"),
-        (["--bits", "4", "--kept-bits", "0"], "kept_bits must be a whole number in 1..53, got 0"),
-        (["--bits", "4", "--out", "net.safetensors"], "is the network itself"),
-        (["--bits", "4", "--out", "."], "is a folder"),
-        (["--bits", "4", "17"], "--bits must be a whole number in 1..16, got 17"),
-        (["--bits", "4", "--sparsity", "1.0"], "--sparsity must lie in [0, 1), got 1.0"),
-        (["--max-drop", "nan"], "--max-drop must be finite and 0 or more, got nan"),
-    ],
-)
-def test_the_command_line_on_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    safetensors.torch.save_file({"w": torch.randn(40, 50), "b": torch.ones(40)}, tmp_path / "net.safetensors")
-    assert main(["compress", str(tmp_path / "net.safetensors"), *words]) == 2
-    assert message in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["net.safetensors"]
-    assert main(["compress", "none.safetensors", *words]) == 2
-    assert "none.safetensors is not there" in capsys.readouterr().err
-    assert main(["compress", str(tmp_path / "net.safetensors"), "--budget", "1.5kB"]) == 0
-    out = tmp_path / "net-compact.safetensors"
-    assert out.stat().st_size <= 1500
-    assert load_compact(out)["b"].tolist() == [1.0] * 40
-    assert main(["compress", str(out), "--budget", "1kB"]) == 2
-    assert "a compact file already" in capsys.readouterr().err
-
-
-def test_the_command_line_on_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    words = ["--epochs", "1", "--data.limit-train", "200", "--quiet"]
-    assert main(["train", "digits", "--out", str(run), *words]) == 0
-    capsys.readouterr()
-    assert main(["compress", str(run), "--budget", "12kB", "--bits", "3", "5", "--sparsity", "0", "0.7", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["compact_bytes"] <= 12_000
-    assert Path(found["path"]).stat().st_size == found["compact_bytes"]
-    assert {row["bits"] for row in found["rows"]} <= {3, 5}
-    assert {"metric", "before", "after"} == set(found["test"])

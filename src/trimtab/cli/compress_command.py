@@ -11,30 +11,24 @@ from typing import Annotated, Any
 
 import safetensors
 import safetensors.torch
-import torch
 import tyro
 from rich.table import Table
-from torch import nn
 
-from trimtab import deploy, pruning
+from trimtab import deploy
 from trimtab.checks import below_one, non_negative, whole
 from trimtab.cli.arguments import Output, parse
 from trimtab.cli.console import console, errors, print_json
 from trimtab.cli.dry_run import Part, show_parts, timed
-from trimtab.datasets import DataSet
+from trimtab.cli.measured_run import MeasuredRun
 from trimtab.deploy import compact_search
 from trimtab.deploy.compact_job import job_of
 from trimtab.deploy.compact_quantise import KEPT_BITS
 from trimtab.deploy.store_format import COMPACT_KEY, METADATA_KEY
-from trimtab.runs.evaluation import Quality, evaluate
-from trimtab.runs.loading import batches_of, load_data, trained_model
-from trimtab.runs.metric import METRICS, Metric, metric_of
+from trimtab.runs.metric import METRICS, Metric
 from trimtab.runs.run_folder import RunFolder
 from trimtab.studies.variants import safe_name
 
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
-IMAGES = 2000
-"""Training images on which the loss is measured for the choice."""
 
 
 @dataclass(frozen=True)
@@ -98,48 +92,6 @@ def _state_of(file: Path) -> dict[str, Any]:
     if COMPACT_KEY in keys:
         raise ValueError(f"{file} is a compact file already; compress the network that it was made from")
     return deploy.load_sparse(file) if METADATA_KEY in keys else safetensors.torch.load_file(file)
-
-
-class _Measured:
-    """What a finished run says of a network: loss on training images, quality on the validation and the test split."""
-
-    def __init__(self, folder: RunFolder, root: str | None) -> None:
-        recipe = folder.recipe
-        if root is not None:
-            recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"root": root})})
-        self.recipe, self.data = recipe, load_data(recipe)
-        self.device = torch.device("cuda" if recipe.device != "cpu" and torch.cuda.is_available() else "cpu")
-        self.model = trained_model(folder, self.data).to(self.device)
-        drawn = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(recipe.seed))[:IMAGES]
-        self.drawn = dataclasses.replace(self.data, validation=self.data.train.at(drawn))
-        self.calibration = batches_of(recipe, self.data, "train", device=self.device).sample(
-            recipe.pruning.recalibrate_batches, recipe.seed
-        )
-        self.metric = metric_of(self.data.task)
-        self.split = "validation" if len(self.data.validation) else "training"
-
-    def _evaluated(self, model: nn.Module, data: DataSet, split: str) -> Quality:
-        return evaluate(model, batches_of(self.recipe, data, split, device=self.device), data.num_classes)
-
-    def loss(self, model: nn.Module) -> float:
-        """On drawn training images."""
-        return self._evaluated(model, self.drawn, "validation").loss
-
-    def quality(self, model: nn.Module) -> float:
-        """As the metric is written but better when larger, on the validation split where there is one."""
-        data = self.data if self.split == "validation" else self.drawn
-        return self.metric.gain(self.metric.scale * self._value(model, data, "validation"))
-
-    def _value(self, model: nn.Module, data: DataSet, split: str) -> float:
-        return float(getattr(self._evaluated(model, data, split), self.metric.column))
-
-    def test(self, model: nn.Module) -> float:
-        """As the metric is written, on the test split."""
-        return self.metric.scale * self._value(model, self.data, "test")
-
-    def recalibrate(self, model: nn.Module) -> None:
-        """BatchNorm's statistics."""
-        pruning.recalibrate(model, self.calibration, device=self.device)
 
 
 def _settings(given: CompressArguments, metric: Metric = METRICS["accuracy"]) -> dict[str, Any]:
@@ -215,7 +167,7 @@ def _compressed_file(given: CompressArguments) -> tuple[deploy.CompactReport, di
 
 def _compressed_run(given: CompressArguments) -> tuple[deploy.CompactReport, dict[str, Any]]:
     """Of a run, and its quality on the test split as it is written before and after."""
-    out, measured = _out(given), _Measured(RunFolder(given.source), given.root)
+    out, measured = _out(given), MeasuredRun(RunFolder(given.source), given.root)
     settings = _settings(given, measured.metric)
     recipe = measured.recipe
     searched = settings["budget_bytes"] is not None or settings["max_drop"] is not None
@@ -253,7 +205,7 @@ def _show_cost(given: CompressArguments) -> int:
     out = _out(given)
     if given.source.is_file():
         return show_parts([Part("choice by squared error; nothing is measured", 1, 0.0)], out, given.output)
-    measured = _Measured(RunFolder(given.source), given.root)
+    measured = MeasuredRun(RunFolder(given.source), given.root)
     settings = _settings(given, measured.metric)
     weights = len(job_of(measured.model).axes)
     ready = timed(lambda: measured.recalibrate(measured.model), 1) if given.recalibrate else 0.0

@@ -1,0 +1,77 @@
+"""The choice of bits and zeros: the budget is kept, the loss decides, the drop holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tests.deploy.test_compact_file import small_net
+from trimtab.deploy import load_compact, save_compact
+from trimtab.deploy.compact_choice import Layer, Option, allocate
+
+
+def test_the_budget_is_kept_and_used(tmp_path: Path) -> None:
+    net = small_net()
+    reports = [save_compact(net, tmp_path / "f", budget_bytes=budget) for budget in (4000, 9000, 30_000)]
+    for report, budget in zip(reports, (4000, 9000, 30_000), strict=True):
+        assert budget / 2 < report.compact_bytes <= budget
+    errors = [report.rows[1].squared_error for report in reports]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_the_choice_is_the_least_rise_for_the_bytes() -> None:
+    rises = [np.array([0.0, 1.0, 5.0]), np.array([0.0, 8.0, 9.0])]
+    sizes = [(100.0, 50.0, 10.0), (100.0, 60.0, 5.0)]
+    layers = [
+        Layer(str(at), torch.zeros(1), None, tuple(Option(bits, 0.0, size, 0.0) for bits, size in enumerate(own)), rise)
+        for at, (own, rise) in enumerate(zip(sizes, rises, strict=True))
+    ]
+    for limit in (200, 150, 110, 55, 15):
+        taken = allocate(layers, limit)
+        size = sum(option.size for option in taken)
+        cost = sum(rise[option.bits] for option, rise in zip(taken, rises, strict=True))
+        every = [(sizes[0][a] + sizes[1][b], rises[0][a] + rises[1][b]) for a in range(3) for b in range(3)]
+        assert size <= limit
+        assert cost == min(other for bytes_of, other in every if bytes_of <= size)  # by trying all of them
+
+
+def test_loss_decides_which_weight_is_kept(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    wanted = net[1].weight.detach().clone()
+
+    def loss(model: Any) -> float:
+        return float((model[1].weight - wanted).square().sum())  # the first weight does not matter
+
+    report = save_compact(net, tmp_path / "f", budget_bytes=4500, loss=loss)
+    errors = {row.name: row.squared_error for row in report.rows}
+    assert errors["1.weight"] < 0.3 * errors["0.weight"]
+
+
+def test_max_drop_is_kept_and_prepare_is_in_the_file(tmp_path: Path) -> None:
+    net = small_net()
+    wanted = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+    def quality(model: nn.Module) -> float:
+        state = model.state_dict()
+        return 100 - 100 * float(
+            (state["4.weight"] - wanted["4.weight"]).square().sum() / wanted["4.weight"].square().sum()
+        )
+
+    def prepare(model: Any) -> None:
+        model[1].running_mean.fill_(7)
+
+    sizes = [
+        save_compact(net, tmp_path / "f", max_drop=drop, quality=quality, prepare=prepare).compact_bytes
+        for drop in (1.0, 20.0)
+    ]
+    assert sizes[1] < sizes[0]
+    again = small_net(3)
+    load_compact(tmp_path / "f", again)
+    assert quality(again) >= 80
+    assert again[1].running_mean.unique().tolist() == [7]
+    assert net[1].running_mean.abs().max() == 0
