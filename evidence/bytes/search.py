@@ -1,6 +1,7 @@
 """What `trimtab compress` finds, beside the same bits in all weights: python evidence/bytes/search.py LABEL=RUNS ... --out FILE
 
-Also [--max-drop 1.0] [--seeds ...] [--root DATA]. Both may cost the validation split the same drop. The uniform file is one of
+Also [--max-drop 1.0 | --like bytes.json] [--seeds ...] [--root DATA]. With --like the budget is what the file of 4 bits and 90 %
+zeros takes in that list of `table.py`, by method and seed, and its quality there is the other's. Else both may cost the validation split the same drop. The uniform file is one of
 4, 5 or 6 bits whose zeros are set by global magnitude; the most zeros that hold the drop are found by halving, and the smallest
 of the three files counts. Quality on the test split is measured once for each, at the end.
 """
@@ -13,7 +14,7 @@ import copy
 import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +106,41 @@ def uniform(run: RunFolder, recipe: Recipe, drop: float, scratch: Path) -> dict[
     return best
 
 
+def like(file: Path, method: str, seed: int) -> dict[str, Any]:
+    """The file of 4 bits and 90 % zeros of a classifier in a list of `table.py`."""
+    rows = [
+        row
+        for own in json.loads(file.read_text()).values()
+        for row in own
+        if (row["method"], row["seed"]) == (method, seed)
+    ]
+    form = next(one for one in rows[0]["forms"] if (one["sparsity"], one["bits"]) == (0.9, 4))
+    return {"bytes": form["bytes"], "bits": 4, "zeros": 0.9, "test": 100 * form["accuracy"]}
+
+
 def main() -> None:
     """One document for all runs; those that it holds already are not done again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUNS")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--max-drop", type=float, default=1.0, help="points of accuracy, or bits per byte")
+    parser.add_argument(
+        "--like", type=Path, metavar="FILE", help="a list of table.py whose file of 4 bits is the budget"
+    )
     parser.add_argument("--seeds", type=int, nargs="*", help="these alone")
     parser.add_argument("--root", help="where the data lie, if not where the recipes say")
     given = parser.parse_args()
     rows = json.loads(given.out.read_text()) if given.out.is_file() else []
     for label, run, recipe in runs_to_do(given.runs, rows, given.seeds, given.root):
         with tempfile.TemporaryDirectory() as folder:
-            row = {"method": label, "seed": recipe.seed, "recipe": recipe.name, "max_drop": given.max_drop}
-            row["searched"] = searched(run, given.max_drop, given.root, Path(folder))
-            row["uniform"] = uniform(run, recipe, given.max_drop, Path(folder))
+            row = {"method": label, "seed": recipe.seed, "recipe": recipe.name}
+            if given.like is None:
+                row["uniform"] = uniform(run, recipe, given.max_drop, Path(folder))
+                asked = ["--max-drop", str(given.max_drop)]
+            else:
+                row["uniform"] = like(given.like, label, recipe.seed)
+                asked = ["--budget", str(row["uniform"]["bytes"])]
+            row["searched"] = searched(run, asked, given.root, Path(folder))
         rows.append(row)
         print(label, recipe.seed, row["searched"]["bytes"], (row["uniform"] or {}).get("bytes"), flush=True)
         write_text(given.out, json.dumps(rows, indent=1) + "\n")
