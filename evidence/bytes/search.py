@@ -1,9 +1,9 @@
 """What `trimtab compress` finds, beside the same bits in all weights: python evidence/bytes/search.py LABEL=RUNS ... --out FILE
 
 Also [--max-drop 1.0 | --like bytes.json] [--seeds ...] [--root DATA]. With --like the budget is what the file of 4 bits and 90 %
-zeros takes in that list of `table.py`, by method and seed, and its quality there is the other's. Else both may cost the validation split the same drop. The uniform file is one of
-4, 5 or 6 bits whose zeros are set by global magnitude; the most zeros that hold the drop are found by halving, and the smallest
-of the three files counts. Quality on the test split is measured once for each, at the end.
+zeros takes in that list of `table.py`, by method and seed, and its quality there is the other's. Else both may cost the
+validation split the same drop: the uniform file is one of 4, 5 or 6 bits whose zeros are set by global magnitude; the most zeros
+that hold the drop are found by halving, and the smallest of the three files counts. Quality on test is measured once for each.
 """
 
 from __future__ import annotations
@@ -36,17 +36,9 @@ BITS = (4, 5, 6)
 ZEROS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 
-def searched(run: RunFolder, drop: float, root: str | None, scratch: Path) -> dict[str, Any]:
+def searched(run: RunFolder, asked: Sequence[str], root: str | None, scratch: Path) -> dict[str, Any]:
     """What the command says of the file that it chose."""
-    words = [
-        "compress",
-        str(run.path),
-        "--max-drop",
-        str(drop),
-        "--json",
-        "--out",
-        str(scratch / "searched.safetensors"),
-    ]
+    words = ["compress", str(run.path), *asked, "--json", "--out", str(scratch / "searched.safetensors")]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         if trimtab([*words, *(["--root", root] if root else [])]) != 0:
