@@ -145,6 +145,20 @@ def bearing_tracks(folder: Path) -> dict[str, dict[int, BearingTrack]]:
     return found
 
 
+def budget_table(rows: Rows) -> str:
+    """The file that the command finds for the bytes of one of the same bits in all weights, beside that."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        values = [[row["searched"]["test_before"], row["uniform"]["test"], row["searched"]["test"]] for row in own]
+        qualities = [spread(estimate(column), 1, 1) for column in zip(*values, strict=True)]
+        size = estimate(float(row["searched"]["bytes"]) for row in own).mean
+        change = spread(estimate(after - before for _, before, after in values), 1, 1, signed=True)
+        lines.append([method, bytes_text(size), *qualities, change, str(len(own))])
+    head = ["method", "bytes", "dense, %", "4 bits, 90 % zeros, %", "searched, %", "searched - 4 bits", "seeds"]
+    return table(head, lines)
+
+
 def search_table(rows: Rows) -> str:
     """The file that the command finds for a drop beside the smallest one of the same bits in all weights."""
     lines = []
@@ -235,7 +249,8 @@ def main() -> None:
             "text pruned": pruned_table(texts, "bits_per_byte", 1, 3),
             "text judged": judged_table(text, texts, METRICS["bits_per_byte"]),
             "text packed": packed_table(data["tinyshakespeare"]),
-            **({"search": search_table(data["search"])} if "search" in data else {}),
+            "budget": budget_table(data["budget"]),
+            "search": search_table(data["search"]),
             "bearing": bearing_table(tracks),
             "bearing cifar10": bearing_table(larger),
         },

@@ -1,9 +1,9 @@
 """What `trimtab compress` finds, beside the same bits in all weights: python evidence/bytes/search.py LABEL=RUNS ... --out FILE
 
-Also [--max-drop 1.0 | --like bytes.json] [--seeds ...] [--root DATA]. With --like the budget is what the file of 4 bits and 90 %
-zeros takes in that list of `table.py`, by method and seed, and its quality there is the other's. Else both may cost the
-validation split the same drop: the uniform file is one of 4, 5 or 6 bits whose zeros are set by global magnitude; the most zeros
-that hold the drop are found by halving, and the smallest of the three files counts. Quality on test is measured once for each.
+Also [--max-drop 1.0 | --like bytes.json] [--seeds ...] [--root DATA]. With --like the budget is what the file of 4 bits and
+90 % zeros takes in that list of `table.py`, by method and seed, and its quality there is the other's. Else both may cost the
+validation split the same drop: the uniform file is one of 4, 5 or 6 bits whose zeros are set by global magnitude; the most
+zeros that hold the drop are found by halving, and the smallest of the three files counts. Test is measured once for each.
 """
 
 from __future__ import annotations
