@@ -239,6 +239,7 @@ def main() -> None:
     figure(larger, DOCS / "bearing-cifar10.svg", 1)
     images, text = (read_study(STUDIES / f"{name}.yaml") for name in ("cifar10", "text"))
     texts = records_of(text, RECORDS / "bytes-text")
+    searches = {"budget": budget_table, "search": search_table}
     fill(
         DOCS / "bytes.md",
         {
@@ -249,8 +250,7 @@ def main() -> None:
             "text pruned": pruned_table(texts, "bits_per_byte", 1, 3),
             "text judged": judged_table(text, texts, METRICS["bits_per_byte"]),
             "text packed": packed_table(data["tinyshakespeare"]),
-            "budget": budget_table(data["budget"]),
-            "search": search_table(data["search"]),
+            **{name: made(data[name]) for name, made in searches.items() if name in data},
             "bearing": bearing_table(tracks),
             "bearing cifar10": bearing_table(larger),
         },
