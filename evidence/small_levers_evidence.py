@@ -178,6 +178,20 @@ def width_sweep(width: int, rate: float, *, muP: bool, seed: int = 0) -> float:
     return statistics.mean(losses[-20:])
 
 
+def width_sweeps(seed: int) -> list[dict[str, Any]]:
+    """Both parametrizations at every width and rate."""
+    return [
+        {
+            "width": width,
+            "muP": muP,
+            "seed": seed,
+            "losses": {f"{rate:g}": width_sweep(width, rate, muP=muP, seed=seed) for rate in WIDE_RATES},
+        }
+        for muP in (False, True)
+        for width in WIDTHS
+    ]
+
+
 def measure() -> dict[str, Any]:
     """All of it."""
     methods = ("GradNormSmooth", "LBFGS", "gradient descent")
@@ -185,15 +199,7 @@ def measure() -> dict[str, Any]:
         "newton": [iterations(problem, method) for problem in ("breast cancer", "digits") for method in methods],
         "drift": [*(descent("SGD", rate) for rate in RATES), *(descent("DAL", power) for power in (0.5, 1.0))],
         "routing": [routing(how, seed) for how in ("routed", "routed, freeze", "plain", "filtered") for seed in SEEDS],
-        "mup": [
-            {
-                "width": width,
-                "muP": muP,
-                "losses": {f"{rate:g}": width_sweep(width, rate, muP=muP) for rate in WIDE_RATES},
-            }
-            for muP in (False, True)
-            for width in WIDTHS
-        ],
+        "mup": [one for seed in SEEDS for one in width_sweeps(seed)],
     }
 
 
@@ -216,15 +222,18 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         routed.append([how, *cells])
     rates = [f"{rate:g}" for rate in WIDE_RATES]
     mup = []
-    for one in found["mup"]:
-        best = min(one["losses"], key=lambda rate: one["losses"][rate])
-        cells = [f"**{one['losses'][rate]:.3f}**" if rate == best else f"{one['losses'][rate]:.3f}" for rate in rates]
-        mup.append(["muP" if one["muP"] else "standard", str(one["width"]), *cells])
+    for muP, width in dict.fromkeys((one["muP"], one["width"]) for one in found["mup"]):
+        own = [one["losses"] for one in found["mup"] if (one["muP"], one["width"]) == (muP, width)]
+        means = {rate: statistics.mean(losses[rate] for losses in own) for rate in rates}
+        best = min(means, key=means.__getitem__)
+        cells = [f"**{means[rate]:.3f}**" if rate == best else f"{means[rate]:.3f}" for rate in rates]
+        of_each = ", ".join(min(losses, key=losses.__getitem__) for losses in own)
+        mup.append(["muP" if muP else "standard", str(width), *cells, of_each])
     return {
         "newton": table(["problem", "method", "steps", "norm of the gradient at the end"], newton),
         "drift": table(["method", "rate or power", "loss after 300 steps", "last rate"], drift),
         "routing": table(["training", "retain, %", "forget, %", "retain, cut, %", "forget, cut, %"], routed),
-        "mup": table(["parametrization", "width", *rates], mup),
+        "mup": table(["parametrization", "width", *rates, "best of each seed"], mup),
     }
 
 

@@ -21,6 +21,11 @@ def wave(shape: tuple[int, ...], seed: int) -> Tensor:
     return ((1.3 * k + 0.7 * seed).sin() + 0.5 * (0.37 * k * k + seed).cos()).reshape(shape)
 
 
+UNLIMITED = [
+    [0.9038189075, 1.016551325, -0.5314291606, -1.178943697], [0.008292412895, 0.438936919, 0.7328000388, 0.1429576319],
+    [-0.5465746928, 0.2667547434, 1.383549855, 0.565221846], [-0.8673509161, -0.5657492572, -0.135286577, 0.5478785356],
+    [0.5432935114, -0.4878288691, -0.8310384291, -0.1897255903], [0.8755163754, 0.6392175696, -1.114545111, -0.9162781933],
+]  # fmt: skip
 PACKAGE = [
     [0.9042920407, 1.015267248, -0.5329901871, -1.178318157],
     [0.009746966785, 0.4395349437, 0.7308061979, 0.1407174168],
@@ -49,6 +54,14 @@ def after(weight: nn.Parameter, optimizer: Any, each: list[Tensor]) -> Tensor:
         weight.grad = gradient.clone()
         optimizer.step()
     return weight.detach()
+
+
+def test_without_the_limiter_four_steps_equal_the_sheets_numbers() -> None:
+    """A growth that no step reaches limits nothing: what sets the limiter apart from the rest of the formula."""
+    weight = nn.Parameter(wave((6, 4), 1))
+    found = after(weight, Fira([weight], lr=0.01, rank=2, update_gap=2, max_growth=1e9), gradients())
+    torch.testing.assert_close(found, torch.tensor(UNLIMITED, dtype=torch.float64), rtol=1e-8, atol=1e-9)
+    assert float((found - torch.tensor(PACKAGE, dtype=torch.float64)).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["tall", "wide"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from trimtab.observe.curvature import denoised_top
 from trimtab.optimizers import (
     MomentumReset,
     learning_rate_from_spectrum,
@@ -41,6 +44,23 @@ def test_heavy_ball_beats_gradient_descent_on_a_quadratic() -> None:
             optimizer.step()
         left.append(float(weight.detach().norm()))
     assert left[1] < 1e-2 * left[0]
+
+
+def test_the_largest_eigenvalue_under_noise_is_found_again() -> None:
+    assert denoised_top(3.333333333, 1.0) == pytest.approx(3.0, rel=1e-9)  # the sheet's number, turned round
+    assert denoised_top(2.0, 1.0) == 1.0  # the edge of the noise, where a spike is as large as sqrt(s)
+    assert denoised_top(7.0, 0.0) == 7.0
+    generator, size = torch.Generator().manual_seed(0), 200
+    raw = torch.randn(10, size, size, dtype=torch.float64, generator=generator)
+    noise = (raw + raw.mT) / (2 * size) ** 0.5  # entries of variance 1 / size: s = 1
+    noise[:, 0, 0] += 3.0  # the one eigenvalue of what the noise lies on
+    seen = torch.linalg.eigvalsh(noise)[:, -1].tolist()
+    assert sum(seen) / 10 == pytest.approx(10 / 3, rel=0.03)  # each wanders by a tenth or so
+    assert sum(denoised_top(one, 1.0) for one in seen) / 10 == pytest.approx(3.0, rel=0.03)
+    assert math.isnan(denoised_top(1.9, 1.0))
+    assert math.isnan(denoised_top(-3.0, 1.0))
+    with pytest.raises(ValueError, match="noise must be finite and 0 or more, got -1"):
+        denoised_top(1.0, -1.0)
 
 
 def test_negative_eigenvalues_are_said_and_bad_input_is_refused() -> None:

@@ -22,6 +22,7 @@ from trimtab.report.medclm.audit import render_audit
 from trimtab.report.medclm.run import render_medclm_run
 from trimtab.report.medclm.viewer import Shown, write_viewer
 from trimtab.report.precision.theory import render_precision
+from trimtab.studies.summary import AlarmRow, Dynamics
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=WITHOUT)
@@ -35,7 +36,7 @@ def _write(kind: str, folder: Path) -> Path:
         tracked = make_dynamics(("sgd", "var"), (0, 1), steps=60)
         return render(make_summary(METHODS).model_copy(update={"dynamics": tracked}), page)
     if kind == "gradients":
-        found = make_dynamics(("sgd", "var", "sam"), (0, 1, 2), steps=60)
+        found = [_alarmed(run) for run in make_dynamics(("sgd", "var", "sam"), (0, 1, 2), steps=60)]
         return render_dynamics(found, page, name="n", headline="h", facts=[("data", "digits")], recipe="a: 1")
     if kind == "precision":
         return render_precision(precision_study(), page)
@@ -48,6 +49,23 @@ def _write(kind: str, folder: Path) -> Path:
         (folder / "run").mkdir()
         return render_medclm_run(write_run(folder / "run"), page)
     return _viewer(page)
+
+
+def _alarmed(run: Dynamics) -> Dynamics:
+    """With alarms of every kind on its time line, the first and the last step among them."""
+    said = {
+        "loss": "the loss is nan; the step is not taken",
+        "growth": "the weights' change, as a share of them and of the learning rate, has grown to 1.83 times what is usual, "
+        "over many steps; it is 4.65",
+        "ranks": "the ranks' weights differ in 1 of 6 tensors, first a_module.with_a.long_name.weight: the ranks have gone "
+        "apart",
+    }
+    steps = (run.steps[0], run.steps[len(run.steps) // 2], run.steps[-1])
+    alarms = [
+        AlarmRow(step=step, kind=kind, action="warn", text=f"step {step}: {text}")
+        for step, (kind, text) in zip(steps, said.items(), strict=True)
+    ]
+    return run.model_copy(update={"alarms": alarms})
 
 
 def _viewer(page: Path, ask: str = "Question") -> Path:

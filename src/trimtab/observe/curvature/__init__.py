@@ -4,6 +4,7 @@ from trimtab.observe.curvature.density import spectral_density
 from trimtab.observe.curvature.hessian import GaussNewton, Hessian, LossOperator, on_nonzero, relative
 from trimtab.observe.curvature.lanczos import normalized, top_eigenvalues
 from trimtab.observe.curvature.negativity import Negativity, negativity
+from trimtab.observe.curvature.noise import denoised_top
 from trimtab.observe.curvature.objective import Objective
 from trimtab.observe.curvature.operator import MatrixOperator, Scaled, SymmetricOperator
 from trimtab.observe.curvature.results import (
@@ -32,6 +33,7 @@ __all__ = [
     "SpectralDensity",
     "SymmetricOperator",
     "Trace",
+    "denoised_top",
     "negativity",
     "normalized",
     "on_nonzero",
