@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,14 @@ import torch
 from torch import nn
 
 from tests.deploy.test_compact_file import small_net
+from tests.deploy.test_sparse_file import same_bits
 from trimtab.deploy import load_compact, save_compact
 from trimtab.deploy.compact_choice import Layer, Option, allocate
+from trimtab.deploy.compact_job import job_of
+from trimtab.deploy.compact_quantise import quantise
+from trimtab.deploy.compact_search import layers_of
+from trimtab.deploy.compact_uniform import uniform
+from trimtab.pruning import one_shot
 
 
 def test_the_budget_is_kept_and_used(tmp_path: Path) -> None:
@@ -75,3 +82,36 @@ def test_max_drop_is_kept_and_prepare_is_in_the_file(tmp_path: Path) -> None:
     assert quality(again) >= 80
     assert again[1].running_mean.unique().tolist() == [7]
     assert net[1].running_mean.abs().max() == 0
+
+
+def test_zeros_of_the_uniform_file_are_those_of_global_magnitude() -> None:
+    net = small_net()
+    pruned = copy.deepcopy(net)
+    one_shot(pruned, 0.7)
+    job = job_of(net)
+    found = uniform(job, layers_of(job, None, None), 4, 0.7).weights
+    for name, one in found.items():
+        assert one.values.ne(0).logical_and(pruned.state_dict()[name] == 0).sum() == 0
+        assert same_bits(one.values, quantise(name, pruned.state_dict()[name], 4, 0.0, 0, "auto").values)
+
+
+def test_the_same_bits_for_all_are_taken_where_they_are_better(tmp_path: Path) -> None:
+    net = small_net()
+    whole = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    job = job_of(net)
+    layers = layers_of(job, None, None)
+    borne = [uniform(job, layers, 4, zeros) for zeros in (0.0, 0.5, 0.6, 0.7)]
+
+    def quality(model: nn.Module) -> float:  # bears nothing but the finest files and these uniform ones
+        state = model.state_dict()
+        lost = max(float((state[name] - whole[name]).square().sum() / whole[name].square().sum()) for name in job.axes)
+        as_one = any(all(same_bits(state[name], one.values) for name, one in own.weights.items()) for own in borne)
+        return 100.0 if lost < 1e-3 or as_one else 50.0
+
+    report = save_compact(net, tmp_path / "f", max_drop=1.0, quality=quality)
+    assert report.compact_bytes == borne[-1].size
+    assert report.quality_after == 100
+    budget = save_compact(net, tmp_path / "f", budget_bytes=borne[-1].size, quality=quality)
+    assert budget.quality_after == 100
+    listed = save_compact(net, tmp_path / "f", budget_bytes=borne[-1].size, quality=quality, sparsity=(0.0, 0.9))
+    assert listed.quality_after == 50  # only the sparsities that were named

@@ -214,7 +214,7 @@ def _show_cost(given: CompressArguments) -> int:
     parts = [
         Part(
             f"{measured.metric.word} on the {measured.split} split",
-            2 + (1 + sum(compact_search.HALVINGS) if by_drop else 0),
+            2 + (compact_search.looks(by_drop=by_drop, free=not given.sparsity) if searched else 0),
             ready + timed(lambda: measured.quality(measured.model)),
         ),
         Part(f"{measured.metric.word} on the test split", 2, timed(lambda: measured.test(measured.model))),

@@ -49,7 +49,9 @@ def save_compact(
     Without `budget_bytes` and `max_drop` every weight gets `bits` and `sparsity`. With one of them, both are chosen for each
     weight: the least sum of expected rises of the loss for the bytes. At first the rise is taken to be the squared error over
     the weight's own square [ours]. With `loss` it is then measured, twice: how much the loss rises when one weight is made
-    coarser while all others are as chosen so far [ours]; what is chosen by it is taken where it is better.
+    coarser while all others are as chosen so far [ours]; what is chosen by it is taken where it is better. With `quality` and
+    no `sparsity` given, the same 4, 5 or 6 bits for all weights with zeros by global magnitude are tried as well, and taken
+    where they are better (`budget_bytes`) or smaller (`max_drop`).
 
     Args:
         source: a model, or a state dict of dense tensors. Coded are a model's weights, the tensors of two or more dimensions in
@@ -109,11 +111,11 @@ def save_compact(
         if not searched:
             weights = job.quantised(taken)
         else:
-            layers = layers_of(job, bits, sparsity)
+            layers, free = layers_of(job, bits, sparsity), sparsity is None
             if max_drop is not None and quality is not None and before is not None:
-                weights = within_drop(job, layers, quality, before - max_drop, loss)
+                weights = within_drop(job, layers, quality, before - max_drop, loss, free=free)
             if max_drop is None and budget_bytes is not None:
-                weights = within_budget(job, layers, budget_bytes, loss)
+                weights = within_budget(job, layers, budget_bytes, loss, quality, free=free)
         found = job.file(weights)
         if budget_bytes is not None and len(found.content) > budget_bytes:
             raise ValueError(

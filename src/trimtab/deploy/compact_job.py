@@ -73,10 +73,10 @@ class Job:
         """A weight with these bits and this sparsity."""
         return quantise(name, self.state[name], bits, sparsity, self.axes[name], self.scales)
 
-    def file(self, weights: Mapping[str, Quantised]) -> Written:
-        """The bytes of the file; what `prepare` changed is in them."""
+    def file(self, weights: Mapping[str, Quantised], *, prepared: bool = True) -> Written:
+        """The bytes of the file; what `prepare` changed is in them, unless only the size is wanted (`prepared=False`)."""
         state: Mapping[str, Tensor] = self.state
-        if self.prepare is not None:
+        if self.prepare is not None and prepared:
             self.candidate(weights)
             state = self._tensors()
         rest = {name: tensor for name, tensor in state.items() if name not in weights and name not in self.aliases}

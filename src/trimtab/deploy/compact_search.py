@@ -10,9 +10,11 @@ from torch import nn
 
 from trimtab.checks import below_one, hint
 from trimtab.deploy import compact_choice as choice
+from trimtab.deploy import compact_uniform
 from trimtab.deploy.compact_choice import Layer, Option
 from trimtab.deploy.compact_job import Job
 from trimtab.deploy.compact_quantise import Quantised, checked_bits
+from trimtab.deploy.compact_uniform import below, most_zeros, uniform
 
 BITS = (2, 3, 4, 5, 6, 8)
 SPARSITIES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -23,6 +25,13 @@ NEAR = 0.5  # [ours] of the size found so far: the smallest size looked at after
 CLOSE = 1.01  # sizes of no more than this ratio are not divided any more
 
 Measure = Callable[[nn.Module], float]
+
+
+def looks(*, by_drop: bool, free: bool) -> int:
+    """How often a search measures the quality at most; with zeros `free` the uniform files' too."""
+    own = 1 + sum(HALVINGS) if by_drop else int(free)
+    each = 1 + math.ceil(math.log2(len(compact_uniform.ZEROS))) if by_drop else 1
+    return own + (len(compact_uniform.WIDTHS) * each if free else 0)
 
 
 def fixed(job: Job, bits: object, sparsity: object) -> dict[str, tuple[int, float]]:
@@ -102,8 +111,36 @@ def _fitted(job: Job, layers: Sequence[Layer], budget: int, least: Sequence[Opti
     return best
 
 
-def within_budget(job: Job, layers: Sequence[Layer], budget: int, loss: Measure | None) -> dict[str, Quantised]:
-    """The choice of least expected rise whose file takes at most `budget` bytes; of those measured the one of least loss."""
+def within_budget(
+    job: Job,
+    layers: Sequence[Layer],
+    budget: int,
+    loss: Measure | None,
+    quality: Measure | None = None,
+    *,
+    free: bool = True,
+) -> dict[str, Quantised]:
+    """The choice of least expected rise whose file takes at most `budget` bytes; of those measured the one of least loss.
+
+    With `quality`, and zeros `free` to be any, the uniform files of most bytes within the budget are measured beside it.
+    """
+    best = _by_price(job, layers, budget, loss)
+    if quality is None or not free:
+        return best
+    reached = float(quality(job.candidate(best)))
+    for bits, zeros in below(job, layers, budget + 1):
+        for share in zeros:  # the first is the largest; what `prepare` changes may take some bytes more
+            one = uniform(job, layers, bits, share).weights
+            if len(job.file(one).content) <= budget:
+                value = float(quality(job.model if job.prepare and job.model else job.candidate(one)))
+                if value > reached:
+                    best, reached = one, value
+                break
+    return best
+
+
+def _by_price(job: Job, layers: Sequence[Layer], budget: int, loss: Measure | None) -> dict[str, Quantised]:
+    """As `within_budget`, each weight by itself."""
     least = choice.smallest(layers)
     file = job.file(_quantised(job, layers, least))
     size = len(file.content)
@@ -129,9 +166,28 @@ def within_budget(job: Job, layers: Sequence[Layer], budget: int, loss: Measure 
 
 
 def within_drop(
+    job: Job, layers: Sequence[Layer], quality: Measure, least: float, loss: Measure | None, *, free: bool = True
+) -> dict[str, Quantised]:
+    """The smallest choice found whose network reaches the quality `least`; with zeros `free` a uniform one if it is smaller."""
+    best = _halved(job, layers, quality, least, loss)
+    if not free:
+        return best
+    size = len(job.file(best, prepared=False).content)
+
+    def holds(weights: dict[str, Quantised]) -> bool:
+        return float(quality(job.candidate(weights))) >= least
+
+    for bits, zeros in below(job, layers, size):
+        found = most_zeros(job, layers, bits, zeros, holds)
+        if found is not None and found.size < size:
+            best, size = found.weights, found.size
+    return best
+
+
+def _halved(
     job: Job, layers: Sequence[Layer], quality: Measure, least: float, loss: Measure | None
 ) -> dict[str, Quantised]:
-    """The smallest choice found whose network reaches the quality `least`."""
+    """As `within_drop`, each weight by itself."""
     options = choice.largest(layers)
     best = _quantised(job, layers, options)
     reached = float(quality(job.candidate(best)))

@@ -1,0 +1,76 @@
+"""The plain alternative to a choice for each weight: the same bits for all, zeros by global magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trimtab.deploy.compact_choice import Layer
+from trimtab.deploy.compact_job import Job
+from trimtab.deploy.compact_quantise import Quantised
+from trimtab.tensors.selection import kth_threshold, removed_count, smallest_masks
+
+WIDTHS = (4, 5, 6)  # [ours] bits that are tried
+ZEROS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)  # [ours] of all weights together
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """All weights in so many bits with so many zeros, and the bytes of its file but for what `prepare` changes."""
+
+    weights: dict[str, Quantised]
+    size: int
+
+
+def shares(layers: Sequence[Layer], zeros: float) -> dict[str, float]:
+    """The zeros of each weight when the smallest magnitudes of all weights together go; each keeps one at least."""
+    flat = [layer.weight.detach().float().reshape(-1) for layer in layers]
+    (threshold,) = kth_threshold(flat, [removed_count(zeros, sum(one.numel() for one in flat))], absolute=True)
+    gone = [int(mask.sum()) for mask in smallest_masks(flat, threshold, absolute=True)]
+    return {
+        layer.name: min(count, one.numel() - 1) / one.numel()
+        for layer, count, one in zip(layers, gone, flat, strict=True)
+    }
+
+
+def widths(layers: Sequence[Layer]) -> list[int]:
+    """Of `WIDTHS`, those that every weight may get."""
+    return [bits for bits in WIDTHS if all(any(option.bits == bits for option in one.options) for one in layers)]
+
+
+def uniform(job: Job, layers: Sequence[Layer], bits: int, zeros: float) -> Uniform:
+    """All weights so."""
+    weights = job.quantised({name: (bits, share) for name, share in shares(layers, zeros).items()})
+    return Uniform(weights, len(job.file(weights, prepared=False).content))
+
+
+def below(job: Job, layers: Sequence[Layer], size: int) -> Iterator[tuple[int, list[float]]]:
+    """For each width the zeros of `ZEROS` from the least on whose file is smaller than `size`; found by halving."""
+    for bits in widths(layers):
+        low, high = -1, len(ZEROS)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if uniform(job, layers, bits, ZEROS[middle]).size < size:
+                high = middle
+            else:
+                low = middle
+        if high < len(ZEROS):
+            yield bits, list(ZEROS[high:])
+
+
+def most_zeros(
+    job: Job, layers: Sequence[Layer], bits: int, zeros: Sequence[float], holds: Callable[[dict[str, Quantised]], bool]
+) -> Uniform | None:
+    """The most of these zeros with which the network still holds, by halving; None where the least does not hold."""
+    best = uniform(job, layers, bits, zeros[0])
+    if not holds(best.weights):
+        return None
+    low, high = 0, len(zeros)
+    while high - low > 1:
+        middle = (low + high) // 2
+        one = uniform(job, layers, bits, zeros[middle])
+        if holds(one.weights):
+            best, low = one, middle
+        else:
+            high = middle
+    return best
