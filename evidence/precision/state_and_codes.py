@@ -1,6 +1,6 @@
 """Two small questions: does a state in bytes cost loss, and do two forward passes mend a network of few bits (plan: README.md).
 
-python evidence/precision/state_and_codes.py state DATA SEED    # the small GPT: AdamW's state in 32 bits and in codes
+python evidence/precision/state_and_codes.py state DATA SEED [LABEL]   # the small GPT: AdamW's state in 32 bits and in codes
 python evidence/precision/state_and_codes.py codes SEED         # digits: int4 and int2, then QZO on the scales
 python evidence/precision/state_and_codes.py rate               # how the rate of QZO was chosen: validation rows, seed 9
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from trimtab.precision import EightBitState, QuantizedZeroOrder, freeze_codes
 KEPT = Path(__file__).parents[2] / "docs/evidence/precision-small.json"
 STEPS, BATCH, WINDOWS = 120, 8, 200
 STATES: dict[str, dict[str, object] | None] = {
-    "32 bits": None, "dynamic, 8 bits": {}, "linear, 8 bits": {"map": "linear"},
+    "32 bits": None, "dynamic, 8 bits": {}, "linear, 8 bits": {"map": "linear"}, "dynamic, 4 bits": {"bits": 4},
 }  # fmt: skip
 QZO_STEPS, QZO_BATCH, RATES = 2000, 64, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FORMATS = {"int4": 1e-2, "int2": 1e-2}
@@ -45,13 +46,14 @@ def keep(study: str, rows: list[dict[str, object]]) -> None:
         print(row, flush=True)
 
 
-def state(root: Path, seed: int) -> None:
+def state(root: Path, seed: int, labels: Sequence[str] = tuple(STATES)) -> None:
     """120 steps of the small GPT from the same start, on the same windows."""
     source = read_tinyshakespeare(root)
     assert source.test is not None
     train, test = (torch.cat([split.images.long(), split.targets[:, -1:]], 1) for split in (source.train, source.test))
     rows: list[dict[str, object]] = []
-    for label, settings in STATES.items():
+    for label in labels:
+        settings = STATES[label]
         torch.manual_seed(seed)
         model = ByteGPT(256, 128, dim=64, heads=2)
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.1, betas=(0.9, 0.98))
@@ -130,8 +132,8 @@ def main() -> None:
     """One part."""
     torch.set_num_threads(1)
     match sys.argv[1:]:
-        case ["state", root, seed]:
-            state(Path(root), int(seed))
+        case ["state", root, seed, *labels] if set(labels) <= STATES.keys():
+            state(Path(root), int(seed), labels or tuple(STATES))
         case ["codes", seed]:
             net, parts = digits(int(seed))
             rows: list[dict[str, object]] = []

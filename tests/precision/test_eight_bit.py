@@ -15,7 +15,7 @@ from tests.distributed import on_two_ranks
 from tests.reference import block_codes
 from trimtab.optimizers import Fira
 from trimtab.parameters import Rule
-from trimtab.precision import AdamW8bit, EightBitState
+from trimtab.precision import AdamW8bit, EightBitState, ShrinkageMeter
 from trimtab.precision.code_book import Coder, code_book, decode, encode
 
 
@@ -470,6 +470,38 @@ def test_codes_change_exactly_at_the_bounds(name, bits, signed, floor):
     lines = torch.cat([x[:, None], torch.ones(len(x), 15)], 1)  # the largest of each block is 1
     found = encode(lines, name, bits, block=16, signed=signed, floor=floor).codes.view(-1, 16)[:, 0]
     assert found.tolist() == np.searchsorted(bounds.numpy(), x.numpy(), side="left").tolist()
+
+
+def test_a_meter_tells_what_codes_do_to_the_state():
+    """Rows by name and layer against the state itself, kept beside by an optimizer without the lever."""
+    nets = [nn.Linear(64, 8), nn.Linear(64, 8)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    plain, coded = (torch.optim.AdamW(net.parameters(), lr=0.1) for net in nets)
+    meter = ShrinkageMeter(every=1)
+    lever = EightBitState(min_size=16, meter=meter)
+    handle = trimtab.attach(coded, lever, model=nets[1])
+    for net, optimizer in zip(nets, (plain, coded), strict=True):
+        for parameter in net.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=seeded(3))
+        optimizer.step()
+    rows = {(row["kind"], row["layer"]): row for row in meter.table().to_pylist()}
+    assert {kind for kind, _ in rows} == {"state exp_avg", "state exp_avg_sq"}
+    for name in ("exp_avg", "exp_avg_sq"):
+        exact = plain.state[nets[0].weight][name].double().flatten()
+        found = decode(lever._codes["weight"][name][0], (512,), signed=name == "exp_avg").double()
+        row = rows[f"state {name}", "weight"]
+        assert row["n"] == 512
+        assert row["projection"] == pytest.approx(float(found @ exact / exact.square().sum()), rel=1e-9)
+        assert 0.98 < row["projection"] < 1.02
+        assert row["noise_to_signal"] > 0
+    saved = lever.state_dict()
+    again = EightBitState(min_size=16, meter=ShrinkageMeter(every=1))
+    again.load_state_dict(saved)
+    assert again._meter.meter is not None
+    assert again._meter.meter.table().to_pylist() == meter.table().to_pylist()
+    handle.remove()
+    with pytest.raises(TypeError, match="must be a ShrinkageMeter or None, got 3"):
+        EightBitState(meter=3)  # type: ignore[arg-type]
 
 
 def test_floats_of_a_step_lie_together_and_those_given_back_by_themselves():

@@ -14,7 +14,9 @@ from trimtab.collectives import local_part
 from trimtab.levers import refuse_state_elsewhere
 from trimtab.parameters import Entry, Judged, Rule, rule_or
 from trimtab.precision.code_book import Coder, Codes, Map, check_block, code_book
+from trimtab.precision.meter import ShrinkageMeter
 from trimtab.precision.randomness import Generators, shard_of
+from trimtab.precision.state_meter import StateMeter
 from trimtab.precision.stretch import in_one_stretch
 
 UNSIGNED = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "exp_inf", "sum", "acc_delta")
@@ -48,6 +50,7 @@ class EightBitState:
         rounding: "nearest" (default) or "stochastic" [ours].
         seed: of stochastic rounding; numbers are a function of it, the step and the tensor.
         unsigned: names of state that is never negative, in codes without a sign.
+        meter: measures what codes do to the state, as kinds "state exp_avg" and so on.
         rule: which parameters' state. Default: all but tables of embeddings, whose state the paper keeps in 32 bits.
 
     Raises:
@@ -79,6 +82,7 @@ class EightBitState:
         seed: int = 0,
         unsigned: Sequence[str] = UNSIGNED,
         rule: Rule | None = None,
+        meter: ShrinkageMeter | None = None,
     ) -> None:
         code_book(map, bits)
         if isinstance(unsigned, str):
@@ -90,6 +94,7 @@ class EightBitState:
         self.seed, self.unsigned = whole("seed", seed), tuple(unsigned)
         self.rule = rule_or(rule, Rule(min_ndim=0, role="any"))
         self._default_rule = rule is None
+        self._meter = StateMeter(meter)
         self.step = 0
         self._random = Generators(seed)
         self._coders: dict[tuple[torch.device, bool], Coder] = {}
@@ -112,6 +117,7 @@ class EightBitState:
                 state = optimizer.state.get(entry.parameter, {})
                 state |= {name: state[name].clone() for name in self._codes.get(entry.name, {}) if name in state}
         self._codes.clear()
+        self._meter.flush()
         self._optimizer = lambda: None
 
     @torch.no_grad()
@@ -157,9 +163,12 @@ class EightBitState:
                     codes = self._coder(part.device, name).encoded(part, generator, out)
                 except ValueError as error:
                     raise ValueError(f"{name} of {entry.name}: {error}; see `unsigned`") from error
+                if self._meter.due(self.step - 1):
+                    self._meter.add(name, entry, part, self._coder(part.device, name).decoded(codes))
                 dtype = str(value.dtype).removeprefix("torch.")
                 self._codes.setdefault(entry.name, {})[name] = (codes, dtype)
                 del state[name]
+        self._meter.end(self.step - 1)
 
     def _coder(self, device: torch.device, name: str) -> Coder:
         """One for each device and kind of state, with its buffers."""
@@ -246,7 +255,7 @@ class EightBitState:
             }
             for entry, states in self._codes.items()
         }
-        return {"settings": self.settings(), "step": self.step, "codes": codes}
+        return {"settings": self.settings(), "step": self.step, "codes": codes, **self._meter.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; ValueError when its settings are others. Float state of the same names is let go."""
@@ -268,6 +277,7 @@ class EightBitState:
                         f"{local_part(entry.parameter).numel()} entries on this rank"
                     )
         self.step, self._codes = int(state["step"]), loaded
+        self._meter.load_state_dict(state)
         for entry in self._entries:
             device = local_part(entry.parameter).device
             for name, (codes, dtype) in loaded.get(entry.name, {}).items():
