@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.precision.test_products import attached
-from trimtab.precision import RECIPES
+from trimtab.precision import RECIPES, ShrinkageMeter
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(20, 12), (20,)),
@@ -124,3 +125,25 @@ def test_transforms_of_functions_and_second_derivatives_are_refused() -> None:
     (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:stochastic rounding is biased under NVFP4:UserWarning")
+@pytest.mark.parametrize("name", ["nvfp4", "fp8-delayed"])
+def test_nothing_grows_over_a_hundred_steps(name: str) -> None:
+    """Tensors alive, and their numbers, after 20 steps and after 120, metered as they go."""
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    meter = ShrinkageMeter(every=10, capacity=2)
+    optimizer, *_ = attached(net, f"{name}-all-layers", meter=meter, oscillation=4)
+    x = torch.randn(6, 2, 4, 4)
+    found = []
+    for _ in range(2):
+        for _ in range(20 if not found else 100):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+        meter.flush()
+        gc.collect()
+        alive = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
+        found.append((len(alive), sum(each.numel() for each in alive)))
+        del alive
+    assert found[0] == found[1]
