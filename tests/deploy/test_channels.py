@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.pruning.nets import bits
 from trimtab.deploy import remove_channels
 from trimtab.models.cifar_resnet import resnet8
+from trimtab.pruning import gate_channels
 
 pytest.importorskip("torch_pruning")
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -213,3 +214,17 @@ def test_parameters_without_finite_values_are_named(value: float) -> None:
         remove_channels(net, torch.randn(2, 4), 0.5)
     with pytest.raises(ValueError, match=r"0\.weight is on the meta device"):
         remove_channels(net.to("meta"), torch.randn(2, 4), 0.5)
+
+
+def test_what_torch_pruning_searches_for_ever_stays() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(vocab_size=40, num_key_value_heads=2, use_cache=False, **sizes)
+    net, tokens = transformers.LlamaForCausalLM(config).eval(), torch.randint(40, (2, 6))
+    smaller = remove_channels(net, tokens, 0.5)
+    endless = [name for name, reason in smaller.left_out if "has no end in torch-pruning" in reason]
+    assert sorted(name.rpartition(".")[2] for name in endless) == ["k_proj", "q_proj", "v_proj"]
+    assert any("gate_proj" in ", ".join(members) for _, members, before, left in smaller.groups if left < before)
+    assert smaller.model(tokens).logits.shape == (2, 6, 40)
+    gates = gate_channels(net, tokens)
+    assert {name for name, reason in gates.left_out if "no end" in reason} == set(endless)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.observe.multiply_adds import MultiplyAdds
 from trimtab.observe.untouched import unfused, untouched
-from trimtab.pruning.graph import LAYERS, dependency_graph, outputs_of, take_channels, twin_of
+from trimtab.pruning.graph import dependency_graph, groups_of, outputs_of, take_channels, twin_of
 
 
 @dataclass(eq=False)
@@ -62,9 +62,11 @@ def find_groups(
     expected = _shapes(twin, example)
     graph = dependency_graph(library, twin, example)
     found, left_out = [], []
-    for group in graph.get_all_groups(root_module_types=LAYERS):
-        root = group[0].dep.target.module
+    for root, group in groups_of(graph):
         name = names[id(root)]
+        if isinstance(group, str):
+            left_out.append((name, group))
+            continue
         modules = [dep.target.module for dep, _ in group]
         members = list(dict.fromkeys(names[id(module)] for module in modules if id(module) in names))
         reason = _reason(library, model, example, name, expected)

@@ -16,6 +16,8 @@ from trimtab.pruning.graph import (
     LAYERS,
     dependency_graph,
     graph_library,
+    group_of,
+    groups_of,
     outputs_of,
     same_outputs,
     take_channels,
@@ -82,17 +84,26 @@ def weight_of(model: nn.Module, reader: str) -> Entry:
 # channels
 
 
-def _groups(library: Any, twin: nn.Module, example: Tensor) -> Iterator[tuple[str, int, dict[str, Any], Any]]:
-    """(name, channels, reader -> positions of half of the channels, those channels) of every group of a network."""
+def _groups(
+    library: Any, twin: nn.Module, example: Tensor
+) -> Iterator[tuple[str, int, dict[str, Any] | str, list[int]]]:
+    """(name, channels, reader -> positions of about half of the channels, those channels) of every group of a network.
+
+    Instead of the readers the reason, where they are not known.
+    """
     names = {id(module): name for name, module in twin.named_modules()}
     graph = dependency_graph(library, twin, example)
-    for group in graph.get_all_groups(root_module_types=LAYERS):
-        root, size = group[0].dep.target.module, len(group[0].idxs)
-        half = list(range(size // 2))
-        part = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, idxs=half)
+    for root, group in groups_of(graph):
+        if isinstance(group, str):
+            yield names[id(root)], 0, group, []
+            continue
+        size = len(group[0].idxs)
+        half = list(
+            range(size // 2 - (size > 2 and size // 2 % 2 == 0))
+        )  # an odd number: whole heads alone would fit a view
         readers = {
             names[id(dep.target.module)]: list(idxs)
-            for dep, idxs in part
+            for dep, idxs in group_of(graph, root, half)
             if dep.handler.__name__ == "prune_in_channels" and isinstance(dep.target.module, tuple(LAYERS))
         }
         yield names[id(root)], size, readers, half
@@ -128,6 +139,9 @@ def channel_places(
     found, left_out = [], []
     for name, size, readers, half in _groups(library, twin_of(model), example):
         if not any(fnmatchcase(name, pattern) for pattern in include):
+            continue
+        if isinstance(readers, str):
+            left_out.append((name, readers))
             continue
         if any(fnmatchcase(each, pattern) for each in (name, *readers) for pattern in exclude):
             left_out.append((name, "named in exclude"))

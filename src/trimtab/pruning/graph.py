@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-LAYERS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
+LAYERS: list[type[nn.Module]] = [
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+]
 """Layers whose channels can be the first of a group."""
+VISITS = 64
+"""How often a search for dependent channels may come by one operation; sixteen concatenations in a row need four."""
 
 
 def graph_library() -> Any:
@@ -28,10 +38,52 @@ def graph_library() -> Any:
 
 
 def dependency_graph(library: Any, model: nn.Module, example: Tensor) -> Any:
-    """The dependency graph of a model; its parameters must require gradients while it is traced."""
+    """The dependency graph of a model; its parameters must require gradients while it is traced.
+
+    A search in it that comes to no end is a ValueError: torch-pruning goes round for ever where channels are turned and joined,
+    as rotary embeddings do.
+    """
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return library.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+        graph = library.DependencyGraph().build_dependency(model, example_inputs=example, verbose=False)
+    for node in graph.module2node.values():
+        node.dependencies = _Counted(node.dependencies)
+    return graph
+
+
+class _Counted(list[Any]):
+    """What depends on a node; says how often a search may come by."""
+
+    left = VISITS
+
+    def __iter__(self) -> Iterator[Any]:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("what depends on its channels has no end in torch-pruning, as with rotary embeddings")
+        return super().__iter__()
+
+
+def group_of(graph: Any, layer: nn.Module, places: Sequence[int]) -> Any:
+    """All that goes with these output channels of a layer; ValueError where the search has no end."""
+    for node in graph.module2node.values():
+        node.dependencies.left = VISITS
+    return graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=list(places))
+
+
+def groups_of(graph: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """(first layer, all output channels that go together, or the reason why that is not known) of the whole network."""
+    seen: set[int] = set()
+    layers: list[nn.Module] = [module for module in graph.module2node if isinstance(module, tuple(LAYERS))]
+    for layer in layers:
+        if id(layer) in seen:
+            continue
+        try:
+            group = group_of(graph, layer, range(graph.get_pruner_of_module(layer).get_out_channels(layer)))
+        except ValueError as error:
+            yield layer, str(error)
+            continue
+        seen |= {id(dep.target.module) for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)}
+        yield layer, group
 
 
 def marked(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +136,7 @@ def take_channels(
     """Take these output channels of a layer from the model, and all that follows from them."""
     graph = dependency_graph(library, model, example) if graph is None else graph
     layer = model.get_submodule(name)
-    group = graph.get_pruning_group(layer, graph.get_pruner_of_module(layer).prune_out_channels, idxs=sorted(gone))
+    group = group_of(graph, layer, sorted(gone))
     if not graph.check_pruning_group(group):
         raise ValueError("a layer of the group would keep no channel")
     for part, _ in group:
