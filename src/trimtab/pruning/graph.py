@@ -11,15 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-LAYERS: list[type[nn.Module]] = [
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-]
+LAYERS = [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear]
 """Layers whose channels can be the first of a group."""
 VISITS = 64
 """How often a search for dependent channels may come by one operation; sixteen concatenations in a row need four."""
@@ -73,7 +65,9 @@ def group_of(graph: Any, layer: nn.Module, places: Sequence[int]) -> Any:
 def groups_of(graph: Any) -> Iterator[tuple[nn.Module, Any]]:
     """(first layer, all output channels that go together, or the reason why that is not known) of the whole network."""
     seen: set[int] = set()
-    layers: list[nn.Module] = [module for module in graph.module2node if isinstance(module, tuple(LAYERS))]
+    layers = [
+        module for module in graph.module2node if isinstance(module, nn.Module) and isinstance(module, tuple(LAYERS))
+    ]
     for layer in layers:
         if id(layer) in seen:
             continue
