@@ -150,9 +150,8 @@ class PerpendicularGradient(GradientTransform):
             both, along, own = others.dot(others).item(), others.dot(rows).item(), rows.dot(rows).item()
         else:
             both = along = own = 0.0
-            for row, other in zip(
-                rows.split(PIECE), others.split(PIECE), strict=True
-            ):  # read once, then from the cache
+            pieces = zip(torch.split(rows, PIECE), torch.split(others, PIECE), strict=True)
+            for row, other in pieces:  # read once, then from the cache
                 both += other.dot(other).item()
                 along += other.dot(row).item()
                 own += row.dot(row).item()
