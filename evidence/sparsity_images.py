@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import fill, spread, table
-from sparsity_small import SEEDS, Figures, difference_of, means, verdict
+from evidence_page import fill, table
+from sparsity_small import SEEDS, Figures, judged, means
+from sparsity_transformer import Watched
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +42,6 @@ from trimtab.files import write_text
 from trimtab.models.cifar_resnet import CifarResNet
 from trimtab.models.vit import VisionTransformer
 from trimtab.parameters import Rule
-from trimtab.precision import Binarize
 
 FIGURES = Path(__file__).parent.parent / "docs" / "evidence" / "sparsity-images.json"
 BATCH = 100
@@ -132,18 +131,6 @@ def vit(seed: int, data: DataSet, epochs: int = 6) -> dict[str, float]:
     return {**found, "20 % of heads and neurons closed": accuracy(dense, data)}
 
 
-class Watched(Binarize):
-    """Keeps the indicators of every step."""
-
-    told: list[tuple[float, float]]
-
-    def after_step(self, parameters: Any) -> None:
-        """As of `Binarize`."""
-        super().after_step(parameters)
-        told = self.describe()
-        self.told = [*getattr(self, "told", []), (told["error"], told["stability"])]
-
-
 def binary(seed: int, data: DataSet, epochs: int = 3) -> dict[str, float]:
     """Accuracy, and the two indicators over the last tenth of the steps."""
     total = epochs * (len(data.train) // BATCH)
@@ -196,19 +183,10 @@ def measure(part: str, root: str) -> None:
 def tables() -> None:
     """The figures into the page."""
     found = kept()
-    lines = []
-    for part, own, other, least in CLAIMS:
-        if part not in found:
-            continue
-        difference = difference_of(found[part], own, other)
-        asked = "above" if not least else f"at most {-least:.0f} point less"
-        says = verdict(difference, least)
-        digits = 1 if math.fabs(difference.mean) < 1000 else 0
-        lines.append([f"{own} - {other}", asked, spread(difference, digits=digits, signed=True), says])
     head = ["accuracy in % (indicators as said), 3 seeds", "mean ± half the interval"]
     blocks = {
         "images": table(head, means(found)),
-        "images-verdicts": table(["difference, paired by seed", "claim", "3 seeds", "verdict"], lines),
+        "images-verdicts": table(["difference, paired by seed", "claim", "3 seeds", "verdict"], judged(found, CLAIMS)),
     }
     fill(FIGURES.with_name("sparsity.md"), blocks)
 

@@ -22,7 +22,7 @@ import contextlib
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,19 @@ def difference_of(figures: dict[str, list[float]], own: str, other: str) -> Esti
     found = paired_difference(*(list(zip(SEEDS, figures[name], strict=True)) for name in (own, other)))
     assert found is not None
     return found
+
+
+def judged(found: Figures, claims: Sequence[tuple[str, str, str, float]]) -> list[list[str]]:
+    """Of (part, row, other row, points that may be lost) where the part was measured: what was asked, found and said."""
+    lines = []
+    for part, own, other, least in claims:
+        if part in found:
+            difference = difference_of(found[part], own, other)
+            asked = "above" if not least else f"at most {-least:.0f} point less"
+            digits = 1 if abs(difference.mean) < 1000 else 0
+            says = verdict(difference, least)
+            lines.append([f"{own} - {other}", asked, spread(difference, digits=digits, signed=True), says])
+    return lines
 
 
 def measured(measure: Callable[[int, Data, Data], dict[str, float]], data: Data, test: Data) -> dict[str, list[float]]:

@@ -29,18 +29,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence_page import fill, spread, table
+from evidence_page import fill, table
 from sparsity_small import (
     Data,
     accuracy,
     among,
-    difference_of,
     digits,
+    judged,
     means,
     measured,
     network,
     size,
-    verdict,
 )
 from sparsity_small import train as train_plain
 from torch import Tensor, nn
@@ -262,18 +261,12 @@ CLAIMS = (
 
 def tables() -> None:
     found = json.loads(FIGURES.read_text(encoding="utf-8"))
-    lines = []
-    for part, own, other, least in CLAIMS:
-        if part not in found:
-            continue
-        difference = difference_of(found[part], own, other)
-        asked = "above" if not least else f"at most {-least:.0f} point less"
-        says = verdict(difference, least)
-        lines.append([f"{own} - {other}", asked, spread(difference, digits=1, signed=True), says])
     head = ["accuracy in % (indicators as said), 3 seeds", "mean ± half the interval"]
     blocks = {
         "transformer": table(head, means(found)),
-        "transformer-verdicts": table(["difference in points, paired by seed", "claim", "3 seeds", "verdict"], lines),
+        "transformer-verdicts": table(
+            ["difference in points, paired by seed", "claim", "3 seeds", "verdict"], judged(found, CLAIMS)
+        ),
     }
     fill(FIGURES.with_name("sparsity.md"), blocks)
 
