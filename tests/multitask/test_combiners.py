@@ -98,6 +98,27 @@ def test_dropout_passes_one_sign_in_each_element_as_often_as_its_purity() -> Non
     torch.testing.assert_close(GradientDropout()(agreed), agreed.sum(0))
 
 
+def test_dropout_of_the_first_alone_keeps_it_by_its_share_where_the_others_disagree() -> None:
+    """R-AMT: `((1 - l) + l [P > u]) a` with `P = (1 + sign(a) (a + b) / (|a| + |b|)) / 2`, so |a| / (|a| + |b|) on conflict."""
+    for sign in (1.0, -1.0):
+        rows = sign * torch.tensor([[3.0], [-1.0]], dtype=torch.float64).repeat(1, 40_000)
+        found = GradientDropout(passes="first")(rows)
+        assert set(found.abs().tolist()) == {0.0, 3.0}
+        assert float(found.mean()) == pytest.approx(sign * 3.0 * 3 / 4, abs=0.03)
+        half = GradientDropout(leak=0.3, passes="first")(rows)
+        assert sorted(set(half.abs().tolist())) == pytest.approx([0.9, 3.0])
+    a, b = (
+        torch.tensor(row, dtype=torch.float64)
+        for row in (
+            [0.9143688402, 1.009022287, -0.5522530678, -1.180259989, 0.02812030342, 0.4544709386],
+            [0.7773763117, 0.06897935159, -1.228444795, -0.5427228599, 0.2785561533, 1.124786167],
+        )
+    )
+    torch.testing.assert_close(GradientDropout(leak=0.7, passes="first")(torch.stack([a, b])), a)  # all agree
+    with pytest.raises(ValueError, match="passes"):
+        GradientDropout(passes="second")  # type: ignore[arg-type]
+
+
 SAM_GS = {
     "all": (
         [5.550533672, 13.42802204, 21.68883944, -11.15950211], [8.641733992, 22.27431256, 2.770352903, -10.35713761],

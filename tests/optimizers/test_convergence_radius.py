@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import copy
 import math
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import trimtab
 from trimtab.optimizers import ConvergenceRadius
+from trimtab.optimizers.convergence_radius import radius_share
 
 
 def network() -> nn.Sequential:
@@ -40,6 +42,35 @@ def test_a_linear_model_has_the_closed_form() -> None:
     moved = inputs @ change["weight"].T
     assert (moved.amax(1) - moved.amin(1)).max().item() == pytest.approx(math.pi, rel=1e-12)
     assert float(lever.signals()["radius"]) == pytest.approx(1 / float(lever.signals()["radius_factor"]), rel=1e-12)
+
+
+def test_the_radii_are_those_of_the_logarithms_first_zero() -> None:
+    k = torch.arange(12, dtype=torch.float64)
+    along = ((1.3 * k + 1.4).sin() + 0.5 * (0.37 * k * k + 2).cos()).reshape(4, 3)
+    found = radius_share(torch.zeros(4, 3), along, binary=False).amax()
+    assert 1 / float(found) == pytest.approx(1.566237709, rel=1e-9)
+    logits, change = torch.tensor([[0.0, 0.3]], dtype=torch.float64), torch.tensor([[-2.0, 2.0]], dtype=torch.float64)
+    radius = 1 / float(radius_share(logits, change, binary=True))
+    assert radius == pytest.approx(0.788971023, rel=1e-9)
+    zero = complex(-0.3, math.pi) / 4  # 1 + exp(margin + t * change) vanishes there
+    assert abs(1 + cmath.exp(0.3 + 4 * zero)) < 1e-12
+    assert abs(zero) == pytest.approx(radius, rel=1e-12)
+
+
+@pytest.mark.parametrize("product", ["jvp", "difference"])
+def test_two_classes_may_move_as_far_as_their_margin_allows(product: str) -> None:
+    net = nn.Linear(5, 2, bias=False).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.linspace(-3, 3, 10, dtype=torch.float64).reshape(2, 5))
+    inputs = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = net(inputs).detach()
+    lever = ConvergenceRadius(binary=True, product=product)  # type: ignore[arg-type]
+    trimtab.attach(optimizer := torch.optim.SGD(net.parameters(), lr=1e3), lever, model=net)
+    nn.functional.cross_entropy(net(inputs), torch.arange(6) % 2).backward()
+    optimizer.step()
+    moved = net(inputs).detach() - before
+    share = (moved[:, 1] - moved[:, 0]).abs() / ((before[:, 1] - before[:, 0]) ** 2 + math.pi**2).sqrt()
+    assert float(share.max()) == pytest.approx(1, rel=1e-6)
 
 
 def test_both_products_agree_and_small_steps_are_left_alone() -> None:
@@ -83,3 +114,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ConvergenceRadius("clip")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="target must be finite and above 0, got 0"):
         ConvergenceRadius(target=0)
+    net, two = network(), ConvergenceRadius(binary=True)
+    trimtab.attach(optimizer := torch.optim.SGD(net.parameters(), lr=0.1), two, model=net)
+    nn.functional.cross_entropy(net(torch.randn(4, 5).double()), torch.arange(4) % 3).backward()
+    with pytest.raises(ValueError, match=r"binary=True.*\(4, 3\)"):
+        optimizer.step()

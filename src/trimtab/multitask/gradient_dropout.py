@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from trimtab.checks import number, whole
+from trimtab.checks import number, one_of, whole
 from trimtab.multitask.base import Combiner, Tasks, piece_elements
 from trimtab.tensors.passes import flattened, working_dtype
+
+Passes = Literal["all", "first"]
+PASSES = ("all", "first")
 
 
 class GradientDropout(Combiner):
@@ -18,27 +21,31 @@ class GradientDropout(Combiner):
 
     `P = (1 + sum_k g_k / sum_k |g_k|) / 2`, `u` uniform in [0, 1) for each element; where `P > u` the positive gradients pass,
     elsewhere the negative ones: `g = sum_k (leak + (1 - leak) m_k) g_k`. So elements on which all agree stay whole, and the
-    result is the plain sum on average only where the losses agree.
+    result is the plain sum on average only where the losses agree. With `passes="first"` the first loss is the task and the
+    others only judge it (R-AMT): its gradient a passes with probability `(1 + sign(a) sum_k g_k / sum_k |g_k|) / 2`.
 
     Args:
         leak: share of what was not drawn that passes all the same; 0 to 1. Default 0 (paper's plain form); 1 gives the sum.
         seed: of the draws. Default 0.
+        passes: whose gradients come through: of "all" losses (default), or of the "first" alone.
 
     Raises:
-        ValueError: `leak` is out of range.
+        ValueError: `leak` is out of range, or `passes` is unknown.
 
     The draws come from a generator of its own on the gradients' device, alike on every rank. A NaN stays where it is.
 
-    Reference: Chen et al., arXiv 2010.06808, lines 10 to 15 of its algorithm, on the gradients of the weights.
+    Reference: Chen et al., arXiv 2010.06808, lines 10 to 15 of its algorithm, on the gradients of the weights;
+    `passes="first"`: the gradient dropout of Zheng et al., arXiv 2307.15049, whose strength is `1 - leak`.
 
     Example:
         >>> GradientDropout()(torch.tensor([[1.0, 2.0], [1.0, -2.0]])).abs()
         tensor([2., 2.])
     """
 
-    def __init__(self, leak: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, leak: float = 0.0, seed: int = 0, passes: Passes = "all") -> None:
         self.leak = number("leak", leak, least=0, most=1)
         self.seed = whole("seed", seed)
+        self.passes = one_of("passes", passes, PASSES)
         self._draws: dict[torch.device, torch.Generator] = {}
         self._saved: Tensor | None = None
 
@@ -69,9 +76,13 @@ class GradientDropout(Combiner):
             total += row
             size += row.abs()
         purity = torch.where(size > 0, (1 + total / size) / 2, 0.5)
-        positive = purity > torch.rand(
-            purity.shape, dtype=dtype, device=purity.device, generator=self._generator(purity.device)
-        )
+        draws = torch.rand(purity.shape, dtype=dtype, device=purity.device, generator=self._generator(purity.device))
+        if self.passes == "first":
+            first = rows[0]
+            keeps = torch.where(first < 0, 1 - purity, purity) > draws
+            pieces[0].copy_(first * (self.leak + (1 - self.leak) * keeps))
+            return
+        positive = purity > draws
         total.zero_()
         for row in rows:
             passes = torch.where(positive, row.clamp(min=0), row.clamp(max=0))
@@ -79,8 +90,8 @@ class GradientDropout(Combiner):
         pieces[0].copy_(total)
 
     def settings(self) -> dict[str, Any]:
-        """Leak and seed."""
-        return {"leak": self.leak, "seed": self.seed}
+        """All that decides."""
+        return {"leak": self.leak, "seed": self.seed, "passes": self.passes}
 
     def memory(self) -> dict[str, Any]:
         """Where the draws stand, on the one device that it was used on."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trimtab.checks import one_of, positive, whole
+from trimtab.checks import flag, one_of, positive, whole
 from trimtab.collectives import is_distributed
 from trimtab.parameters import Entry, unwrapped
 from trimtab.parameters.modes import modes_kept
@@ -24,6 +24,25 @@ Product = Literal["jvp", "difference"]
 PRODUCTS = ("jvp", "difference")
 SHARE = 1e-3
 """Of the finite difference: its step's length over that of the weights [ours]."""
+
+
+def radius_share(logits: Tensor, change: Tensor, *, binary: bool) -> Tensor:
+    """Of each example the length of a step over the radius in which its cross-entropy equals its Taylor series.
+
+    Args:
+        logits, change: z and `J_z p`, shape (examples, classes, ...).
+        binary: two classes, exact: `|a_1 - a_0| / sqrt((z_1 - z_0)^2 + pi^2)`; else `(max_k a_k - min_k a_k) / pi`, which is
+            never less.
+
+    Returns:
+        Shape (examples, ...), float64.
+    """
+    along = change.double()
+    spread = along.amax(1) - along.amin(1)
+    if not binary:
+        return spread / math.pi
+    margin = (logits[:, 1] - logits[:, 0]).double()
+    return spread / torch.hypot(margin, torch.full_like(margin, math.pi))
 
 
 class ConvergenceRadius:
@@ -39,10 +58,12 @@ class ConvergenceRadius:
         samples: examples of the step that are looked at, the first ones; 1 or more. Default 256.
         product: "jvp" (default, exact) or "difference", two forward passes, for layers without forward derivatives.
         every: steps between looks; 1 or more. Default 1. Steps in between are not shortened.
+        binary: take the exact radius of two classes, `r = max |a_1 - a_0| / sqrt((z_1 - z_0)^2 + pi^2)`, which lets confident
+            examples move further, in place of the bound for any number of them. Default False.
 
     Raises:
         ValueError: a number is out of range or a word unknown; (at attach) there is no model, or its weights are sharded; (at a
-            step) no forward pass was seen, or the outputs are no logits of two or more classes.
+            step) no forward pass was seen, the outputs are no logits of two or more classes, or not of two with `binary`.
         TypeError: (at attach) a parameter is complex.
 
     The inputs are those of the model's forward passes that take gradients; classes lie along axis 1. The derivative is taken
@@ -71,12 +92,15 @@ class ConvergenceRadius:
         samples: int = 256,
         product: Product = "jvp",
         every: int = 1,
+        *,
+        binary: bool = False,
     ) -> None:
         self.mode = one_of("mode", mode, MODES)
         self.target = positive("target", target)
         self.samples = whole("samples", samples, least=1)
         self.product = one_of("product", product, PRODUCTS)
         self.every = whole("every", every, least=1)
+        self.binary = flag("binary", binary)
         self.step = 0
         self._model: nn.Module | None = None
         self._hook: Any = None
@@ -159,14 +183,15 @@ class ConvergenceRadius:
         with modes_kept(self._model):
             self._model.eval()
             with sdpa_kernel(SDPBackend.MATH):  # the only one with forward derivatives
-                spreads = [self._spread(weights, change, *one) for one in inputs]
-        ratio = torch.stack(spreads).amax() / math.pi
+                ratio = torch.stack([self._share(weights, change, *one) for one in inputs]).amax()
         if is_distributed():
             ratio = ratio.nan_to_num(math.inf)
             dist.all_reduce(ratio, dist.ReduceOp.MAX)
         return ratio
 
-    def _spread(self, weights: dict[str, Tensor], change: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
+    def _share(self, weights: dict[str, Tensor], change: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:
+        """The greatest r among these examples."""
+
         def logits(held: dict[str, Tensor]) -> Tensor:
             outputs = functional_call(self._model, held, args, kwargs)  # type: ignore[arg-type]
             found: Tensor = getattr(outputs, "logits", outputs)
@@ -175,10 +200,14 @@ class ConvergenceRadius:
                 raise ValueError(
                     f"ConvergenceRadius needs logits of shape (examples, classes, ...), the model gives {what}"
                 )
+            if self.binary and found.shape[1] != 2:
+                raise ValueError(
+                    f"ConvergenceRadius(binary=True) is for two classes, the model gives logits of shape {tuple(found.shape)}"
+                )
             return found
 
         if self.product == "jvp":
-            along: Tensor = jvp(logits, (weights,), (change,))[1]
+            at, along = jvp(logits, (weights,), (change,))
         else:
             lengths = [torch.stack(torch._foreach_norm(list(of.values()))).norm() for of in (weights, change)]
             share = torch.where(lengths[1] > 0, SHARE * lengths[0] / lengths[1], 1.0)
@@ -186,8 +215,8 @@ class ConvergenceRadius:
                 logits({name: old + sign * share * change[name] for name, old in weights.items()}) for sign in (1, -1)
             ]
             along = (ends[0] - ends[1]) / (2 * share)
-        spread: Tensor = (along.amax(1) - along.amin(1)).amax().double()
-        return spread
+            at = logits(weights) if self.binary else ends[0]
+        return radius_share(at, along, binary=self.binary).amax()
 
     def signals(self) -> dict[str, Tensor]:
         """`radius`: r of the step as the optimizer took it; `radius_factor`: what it was multiplied by."""
@@ -195,7 +224,7 @@ class ConvergenceRadius:
 
     def settings(self) -> dict[str, Any]:
         """All that decides."""
-        return {name: getattr(self, name) for name in ("mode", "target", "samples", "product", "every")}
+        return {name: getattr(self, name) for name in ("mode", "target", "samples", "product", "every", "binary")}
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and steps counted."""
