@@ -207,7 +207,7 @@ class ConvergenceRadius:
             return found
 
         if self.product == "jvp":
-            at, along = jvp(logits, (weights,), (change,))
+            at, along = jvp(logits, (weights,), (change,))[:2]
         else:
             lengths = [torch.stack(torch._foreach_norm(list(of.values()))).norm() for of in (weights, change)]
             share = torch.where(lengths[1] > 0, SHARE * lengths[0] / lengths[1], 1.0)
