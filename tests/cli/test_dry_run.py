@@ -97,7 +97,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["prune", "RUN"], [3], "pruning-test.json"),
         (["prune", "RUN", "--sparsities", "0.7", "--finetune", "2"], [2], "pruning-test-other.json"),
         # 1 + 3 probes of each of 4 weights; before and after, the least taken away, 8 halvings; before and after
-        (["compress", "RUN"], [2 * (1 + 4), 2 + 1 + 6 + 4 + 3 + 3 * 5, 2], "export/digits-sgd-compact.safetensors"),
+        (["compress", "RUN"], [2 * (1 + 4), 2 + 1 + 6 + 4 + 3 + 3 * 7, 2], "export/digits-sgd-compact.safetensors"),
         (["compress", "RUN", "--budget", "9kB"], [2 * (1 + 4) + 1, 2 + 1 + 3, 2], "export/digits-sgd-compact.safetensors"),
         (["compress", "RUN", "--bits", "4"], [2, 2], "export/digits-sgd-compact.safetensors"),
         (["curvature", "RUN", "--sparsities", "0,0.5", "--examples", "64"], [2 * (60 + 15 + 2 * 16 + 2 * 3)], "curvature"),

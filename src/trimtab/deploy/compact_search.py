@@ -22,6 +22,7 @@ TRIES = 6  # how often the size asked of the choice is corrected by the size of 
 ROUNDS = 2  # [ours] how often what each weight costs is measured among the others
 HALVINGS = (6, 4, 3)  # [ours] how often the range of sizes is divided under `max_drop`: at first, after each round
 NEAR = 0.5  # [ours] of the size found so far: the smallest size looked at after a round
+ABOUT = 1.01  # times the budget: what may fit once its small tensors are prepared
 CLOSE = 1.01  # sizes of no more than this ratio are not divided any more
 
 Measure = Callable[[nn.Module], float]
@@ -128,8 +129,8 @@ def within_budget(
     if quality is None or not free:
         return best
     reached = float(quality(job.candidate(best)))
-    for bits, zeros in below(job, layers, budget + 1):
-        for share in zeros:  # the first is the largest; what `prepare` changes may take some bytes more
+    for bits, zeros in below(job, layers, round(budget * ABOUT) + 1):
+        for share in zeros:  # the largest first; what `prepare` changes may take some bytes more or less
             one = uniform(job, layers, bits, share).weights
             if len(job.file(one).content) <= budget:
                 value = float(quality(job.model if job.prepare and job.model else job.candidate(one)))

@@ -11,7 +11,7 @@ from trimtab.deploy.compact_quantise import Quantised
 from trimtab.tensors.selection import kth_threshold, removed_count, smallest_masks
 
 WIDTHS = (4, 5, 6)  # [ours] bits that are tried
-ZEROS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98)  # [ours] of all weights together
+ZEROS = (*(at / 20 for at in range(17)), *(at / 100 for at in range(82, 99)))  # [ours] of all weights, to 0.98
 
 
 @dataclass(frozen=True)
