@@ -49,7 +49,6 @@ def test_all_nine_products_of_gpt2_are_rounded() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trimtab.attach(torch.optim.SGD(model.parameters()), lever, model=model)
-    assert len(lever._hooks) == 9
     seen = {}
     for name, module in model.named_modules():
         if type(module).__name__ in ("Conv1D", "Linear"):
