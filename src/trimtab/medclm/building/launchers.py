@@ -79,8 +79,8 @@ def run_ray(
 ) -> Iterator[str]:
     """`function` of each item as Ray Data tasks, in order, on a cluster; what a lost machine was at is done again elsewhere.
 
-    The items are written to the folder `spool` first, so that Ray reads them as a stream; `spool`, the images and the output
-    must be on storage that all nodes see.
+    The items are written to the folder `spool` first, in files of which each is a task, so that they pass as a stream;
+    `spool`, the images and the output must be on storage that all nodes see.
 
     Args:
         function: of an item; it must pickle.
@@ -111,22 +111,32 @@ def _mapped(ray: Any, function: Callable[[str], str], items: Iterable[str], spoo
     iterator = iter(items)
     number = 0
     while block := list(itertools.islice(iterator, BLOCK)):
-        pq.write_table(pa.table({"item": block}), spool / f"{number:06d}.parquet")
+        pq.write_table(pa.table({"item": block}), _block_file(spool, number))
         number += 1
     if number == 0:
         return
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    for row in ray.data.read_parquet(str(spool)).map(_OfRow(function)).iter_rows():
+    # a task for each file: read_parquet would put small files together, in the end into one task on one machine
+    blocks = ray.data.range(number, override_num_blocks=number)
+    for row in blocks.flat_map(_OfBlock(function, spool.resolve())).iter_rows():
         yield row["result"]
 
 
-class _OfRow:
-    """`function` on the column "item" of one row."""
+class _OfBlock:
+    """`function` on the column "item" of one file of the spool."""
 
-    def __init__(self, function: Callable[[str], str]) -> None:
+    def __init__(self, function: Callable[[str], str], spool: Path) -> None:
         self.function = function
+        self.spool = spool
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return {"result": self.function(row["item"])}
+    def __call__(self, row: dict[str, int]) -> list[dict[str, str]]:
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(_block_file(self.spool, int(row["id"])), columns=["item"])
+        return [{"result": self.function(item)} for item in table.column("item").to_pylist()]
+
+
+def _block_file(spool: Path, number: int) -> Path:
+    return spool / f"{number:06d}.parquet"
