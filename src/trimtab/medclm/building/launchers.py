@@ -118,7 +118,7 @@ def _mapped(ray: Any, function: Callable[[str], str], items: Iterable[str], spoo
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    # a task for each file: read_parquet would put small files together, in the end into one task on one machine
+    # a task for each file: read_parquet would put small files together, those of a small build into one task on one machine
     blocks = ray.data.range(number, override_num_blocks=number)
     for row in blocks.flat_map(_OfBlock(function, spool.resolve())).iter_rows():
         yield row["result"]
