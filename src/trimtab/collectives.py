@@ -153,6 +153,4 @@ def from_first_rank(value: int, device: torch.device | None = None) -> int:
     """
     if not is_distributed():
         return value
-    carrier = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.broadcast(carrier, src=0)
-    return int(carrier.item())
+    return int(first_ranks_(torch.tensor([value], dtype=torch.int64, device=device)).item())

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from trimtab.checks import number, one_of, positive, shares, whole
-from trimtab.collectives import is_distributed
+from trimtab.collectives import first_ranks_, is_distributed
 
 Gain = Literal["p(1-p)", "mixed"]
 GAINS = ("p(1-p)", "mixed")
@@ -38,9 +38,7 @@ def _of_first_rank(drawn: Tensor) -> Tensor:
     """What rank 0 drew."""
     if is_distributed():
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        carried = drawn.to(device)
-        dist.broadcast(carried, src=0)
-        return carried.cpu()
+        return first_ranks_(drawn.to(device)).cpu()
     return drawn
 
 

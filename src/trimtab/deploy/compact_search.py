@@ -14,7 +14,7 @@ from trimtab.deploy import compact_uniform
 from trimtab.deploy.compact_choice import Layer, Option
 from trimtab.deploy.compact_job import Job
 from trimtab.deploy.compact_quantise import Quantised, checked_bits
-from trimtab.deploy.compact_uniform import below, most_zeros, uniform
+from trimtab.deploy.compact_uniform import below, most_zeros, weights_of
 
 BITS = (2, 3, 4, 5, 6, 8)
 SPARSITIES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -131,7 +131,7 @@ def within_budget(
     reached = float(quality(job.candidate(best)))
     for bits, zeros in below(job, layers, round(budget * ABOUT) + 1):
         for share in zeros:  # the largest first; what `prepare` changes may take some bytes more or less
-            one = uniform(job, layers, bits, share).weights
+            one = weights_of(job, layers, bits, share)
             if len(job.file(one).content) <= budget:
                 value = float(quality(job.model if job.prepare and job.model else job.candidate(one)))
                 if value > reached:

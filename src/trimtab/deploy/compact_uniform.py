@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -38,24 +39,27 @@ def widths(layers: Sequence[Layer]) -> list[int]:
     return [bits for bits in WIDTHS if all(any(option.bits == bits for option in one.options) for one in layers)]
 
 
-def uniform(job: Job, layers: Sequence[Layer], bits: int, zeros: float) -> Uniform:
+def weights_of(job: Job, layers: Sequence[Layer], bits: int, zeros: float) -> dict[str, Quantised]:
     """All weights so."""
-    weights = job.quantised({name: (bits, share) for name, share in shares(layers, zeros).items()})
+    return job.quantised({name: (bits, share) for name, share in shares(layers, zeros).items()})
+
+
+def uniform(job: Job, layers: Sequence[Layer], bits: int, zeros: float) -> Uniform:
+    """All weights so, and their file."""
+    weights = weights_of(job, layers, bits, zeros)
     return Uniform(weights, len(job.file(weights, prepared=False).content))
 
 
 def below(job: Job, layers: Sequence[Layer], size: int) -> Iterator[tuple[int, list[float]]]:
     """For each width the zeros of `ZEROS` from the least on whose file is smaller than `size`; found by halving."""
     for bits in widths(layers):
-        low, high = -1, len(ZEROS)
-        while high - low > 1:
-            middle = (low + high) // 2
-            if uniform(job, layers, bits, ZEROS[middle]).size < size:
-                high = middle
-            else:
-                low = middle
-        if high < len(ZEROS):
-            yield bits, list(ZEROS[high:])
+
+        def fits(zeros: float, bits: int = bits) -> bool:
+            return uniform(job, layers, bits, zeros).size < size
+
+        first = bisect_left(ZEROS, 1, key=fits)
+        if first < len(ZEROS):
+            yield bits, list(ZEROS[first:])
 
 
 def most_zeros(

@@ -25,7 +25,7 @@ PIECE = 1 << 17
 """Elements that are summed in float32 on a CPU before float64 takes over."""
 TRUSTED = 0.25
 """Squared cosine up to which those float32 sums serve; beyond it all is summed again [ours]."""
-_ONE = torch.ones(1)
+_ONE = torch.ones(1, dtype=torch.float32, device="cpu")
 LEAST = 1e-20
 """Sums of squares below this may have lost terms to float32's range."""
 

@@ -8,11 +8,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.checks import one_of
-from trimtab.collectives import is_distributed
+from trimtab.collectives import is_distributed, max_over_ranks
 from trimtab.levers import gradients_stand
 from trimtab.parameters import Entry, entries
 from trimtab.parameters.arguments import Arguments, layer_input, with_input
@@ -211,8 +210,7 @@ class RouteByLabel:
         if not is_distributed() or not parameters:
             return
         code = 0 if label is None else 1 + LABELS.index(label)
-        ends = torch.tensor([code, -code], device=parameters[0].parameter.device)
-        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        ends = max_over_ranks(torch.tensor([code, -code], device=parameters[0].parameter.device))
         if int(ends[0]) != -int(ends[1]):
             raise RuntimeError(f"the ranks have batches of different labels, this one {label!r}; a step has one label")
 

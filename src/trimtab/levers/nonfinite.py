@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trimtab.checks import one_of
-from trimtab.collectives import is_distributed, local_part
+from trimtab.collectives import is_distributed, local_part, max_over_ranks
 from trimtab.parameters import Entry
 
 Policy = Literal["pass", "skip", "raise"]
@@ -84,8 +83,7 @@ def on_any_rank(found: bool, parameters: Sequence[Tensor]) -> bool:  # noqa: FBT
     if not is_distributed():
         return found
     number = torch.tensor(float(found), device=local_part(parameters[0]).device if parameters else torch.device("cpu"))
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    return bool(number > 0)
+    return bool(max_over_ranks(number) > 0)
 
 
 def bad_ones(entries: Sequence[Entry]) -> str:

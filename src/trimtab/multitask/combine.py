@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trimtab.checks import flag
-from trimtab.collectives import is_distributed, is_sharded
+from trimtab.collectives import is_distributed, is_sharded, max_over_ranks
 from trimtab.multitask.base import Combiner, gram, weighted_
 
 Gradients = list[Tensor | None]
@@ -217,9 +217,7 @@ class Combine:
         """Positions of what is joined; the same on every rank."""
         reached = torch.tensor([[part is not None for part in task] for task in self._tasks], dtype=torch.int32)
         if self.reduce and is_distributed():
-            reached = reached.to(owners[0].device)
-            dist.all_reduce(reached, dist.ReduceOp.MAX)
-            reached = reached.cpu()
+            reached = max_over_ranks(reached.to(owners[0].device)).cpu()
             for at in range(len(self._live)):  # a rank that does not reach it adds nothing, but takes part
                 if bool(reached[:, at].any()) and all(task[at] is None for task in self._tasks):
                     self._tasks[0][at] = torch.zeros_like(owners[at])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.checks import flag, non_negative, number, positive
 from trimtab.optimizers.foreach import Lists, adam_moments_, learning_rate, two_decays
 from trimtab.optimizers.projected import ProjectedOptimizer, Steps
 
@@ -66,16 +65,11 @@ class AdamP(ProjectedOptimizer):
         maximize: bool = False,
         model: nn.Module | None = None,
     ) -> None:
-        defaults = {
-            "lr": learning_rate(lr),
-            "betas": two_decays(betas),
-            "eps": positive("eps", eps),
-            "weight_decay": non_negative("weight_decay", weight_decay),
-            "delta": positive("delta", delta),
-            "wd_ratio": number("wd_ratio", wd_ratio, least=0, most=1),
-            "nesterov": flag("nesterov", nesterov),
-        }
-        super().__init__(params, defaults, model, foreach=foreach, maximize=maximize)
+        defaults = {"lr": learning_rate(lr), "betas": two_decays(betas)}
+        super().__init__(
+            params, defaults, model, eps=eps, weight_decay=weight_decay, delta=delta, wd_ratio=wd_ratio, nesterov=nesterov,
+            foreach=foreach, maximize=maximize,
+        )  # fmt: skip
 
     def decay_of(self, group: dict[str, Any]) -> float:
         """Decoupled, as AdamW's."""

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.checks import flag, one_of, positive, whole
-from trimtab.collectives import is_distributed
+from trimtab.collectives import is_distributed, max_over_ranks
 from trimtab.parameters import Entry, unwrapped
 from trimtab.parameters.modes import modes_kept
 from trimtab.tensors.passes import refuse_sharded
@@ -185,8 +184,7 @@ class ConvergenceRadius:
             with sdpa_kernel(SDPBackend.MATH):  # the only one with forward derivatives
                 ratio = torch.stack([self._share(weights, change, *one) for one in inputs]).amax()
         if is_distributed():
-            ratio = ratio.nan_to_num(math.inf)
-            dist.all_reduce(ratio, dist.ReduceOp.MAX)
+            ratio = max_over_ranks(ratio.nan_to_num(math.inf))
         return ratio
 
     def _share(self, weights: dict[str, Tensor], change: dict[str, Tensor], args: Any, kwargs: Any) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trimtab.collectives import is_distributed, is_sharded, local_part
+from trimtab.collectives import is_distributed, is_sharded, local_part, max_over_ranks
 from trimtab.levers import numbers_of
 from trimtab.optimizers.alarm import Alarm, apart, dead, grown, silent, spike, still
 from trimtab.optimizers.growth import Growth
@@ -210,7 +210,5 @@ class Judging:
 
 def _spans_ranks(numbers: Tensor) -> Tensor:
     """Which of some whole numbers are not the same on all ranks; one collective."""
-    ends = torch.cat([numbers, ~numbers])
-    dist.all_reduce(ends, dist.ReduceOp.MAX)
-    most, least = ends.chunk(2)
+    most, least = max_over_ranks(torch.cat([numbers, ~numbers])).chunk(2)
     return most != ~least

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trimtab.checks import flag, non_negative, number, positive
 from trimtab.collectives import is_sharded
 from trimtab.optimizers.foreach import ForeachOptimizer, Lists, cached_runs
 from trimtab.optimizers.scale_invariance import Invariant, Plan, judge, plan_for, rows_of_axis
@@ -56,11 +57,23 @@ class ProjectedOptimizer(ForeachOptimizer):
         defaults: dict[str, Any],
         model: nn.Module | None,
         *,
+        eps: float,
+        weight_decay: float,
+        delta: float,
+        wd_ratio: float,
+        nesterov: bool,
         foreach: bool | None,
         maximize: bool,
     ) -> None:
         self._axes = {entry.parameter: entry.output_axis for entry in entries(model)} if model is not None else {}
-        super().__init__(params, defaults, foreach=foreach, maximize=maximize)
+        shared = {
+            "eps": positive("eps", eps),
+            "weight_decay": non_negative("weight_decay", weight_decay),
+            "delta": positive("delta", delta),
+            "wd_ratio": number("wd_ratio", wd_ratio, least=0, most=1),
+            "nesterov": flag("nesterov", nesterov),
+        }
+        super().__init__(params, defaults | shared, foreach=foreach, maximize=maximize)
 
     def check(self, group: dict[str, Any], step: int, owners: Sequence[Tensor]) -> None:
         """ValueError for a sharded weight of two or more dimensions."""

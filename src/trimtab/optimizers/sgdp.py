@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.checks import below_one, flag, non_negative, number, positive
+from trimtab.checks import below_one
 from trimtab.optimizers.foreach import Lists, learning_rate
 from trimtab.optimizers.projected import ProjectedOptimizer, Steps
 
@@ -68,13 +68,11 @@ class SGDP(ProjectedOptimizer):
             "lr": learning_rate(lr),
             "momentum": below_one("momentum", momentum),
             "dampening": below_one("dampening", dampening),
-            "weight_decay": non_negative("weight_decay", weight_decay),
-            "delta": positive("delta", delta),
-            "wd_ratio": number("wd_ratio", wd_ratio, least=0, most=1),
-            "eps": positive("eps", eps),
-            "nesterov": flag("nesterov", nesterov),
         }
-        super().__init__(params, defaults, model, foreach=foreach, maximize=maximize)
+        super().__init__(
+            params, defaults, model, eps=eps, weight_decay=weight_decay, delta=delta, wd_ratio=wd_ratio, nesterov=nesterov,
+            foreach=foreach, maximize=maximize,
+        )  # fmt: skip
 
     def decay_of(self, group: dict[str, Any]) -> float:
         """Of the size of L2 decay."""

@@ -42,6 +42,20 @@ def check_has_values(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} is on the meta device and has no values: load the weights onto a real one first")
 
 
+def check_no_nan(name: str, weight: Tensor) -> None:
+    """ValueError for a weight that holds NaN."""
+    if bool(weight.isnan().any()):
+        raise ValueError(f"{name} holds NaN in {int(weight.isnan().sum())} of {weight.numel()} weights")
+
+
+def check_is_finite(name: str, tensor: Tensor) -> None:
+    """ValueError for a tensor that holds NaN or infinite values."""
+    finite = tensor.detach().isfinite()
+    if not bool(finite.all()):
+        bad = tensor.numel() - int(finite.sum())
+        raise ValueError(f"{name} holds NaN or infinite values in {bad} of {tensor.numel()} places")
+
+
 def check_ready(model: nn.Module) -> None:
     """ValueError for the first parameter that has no shape or no values yet."""
     for name, parameter in model.named_parameters():
@@ -53,9 +67,8 @@ def check_finite(model: nn.Module) -> None:
     """ValueError for the first parameter that has no shape or no values yet, or holds NaN or infinite ones."""
     check_ready(model)
     for name, parameter in model.named_parameters():
-        if parameter.dtype in REAL and not bool(parameter.detach().isfinite().all()):
-            bad = parameter.numel() - int(parameter.detach().isfinite().sum())
-            raise ValueError(f"{name} holds NaN or infinite values in {bad} of {parameter.numel()} places")
+        if parameter.dtype in REAL:
+            check_is_finite(name, parameter)
 
 
 def packed_weights(model: nn.Module) -> Iterator[tuple[str, Tensor, nn.Module]]:

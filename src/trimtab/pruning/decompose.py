@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trimtab.checks import number, one_of
 from trimtab.frames import Tabular
-from trimtab.parameters.kinds import check_has_values
+from trimtab.parameters.kinds import check_has_values, check_is_finite
 from trimtab.pruning.low_rank import Scheme, as_matrix, of_low_rank, truncated
 
 
@@ -92,9 +92,7 @@ def decompose(model: nn.Module, energy: float = 0.9, scheme: Scheme = "channel")
             left_out.append((name, reason))
             continue
         check_has_values(f"{name}.weight", module.weight)
-        if not bool(module.weight.isfinite().all()):
-            bad = module.weight.numel() - int(module.weight.isfinite().sum())
-            raise ValueError(f"{name}.weight holds NaN or infinite values in {bad} of {module.weight.numel()} places")
+        check_is_finite(f"{name}.weight", module.weight)
         pair, rank, full = _pair(module, energy, scheme)
         before, after = (
             module.weight.numel(),

@@ -98,9 +98,10 @@ def _groups(
             yield names[id(root)], 0, group, []
             continue
         size = len(group[0].idxs)
-        half = list(
-            range(size // 2 - (size > 2 and size // 2 % 2 == 0))
-        )  # an odd number: whole heads alone would fit a view
+        number = size // 2
+        if size > 2 and number % 2 == 0:
+            number -= 1  # an odd one: whole heads alone would fit a view
+        half = list(range(number))
         readers = {
             names[id(dep.target.module)]: list(idxs)
             for dep, idxs in group_of(graph, root, half)

@@ -10,7 +10,7 @@ from torch import nn
 
 from trimtab.checks import below_one, non_negative, one_of, positive
 from trimtab.parameters import PRUNABLE, Rule, select
-from trimtab.parameters.kinds import check_has_values
+from trimtab.parameters.kinds import check_has_values, check_no_nan
 from trimtab.pruning.calibration import stages
 from trimtab.pruning.wanda import Wanda
 
@@ -71,10 +71,7 @@ def owl(
         raise ValueError(f"{type(model).__name__} has no weights of linear layers or convolutions to prune")
     for entry in chosen:
         check_has_values(entry.name, entry.parameter)
-        if bool(entry.parameter.isnan().any()):
-            raise ValueError(
-                f"{entry.name} holds NaN in {int(entry.parameter.isnan().sum())} of {entry.parameter.numel()} weights"
-            )
+        check_no_nan(entry.name, entry.parameter)
     norms = score.norms(model, chosen)
     ratios: dict[int, float] = {}
     for step in stages(model, chosen, by):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from trimtab.checks import below_one, one_of
 from trimtab.collectives import is_sharded
 from trimtab.parameters import PRUNABLE, Entry, Rule, entries, no_axis, select, total_elements
-from trimtab.parameters.kinds import check_has_values
+from trimtab.parameters.kinds import check_has_values, check_no_nan
 from trimtab.parameters.wrappers import is_sharding_wrapper
 from trimtab.pruning.data_scores import DataScore
 from trimtab.pruning.layer_sparsity import Sparsity, by_layer
@@ -155,8 +155,8 @@ class SelectionPlan:
         for entry in self.chosen:
             weight = entry.parameter
             # A finite sum proves that no weight is NaN, in one pass without extra memory.
-            if not bool(weight.sum().isfinite()) and bool(weight.isnan().any()):
-                raise ValueError(f"{entry.name} holds NaN in {int(weight.isnan().sum())} of {weight.numel()} weights")
+            if not bool(weight.sum().isfinite()):
+                check_no_nan(entry.name, weight)
 
     def check_sparsity(self, sparsity: Sparsity | None) -> Wanted:
         """The sparsity to use; ValueError when it is out of [0, 1) or contradicts the pattern or scope."""
